@@ -29,6 +29,34 @@ pub enum Error {
     // -- checkpoints ------------------------------------------------------------------------
 
     // -- search -----------------------------------------------------------------------------
+    /// A genotype file that does not describe an architecture of the space.
+    #[error("genotype: {0}")]
+    Genotype(String),
+
+    /// A file of weights lacks a tensor that the network has.
+    #[error("tensor {0} is missing; the weights belong to another network (space, layers or kept operations differ)")]
+    MissingTensor(String),
+
+    /// A tensor has another shape than the network's.
+    #[error("tensor {name} has shape {found:?}, the network expects {expected:?} (channels, k or classes differ)")]
+    TensorShape {
+        /// Published name.
+        name: String,
+        /// Shape in the file.
+        found: Vec<i64>,
+        /// Shape in the network.
+        expected: Vec<i64>,
+    },
+
+    /// A golden file that cannot be compared with.
+    #[error("golden file {path}: {what}")]
+    Golden {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -2,6 +2,10 @@
 
 pub mod comm;
 pub mod error;
+pub mod net;
 pub mod random;
+pub mod search;
+pub mod space;
+pub mod verify;
 
 pub use error::{Error, Result};

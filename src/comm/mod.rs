@@ -1,5 +1,7 @@
 //! What ranks say to one another: the `Communicator`, and `Solo` for one process.
 
+pub mod bucket;
+
 use crate::error::{Error, Result};
 use tch::Tensor;
 

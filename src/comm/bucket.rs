@@ -1,0 +1,93 @@
+//! Bucket: the flat buffers of one segment of the network: weights, gradients, momentum.
+//!
+//! What one all-reduce carries and one optimiser step walks over. The tensors the network computes with are views of
+//! the flat weights, so that an update in place is seen by the network without a copy.
+
+use tch::{Device, Kind, Tensor};
+
+/// Flat buffers, all of one length and kind.
+pub struct Bucket {
+    /// Weights, [num_elements].
+    pub weights: Tensor,
+    /// Gradient, summed over the replicas of this rank, then averaged over the ranks; [num_elements].
+    pub grads: Tensor,
+    /// SGD momentum, [num_elements].
+    pub momentum: Tensor,
+    /// Where each parameter lies: offset and shape.
+    places: Vec<(i64, Vec<i64>)>,
+    /// Whether `grads` holds something of this step.
+    filled: bool,
+}
+
+impl Bucket {
+    /// Zero buffers for parameters of these shapes, one after another.
+    pub fn new(shapes: &[Vec<i64>], kind: Kind, device: Device) -> Bucket {
+        let mut offset = 0;
+        let places = shapes
+            .iter()
+            .map(|shape| {
+                let place = (offset, shape.clone());
+                offset += shape.iter().product::<i64>();
+                place
+            })
+            .collect();
+        let zeros = || Tensor::zeros([offset], (kind, device));
+        Bucket { weights: zeros(), grads: zeros(), momentum: zeros(), places, filled: false }
+    }
+
+    /// Number of parameters (tensors).
+    pub fn num_params(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The part of a flat buffer that belongs to parameter `index`, in its shape; shares memory.
+    pub fn view(&self, buffer: &Tensor, index: usize) -> Tensor {
+        let (offset, shape) = &self.places[index];
+        buffer.narrow(0, *offset, shape.iter().product()).view(shape.as_slice())
+    }
+
+    /// A leaf that autograd differentiates for: parameter `index`, in the memory of the flat weights.
+    pub fn leaf(&self, index: usize) -> Tensor {
+        self.view(&self.weights, index).detach().set_requires_grad(true)
+    }
+
+    /// Adds one replica's gradients (one tensor per parameter, in order) to those of this step.
+    pub fn add(&mut self, grads: &[Tensor]) {
+        assert_eq!(grads.len(), self.places.len(), "one gradient per parameter");
+        let flat: Vec<Tensor> = grads.iter().map(|grad| grad.reshape([-1])).collect();
+        tch::no_grad(|| {
+            if self.filled {
+                let _ = self.grads.g_add_(&Tensor::cat(&flat, 0));
+            } else {
+                let _ = Tensor::cat_out(&self.grads, &flat, 0);
+            }
+        });
+        self.filled = true;
+    }
+
+    /// Forgets the gradients: the next `add` begins a new sum.
+    pub fn clear(&mut self) {
+        self.filled = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_see_updates_and_gradients_sum() {
+        let mut bucket = Bucket::new(&[vec![2, 2], vec![3]], Kind::Double, Device::Cpu);
+        let leaf = bucket.leaf(1);
+        let _ = tch::no_grad(|| bucket.weights.g_add_scalar_(2.0));
+        assert_eq!(leaf.double_value(&[0]), 2.0);
+        assert!(leaf.requires_grad() && leaf.is_leaf());
+        let grads = || vec![Tensor::ones([2, 2], (Kind::Double, Device::Cpu)), Tensor::from_slice(&[1.0, 2.0, 3.0])];
+        bucket.add(&grads());
+        bucket.add(&grads());
+        assert_eq!(Vec::<f64>::try_from(&bucket.grads).unwrap(), [2.0, 2.0, 2.0, 2.0, 2.0, 4.0, 6.0]);
+        bucket.clear();
+        bucket.add(&grads());
+        assert_eq!(bucket.view(&bucket.grads, 1).double_value(&[2]), 3.0);
+    }
+}

@@ -1,0 +1,100 @@
+//! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge.
+
+use super::mixed_op::{MixedOp, Place, plus};
+use super::ops::{FactorizedReduce, Pass, ReluConvNorm};
+use super::params::Specs;
+use crate::space::{NUM_INPUTS, NUM_NODES};
+use tch::Tensor;
+
+/// How the older input reaches the cell's channels and resolution.
+enum Preprocess {
+    Conv(ReluConvNorm),
+    /// When the cell before was a reduction, the older input has twice the resolution.
+    Reduce(FactorizedReduce),
+}
+
+/// A mixed cell.
+pub struct Cell {
+    preprocess0: Preprocess,
+    preprocess1: ReluConvNorm,
+    /// One per state that feeds a node: the inputs and all nodes but the last.
+    states: Vec<MixedOp>,
+    k: i64,
+    partial: i64,
+}
+
+impl Cell {
+    /// Declares the cell at `place`; `c_prev_prev`, `c_prev`: channels of its inputs; `reduction_prev`: whether the
+    /// cell before halved the resolution.
+    pub fn new(
+        specs: &mut Specs,
+        place: &Place,
+        c_prev_prev: i64,
+        c_prev: i64,
+        reduction_prev: bool,
+    ) -> Cell {
+        let name = |which: &str| format!("{}.{which}", place.cell);
+        let c = place.channels;
+        let preprocess0 = if reduction_prev {
+            Preprocess::Reduce(FactorizedReduce::new(specs, &[name("preprocess0")], c_prev_prev, c))
+        } else {
+            Preprocess::Conv(ReluConvNorm::new(specs, &name("preprocess0"), c_prev_prev, c))
+        };
+        let preprocess1 = ReluConvNorm::new(specs, &name("preprocess1"), c_prev, c);
+        let states =
+            (0..NUM_INPUTS + NUM_NODES - 1).map(|from| MixedOp::new(specs, place, from)).collect();
+        Cell { preprocess0, preprocess1, states, k: place.k, partial: c / place.k }
+    }
+
+    /// Outputs of the two cells before to this cell's output [N, 4*C, H', W'].
+    pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Tensor {
+        let s0 = match &self.preprocess0 {
+            Preprocess::Conv(conv) => conv.forward(pass, s0),
+            Preprocess::Reduce(reduce) => reduce.forward(pass, &s0.relu(), None),
+        };
+        let mut states = vec![s0, self.preprocess1.forward(pass, s1)];
+        // Sums over the edges into the nodes that are not complete, [N, nodes*c, H', W']; a state feeds all of them.
+        let mut mixed: Option<Tensor> = None;
+        let mut bypassed: Option<Tensor> = None;
+        for (from, op) in self.states.iter().enumerate() {
+            let (out, bypass) = op.forward(pass, &states[from]);
+            let mut sum = plus(mixed.take(), out);
+            bypassed = bypass.map(|bypass| plus(bypassed.take(), bypass));
+            if from + 1 >= NUM_INPUTS {
+                // The nearest node has all its inputs.
+                let open = sum.size()[1] - self.partial;
+                let done = if open == 0 {
+                    sum
+                } else {
+                    let mut parts = sum.split_with_sizes([self.partial, open], 1);
+                    mixed = parts.pop();
+                    parts.remove(0)
+                };
+                states.push(match &bypassed {
+                    None => done,
+                    Some(bypassed) => shuffle(&done, bypassed, self.k),
+                });
+            } else {
+                mixed = Some(std::mem::replace(&mut sum, Tensor::new()));
+            }
+        }
+        Tensor::cat(&states[NUM_INPUTS..], 1)
+    }
+}
+
+/// Concatenates mixed [N, c, H, W] and bypassed [N, C - c, H, W] channels and shuffles them with k groups: channel
+/// g*c + i goes to i*k + g. The shuffle is linear, so it follows the sum over a node's inputs, once per node. It is
+/// done in the layout of the input (channels last, when they are).
+fn shuffle(mixed: &Tensor, bypassed: &Tensor, k: i64) -> Tensor {
+    let x = Tensor::cat(&[mixed, bypassed], 1);
+    let (n, channels, h, w) = x.size4().expect("four dimensions");
+    if x.stride()[1] == 1 {
+        x.permute([0, 2, 3, 1])
+            .view([n, h, w, k, channels / k])
+            .transpose(3, 4)
+            .reshape([n, h, w, channels])
+            .permute([0, 3, 1, 2])
+    } else {
+        x.view([n, k, channels / k, h, w]).transpose(1, 2).reshape([n, channels, h, w])
+    }
+}

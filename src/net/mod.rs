@@ -1,0 +1,9 @@
+//! The networks: what they compute, given weights and mixing weights. Nothing here knows of ranks or data files.
+
+pub mod cell;
+pub mod mixed_op;
+pub mod mixing;
+pub mod ops;
+pub mod params;
+pub mod supernet;
+pub mod widen;

@@ -1,0 +1,262 @@
+//! The primitive operations, for M out-edges of a state at once.
+//!
+//! Shapes: N batch, C channels that one edge computes with, M edges, H W. A stacked tensor is [N, M*C, H, W], the
+//! channels of the first edge first; its convolutions are grouped by edge.
+
+use super::mixing::Mixing;
+use super::params::{Init, Params, Specs, StatId, WeightId};
+use crate::space::Operation;
+use tch::Tensor;
+
+/// Batch norm's eps.
+pub const EPS: f64 = 1e-5;
+/// Weight of the newest batch in running statistics.
+pub const MOMENTUM: f64 = 0.1;
+
+/// Whose statistics batch norms use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The batch's own, which also move the running ones.
+    Train,
+    /// The running ones.
+    Eval,
+}
+
+/// One forward pass: what every operation needs beside its input.
+pub struct Pass<'a> {
+    /// The network's tensors.
+    pub params: &'a Params,
+    /// The mixing weights of this pass.
+    pub mixing: &'a Mixing,
+    /// Training or evaluation.
+    pub mode: Mode,
+    /// Which local replica's running statistics move.
+    pub replica: usize,
+}
+
+impl Pass<'_> {
+    /// Batch norm over [N, C, H, W] without affine parameters; `scale` [C] multiplies the normalised result: the place
+    /// where mixing weights enter at no cost.
+    pub fn batch_norm(&self, x: &Tensor, stat: StatId, scale: Option<&Tensor>) -> Tensor {
+        self.norm(x, stat, scale, None)
+    }
+
+    /// Batch norm with learned weight and bias.
+    pub fn affine_batch_norm(&self, x: &Tensor, norm: &AffineNorm) -> Tensor {
+        let (weight, bias) = (self.params.weight(norm.weight), self.params.weight(norm.bias));
+        self.norm(x, norm.stat, Some(weight), Some(bias))
+    }
+
+    fn norm(&self, x: &Tensor, stat: StatId, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Tensor {
+        let (mean, var) = self.params.running(stat, self.replica);
+        let train = self.mode == Mode::Train;
+        x.batch_norm(weight, bias, Some(mean), Some(var), train, MOMENTUM, EPS, true)
+    }
+}
+
+/// An affine batch norm's tensors (stems).
+pub struct AffineNorm {
+    weight: WeightId,
+    bias: WeightId,
+    stat: StatId,
+}
+
+impl AffineNorm {
+    /// Declares the batch norm `name` of `channels` channels.
+    pub fn new(specs: &mut Specs, name: &str, channels: i64) -> AffineNorm {
+        let rows = |suffix: &str| vec![(format!("{name}{suffix}"), 0..channels)];
+        AffineNorm {
+            weight: specs.weight(&[channels], Init::Constant(1.0), rows(".weight")),
+            bias: specs.weight(&[channels], Init::Constant(0.0), rows(".bias")),
+            stat: specs.stat(channels, rows("")),
+        }
+    }
+}
+
+/// Convolution without bias.
+pub fn conv(x: &Tensor, weight: &Tensor, stride: i64, padding: i64, dilation: i64, groups: i64) -> Tensor {
+    x.conv2d(weight, None::<&Tensor>, [stride, stride], [padding, padding], [dilation, dilation], groups)
+}
+
+/// Channels per edge below which a pointwise convolution is computed as one dense block-diagonal product: grouped
+/// convolutions of fewer than 16 channels a group leave most of a vector unit idle (2 times slower, measured at C = 8).
+const DENSE_BELOW: i64 = 16;
+
+/// The stacked 1x1 convolution: `x` [N, M*C, H, W], `weight` [M*C', C, 1, 1], edge by edge.
+fn pointwise(x: &Tensor, weight: &Tensor, edges: i64) -> Tensor {
+    let (rows, c) = (weight.size()[0], weight.size()[1]);
+    if edges == 1 || c >= DENSE_BELOW {
+        return conv(x, weight, 1, 0, 1, edges);
+    }
+    let eye = Tensor::eye(edges, (weight.kind(), weight.device()));
+    let blocks = weight.view([edges, rows / edges, 1, c]) * eye.view([edges, 1, edges, 1]);
+    conv(x, &blocks.view([rows, edges * c, 1, 1]), 1, 0, 1, 1)
+}
+
+/// Depthwise convolution, pointwise convolution, batch norm.
+struct Separable {
+    depthwise: WeightId,
+    pointwise: WeightId,
+    stat: StatId,
+    kernel: i64,
+    stride: i64,
+    dilation: i64,
+}
+
+impl Separable {
+    /// `at`: position of the depthwise convolution inside the published operation; the others follow it.
+    fn new(
+        specs: &mut Specs,
+        prefixes: &[String],
+        at: usize,
+        c: i64,
+        kernel: i64,
+        stride: i64,
+        dilation: i64,
+    ) -> Separable {
+        let m = prefixes.len() as i64;
+        let pieces = |position: usize, suffix: &str| stack(prefixes, c, &format!(".op.{position}{suffix}"));
+        let fan_in = kernel * kernel;
+        Separable {
+            depthwise: specs.weight(
+                &[m * c, 1, kernel, kernel],
+                Init::FanIn(fan_in),
+                pieces(at, ".weight"),
+            ),
+            pointwise: specs.weight(&[m * c, c, 1, 1], Init::FanIn(c), pieces(at + 1, ".weight")),
+            stat: specs.stat(m * c, pieces(at + 2, "")),
+            kernel,
+            stride,
+            dilation,
+        }
+    }
+
+    /// `x`: rectified, stacked [N, M*C, H, W].
+    fn forward(&self, pass: &Pass, x: &Tensor, edges: i64, scale: Option<&Tensor>) -> Tensor {
+        let padding = self.dilation * (self.kernel / 2);
+        let depthwise = pass.params.weight(self.depthwise);
+        let y = conv(x, depthwise, self.stride, padding, self.dilation, depthwise.size()[0]);
+        let y = pointwise(&y, pass.params.weight(self.pointwise), edges);
+        pass.batch_norm(&y, self.stat, scale)
+    }
+}
+
+/// Rows of a stacked tensor: `each` rows per prefix, in order, named prefix + suffix.
+pub fn stack(prefixes: &[String], each: i64, suffix: &str) -> Vec<(String, std::ops::Range<i64>)> {
+    (0..)
+        .zip(prefixes)
+        .map(|(edge, prefix)| (format!("{prefix}{suffix}"), edge * each..(edge + 1) * each))
+        .collect()
+}
+
+/// Halves the resolution with two 1x1 convolutions of stride 2, the second on the input shifted by one pixel; stacked.
+///
+/// Computed as one 2x2 convolution of stride 2: the first convolution's weight stands at (0, 0), the second's at
+/// (1, 1). That needs even H and W, as the published code does.
+pub struct FactorizedReduce {
+    conv_1: WeightId,
+    conv_2: WeightId,
+    stat: StatId,
+    edges: i64,
+}
+
+impl FactorizedReduce {
+    /// `c_in` to `c_out` channels per edge.
+    pub fn new(specs: &mut Specs, prefixes: &[String], c_in: i64, c_out: i64) -> FactorizedReduce {
+        let m = prefixes.len() as i64;
+        let half = c_out / 2;
+        let mut conv = |name: &str| {
+            let pieces = stack(prefixes, half, &format!(".{name}.weight"));
+            specs.weight(&[m * half, c_in, 1, 1], Init::FanIn(c_in), pieces)
+        };
+        let (conv_1, conv_2) = (conv("conv_1"), conv("conv_2"));
+        let stat = specs.stat(m * c_out, stack(prefixes, c_out, ".bn"));
+        FactorizedReduce { conv_1, conv_2, stat, edges: m }
+    }
+
+    /// `x`: rectified [N, c_in, H, W], the same for every edge; result [N, M*c_out, H/2, W/2].
+    pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
+        let (first, second) = (pass.params.weight(self.conv_1), pass.params.weight(self.conv_2));
+        let (half, c_in) = (first.size()[0] / self.edges, first.size()[1]);
+        let corner = |weight: &Tensor, pad: [i64; 4]| {
+            weight.view([self.edges, half, c_in, 1, 1]).constant_pad_nd(pad)
+        };
+        let kernel = Tensor::cat(&[corner(first, [0, 1, 0, 1]), corner(second, [1, 0, 1, 0])], 1);
+        let y = conv(x, &kernel.view([self.edges * half * 2, c_in, 2, 2]), 2, 0, 1, 1);
+        pass.batch_norm(&y, self.stat, scale)
+    }
+}
+
+/// ReLU, 1x1 convolution, batch norm: brings a cell's input to its channels.
+pub struct ReluConvNorm {
+    weight: WeightId,
+    stat: StatId,
+}
+
+impl ReluConvNorm {
+    /// `c_in` to `c_out` channels under the published name `name`.
+    pub fn new(specs: &mut Specs, name: &str, c_in: i64, c_out: i64) -> ReluConvNorm {
+        let rows = |suffix: &str| vec![(format!("{name}{suffix}"), 0..c_out)];
+        ReluConvNorm {
+            weight: specs.weight(&[c_out, c_in, 1, 1], Init::FanIn(c_in), rows(".op.1.weight")),
+            stat: specs.stat(c_out, rows(".op.2")),
+        }
+    }
+
+    /// `x` [N, c_in, H, W] to [N, c_out, H, W].
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
+        pass.batch_norm(&conv(&x.relu(), pass.params.weight(self.weight), 1, 0, 1, 1), self.stat, None)
+    }
+}
+
+/// An operation with weights, on M edges.
+pub enum ConvOp {
+    /// Separable convolutions, one after another with a ReLU between (the first ReLU is the state's, shared).
+    Separable(Vec<SeparableStep>),
+    /// The skip connection of stride 2.
+    Reduce(FactorizedReduce),
+}
+
+/// One link of a chain of separable convolutions.
+pub struct SeparableStep(Separable);
+
+impl ConvOp {
+    /// The operation on the edges named `prefixes`; `None` for one without weights at this stride.
+    pub fn new(
+        specs: &mut Specs,
+        operation: Operation,
+        prefixes: &[String],
+        c: i64,
+        stride: i64,
+    ) -> Option<ConvOp> {
+        let mut step = |at, kernel, stride, dilation| {
+            SeparableStep(Separable::new(specs, prefixes, at, c, kernel, stride, dilation))
+        };
+        match operation {
+            Operation::SepConv3x3 => Some(ConvOp::Separable(vec![step(1, 3, stride, 1), step(5, 3, 1, 1)])),
+            Operation::SepConv5x5 => Some(ConvOp::Separable(vec![step(1, 5, stride, 1), step(5, 5, 1, 1)])),
+            Operation::DilConv3x3 => Some(ConvOp::Separable(vec![step(1, 3, stride, 2)])),
+            Operation::DilConv5x5 => Some(ConvOp::Separable(vec![step(1, 5, stride, 2)])),
+            Operation::SkipConnect if stride == 2 => {
+                Some(ConvOp::Reduce(FactorizedReduce::new(specs, prefixes, c, c)))
+            }
+            Operation::MaxPool3x3 | Operation::AvgPool3x3 | Operation::SkipConnect => None,
+        }
+    }
+
+    /// `x`: the rectified state [N, C, H, W]; `stacked`: the same M times, [N, M*C, H, W]; `scale` [M*C]: the mixing
+    /// weights. Result [N, M*C, H/stride, W/stride].
+    pub fn forward(&self, pass: &Pass, x: &Tensor, stacked: &Tensor, edges: i64, scale: &Tensor) -> Tensor {
+        match self {
+            ConvOp::Reduce(reduce) => reduce.forward(pass, x, Some(scale)),
+            ConvOp::Separable(steps) => {
+                let (last, earlier) = steps.split_last().expect("a separable operation has a step");
+                let mut y = stacked.shallow_clone();
+                for step in earlier {
+                    y = step.0.forward(pass, &y, edges, None).relu_();
+                }
+                last.0.forward(pass, &y, edges, Some(scale))
+            }
+        }
+    }
+}

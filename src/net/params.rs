@@ -1,0 +1,271 @@
+//! Params: every tensor the network owns, under the published names, in one bucket per segment.
+//!
+//! The network stacks what the published code keeps apart (one tensor per edge) along dimension 0, so that all
+//! out-edges of a state compute at once. A `Spec` says which rows belong to which published tensor; everything that
+//! leaves or enters (checkpoints, golden files, widening) speaks of published tensors only.
+
+use crate::comm::bucket::Bucket;
+use crate::error::{Error, Result};
+use crate::random::{Purpose, seed_of};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
+
+/// Published name -> tensor. What checkpoints hold and widening works on.
+pub type Named = BTreeMap<String, Tensor>;
+
+/// A learned tensor of the network, by number.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightId(usize);
+
+/// The running statistics of one batch norm (mean and variance), by number.
+#[derive(Clone, Copy, Debug)]
+pub struct StatId(usize);
+
+/// How a weight starts; PyTorch's defaults.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    /// Uniform in +-1/sqrt(fan_in): convolutions and linear layers.
+    FanIn(i64),
+    /// A constant: affine batch norms.
+    Constant(f64),
+}
+
+/// Published tensors inside a stacked one.
+type Pieces = Vec<(String, Range<i64>)>;
+
+struct WeightSpec {
+    shape: Vec<i64>,
+    pieces: Pieces,
+    init: Init,
+}
+
+struct StatSpec {
+    channels: i64,
+    /// Names of the batch norms (without `.running_mean`). Several may share rows: pooling has no weights, so all
+    /// edges that leave a state have the same statistics.
+    pieces: Pieces,
+}
+
+/// The tensors a network asks for, in the order of the forward pass; modules fill it while they are built.
+#[derive(Default)]
+pub struct Specs {
+    weights: Vec<WeightSpec>,
+    stats: Vec<StatSpec>,
+    /// Number of weights at the end of each part (stem, cells, head).
+    part_ends: Vec<usize>,
+}
+
+impl Specs {
+    /// Asks for a weight. `pieces`: published name and rows of dimension 0, together all rows.
+    pub fn weight(&mut self, shape: &[i64], init: Init, pieces: Pieces) -> WeightId {
+        self.weights.push(WeightSpec { shape: shape.to_vec(), pieces, init });
+        WeightId(self.weights.len() - 1)
+    }
+
+    /// Asks for running statistics of `channels` channels.
+    pub fn stat(&mut self, channels: i64, pieces: Pieces) -> StatId {
+        self.stats.push(StatSpec { channels, pieces });
+        StatId(self.stats.len() - 1)
+    }
+
+    /// Ends a part: buckets are made of whole parts.
+    pub fn end_part(&mut self) {
+        self.part_ends.push(self.weights.len());
+    }
+}
+
+/// The tensors of a network on one rank.
+pub struct Params {
+    weights: Vec<WeightSpec>,
+    stats: Vec<StatSpec>,
+    /// Views of the flat buffers, one per weight.
+    leaves: Vec<Tensor>,
+    /// (bucket, place in it) of each weight.
+    places: Vec<(usize, usize)>,
+    /// Parts of each bucket.
+    bucket_parts: Vec<Range<usize>>,
+    /// Flat buffers, in the order of the forward pass.
+    pub buckets: Vec<Bucket>,
+    /// Running (mean, variance) per local replica and batch norm. Every replica has its own, as it would on a rank of
+    /// its own; their average is what a test uses (they are linear in the batch statistics).
+    running: Vec<Vec<(Tensor, Tensor)>>,
+    kind: Kind,
+    device: Device,
+}
+
+impl Params {
+    /// Allocates. `replicas`: how many replicas this rank computes; `bucket_bytes`: a bucket takes whole parts, from
+    /// the last, until it has so many bytes (the first bucket, whose reduction nothing hides, is the small remainder).
+    pub fn new(specs: Specs, replicas: usize, bucket_bytes: usize, kind: Kind, device: Device) -> Params {
+        let part_starts: Vec<usize> = std::iter::once(0).chain(specs.part_ends.iter().copied()).collect();
+        let part = |index: usize| part_starts[index]..part_starts[index + 1];
+        let bytes = |index: usize| -> usize {
+            let elements: i64 =
+                specs.weights[part(index)].iter().map(|spec| spec.shape.iter().product::<i64>()).sum();
+            elements as usize * kind.elt_size_in_bytes()
+        };
+        let mut bucket_parts: Vec<Range<usize>> = Vec::new();
+        let (mut end, mut size) = (specs.part_ends.len(), 0);
+        for index in (0..specs.part_ends.len()).rev() {
+            size += bytes(index);
+            if size >= bucket_bytes || index == 0 {
+                bucket_parts.insert(0, index..end);
+                (end, size) = (index, 0);
+            }
+        }
+        let (mut buckets, mut leaves, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for parts in &bucket_parts {
+            let range = part_starts[parts.start]..part_starts[parts.end];
+            let shapes: Vec<Vec<i64>> = specs.weights[range].iter().map(|spec| spec.shape.clone()).collect();
+            let bucket = Bucket::new(&shapes, kind, device);
+            places.extend((0..shapes.len()).map(|place| (buckets.len(), place)));
+            leaves.extend((0..shapes.len()).map(|place| bucket.leaf(place)));
+            buckets.push(bucket);
+        }
+        let fresh = |spec: &StatSpec| {
+            (
+                Tensor::zeros([spec.channels], (kind, device)),
+                Tensor::ones([spec.channels], (kind, device)),
+            )
+        };
+        let running = (0..replicas).map(|_| specs.stats.iter().map(fresh).collect()).collect();
+        Params {
+            weights: specs.weights,
+            stats: specs.stats,
+            leaves,
+            places,
+            bucket_parts,
+            buckets,
+            running,
+            kind,
+            device,
+        }
+    }
+
+    /// Kind of all weights.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Device of all tensors.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The parts (stem, cells, head by number) of each bucket, in forward order: the segments of a backward pass.
+    pub fn segments(&self) -> &[Range<usize>] {
+        &self.bucket_parts
+    }
+
+    /// Number of replicas this rank computes.
+    pub fn num_replicas(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Number of learned scalars.
+    pub fn num_elements(&self) -> i64 {
+        self.buckets.iter().map(|bucket| bucket.weights.size()[0]).sum()
+    }
+
+    /// A weight, as the network computes with it.
+    pub fn weight(&self, id: WeightId) -> &Tensor {
+        &self.leaves[id.0]
+    }
+
+    /// Running mean and variance of a batch norm for local replica `replica`.
+    pub fn running(&self, id: StatId, replica: usize) -> &(Tensor, Tensor) {
+        &self.running[replica][id.0]
+    }
+
+    /// The leaves of bucket `bucket`, in the order of its buffers.
+    pub fn leaves(&self, bucket: usize) -> &[Tensor] {
+        let first = self.places.partition_point(|place| place.0 < bucket);
+        &self.leaves[first..first + self.buckets[bucket].num_params()]
+    }
+
+    /// Draws the initial weights; the same on every rank for one seed.
+    pub fn initialise(&mut self, seed: u64) {
+        for (index, spec) in self.weights.iter().enumerate() {
+            tch::manual_seed(seed_of(seed, Purpose::Weights, &[index as u64]) as i64);
+            let mut leaf = self.leaves[index].detach();
+            match spec.init {
+                Init::FanIn(fan_in) => {
+                    let bound = 1.0 / (fan_in as f64).sqrt();
+                    // Drawn on the CPU, so that all devices start from the same weights.
+                    let drawn = Tensor::empty(&spec.shape, (self.kind, Device::Cpu)).uniform_(-bound, bound);
+                    leaf.copy_(&drawn);
+                }
+                Init::Constant(value) => {
+                    let _ = leaf.fill_(value);
+                }
+            }
+        }
+    }
+
+    /// Copies of the published tensors of one flat buffer: the weights, the momentum or the gradients.
+    pub fn export(&self, buffer: impl Fn(&Bucket) -> &Tensor) -> Named {
+        let mut named = Named::new();
+        for (spec, &(bucket, place)) in self.weights.iter().zip(&self.places) {
+            let bucket = &self.buckets[bucket];
+            let stacked = bucket.view(buffer(bucket), place);
+            for (name, rows) in &spec.pieces {
+                named.insert(name.clone(), rows_of(&stacked, rows).copy());
+            }
+        }
+        named
+    }
+
+    /// Puts published tensors into one flat buffer. Names the network does not have are left (pruned operations);
+    /// a missing one, or another shape, is an error.
+    pub fn import(&mut self, named: &Named, buffer: impl Fn(&Bucket) -> &Tensor) -> Result<()> {
+        for (spec, &(bucket, place)) in self.weights.iter().zip(&self.places) {
+            let bucket = &self.buckets[bucket];
+            let stacked = bucket.view(buffer(bucket), place);
+            for (name, rows) in &spec.pieces {
+                put(&rows_of(&stacked, rows), named, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies of the running statistics of local replica `replica`.
+    pub fn export_running(&self, replica: usize) -> Named {
+        let mut named = Named::new();
+        for (spec, (mean, var)) in self.stats.iter().zip(&self.running[replica]) {
+            for (name, rows) in &spec.pieces {
+                named.insert(format!("{name}.running_mean"), rows_of(mean, rows).copy());
+                named.insert(format!("{name}.running_var"), rows_of(var, rows).copy());
+            }
+        }
+        named
+    }
+
+    /// Puts running statistics into local replica `replica`; as `import`.
+    pub fn import_running(&mut self, replica: usize, named: &Named) -> Result<()> {
+        for (spec, (mean, var)) in self.stats.iter().zip(&self.running[replica]) {
+            for (name, rows) in &spec.pieces {
+                put(&rows_of(mean, rows), named, &format!("{name}.running_mean"))?;
+                put(&rows_of(var, rows), named, &format!("{name}.running_var"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn rows_of(stacked: &Tensor, rows: &Range<i64>) -> Tensor {
+    stacked.narrow(0, rows.start, rows.end - rows.start)
+}
+
+fn put(into: &Tensor, named: &Named, name: &str) -> Result<()> {
+    let from = named.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
+    if from.size() != into.size() {
+        return Err(Error::TensorShape {
+            name: name.to_string(),
+            found: from.size(),
+            expected: into.size(),
+        });
+    }
+    tch::no_grad(|| into.shallow_clone().copy_(from));
+    Ok(())
+}

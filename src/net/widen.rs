@@ -1,0 +1,150 @@
+//! Widening: every operation goes from C/k to C/k' channels by appending copies of existing ones.
+//!
+//! Works on published tensors, so it knows nothing of stacking. The copied channels are drawn first-come: an operation's
+//! convolution draws its output channels, and the same list serves the batch norm behind it and the input channels of
+//! the convolution that follows; the input side of a first dense convolution draws its own. Weights are copied, not
+//! rescaled: the function is not preserved (as published).
+//!
+//! Departure: the published code extends the running statistics of pooling with indices of their own per edge, and those
+//! of a factorized reduction in an order that does not match its channels. Here they are aligned. Both touch evaluation
+//! mode only.
+
+use super::params::Named;
+use crate::random::{Purpose, stream};
+use rand::RngExt;
+use std::collections::BTreeMap;
+use tch::Tensor;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Channels that one convolution's weight copies: indices into the channels it had.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Copied {
+    /// Extends dimension 1 (empty for depthwise convolutions).
+    pub input: Vec<i64>,
+    /// Extends dimension 0, after dimension 1.
+    pub output: Vec<i64>,
+}
+
+/// What a widening copies. Equal on all ranks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Indices {
+    /// By the published name of a convolution's weight.
+    pub convolutions: BTreeMap<String, Copied>,
+    /// By the name of a pooling's batch norm: channels of its running statistics.
+    pub pools: BTreeMap<String, Vec<i64>>,
+}
+
+/// Draws the indices for every operation of `weights` and `running` (published names), from C/k to C/k_new channels.
+///
+/// Every operation draws from a stream of its own, so that the indices do not depend on which others are kept.
+pub fn draw_indices(weights: &Named, running: &Named, k: i64, k_new: i64, seed: u64, stage: u64) -> Indices {
+    let draw = |name: &str, side: u64, channels: i64| -> Vec<i64> {
+        let mut random = stream(seed, Purpose::Widen, &[stage, xxh3_64(name.as_bytes()), side]);
+        (0..channels * k / k_new - channels).map(|_| random.random_range(0..channels)).collect()
+    };
+    let mut indices = Indices::default();
+    for (name, weight) in weights.iter().filter(|(name, _)| is_in_an_operation(name)) {
+        let size = weight.size();
+        let input = match follows(name) {
+            // A pointwise convolution takes what the depthwise one before it gives (its name sorts first).
+            Some(before) => {
+                indices.convolutions.get(&before).map(|copied| copied.output.clone()).unwrap_or_default()
+            }
+            None if is_depthwise(name) => Vec::new(),
+            None => draw(name, 1, size[1]),
+        };
+        indices.convolutions.insert(name.clone(), Copied { input, output: draw(name, 0, size[0]) });
+    }
+    for (name, mean) in running {
+        if let Some(module) = name.strip_suffix(".running_mean").filter(|module| is_pool(module)) {
+            // One list for all edges of the cell, which share the pooled tensors.
+            let shared: Vec<&str> = module.split("._ops.").collect();
+            let copied = draw(&format!("{}.{}", shared[0], shared[2]), 0, mean.size()[0]);
+            indices.pools.insert(module.to_string(), copied);
+        }
+    }
+    indices
+}
+
+/// `cells.3._ops.5._ops.0.op.1`: a pooling's batch norm (those of convolutions stand at 3 and 7).
+fn is_pool(module: &str) -> bool {
+    is_in_an_operation(module) && module.ends_with(".op.1")
+}
+
+/// `cells.3._ops.5._ops.4.op.1.weight`: inside an operation on an edge.
+fn is_in_an_operation(name: &str) -> bool {
+    name.contains("._ops.")
+}
+
+/// Position of a separable chain's convolution: 1 depthwise, 2 pointwise, 5 depthwise, 6 pointwise.
+fn position(name: &str) -> Option<usize> {
+    name.strip_suffix(".weight")?.rsplit_once(".op.")?.1.parse().ok()
+}
+
+fn is_depthwise(name: &str) -> bool {
+    matches!(position(name), Some(1 | 5))
+}
+
+/// The depthwise convolution whose output a pointwise one takes.
+fn follows(name: &str) -> Option<String> {
+    let at = position(name)?;
+    matches!(at, 2 | 6).then(|| name.replace(&format!(".op.{at}.weight"), &format!(".op.{}.weight", at - 1)))
+}
+
+/// The weights (or their momentum) after widening; tensors outside of operations are handed on.
+pub fn widen(weights: &Named, indices: &Indices) -> Named {
+    weights
+        .iter()
+        .map(|(name, tensor)| {
+            let tensor = match indices.convolutions.get(name) {
+                Some(copied) => extend(&extend(tensor, 1, &copied.input), 0, &copied.output),
+                None => tensor.shallow_clone(),
+            };
+            (name.clone(), tensor)
+        })
+        .collect()
+}
+
+/// Running statistics after widening: a batch norm behind a convolution takes that convolution's output indices.
+pub fn widen_running(running: &Named, indices: &Indices) -> Named {
+    running
+        .iter()
+        .map(|(name, tensor)| {
+            let (module, _) = name.rsplit_once(".running_").unwrap_or((name, ""));
+            let output = |convolution: &str| {
+                indices.convolutions.get(convolution).map(|copied| copied.output.as_slice())
+            };
+            let halves = module.strip_suffix(".bn").and_then(|operation| {
+                let half = |number: u8| output(&format!("{operation}.conv_{number}.weight"));
+                Some((half(1)?, half(2)?))
+            });
+            let tensor = if let Some((first, second)) = halves {
+                // The channels of a factorized reduction's two convolutions lie one after the other.
+                let parts = tensor.chunk(2, 0);
+                Tensor::cat(&[extend(&parts[0], 0, first), extend(&parts[1], 0, second)], 0)
+            } else if let Some(copied) = indices.pools.get(module) {
+                extend(tensor, 0, copied)
+            } else if let Some(copied) = convolution_before(module).as_deref().and_then(output) {
+                extend(tensor, 0, copied)
+            } else {
+                tensor.shallow_clone()
+            };
+            (name.clone(), tensor)
+        })
+        .collect()
+}
+
+/// The convolution in front of a batch norm inside an operation: `...op.3` -> `...op.2.weight`.
+fn convolution_before(module: &str) -> Option<String> {
+    let (operation, at) = module.rsplit_once(".op.")?;
+    let before = at.parse::<usize>().ok()?.checked_sub(1)?;
+    is_in_an_operation(module).then(|| format!("{operation}.op.{before}.weight"))
+}
+
+fn extend(tensor: &Tensor, dim: i64, copied: &[i64]) -> Tensor {
+    if copied.is_empty() {
+        return tensor.shallow_clone();
+    }
+    let index = Tensor::from_slice(copied).to_device(tensor.device());
+    Tensor::cat(&[tensor, &tensor.index_select(dim, &index)], dim)
+}

@@ -1,0 +1,134 @@
+//! The search space: which operations stand on which edges of which tables.
+
+pub mod genotype;
+
+use serde::{Deserialize, Serialize};
+
+/// The networks that a search can run on. Both share the DARTS cell and differ in stem and input size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SearchSpace {
+    /// DARTS cells behind three stride-2 convolutions (resolution / 8).
+    DartsImagenet,
+    /// DARTS cells behind one 3x3 convolution.
+    DartsCifar,
+}
+
+/// What an operation does. Order and names are the published ones: eta's columns follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// 3x3 max pooling, batch norm.
+    MaxPool3x3,
+    /// 3x3 average pooling without the padding, batch norm.
+    AvgPool3x3,
+    /// Identity; at stride 2 a factorized reduction.
+    SkipConnect,
+    /// Two separable 3x3 convolutions.
+    SepConv3x3,
+    /// Two separable 5x5 convolutions.
+    SepConv5x5,
+    /// One separable 3x3 convolution of dilation 2.
+    DilConv3x3,
+    /// One separable 5x5 convolution of dilation 2.
+    DilConv5x5,
+}
+
+impl Operation {
+    /// The DARTS operations, in the order of eta's columns.
+    pub const DARTS: [Operation; 7] = [
+        Operation::MaxPool3x3,
+        Operation::AvgPool3x3,
+        Operation::SkipConnect,
+        Operation::SepConv3x3,
+        Operation::SepConv5x5,
+        Operation::DilConv3x3,
+        Operation::DilConv5x5,
+    ];
+
+    /// The name that papers and genotypes use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::MaxPool3x3 => "max_pool_3x3",
+            Operation::AvgPool3x3 => "avg_pool_3x3",
+            Operation::SkipConnect => "skip_connect",
+            Operation::SepConv3x3 => "sep_conv_3x3",
+            Operation::SepConv5x5 => "sep_conv_5x5",
+            Operation::DilConv3x3 => "dil_conv_3x3",
+            Operation::DilConv5x5 => "dil_conv_5x5",
+        }
+    }
+
+    /// The operation of that name.
+    pub fn from_name(name: &str) -> Option<Operation> {
+        Operation::DARTS.into_iter().find(|operation| operation.name() == name)
+    }
+}
+
+/// Inputs of a cell: the outputs of the two cells before it.
+pub const NUM_INPUTS: usize = 2;
+/// Nodes of a DARTS cell.
+pub const NUM_NODES: usize = 4;
+/// Edges of a DARTS cell: node i has one from each of the i + 2 states before it.
+pub const NUM_EDGES: usize = 14;
+
+impl SearchSpace {
+    /// Names of the eta tables, one per kind of cell.
+    pub fn tables(self) -> &'static [&'static str] {
+        &["normal", "reduce"]
+    }
+
+    /// Operations on every edge, in the order of eta's columns.
+    pub fn operations(self) -> &'static [Operation] {
+        &Operation::DARTS
+    }
+
+    /// Rows of an eta table.
+    pub fn num_edges(self) -> usize {
+        NUM_EDGES
+    }
+}
+
+/// The edge from state `from` (0, 1: inputs; 2..: nodes) to node `node`: edges are numbered node by node.
+pub fn edge(node: usize, from: usize) -> usize {
+    debug_assert!(from < node + NUM_INPUTS);
+    (0..node).map(|earlier| earlier + NUM_INPUTS).sum::<usize>() + from
+}
+
+/// The nodes that state `from` feeds: a tail of the nodes, the nearest first.
+pub fn nodes_fed_by(from: usize) -> std::ops::Range<usize> {
+    from.saturating_sub(NUM_INPUTS - 1)..NUM_NODES
+}
+
+/// Which operations are kept on each edge, one row per edge; lives on the host, equal on all ranks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mask(pub Vec<Vec<bool>>);
+
+impl Mask {
+    /// Every operation on every edge.
+    pub fn full(num_edges: usize, num_operations: usize) -> Mask {
+        Mask(vec![vec![true; num_operations]; num_edges])
+    }
+
+    /// Whether `operation` (a column of eta) is kept on `edge`.
+    pub fn keeps(&self, edge: usize, operation: usize) -> bool {
+        self.0[edge][operation]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edges_are_numbered_node_by_node() {
+        let all: Vec<usize> = (0..NUM_NODES)
+            .flat_map(|node| (0..node + NUM_INPUTS).map(move |from| edge(node, from)))
+            .collect();
+        assert_eq!(all, (0..NUM_EDGES).collect::<Vec<_>>());
+        let fed: usize = (0..NUM_INPUTS + NUM_NODES).map(|from| nodes_fed_by(from).len()).sum();
+        assert_eq!(fed, NUM_EDGES);
+        assert_eq!(nodes_fed_by(0), 0..4);
+        assert_eq!(nodes_fed_by(1), 0..4);
+        assert_eq!(nodes_fed_by(2), 1..4);
+    }
+}

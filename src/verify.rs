@@ -1,0 +1,373 @@
+//! `verify`: runs golden files (inputs, weights and every result of the published code) through this program's own
+//! network and tells how far apart they are.
+
+use crate::error::{Error, Result};
+use crate::net::ops::Mode;
+use crate::net::params::Named;
+use crate::net::supernet::{Placement, Shape, Supernet};
+use crate::net::widen::{Copied, Indices, widen, widen_running};
+use crate::search::dirichlet::{self, Sample};
+use crate::space::genotype::{Genotype, mean_weights};
+use crate::space::{Mask, SearchSpace};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// Relative error allowed for logits, losses, running statistics and widened tensors in float32.
+const VALUES: f64 = 1e-4;
+/// The same for gradients.
+const GRADIENTS: f64 = 1e-3;
+/// The same for the Dirichlet figures, which are float64.
+const EXACT: f64 = 1e-10;
+/// Schedules are float64 too, but the published recursion rounds at every epoch.
+const SCHEDULE: f64 = 1e-9;
+
+/// The largest error of one kind of tensor.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// "logits", "gradients" ...
+    pub kind: &'static str,
+    /// Tensors compared.
+    pub count: usize,
+    /// Largest relative error, and the tensor that has it.
+    pub worst: (f64, String),
+    /// What is allowed.
+    pub tolerance: f64,
+}
+
+impl Finding {
+    /// Whether the error is within the tolerance (a NaN is not).
+    pub fn passes(&self) -> bool {
+        self.worst.0 <= self.tolerance && self.count > 0
+    }
+}
+
+/// What verifying one file gave.
+#[derive(Debug)]
+pub enum Outcome {
+    /// One finding per kind of tensor.
+    Compared(Vec<Finding>),
+    /// A file of a part that this program does not have yet.
+    NotYet(String),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Outcome::NotYet(what) => writeln!(out, "  not yet: {what}"),
+            Outcome::Compared(findings) => {
+                for finding in findings {
+                    let Finding { kind, count, worst, tolerance } = finding;
+                    let verdict = if finding.passes() { "ok" } else { "FAILED" };
+                    write!(out, "  {verdict:6} {kind:24} {count:5} compared, largest relative error {:9.2e}", worst.0)?;
+                    writeln!(out, " (allowed {tolerance:.0e}) {}", worst.1)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Verifies one file by what it holds. Local; needs no other rank.
+pub fn verify(path: &Path) -> Result<Outcome> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+    if name.ends_with(".json") {
+        return if name.starts_with("schedules") {
+            schedules(path).map(Outcome::Compared)
+        } else {
+            Ok(Outcome::NotYet(format!("{name}: figures of the final networks")))
+        };
+    }
+    let golden = Golden::read(path)?;
+    match golden.metadata.get("space").map(String::as_str) {
+        Some("darts-imagenet") => supernet(&golden, SearchSpace::DartsImagenet).map(Outcome::Compared),
+        Some("darts-cifar") => supernet(&golden, SearchSpace::DartsCifar).map(Outcome::Compared),
+        Some(space) => Ok(Outcome::NotYet(format!("{name}: {space}"))),
+        None if golden.tensors.contains_key("concentration") => distribution(&golden).map(Outcome::Compared),
+        None => Ok(Outcome::NotYet(format!("{name}: neither a space nor a Dirichlet file"))),
+    }
+}
+
+/// A golden file in memory.
+struct Golden {
+    path: String,
+    metadata: BTreeMap<String, String>,
+    tensors: Named,
+}
+
+impl Golden {
+    fn read(path: &Path) -> Result<Golden> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let wrong = |what: String| Error::Golden { path: path.display().to_string(), what };
+        let (_, header) =
+            safetensors::SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let tensors = Tensor::read_safetensors(path)?.into_iter().collect();
+        Ok(Golden { path: path.display().to_string(), metadata, tensors })
+    }
+
+    fn wrong(&self, what: impl Into<String>) -> Error {
+        Error::Golden { path: self.path.clone(), what: what.into() }
+    }
+
+    fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor '{name}'")))
+    }
+
+    fn number(&self, key: &str) -> Result<i64> {
+        let text = self.metadata.get(key).ok_or_else(|| self.wrong(format!("no setting '{key}'")))?;
+        text.parse().map_err(|_| self.wrong(format!("setting '{key}' is '{text}', expected a number")))
+    }
+
+    /// Tensors under `group/`, by the rest of their names.
+    fn group(&self, group: &str) -> Named {
+        let tensors = self.tensors.iter();
+        tensors
+            .filter_map(|(name, tensor)| {
+                let name = name.strip_prefix(group)?.strip_prefix('/')?;
+                Some((name.to_string(), tensor.shallow_clone()))
+            })
+            .collect()
+    }
+
+    fn mask(&self, name: &str, like: &Tensor) -> Result<Mask> {
+        let (edges, operations) = like.size2()?;
+        match self.tensors.get(name) {
+            None => Ok(Mask::full(edges as usize, operations as usize)),
+            Some(mask) => Ok(Mask(
+                (0..edges)
+                    .map(|edge| (0..operations).map(|op| mask.int64_value(&[edge, op]) != 0).collect())
+                    .collect(),
+            )),
+        }
+    }
+}
+
+/// Collects errors of one kind.
+struct Comparison {
+    finding: Finding,
+    /// Denominators are at least this.
+    floor: f64,
+}
+
+impl Comparison {
+    fn new(kind: &'static str, tolerance: f64, floor: f64) -> Comparison {
+        Comparison { finding: Finding { kind, count: 0, worst: (0.0, String::new()), tolerance }, floor }
+    }
+
+    /// |ours - theirs| / |theirs|, Frobenius norms in float64.
+    fn add(&mut self, name: &str, ours: &Tensor, theirs: &Tensor) {
+        let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
+        let error = if ours.size() == theirs.size() {
+            let (distance, size) = (norm(&(ours.to_kind(Kind::Double) - theirs)), norm(theirs).max(self.floor));
+            if distance == 0.0 { 0.0 } else { distance / size }
+        } else {
+            f64::INFINITY
+        };
+        self.note(name, error);
+    }
+
+    fn note(&mut self, name: &str, error: f64) {
+        self.finding.count += 1;
+        // NaN has to win.
+        if error.is_nan() || error > self.finding.worst.0 {
+            self.finding.worst = (error, name.to_string());
+        }
+    }
+
+    /// Compares all of `ours` with their namesakes.
+    fn all(mut self, ours: &Named, theirs: &Named, skip: impl Fn(&str) -> bool) -> Finding {
+        for (name, ours) in ours.iter().filter(|(name, _)| !skip(name)) {
+            match theirs.get(name) {
+                Some(theirs) => self.add(name, ours, theirs),
+                None => self.note(&format!("{name} (missing)"), f64::INFINITY),
+            }
+        }
+        self.finding
+    }
+
+    fn one(mut self, ours: &Tensor, theirs: &Tensor) -> Finding {
+        self.add("", ours, theirs);
+        self.finding
+    }
+}
+
+/// A supernet: forward, loss, gradients, statistics, evaluation, genotype, and the widening that led to stage 2.
+fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let table = |prefix: &str| -> Result<Vec<Tensor>> {
+        space.tables().iter().map(|table| Ok(golden.tensor(&format!("{prefix}.{table}"))?.copy())).collect()
+    };
+    let (theta, eta) = (table("theta")?, table("eta")?);
+    let masks: Vec<Mask> = space
+        .tables()
+        .iter()
+        .zip(&theta)
+        .map(|(table, theta)| golden.mask(&format!("mask.{table}"), theta))
+        .collect::<Result<_>>()?;
+    let shape = Shape {
+        space,
+        init_channels: golden.number("init_channels")?,
+        layers: golden.number("layers")? as usize,
+        num_classes: golden.number("num_classes")?,
+        k: golden.number("k")?,
+        masks: masks.clone(),
+    };
+    let placement = Placement {
+        kind: Kind::Float,
+        device: Device::Cpu,
+        channels_last: true,
+        replicas: 1,
+        bucket_bytes: 1, // a bucket per cell: every cut is exercised
+    };
+    let mut net = Supernet::new(shape, placement);
+    let (images, labels) = (golden.tensor("input")?, golden.tensor("target")?);
+    let weights = golden.group("weights");
+    net.load(&weights)?;
+
+    let tape = net.forward(images, &theta, 0);
+    let logits = tape.logits().shallow_clone();
+    findings.push(Comparison::new("logits, training", VALUES, 0.0).one(&logits, golden.tensor("logits.train")?));
+    let loss = logits.cross_entropy_for_logits(labels);
+    findings.push(Comparison::new("loss", VALUES, 0.0).one(&loss, golden.tensor("loss")?));
+    let mut gradients: Vec<(usize, Vec<Tensor>)> = Vec::new();
+    tape.backward(&loss, |bucket, grads| {
+        gradients.push((bucket, grads));
+        Ok(())
+    })?;
+    for (bucket, grads) in gradients {
+        net.params.buckets[bucket].add(&grads);
+    }
+    let theirs = golden.group("grad");
+    let largest = theirs.values().map(|grad| grad.norm().double_value(&[])).fold(0.0, f64::max);
+    let ours = net.params.export(|bucket| &bucket.grads);
+    findings.push(Comparison::new("gradients of weights", GRADIENTS, 1e-5 * largest).all(&ours, &theirs, |_| false));
+
+    // Statistics of pooling exist for every edge; a pruned one's stay as they were in the published code.
+    let pruned = |name: &str| is_pruned(name, &masks, net.shape());
+    let after = golden.group("after");
+    findings.push(Comparison::new("running statistics", VALUES, 0.0).all(&net.params.export_running(0), &after, pruned));
+    let logits = tch::no_grad(|| net.logits(images, &theta, Mode::Eval, 0));
+    findings.push(Comparison::new("logits, evaluation", VALUES, 0.0).one(&logits, golden.tensor("logits.eval")?));
+
+    net.load(&weights)?;
+    let leaves: Vec<Tensor> = theta.iter().map(|theta| theta.detach().set_requires_grad(true)).collect();
+    let loss = net.logits(images, &leaves, Mode::Train, 0).cross_entropy_for_logits(labels);
+    let grads = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
+    let mut comparison = Comparison::new("gradients of theta", GRADIENTS, 1e-5 * largest);
+    for (table, grad) in space.tables().iter().zip(&grads) {
+        comparison.add(table, grad, golden.tensor(&format!("grad.theta.{table}"))?);
+    }
+    findings.push(comparison.finding);
+
+    if golden.metadata.contains_key("k_before") {
+        findings.extend(widening(golden)?);
+    }
+    if let Some(text) = golden.metadata.get("genotype") {
+        let theirs = Genotype::from_json(text)?;
+        let weights: Vec<_> =
+            eta.iter().zip(&masks).map(|(eta, mask)| mean_weights(&rows(eta), mask)).collect();
+        let ours = Genotype::from_weights(space, &weights);
+        let mut comparison = Comparison::new("genotype", 0.0, 0.0);
+        comparison.note(&ours.to_line(), if ours == theirs { 0.0 } else { f64::INFINITY });
+        findings.push(comparison.finding);
+    }
+    Ok(findings)
+}
+
+/// A table on the host.
+fn rows(table: &Tensor) -> Vec<Vec<f64>> {
+    let (edges, _) = table.size2().expect("a table has two dimensions");
+    let row = |edge| Vec::<f64>::try_from(table.get(edge).to_kind(Kind::Double)).expect("a row of numbers");
+    (0..edges).map(row).collect()
+}
+
+/// Whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`.
+fn is_pruned(name: &str, masks: &[Mask], shape: &Shape) -> bool {
+    let numbers: Vec<usize> = name.split('.').filter_map(|part| part.parse().ok()).collect();
+    match numbers[..] {
+        [cell, edge, operation, ..] if name.contains("._ops.") => {
+            !masks[usize::from(shape.is_reduction(cell))].keeps(edge, operation)
+        }
+        _ => false,
+    }
+}
+
+/// The step from stage 1 to stage 2, with the published indices.
+fn widening(golden: &Golden) -> Result<Vec<Finding>> {
+    let mut indices = Indices::default();
+    let list = |tensor: Tensor| Vec::<i64>::try_from(tensor).map_err(Error::from);
+    for (name, tensor) in golden.group("out_index") {
+        indices.convolutions.entry(name).or_insert_with(Copied::default).output = list(tensor)?;
+    }
+    for (name, tensor) in golden.group("in_index") {
+        indices.convolutions.entry(name).or_insert_with(Copied::default).input = list(tensor)?;
+    }
+    let (before, weights) = (golden.group("before"), golden.group("weights"));
+    let is_running = |name: &str| name.contains(".running_");
+    let of = |named: &Named, running: bool| -> Named {
+        let named = named.iter().filter(|(name, _)| is_running(name) == running);
+        named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    };
+    // Not aligned in the published code (evaluation mode only): pooling and factorized reductions on an edge.
+    let unaligned =
+        |name: &str| name.contains("._ops.") && (name.contains(".op.1.running") || name.contains(".bn.running"));
+    let momentum = widen(&golden.group("momentum_before"), &indices);
+    Ok(vec![
+        Comparison::new("widened weights", VALUES, 0.0).all(
+            &widen(&of(&before, false), &indices),
+            &weights,
+            |_| false,
+        ),
+        Comparison::new("widened momentum", VALUES, 0.0).all(
+            &momentum,
+            &golden.group("momentum_after"),
+            |_| false,
+        ),
+        Comparison::new("widened statistics", VALUES, 0.0).all(
+            &widen_running(&of(&before, true), &indices),
+            &weights,
+            unaligned,
+        ),
+    ])
+}
+
+/// The Dirichlet figures: concentration, pathwise gradients, KL, pruning.
+fn distribution(golden: &Golden) -> Result<Vec<Finding>> {
+    let exact = |kind| Comparison::new(kind, EXACT, 0.0);
+    let tensor = |name: &str| golden.tensor(name);
+    let eta = tensor("eta")?;
+    let beta = dirichlet::concentration(eta);
+    let plain = Sample::from_drawn(tensor("theta")?.copy(), beta.copy(), &eta.ones_like());
+    let masked_eta = tensor("masked.eta")?;
+    let mask = tensor("masked.mask")?.to_kind(Kind::Double);
+    let masked = Sample::from_drawn(
+        tensor("masked.sample_before_mask")?.copy(),
+        dirichlet::concentration(masked_eta),
+        &mask,
+    );
+    let mut kept = rows(tensor("prune.eta_before")?);
+    let full = Mask::full(kept.len(), kept[0].len());
+    let theirs = golden.mask("prune.mask", eta)?;
+    let keep = theirs.0[0].iter().filter(|&&kept| kept).count();
+    let ours = dirichlet::prune(&mut kept, &full, keep);
+    let mut mask_finding = exact("pruning: mask");
+    mask_finding.note("", if ours == theirs { 0.0 } else { f64::INFINITY });
+    let kept: Vec<Tensor> = kept.iter().map(|row| Tensor::from_slice(row)).collect();
+    Ok(vec![
+        exact("concentration").one(&beta, tensor("concentration")?),
+        exact("pathwise gradient").one(&plain.grad_eta(eta, tensor("grad.theta")?), tensor("grad.eta")?),
+        exact("masked theta").one(&masked.theta, tensor("masked.theta")?),
+        exact("masked gradient").one(
+            &masked.grad_eta(masked_eta, tensor("masked.grad.theta")?),
+            tensor("masked.grad.eta")?,
+        ),
+        exact("KL").one(&dirichlet::kl(eta), tensor("kl")?),
+        exact("gradient of KL").one(&dirichlet::kl_grad(eta), tensor("kl.grad.eta")?),
+        mask_finding.finding,
+        exact("pruning: eta").one(&Tensor::stack(&kept, 0), tensor("prune.eta_after")?),
+    ])
+}
+
+fn schedules(_path: &Path) -> Result<Vec<Finding>> { let _ = SCHEDULE; Ok(Vec::new()) }
