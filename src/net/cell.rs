@@ -1,6 +1,6 @@
 //! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge.
 
-use super::mixed_op::{MixedOp, Place, plus};
+use super::mixed_op::{MixedOp, Place};
 use super::ops::{FactorizedReduce, Pass, ReluConvNorm};
 use super::params::Specs;
 use crate::space::{NUM_INPUTS, NUM_NODES};
@@ -96,5 +96,13 @@ fn shuffle(mixed: &Tensor, bypassed: &Tensor, k: i64) -> Tensor {
             .permute([0, 3, 1, 2])
     } else {
         x.view([n, k, channels / k, h, w]).transpose(1, 2).reshape([n, channels, h, w])
+    }
+}
+
+/// `sum + term`, or the term when there is no sum yet.
+fn plus(sum: Option<Tensor>, term: Tensor) -> Tensor {
+    match sum {
+        Some(sum) => sum + term,
+        None => term,
     }
 }

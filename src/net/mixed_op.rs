@@ -2,10 +2,11 @@
 //!
 //! Shapes: N batch, C channels of a state, c = C/k of them computed with, M out-edges, H W (H' W' after the stride).
 
-use super::ops::{ConvOp, Pass};
+use super::mixing::Entries;
+use super::ops::{FactorizedReduce, Pass, conv};
 use super::params::{Specs, StatId};
-use crate::space::{Mask, Operation, SearchSpace, edge, nodes_fed_by};
-use std::collections::HashMap;
+use super::separable::{Branch, Separable, Slots};
+use crate::space::{Mask, NUM_INPUTS, Operation, SearchSpace, edge, nodes_fed_by};
 use tch::Tensor;
 
 /// Where a cell's operations stand: what every state's `MixedOp` is built from.
@@ -26,76 +27,92 @@ pub struct Place<'a> {
     pub reduction: bool,
 }
 
-/// An operation with weights on those out-edges that keep it.
-struct Convolved {
-    op: ConvOp,
-    operation: usize,
-    /// Positions among the out-edges, and their numbers in the table.
-    positions: Vec<usize>,
-    edges: Vec<usize>,
+/// The operations without weights, each computed once for all out-edges.
+struct Shared {
+    /// Pooling and its statistics.
+    pools: Vec<(Operation, StatId)>,
+    /// Whether the skip connection (the identity here) is kept anywhere.
+    identity: bool,
+    /// M times (pools, identity).
+    entries: Entries,
 }
 
 /// The out-edges of one state.
 pub struct MixedOp {
-    table: usize,
-    /// Numbers of all out-edges, in node order.
-    edges: Vec<usize>,
+    num_edges: usize,
     channels: i64,
     partial: i64,
     stride: i64,
-    /// Pooling, computed once for all edges: (column of eta, operation, statistics).
-    pools: Vec<(usize, Operation, StatId)>,
-    /// Column of the skip connection when it is the identity.
-    identity: Option<usize>,
-    convolved: Vec<Convolved>,
+    shared: Option<Shared>,
+    /// Chains of separable convolutions: plain ones (3x3, 5x5), dilated ones (3x3, 5x5).
+    separable: Vec<(Separable, Entries)>,
+    /// The skip connection of stride 2.
+    reduce: Option<(FactorizedReduce, Slots, Entries)>,
 }
 
 impl MixedOp {
     /// Declares the out-edges of state `from`.
     pub fn new(specs: &mut Specs, place: &Place, from: usize) -> MixedOp {
-        let nodes = nodes_fed_by(from);
-        let edges: Vec<usize> = nodes.map(|node| edge(node, from)).collect();
-        let stride = if place.reduction && from < crate::space::NUM_INPUTS { 2 } else { 1 };
+        let edges: Vec<usize> = nodes_fed_by(from).map(|node| edge(node, from)).collect();
+        let num_edges = edges.len();
+        let stride = if place.reduction && from < NUM_INPUTS { 2 } else { 1 };
         let partial = place.channels / place.k;
-        let mut mixed = MixedOp {
-            table: place.table,
-            edges,
-            channels: place.channels,
-            partial,
-            stride,
-            pools: Vec::new(),
-            identity: None,
-            convolved: Vec::new(),
+        let column = |operation: Operation| {
+            let mut operations = place.space.operations().iter();
+            operations.position(|&other| other == operation)
         };
         let prefix = |edge: usize, column: usize| format!("{}._ops.{edge}._ops.{column}", place.cell);
-        for (column, &operation) in place.space.operations().iter().enumerate() {
+        // Positions of the out-edges that keep an operation, and its names there.
+        let kept = |operation: Operation| -> Option<(usize, Vec<usize>, Vec<String>)> {
+            let column = column(operation)?;
             let positions: Vec<usize> =
-                (0..mixed.edges.len()).filter(|&at| place.mask.keeps(mixed.edges[at], column)).collect();
-            if positions.is_empty() {
-                continue;
-            }
-            let edges: Vec<usize> = positions.iter().map(|&at| mixed.edges[at]).collect();
-            match operation {
-                Operation::MaxPool3x3 | Operation::AvgPool3x3 => {
-                    let pieces = mixed
-                        .edges
-                        .iter()
-                        .map(|&edge| (format!("{}.op.1", prefix(edge, column)), 0..partial))
-                        .collect();
-                    mixed.pools.push((column, operation, specs.stat(partial, pieces)));
-                }
-                _ => {
-                    let prefixes: Vec<String> = edges.iter().map(|&edge| prefix(edge, column)).collect();
-                    match ConvOp::new(specs, operation, &prefixes, partial, stride) {
-                        Some(op) => {
-                            mixed.convolved.push(Convolved { op, operation: column, positions, edges })
-                        }
-                        None => mixed.identity = Some(column),
-                    }
-                }
+                (0..num_edges).filter(|&at| place.mask.keeps(edges[at], column)).collect();
+            let prefixes = positions.iter().map(|&at| prefix(edges[at], column)).collect();
+            (!positions.is_empty()).then_some((column, positions, prefixes))
+        };
+        let entries = |places: Vec<(usize, usize)>| Entries { table: place.table, places };
+
+        let mut pools = Vec::new();
+        let mut columns = Vec::new();
+        for operation in [Operation::MaxPool3x3, Operation::AvgPool3x3] {
+            if let Some((column, ..)) = kept(operation) {
+                let names = edges.iter().map(|&edge| (format!("{}.op.1", prefix(edge, column)), 0..partial));
+                pools.push((operation, specs.stat(partial, names.collect())));
+                columns.push(column);
             }
         }
-        mixed
+        let skip = kept(Operation::SkipConnect);
+        let identity = stride == 1 && skip.is_some();
+        if let Some((column, ..)) = skip.as_ref().filter(|_| identity) {
+            columns.push(*column);
+        }
+        let shared = (!columns.is_empty()).then(|| {
+            let places = edges.iter().flat_map(|&edge| columns.iter().map(move |&column| (edge, column)));
+            Shared { pools, identity, entries: entries(places.collect()) }
+        });
+        let reduce = skip.filter(|_| stride == 2).map(|(column, positions, prefixes)| {
+            let places = positions.iter().map(|&at| (edges[at], column)).collect();
+            let reduce = FactorizedReduce::new(specs, &prefixes, partial, partial);
+            (reduce, Slots::new(positions, num_edges), entries(places))
+        });
+        let mut separable = Vec::new();
+        for (kernels, at, dilation) in [
+            ([(Operation::SepConv3x3, 3), (Operation::SepConv5x5, 5)], [1, 5].as_slice(), 1),
+            ([(Operation::DilConv3x3, 3), (Operation::DilConv5x5, 5)], [1].as_slice(), 2),
+        ] {
+            let (mut branches, mut places) = (Vec::new(), Vec::new());
+            for (operation, kernel) in kernels {
+                if let Some((column, positions, prefixes)) = kept(operation) {
+                    places.extend(positions.iter().map(|&at| (edges[at], column)));
+                    branches.push(Branch { kernel, prefixes, positions });
+                }
+            }
+            if !branches.is_empty() {
+                let chain = Separable::new(specs, branches, num_edges, partial, at, stride, dilation);
+                separable.push((chain, entries(places)));
+            }
+        }
+        MixedOp { num_edges, channels: place.channels, partial, stride, shared, separable, reduce }
     }
 
     /// `x` [N, C, H, W] to the weighted sum of operations on every out-edge [N, M*c, H', W'] (nearest node first) and
@@ -106,63 +123,38 @@ impl MixedOp {
             let rest = x.narrow(1, self.partial, self.channels - self.partial);
             if self.stride == 2 { rest.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false) } else { rest }
         });
-        let mut sum = self.without_weights(pass, &head);
-        // Terms on some of the edges only: summed edge by edge.
-        let mut single: Vec<Option<Tensor>> = self.edges.iter().map(|_| None).collect();
-        if !self.convolved.is_empty() {
+        let mut terms = Vec::new();
+        if let Some(shared) = &self.shared {
+            terms.push(self.mix(pass, shared, &head));
+        }
+        if self.reduce.is_some() || !self.separable.is_empty() {
             let rectified = head.relu();
-            // The state once per edge, by number of edges (operations kept on as many edges share it).
-            let mut repeated: HashMap<usize, Tensor> = HashMap::new();
-            for part in &self.convolved {
-                let m = part.edges.len();
-                let stacked =
-                    repeated.entry(m).or_insert_with(|| Tensor::cat(&vec![&rectified; m], 1)).shallow_clone();
-                let scale = pass.mixing.scale(self.table, &part.edges, part.operation, self.partial);
-                let y = part.op.forward(pass, &rectified, &stacked, m as i64, &scale);
-                if m == self.edges.len() {
-                    sum = Some(plus(sum, y));
-                } else {
-                    for (&at, term) in part.positions.iter().zip(y.split(self.partial, 1)) {
-                        single[at] = Some(plus(single[at].take(), term));
-                    }
-                }
+            let scale = |entries| pass.mixing.scale(entries, self.partial);
+            if let Some((reduce, slots, entries)) = &self.reduce {
+                let y = reduce.forward(pass, &rectified, Some(&scale(entries)));
+                terms.push(slots.sum(&y, self.partial));
+            }
+            for (chain, entries) in &self.separable {
+                terms.push(chain.forward(pass, &rectified, &scale(entries)));
             }
         }
-        if let Some(shape) = single.iter().flatten().next().map(Tensor::zeros_like) {
-            let terms: Vec<Tensor> =
-                single.into_iter().map(|term| term.unwrap_or_else(|| shape.shallow_clone())).collect();
-            sum = Some(plus(sum, Tensor::cat(&terms, 1)));
-        }
+        let sum = terms.into_iter().reduce(|sum, term| sum + term);
         (sum.expect("every edge keeps an operation"), bypass)
     }
 
-    /// The kept operations without weights: each computed once, then mixed into all edges by one product.
-    fn without_weights(&self, pass: &Pass, head: &Tensor) -> Option<Tensor> {
-        let (mut tensors, mut operations) = (Vec::new(), Vec::new());
-        for &(column, operation, stat) in &self.pools {
-            let stride = [self.stride, self.stride];
+    /// Operations without weights: computed once, then mixed into all edges by one product.
+    fn mix(&self, pass: &Pass, shared: &Shared, head: &Tensor) -> Tensor {
+        let stride = [self.stride, self.stride];
+        let pool = |&(operation, stat): &(Operation, StatId)| {
             let pooled = match operation {
                 Operation::MaxPool3x3 => head.max_pool2d([3, 3], stride, [1, 1], [1, 1], false),
                 _ => head.avg_pool2d([3, 3], stride, [1, 1], false, false, None::<i64>),
             };
-            tensors.push(pass.batch_norm(&pooled, stat, None));
-            operations.push(column);
-        }
-        if let Some(column) = self.identity {
-            tensors.push(head.shallow_clone());
-            operations.push(column);
-        }
-        (!tensors.is_empty()).then(|| {
-            let matrix = pass.mixing.matrix(self.table, &self.edges, &operations, self.partial);
-            super::ops::conv(&Tensor::cat(&tensors, 1), &matrix, 1, 0, 1, 1)
-        })
-    }
-}
-
-/// `sum + term`, or the term when there is no sum yet.
-pub fn plus(sum: Option<Tensor>, term: Tensor) -> Tensor {
-    match sum {
-        Some(sum) => sum + term,
-        None => term,
+            pass.batch_norm(&pooled, stat, None)
+        };
+        let mut tensors: Vec<Tensor> = shared.pools.iter().map(pool).collect();
+        tensors.extend(shared.identity.then(|| head.shallow_clone()));
+        let matrix = pass.mixing.matrix(&shared.entries, self.num_edges, self.partial);
+        conv(&Tensor::cat(&tensors, 1), &matrix, 1, 0, 1, 1)
     }
 }

@@ -8,20 +8,20 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 
-/// Which rows (edges) and column (operation) of a table a stacked tensor needs.
+/// Entries (edge, operation) of a table that a stacked tensor is mixed with, in its order.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
-    table: usize,
-    edges: Vec<usize>,
-    operations: Vec<usize>,
-    channels: i64,
+pub struct Entries {
+    /// The table.
+    pub table: usize,
+    /// (edge, operation).
+    pub places: Vec<(usize, usize)>,
 }
 
 /// The mixing weights of one pass. Not shared between passes: it caches tensors of this pass's graph.
 pub struct Mixing {
     /// Masked theta, one [E, O] per table.
     tables: Vec<Tensor>,
-    cache: RefCell<HashMap<Key, Tensor>>,
+    cache: RefCell<HashMap<(Entries, i64, bool), Tensor>>,
 }
 
 /// What the masks are on the device: made once per stage.
@@ -51,44 +51,45 @@ impl Mixing {
         Mixing { tables, cache: RefCell::default() }
     }
 
-    /// theta of `operation` on `edges`, each repeated for `channels` channels: [M*C], the scale of a batch norm.
-    pub fn scale(&self, table: usize, edges: &[usize], operation: usize, channels: i64) -> Tensor {
-        let key = Key { table, edges: edges.to_vec(), operations: vec![operation], channels };
-        self.cached(key, |theta| {
-            let m = edges.len() as i64;
-            // Contiguous: `reshape` would hand out a view of stride 0 for one edge, and batch norm's backward reads
+    /// theta of `entries`, each repeated for `channels` channels: [S*C], the scale of a batch norm.
+    pub fn scale(&self, entries: &Entries, channels: i64) -> Tensor {
+        self.cached(entries, channels, false, |values| {
+            // Contiguous: `reshape` would hand out a view of stride 0 for one entry, and batch norm's backward reads
             // its weight as if it had stride 1.
-            column(theta, edges, operation).view([m, 1]).expand([m, channels], false).contiguous().view([-1])
+            values.unsqueeze(1).expand([-1, channels], false).contiguous().view([-1])
         })
     }
 
     /// The 1x1 convolution [M*C, S*C, 1, 1] that mixes S tensors without weights (pooled states, the identity) into M
-    /// edges: theta (x) identity. `operations`: the S columns, in the order of the tensors.
-    pub fn matrix(&self, table: usize, edges: &[usize], operations: &[usize], channels: i64) -> Tensor {
-        let key = Key { table, edges: edges.to_vec(), operations: operations.to_vec(), channels };
-        self.cached(key, |theta| {
-            let (m, s) = (edges.len() as i64, operations.len() as i64);
-            let columns: Vec<Tensor> =
-                operations.iter().map(|&operation| column(theta, edges, operation)).collect();
-            let eye = Tensor::eye(channels, (theta.kind(), theta.device()));
-            (Tensor::stack(&columns, 1).view([m, 1, s, 1]) * eye.view([1, channels, 1, channels])).view([
-                m * channels,
-                s * channels,
-                1,
-                1,
-            ])
+    /// edges: theta (x) identity. `entries`: M times S, edge by edge.
+    pub fn matrix(&self, entries: &Entries, num_edges: usize, channels: i64) -> Tensor {
+        self.cached(entries, channels, true, |values| {
+            let (m, s) = (num_edges as i64, (entries.places.len() / num_edges) as i64);
+            let eye = Tensor::eye(channels, (values.kind(), values.device()));
+            let matrix = values.view([m, 1, s, 1]) * eye.view([1, channels, 1, channels]);
+            matrix.view([m * channels, s * channels, 1, 1])
         })
     }
 
-    fn cached(&self, key: Key, make: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
-        let table = &self.tables[key.table];
-        self.cache.borrow_mut().entry(key).or_insert_with(|| make(table)).shallow_clone()
+    fn cached(
+        &self,
+        entries: &Entries,
+        channels: i64,
+        matrix: bool,
+        make: impl FnOnce(&Tensor) -> Tensor,
+    ) -> Tensor {
+        let key = (entries.clone(), channels, matrix);
+        let mut cache = self.cache.borrow_mut();
+        let made = cache.entry(key).or_insert_with(|| {
+            let table = &self.tables[entries.table];
+            let operations = table.size()[1];
+            let places: Vec<i64> = entries
+                .places
+                .iter()
+                .map(|&(edge, operation)| edge as i64 * operations + operation as i64)
+                .collect();
+            make(&table.reshape([-1]).index_select(0, &Tensor::from_slice(&places).to_device(table.device())))
+        });
+        made.shallow_clone()
     }
-}
-
-/// Entries (edges, operation) of a table, [M].
-fn column(theta: &Tensor, edges: &[usize], operation: usize) -> Tensor {
-    let rows: Vec<Tensor> =
-        edges.iter().map(|&edge| theta.get(edge as i64).narrow(0, operation as i64, 1)).collect();
-    Tensor::cat(&rows, 0)
 }

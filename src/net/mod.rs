@@ -5,5 +5,6 @@ pub mod mixed_op;
 pub mod mixing;
 pub mod ops;
 pub mod params;
+pub mod separable;
 pub mod supernet;
 pub mod widen;

@@ -1,12 +1,11 @@
-//! The primitive operations, for M out-edges of a state at once.
+//! The primitives: convolutions, batch norm, factorized reduction, for several edges at once.
 //!
 //! Shapes: N batch, C channels that one edge computes with, M edges, H W. A stacked tensor is [N, M*C, H, W], the
 //! channels of the first edge first; its convolutions are grouped by edge.
 
 use super::mixing::Mixing;
 use super::params::{Init, Params, Specs, StatId, WeightId};
-use crate::space::Operation;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// Batch norm's eps.
 pub const EPS: f64 = 1e-5;
@@ -78,67 +77,27 @@ pub fn conv(x: &Tensor, weight: &Tensor, stride: i64, padding: i64, dilation: i6
     x.conv2d(weight, None::<&Tensor>, [stride, stride], [padding, padding], [dilation, dilation], groups)
 }
 
-/// Channels per edge below which a pointwise convolution is computed as one dense block-diagonal product: grouped
-/// convolutions of fewer than 16 channels a group leave most of a vector unit idle (2 times slower, measured at C = 8).
-const DENSE_BELOW: i64 = 16;
+/// Elements below which a tensor is small: on a CPU a convolution then costs its call and not its arithmetic.
+const SMALL: usize = 1 << 16;
 
-/// The stacked 1x1 convolution: `x` [N, M*C, H, W], `weight` [M*C', C, 1, 1], edge by edge.
-fn pointwise(x: &Tensor, weight: &Tensor, edges: i64) -> Tensor {
+/// Whether a CPU spends more on calling than on computing.
+pub fn is_small(x: &Tensor) -> bool {
+    x.device() == Device::Cpu && x.numel() < SMALL
+}
+
+/// The stacked 1x1 convolution: `x` [N, G*C, H, W], `weight` [G*C', C, 1, 1], group by group.
+pub fn pointwise(x: &Tensor, weight: &Tensor, groups: i64) -> Tensor {
     let (rows, c) = (weight.size()[0], weight.size()[1]);
-    if edges == 1 || c >= DENSE_BELOW {
-        return conv(x, weight, 1, 0, 1, edges);
+    if groups > 1 && is_small(x) && c < 16 {
+        // One dense block-diagonal product: grouped convolutions of few channels leave most of a vector unit idle.
+        let eye = Tensor::eye(groups, (weight.kind(), weight.device()));
+        let blocks = weight.view([groups, rows / groups, 1, c]) * eye.view([groups, 1, groups, 1]);
+        return conv(x, &blocks.view([rows, groups * c, 1, 1]), 1, 0, 1, 1);
     }
-    let eye = Tensor::eye(edges, (weight.kind(), weight.device()));
-    let blocks = weight.view([edges, rows / edges, 1, c]) * eye.view([edges, 1, edges, 1]);
-    conv(x, &blocks.view([rows, edges * c, 1, 1]), 1, 0, 1, 1)
-}
-
-/// Depthwise convolution, pointwise convolution, batch norm.
-struct Separable {
-    depthwise: WeightId,
-    pointwise: WeightId,
-    stat: StatId,
-    kernel: i64,
-    stride: i64,
-    dilation: i64,
-}
-
-impl Separable {
-    /// `at`: position of the depthwise convolution inside the published operation; the others follow it.
-    fn new(
-        specs: &mut Specs,
-        prefixes: &[String],
-        at: usize,
-        c: i64,
-        kernel: i64,
-        stride: i64,
-        dilation: i64,
-    ) -> Separable {
-        let m = prefixes.len() as i64;
-        let pieces = |position: usize, suffix: &str| stack(prefixes, c, &format!(".op.{position}{suffix}"));
-        let fan_in = kernel * kernel;
-        Separable {
-            depthwise: specs.weight(
-                &[m * c, 1, kernel, kernel],
-                Init::FanIn(fan_in),
-                pieces(at, ".weight"),
-            ),
-            pointwise: specs.weight(&[m * c, c, 1, 1], Init::FanIn(c), pieces(at + 1, ".weight")),
-            stat: specs.stat(m * c, pieces(at + 2, "")),
-            kernel,
-            stride,
-            dilation,
-        }
-    }
-
-    /// `x`: rectified, stacked [N, M*C, H, W].
-    fn forward(&self, pass: &Pass, x: &Tensor, edges: i64, scale: Option<&Tensor>) -> Tensor {
-        let padding = self.dilation * (self.kernel / 2);
-        let depthwise = pass.params.weight(self.depthwise);
-        let y = conv(x, depthwise, self.stride, padding, self.dilation, depthwise.size()[0]);
-        let y = pointwise(&y, pass.params.weight(self.pointwise), edges);
-        pass.batch_norm(&y, self.stat, scale)
-    }
+    // A 1x1 kernel cannot be dilated, but saying so keeps libtorch from its im2col path for one thread, which is 2 to
+    // 4 times slower on grouped convolutions.
+    let dilation = if x.device() == Device::Cpu && groups > 1 { 2 } else { 1 };
+    conv(x, weight, 1, 0, dilation, groups)
 }
 
 /// Rows of a stacked tensor: `each` rows per prefix, in order, named prefix + suffix.
@@ -206,57 +165,5 @@ impl ReluConvNorm {
     /// `x` [N, c_in, H, W] to [N, c_out, H, W].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         pass.batch_norm(&conv(&x.relu(), pass.params.weight(self.weight), 1, 0, 1, 1), self.stat, None)
-    }
-}
-
-/// An operation with weights, on M edges.
-pub enum ConvOp {
-    /// Separable convolutions, one after another with a ReLU between (the first ReLU is the state's, shared).
-    Separable(Vec<SeparableStep>),
-    /// The skip connection of stride 2.
-    Reduce(FactorizedReduce),
-}
-
-/// One link of a chain of separable convolutions.
-pub struct SeparableStep(Separable);
-
-impl ConvOp {
-    /// The operation on the edges named `prefixes`; `None` for one without weights at this stride.
-    pub fn new(
-        specs: &mut Specs,
-        operation: Operation,
-        prefixes: &[String],
-        c: i64,
-        stride: i64,
-    ) -> Option<ConvOp> {
-        let mut step = |at, kernel, stride, dilation| {
-            SeparableStep(Separable::new(specs, prefixes, at, c, kernel, stride, dilation))
-        };
-        match operation {
-            Operation::SepConv3x3 => Some(ConvOp::Separable(vec![step(1, 3, stride, 1), step(5, 3, 1, 1)])),
-            Operation::SepConv5x5 => Some(ConvOp::Separable(vec![step(1, 5, stride, 1), step(5, 5, 1, 1)])),
-            Operation::DilConv3x3 => Some(ConvOp::Separable(vec![step(1, 3, stride, 2)])),
-            Operation::DilConv5x5 => Some(ConvOp::Separable(vec![step(1, 5, stride, 2)])),
-            Operation::SkipConnect if stride == 2 => {
-                Some(ConvOp::Reduce(FactorizedReduce::new(specs, prefixes, c, c)))
-            }
-            Operation::MaxPool3x3 | Operation::AvgPool3x3 | Operation::SkipConnect => None,
-        }
-    }
-
-    /// `x`: the rectified state [N, C, H, W]; `stacked`: the same M times, [N, M*C, H, W]; `scale` [M*C]: the mixing
-    /// weights. Result [N, M*C, H/stride, W/stride].
-    pub fn forward(&self, pass: &Pass, x: &Tensor, stacked: &Tensor, edges: i64, scale: &Tensor) -> Tensor {
-        match self {
-            ConvOp::Reduce(reduce) => reduce.forward(pass, x, Some(scale)),
-            ConvOp::Separable(steps) => {
-                let (last, earlier) = steps.split_last().expect("a separable operation has a step");
-                let mut y = stacked.shallow_clone();
-                for step in earlier {
-                    y = step.0.forward(pass, &y, edges, None).relu_();
-                }
-                last.0.forward(pass, &y, edges, Some(scale))
-            }
-        }
     }
 }

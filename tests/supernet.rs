@@ -1,0 +1,186 @@
+//! The stacked supernet against the obvious one, in float64: logits, every gradient, running statistics.
+
+#[path = "common/naive.rs"]
+mod naive;
+
+use drnas_dist::net::params::Named;
+use drnas_dist::net::supernet::{Placement, Shape, Supernet};
+use drnas_dist::net::widen::{draw_indices, widen, widen_running};
+use drnas_dist::random::{Purpose, stream};
+use drnas_dist::space::{Mask, SearchSpace};
+use naive::Naive;
+use rand::RngExt;
+use tch::{Device, Kind, Tensor};
+
+const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+/// A mask that keeps `keep` random operations per edge.
+fn random_mask(seed: u64, keep: usize) -> Mask {
+    let mut random = stream(seed, Purpose::Split, &[]);
+    let mut mask = Mask::full(14, 7);
+    for row in &mut mask.0 {
+        while row.iter().filter(|kept| **kept).count() > keep {
+            row[random.random_range(0..7)] = false;
+        }
+    }
+    mask
+}
+
+fn shape(space: SearchSpace, k: i64, keep: usize) -> Shape {
+    Shape {
+        space,
+        init_channels: 12,
+        layers: 3,
+        num_classes: 5,
+        k,
+        masks: vec![random_mask(1, keep), random_mask(2, keep)],
+    }
+}
+
+fn placement(bucket_bytes: usize, channels_last: bool) -> Placement {
+    Placement { kind: Kind::Double, device: Device::Cpu, channels_last, replicas: 1, bucket_bytes }
+}
+
+fn relative(ours: &Tensor, theirs: &Tensor, floor: f64) -> f64 {
+    (ours - theirs).norm().double_value(&[]) / theirs.norm().double_value(&[]).max(floor)
+}
+
+fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize, channels_last: bool) {
+    let shape = shape(space, k, keep);
+    let mut net = Supernet::new(shape.clone(), placement(bucket_bytes, channels_last));
+    net.params.initialise(3);
+    tch::manual_seed(4);
+    let images = Tensor::randn([3, 3, px, px], F64);
+    let labels = Tensor::from_slice(&[0i64, 3, 4]);
+    let theta: Vec<Tensor> =
+        (0..2).map(|_| Tensor::rand([14, 7], F64).softmax(-1, Kind::Double).set_requires_grad(true)).collect();
+
+    let weights: Named = net
+        .params
+        .export(|bucket| &bucket.weights)
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.set_requires_grad(true)))
+        .collect();
+    let running = net.params.export_running(0);
+    let theirs = Naive { shape: &shape, weights: &weights, running: &running }.logits(&images, &theta);
+    let loss = theirs.cross_entropy_for_logits(&labels);
+    let leaves: Vec<&Tensor> = weights.values().chain(&theta).collect();
+    let grads = Tensor::run_backward(&[&loss], &leaves, false, false);
+
+    let tape = net.forward(&images, &theta.iter().map(Tensor::detach).collect::<Vec<_>>(), 0);
+    let ours = tape.logits().shallow_clone();
+    assert!(relative(&ours, &theirs, 0.0) < 1e-11, "logits");
+    let mut order = Vec::new();
+    let mut found = Vec::new();
+    tape.backward(&ours.cross_entropy_for_logits(&labels), |bucket, grads| {
+        order.push(bucket);
+        found.push((bucket, grads));
+        Ok(())
+    })
+    .unwrap();
+    assert!(order.iter().rev().copied().eq(0..order.len()), "last segment first: {order:?}");
+    for (bucket, grads) in found {
+        net.params.buckets[bucket].add(&grads);
+    }
+    let floor = 1e-5 * grads.iter().map(|grad| grad.norm().double_value(&[])).fold(0.0, f64::max);
+    let ours = net.params.export(|bucket| &bucket.grads);
+    assert_eq!(ours.len(), weights.len());
+    for ((name, ours), theirs) in ours.iter().zip(&grads) {
+        assert!(relative(ours, theirs, floor) < 1e-9, "gradient of {name}: {}", relative(ours, theirs, floor));
+    }
+    for (name, ours) in net.params.export_running(0) {
+        // An edge that pruned the pooling has no statistics of its own in the obvious network.
+        let theirs = &running[&name];
+        let untouched = theirs.equal(&net_initial(&name, theirs));
+        assert!(untouched || relative(&ours, theirs, 1e-9) < 1e-10, "statistics {name}");
+    }
+
+    net.params.import_running(0, &running).unwrap();
+    let loss = net.logits(&images, &theta, drnas_dist::net::ops::Mode::Train, 0).cross_entropy_for_logits(&labels);
+    let ours = Tensor::run_backward(&[&loss], &theta, false, false);
+    for (ours, theirs) in ours.iter().zip(&grads[weights.len()..]) {
+        assert!(relative(ours, theirs, floor) < 1e-9, "gradient of theta");
+    }
+}
+
+fn net_initial(name: &str, like: &Tensor) -> Tensor {
+    if name.ends_with("mean") { like.zeros_like() } else { like.ones_like() }
+}
+
+#[test]
+fn equals_the_obvious_network() {
+    tch::set_num_threads(1);
+    let many = 1;
+    let one = usize::MAX;
+    compare(SearchSpace::DartsImagenet, 64, 6, 7, many, true);
+    compare(SearchSpace::DartsImagenet, 64, 3, 4, one, true);
+    compare(SearchSpace::DartsImagenet, 64, 3, 1, 40_000, false);
+    compare(SearchSpace::DartsCifar, 16, 6, 7, 40_000, true);
+    compare(SearchSpace::DartsCifar, 16, 3, 2, many, true);
+    compare(SearchSpace::DartsCifar, 16, 2, 3, many, false);
+    compare(SearchSpace::DartsCifar, 16, 1, 3, many, true);
+}
+
+#[test]
+fn published_parameter_counts() {
+    for (k, count) in [(6, 3_642_896), (3, 5_739_344)] {
+        let shape = Shape {
+            space: SearchSpace::DartsImagenet,
+            init_channels: 48,
+            layers: 14,
+            num_classes: 1000,
+            k,
+            masks: vec![Mask::full(14, 7), Mask::full(14, 7)],
+        };
+        let net = Supernet::new(shape, placement(1 << 20, true));
+        assert_eq!(net.params.num_elements(), count, "k = {k}");
+        // Buckets follow cells, so that a reduction can travel while the cells before are differentiated.
+        assert!(net.params.segments().len() > 8, "{:?}", net.params.segments());
+    }
+}
+
+#[test]
+fn widening_copies_channels_and_aligns_them() {
+    tch::set_num_threads(1);
+    let before = shape(SearchSpace::DartsImagenet, 6, 7);
+    let mut small = Supernet::new(before.clone(), placement(usize::MAX, true));
+    small.params.initialise(3);
+    let images = Tensor::randn([2, 3, 64, 64], F64);
+    let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
+    small.forward(&images, &theta, 0); // moves the running statistics
+    let (weights, running) = (small.params.export(|bucket| &bucket.weights), small.params.export_running(0));
+
+    let indices = draw_indices(&weights, &running, 6, 3, 9, 1);
+    assert_eq!(indices, draw_indices(&weights, &running, 6, 3, 9, 1));
+    assert_ne!(indices, draw_indices(&weights, &running, 6, 3, 10, 1));
+    let after = Shape { k: 3, masks: vec![random_mask(1, 4), random_mask(2, 4)], ..before };
+    let mut large = Supernet::new(after, placement(usize::MAX, true));
+    let (wide, wide_running) = (widen(&weights, &indices), widen_running(&running, &indices));
+    large.params.import(&wide, |bucket| &bucket.weights).unwrap();
+    large.params.import_running(0, &wide_running).unwrap();
+
+    // What was there stays; what is new is a copy; a convolution takes from its input what the one before put there.
+    let name = |rest: &str| format!("cells.0._ops.0._ops.3.op.{rest}");
+    let (old, new) = (&weights[&name("2.weight")], &wide[&name("2.weight")]);
+    assert!(new.narrow(0, 0, 2).narrow(1, 0, 2).equal(old));
+    let depthwise = &indices.convolutions[&name("1.weight")];
+    let pointwise = &indices.convolutions[&name("2.weight")];
+    assert!(depthwise.input.is_empty());
+    assert_eq!(pointwise.input, depthwise.output);
+    for (at, &from) in pointwise.output.iter().enumerate() {
+        let at = at as i64 + 2;
+        assert!(new.get(at).equal(&new.get(from)));
+        let mean = &wide_running[&name("3.running_mean")];
+        assert_eq!(mean.double_value(&[at]), mean.double_value(&[from]));
+        let inner = new.narrow(1, at, 1);
+        assert!(inner.equal(&new.narrow(1, depthwise.output[at as usize - 2], 1)));
+    }
+    // Halves of a factorized reduction keep their places.
+    let reduce = "cells.1._ops.0._ops.2";
+    let (old, new) =
+        (&running[&format!("{reduce}.bn.running_mean")], &wide_running[&format!("{reduce}.bn.running_mean")]);
+    assert!(new.narrow(0, 4, 2).equal(&old.narrow(0, 2, 2)));
+    // All edges of a state share the pooled tensor, so they share its statistics.
+    let pool = |edge: usize| &wide_running[&format!("cells.0._ops.{edge}._ops.0.op.1.running_mean")];
+    assert!(pool(0).equal(pool(2)) && pool(0).equal(pool(5)) && pool(0).size() == [4]);
+}
