@@ -23,12 +23,36 @@ pub enum Error {
     // -- data -------------------------------------------------------------------------------
 
     // -- configuration ----------------------------------------------------------------------
+    /// A file or a `--set` that cannot be read, or a value of the wrong kind.
+    #[error("{place}: {message}")]
+    ConfigSyntax {
+        /// "FILE line N", or the `--set`.
+        place: String,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown key \"{key}\" in {place}{}", did_you_mean(nearest))]
+    UnknownKey {
+        /// The key, dotted.
+        key: String,
+        /// "FILE line N", or the `--set`.
+        place: String,
+        /// The known key that is most like it, if any is.
+        nearest: Option<String>,
+    },
+    /// Values that do not fit together; the line says which and what would fit.
+    #[error("configuration: {0}")]
+    ConfigCheck(String),
 
     // -- ranks ------------------------------------------------------------------------------
 
     // -- checkpoints ------------------------------------------------------------------------
 
     // -- search -----------------------------------------------------------------------------
+    /// A signal ended the run in good order: not a failure, exit code 130.
+    #[error("interrupted")]
+    Interrupted,
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -47,4 +71,11 @@ impl Error {
             source,
         }
     }
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map(|key| format!("; did you mean \"{key}\"?"))
+        .unwrap_or_default()
 }
