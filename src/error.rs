@@ -79,3 +79,34 @@ fn did_you_mean(nearest: &Option<String>) -> String {
         .map(|key| format!("; did you mean \"{key}\"?"))
         .unwrap_or_default()
 }
+
+/// The error and what caused it, in one line; a cause that is quoted already is not said twice.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] Error);
+
+    #[test]
+    fn causes_are_said_once_in_one_line() {
+        let inner = std::io::Error::other("the disk\nis full");
+        let error = Error::io("write", "a/b")(inner);
+        assert_eq!(chain(&error), "write a/b: the disk is full");
+        assert_eq!(chain(&Outer(error)), "outer: write a/b: the disk is full");
+    }
+}

@@ -67,8 +67,8 @@ impl Schedule {
                 };
                 let (left, sloped) = (epochs - epoch, (epochs - slow) as f64);
                 match left > slow {
-                    true => lr * (left - slow) as f64 / sloped,
-                    false => lr * left as f64 / (sloped * slow as f64),
+                    true => lr * ((left - slow) as f64 / sloped),
+                    false => lr * (left as f64 / (sloped * slow as f64)),
                 }
             }
         }
