@@ -75,7 +75,7 @@ const SEARCH_EXAMPLES: &str = "\
 Examples:
   mpirun -n 8 drnas-dist search-imagenet --config configs/search-imagenet.toml \\
       --train shards/train --valid shards/valid --out runs/imagenet
-  ... the same with --resume        goes on after an interruption, with any number of ranks that fits
+  ... the same with --resume      goes on after an interruption; other numbers of ranks will do
   ... --set seed=1 --set search.stage.2.epochs=30";
 
 #[cfg(test)]

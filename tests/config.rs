@@ -249,3 +249,29 @@ fn ranks_and_classes_are_checked_when_known() {
     let error = config.check_classes(10).unwrap_err().to_string();
     assert!(error.contains("--set model.num_classes=10"), "{error}");
 }
+
+#[test]
+fn the_files_of_the_project_are_good() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let load = |name: &str| Config::load(&folder.join(name), &[]).unwrap();
+    assert_eq!(load("search-imagenet.toml"), Config::default());
+    for name in ["search-imagenet-small.toml", "quickstart.toml"] {
+        let config = load(name);
+        assert!(config.search.stages.len() >= 2, "{name}");
+        config.check_ranks(2).unwrap();
+        config.check_classes(10).unwrap();
+    }
+}
+
+#[test]
+fn every_key_is_explained() {
+    let explained = include_str!("../configs/README.md");
+    let text = Config::default().to_toml();
+    let keys = text.lines().filter_map(|line| line.split_once(" = "));
+    for (key, _) in keys {
+        assert!(
+            explained.contains(&format!("`{key}`")),
+            "{key} is not in configs/README.md"
+        );
+    }
+}
