@@ -63,8 +63,8 @@ const EXAMPLES: &str = "\
 Examples:
   drnas-dist demo-data demo/images
   drnas-dist split demo/images --fractions 0.6,0.3 --names train,valid --out demo/lists
-  drnas-dist pack demo/images --list demo/lists/train.txt --out demo/train
-  drnas-dist pack demo/images --list demo/lists/valid.txt --out demo/valid
+  drnas-dist pack demo/images demo/train --list demo/lists/train.txt
+  drnas-dist pack demo/images demo/valid --list demo/lists/valid.txt
   mpirun -n 2 drnas-dist search-imagenet --config configs/quickstart.toml \\
       --train demo/train --valid demo/valid --out runs/first
 
