@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # -- change these lines --------------------------------------------------------------------------------------------
 IMAGENET=/path/to/imagenet/train        # <class>/<image>.JPEG, 1000 folders
-SHARDS=shards                           # 20 GB: packed once
+SHARDS=shards                           # about 18 GB, packed once
 RUN=runs/search-imagenet                # checkpoints, metrics, genotype
 RANKS=8                                 # 1, 2, 4 or 8: a divisor of search.replicas
 CONFIG=configs/search-imagenet.toml

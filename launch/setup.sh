@@ -37,23 +37,25 @@ elif [ -e /proc/driver/nvidia/version ] || nvidia-smi >/dev/null 2>&1; then
 else
     cuda=0
 fi
+every=$(grep -v '^#' launch/native.txt)
 case $cuda in
-0) packages=$(sed '/^# -- with an NVIDIA driver/,$d' launch/native.txt) ;;
-1) packages=$(cat launch/native.txt) ;;
+0) packages=$(sed '/^# -- with an NVIDIA driver/,$d' launch/native.txt | grep -v '^#') ;;
+1) packages=$every ;;
 *) die "CUDA=$cuda must be 0 or 1" ;;
 esac
-packages=$(grep -v '^#' <<<"$packages")
 
 # -- install, unless it is there -----------------------------------------------------------------------------------
-if [ "$(cat native/stamp 2>/dev/null)" != "$packages" ]; then
+stamp=$(cat native/stamp 2>/dev/null || true)
+# With the CUDA libraries it serves a machine without a driver too: a shared checkout is not installed back and forth.
+if [ "$stamp" != "$packages" ] && [ "$stamp" != "$every" ]; then
     command -v "$python" >/dev/null || die "$python is missing: install Python 3.10 or newer, or set PYTHON"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         die "$("$python" --version) is too old: 3.10 or newer is needed; set PYTHON to another one"
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         die "$python has no venv module: install it, on Debian or Ubuntu with: apt-get install python3-venv"
 
-    say "installing into native/ ($([ "$cuda" = 1 ] && echo "with CUDA, 5 GB" || echo "without CUDA, 1.3 GB")), once"
     rm -rf native
+    say "installing into native/ ($([ "$cuda" = 1 ] && echo "with CUDA, 5 GB" || echo "without CUDA, 1.3 GB")), once"
     log=target/setup.log
     mkdir -p target
     "$python" -m venv native >"$log" 2>&1 || die "$python -m venv failed: $(tail -n 1 "$log")"
@@ -61,8 +63,7 @@ if [ "$(cat native/stamp 2>/dev/null)" != "$packages" ]; then
     # shellcheck disable=SC2086 # one word per package
     native/bin/python -m pip install --no-deps --only-binary=:all: --no-input --disable-pip-version-check \
         --retries 2 --timeout 30 $packages 2>"$log" || {
-        cat "$log" >&2
-        die "pip could not fetch the native parts: $(grep -m 1 '^ERROR' "$log" || echo "see above"); does this machine reach its package index?"
+        die "pip could not fetch the native parts; does this machine reach its package index? $(grep '^ERROR' "$log" | tail -n 1) (all of it: $log)"
     }
     site=$(cd native && echo lib/python3.*/site-packages)
     ln -sfn "$site/torch" native/torch
@@ -77,4 +78,4 @@ fi
 headers=$("${CC:-cc}" -print-file-name=include)
 [ -e "$headers/stddef.h" ] || die "the headers of ${CC:-cc} are missing (stddef.h is not in $headers)"
 [ "$(readlink native/cc-include || true)" = "$headers" ] || ln -sfn "$headers" native/cc-include
-say "the native parts are in native/ ($([ "$cuda" = 1 ] && echo "with" || echo "without") CUDA)"
+say "the native parts are in native/ ($([ "$(cat native/stamp)" = "$every" ] && echo "with" || echo "without") CUDA)"
