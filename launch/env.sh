@@ -19,7 +19,7 @@ fi
 # Ranks never see mpirun's terminal: tell them that there is one, and how wide.
 if [ -t 2 ] && [ -z "${DRNAS_PROGRESS:-}" ]; then
     export DRNAS_PROGRESS=bar
-    COLUMNS=$(stty size 2>/dev/null </dev/tty | cut -d' ' -f2)
-    export COLUMNS="${COLUMNS:-80}"
+    COLUMNS=$(stty size 2>/dev/null </dev/tty | cut -d' ' -f2) || true
+    export COLUMNS
 fi
 unset drnas_root drnas_cores

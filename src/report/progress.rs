@@ -52,7 +52,8 @@ impl Progress {
                 false => ProgressDrawTarget::term_like_with_hz(Box::new(Forwarded::new()), 5),
             };
             let bar = ProgressBar::with_draw_target(Some(num_steps), target);
-            let style = ProgressStyle::with_template("{bar:24} {msg}").expect("a valid template");
+            let style =
+                ProgressStyle::with_template("{bar:16} {wide_msg}").expect("a valid template");
             bar.set_style(style);
             bar.set_position(step);
             bar
@@ -84,7 +85,7 @@ impl Progress {
     /// A line of its own (the end of an epoch, a new stage, a warning) that the bar does not overwrite.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{line}")),
+            Some(bar) => bar.println(line), // through the bar's own stream: mpirun mixes two at will
             None => println!("{line}"),
         }
     }
@@ -151,7 +152,8 @@ struct Forwarded {
 impl Forwarded {
     fn new() -> Self {
         let columns = std::env::var("COLUMNS").ok();
-        let columns = columns.and_then(|text| text.parse().ok()).unwrap_or(80);
+        let columns = columns.and_then(|text| text.parse().ok());
+        let columns = columns.filter(|columns| *columns > 0).unwrap_or(80);
         Forwarded { columns }
     }
 
