@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 /// An error unless `holds`, with one line.
 macro_rules! require {
     ($holds:expr, $($line:tt)*) => {
-        if !$holds {
+        let holds: bool = $holds;
+        if !holds {
             return Err(Error::ConfigCheck(format!($($line)*)));
         }
     };

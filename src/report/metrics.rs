@@ -283,8 +283,8 @@ mod tests {
         (4..=6).for_each(|n| log.write(&step(n)).unwrap());
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
 
-        // A torn line is dropped even where the step before it is kept.
-        log.file.write_all(br#"{"event":"step","step":6"#).unwrap();
+        // A line cut off just before its end would swallow the next one.
+        log.file.write_all(br#"{"event":"step","step":6}"#).unwrap();
         MetricsLog::resume(&cut, 6).unwrap();
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
     }

@@ -75,7 +75,7 @@ impl Progress {
                 bar.set_message(line);
                 bar.set_position(status.step);
             }
-            None if status.step % self.log_every == 0 || status.step == self.num_steps => {
+            None if status.step.is_multiple_of(self.log_every) || status.step == self.num_steps => {
                 println!("{line}");
             }
             None => {}
