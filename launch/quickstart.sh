@@ -23,11 +23,11 @@ die() {
 
 if [ -n "${DATA:-}" ]; then
     images=$(cd "$caller" && cd "$DATA" 2>/dev/null && pwd) || die "DATA=$DATA is not a folder"
+    name=$(basename "$images")-$(cksum <<<"$images" | cut -d' ' -f1)
     # ImageNet's own layout has train/ and val/ on top.
     [ ! -d "$images/train" ] || images=$images/train
     classes=$(find -L "$images" -mindepth 1 -maxdepth 1 -type d | wc -l)
     [ "$classes" -ge 2 ] || die "$images has $classes folders: DATA/<class>/<image>.jpg with 2 classes or more is expected"
-    name=$(basename "$(dirname "$images/x")")-$(cksum <<<"$images" | cut -d' ' -f1)
     work=demo/$name
     run=${RUN:-runs/quickstart-$name}
 else
