@@ -23,6 +23,27 @@ pub enum Error {
     // -- data -------------------------------------------------------------------------------
 
     // -- configuration ----------------------------------------------------------------------
+    /// A file or a `--set` that cannot be read, or a value of the wrong kind.
+    #[error("{place}: {message}")]
+    ConfigSyntax {
+        /// "FILE line N", or the `--set`.
+        place: String,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown key \"{key}\" in {place}{}", did_you_mean(nearest))]
+    UnknownKey {
+        /// The key, dotted.
+        key: String,
+        /// "FILE line N", or the `--set`.
+        place: String,
+        /// The known key that is most like it, if any is.
+        nearest: Option<String>,
+    },
+    /// Values that do not fit together; the line says which and what would fit.
+    #[error("configuration: {0}")]
+    ConfigCheck(String),
 
     // -- ranks ------------------------------------------------------------------------------
 
@@ -57,6 +78,9 @@ pub enum Error {
         what: String,
     },
 
+    /// A signal ended the run in good order: not a failure, exit code 130.
+    #[error("interrupted")]
+    Interrupted,
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -74,5 +98,43 @@ impl Error {
             path,
             source,
         }
+    }
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map(|key| format!("; did you mean \"{key}\"?"))
+        .unwrap_or_default()
+}
+
+/// The error and what caused it, in one line; a cause that is quoted already is not said twice.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] Error);
+
+    #[test]
+    fn causes_are_said_once_in_one_line() {
+        let inner = std::io::Error::other("the disk\nis full");
+        let error = Error::io("write", "a/b")(inner);
+        assert_eq!(chain(&error), "write a/b: the disk is full");
+        assert_eq!(chain(&Outer(error)), "outer: write a/b: the disk is full");
     }
 }

@@ -1,11 +1,33 @@
 //! drnas-dist: Dirichlet neural architecture search (DrNAS, ICLR 2021) over many ranks.
+//!
+//! One direction: cli -> config -> launch -> data -> space -> net -> search -> report; a file uses only what stands
+//! before it.
 
+pub mod cli;
 pub mod comm;
+pub mod config;
 pub mod error;
 pub mod net;
 pub mod random;
 pub mod search;
 pub mod space;
 pub mod verify;
+pub mod report;
+pub mod schedule;
 
+pub use config::Config;
 pub use error::{Error, Result};
+
+use cli::Command;
+
+/// Does what the command line says, and returns when it is done.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::SearchImagenet(args) => {
+            let config = Config::load(&args.config, &args.sets)?;
+            print!("{}", config.to_toml());
+            Ok(())
+        }
+        Command::Verify(_) | Command::Doctor => Ok(()),
+    }
+}

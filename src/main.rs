@@ -1,2 +1,17 @@
-//! The program: see the library.
-fn main() {}
+//! The program: parse, run, print one error, choose the exit code.
+
+use clap::Parser;
+use drnas_dist::{cli::Cli, error::chain, run};
+use std::process::ExitCode;
+
+/// 0 done, 1 error, 2 wrong usage (clap), 130 interrupted.
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(drnas_dist::Error::Interrupted) => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("error: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

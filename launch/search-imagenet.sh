@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The published search on one's own ImageNet: splits and packs it if need be, then searches over MPI ranks. Started
+# again after an interruption, it goes on where it was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# -- change these lines --------------------------------------------------------------------------------------------
+IMAGENET=/path/to/imagenet/train        # <class>/<image>.JPEG, 1000 folders
+SHARDS=shards                           # about 18 GB, packed once
+RUN=runs/search-imagenet                # checkpoints, metrics, genotype
+RANKS=8                                 # 1, 2, 4 or 8: a divisor of search.replicas
+CONFIG=configs/search-imagenet.toml
+# Several hosts: MPIRUN=(mpirun --bind-to none --host node1:4,node2:4); all of them need this folder at the same path.
+MPIRUN=(mpirun --bind-to none)
+# ------------------------------------------------------------------------------------------------------------------
+
+launch/setup.sh
+# shellcheck source=launch/env.sh
+. launch/env.sh
+cargo build --release --locked
+
+if [ ! -e "$SHARDS/valid/set.json" ]; then
+    [ -d "$IMAGENET" ] || {
+        echo "search-imagenet.sh: $IMAGENET is not a folder; change the lines on top of this script" >&2
+        exit 1
+    }
+    # The same seed draws the same lists, so both commands may be repeated.
+    drnas-dist split "$IMAGENET" --fractions 0.10,0.025 --names train,valid --out "$SHARDS/lists" --seed 0
+    for part in train valid; do
+        drnas-dist pack "$IMAGENET" "$SHARDS/$part" --list "$SHARDS/lists/$part.txt"
+    done
+fi
+
+exec "${MPIRUN[@]}" -n "$RANKS" drnas-dist search-imagenet --config "$CONFIG" \
+    --train "$SHARDS/train" --valid "$SHARDS/valid" --out "$RUN" --resume "$@"

@@ -1,0 +1,178 @@
+//! From a TOML file and `--set key=value` to a checked `Config`, with the place of every mistake.
+
+use super::{Config, Regulariser};
+use crate::error::{Error, Result};
+use std::{fs, ops::Range, path::Path};
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+impl Config {
+    /// Reads `path`, applies `sets` and checks everything that can be known without data and ranks.
+    ///
+    /// A set is `key=value`: dotted keys, values as in TOML, bare words are strings, and a number in a key picks a
+    /// stage, from 1: `search.stage.2.epochs=3`. Local: every rank loads the same.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
+        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        Self::parse(&text, &path.display().to_string(), sets)
+    }
+
+    /// `load` from text; `name` is what errors call the file.
+    pub fn parse(text: &str, name: &str, sets: &[String]) -> Result<Config> {
+        let place = |span: Option<Range<usize>>| match span.and_then(|span| text.get(..span.start))
+        {
+            Some(before) => format!("{name} line {}", before.matches('\n').count() + 1),
+            None => name.to_owned(),
+        };
+        let syntax = |error: toml::de::Error| wrong(place(error.span()), &error);
+        let mut all = Value::try_from(Config::default()).expect("the defaults are valid TOML");
+
+        let known = keys(&all, false);
+        let spanned = DeTable::parse(text).map_err(syntax)?;
+        refuse_unknown(spanned.get_ref(), "", &known, &|span| place(Some(span)))?;
+        toml::from_str::<Config>(text).map_err(syntax)?; // values of the wrong kind, with their line
+        let written: Table = toml::from_str(text).map_err(syntax)?;
+        let decay_written = written.get("eta").and_then(|eta| eta.get("weight_decay"));
+        let mut decay_given = decay_written.is_some();
+        merge(&mut all, Value::Table(written));
+
+        for set in sets {
+            decay_given |= apply(&mut all, set)? == "eta.weight_decay";
+            // One at a time, so that a value of the wrong kind is blamed on the right one.
+            let read: Result<Config, _> = all.clone().try_into();
+            read.map_err(|error| wrong(format!("--set {set}"), &error))?;
+        }
+
+        let mut config: Config = all.try_into().map_err(syntax)?;
+        if config.eta.regulariser == Regulariser::Kl && !decay_given {
+            config.eta.weight_decay = 0.0;
+        }
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn wrong(place: String, error: &toml::de::Error) -> Error {
+    let message = error.message().replace('\n', "; ");
+    Error::ConfigSyntax { place, message }
+}
+
+/// Every dotted key below `value`, tables included. `indexed`: the entries of a list count from 1 in the key; else they
+/// share one key.
+fn keys(value: &Value, indexed: bool) -> Vec<String> {
+    fn walk(value: &Value, at: &str, indexed: bool, keys: &mut Vec<String>) {
+        let below: Vec<(String, &Value)> = match value {
+            Value::Table(table) => table.iter().map(|(name, v)| (join(at, name), v)).collect(),
+            Value::Array(items) if indexed => {
+                let numbered = items.iter().zip(1..);
+                numbered
+                    .map(|(v, n)| (join(at, &n.to_string()), v))
+                    .collect()
+            }
+            Value::Array(items) => items.iter().map(|v| (at.to_owned(), v)).collect(),
+            _ => Vec::new(),
+        };
+        for (key, value) in below {
+            walk(value, &key, indexed, keys);
+            keys.push(key);
+        }
+    }
+    let mut found = Vec::new();
+    walk(value, "", indexed, &mut found);
+    found
+}
+
+fn join(at: &str, part: &str) -> String {
+    match at {
+        "" => part.to_owned(),
+        at => format!("{at}.{part}"),
+    }
+}
+
+fn refuse_unknown(
+    table: &DeTable<'_>,
+    at: &str,
+    known: &[String],
+    place: &dyn Fn(Range<usize>) -> String,
+) -> Result<()> {
+    for (name, value) in table {
+        let key = join(at, name.get_ref());
+        if !known.contains(&key) {
+            return Err(unknown(key, place(name.span()), known));
+        }
+        let one = std::slice::from_ref(value);
+        let items = value.get_ref().as_array().map_or(one, |items| items);
+        for item in items {
+            if let DeValue::Table(inner) = item.get_ref() {
+                refuse_unknown(inner, &key, known, place)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The error for `key`, with the nearest key: by its last part, since many a key stands in the wrong table; the whole
+/// dotted name decides between equals.
+fn unknown(key: String, place: String, known: &[String]) -> Error {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let likeness = |other: &String| {
+        strsim::jaro_winkler(&last(&key), &last(other))
+            + 0.2 * strsim::normalized_levenshtein(&key, other)
+    };
+    let nearest = known
+        .iter()
+        .map(|other| (likeness(other), other))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .map(|(_, other)| other.clone());
+    Error::UnknownKey {
+        key,
+        place,
+        nearest,
+    }
+}
+
+/// Lays `over` on `under`, table by table; lists are replaced as a whole.
+fn merge(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Table(under), Value::Table(over)) => {
+            for (key, value) in over {
+                match under.get_mut(&key) {
+                    Some(old) => merge(old, value),
+                    None => drop(under.insert(key, value)),
+                }
+            }
+        }
+        (under, over) => *under = over,
+    }
+}
+
+/// Puts one `key=value` into `all`; the key.
+fn apply<'a>(all: &mut Value, set: &'a str) -> Result<&'a str> {
+    let place = format!("--set {set}");
+    let refuse = |message: &str| Error::ConfigSyntax {
+        place: place.clone(),
+        message: message.to_owned(),
+    };
+    let (key, text) = set
+        .split_once('=')
+        .ok_or_else(|| refuse("expected key=value, for example search.global_batch=256"))?;
+    let (key, text) = (key.trim(), text.trim());
+    let value = match toml::from_str::<Table>(&format!("value = {text}")) {
+        Ok(mut table) if table.len() == 1 => table.remove("value"),
+        _ => None,
+    };
+    let known = keys(all, true);
+    let target = key.split('.').try_fold(&mut *all, |at, part| match at {
+        Value::Table(table) => table.get_mut(part),
+        Value::Array(items) => items.get_mut(part.parse::<usize>().ok()?.checked_sub(1)?),
+        _ => None,
+    });
+    match target {
+        None => Err(unknown(key.to_owned(), place, &known)),
+        Some(Value::Table(_)) => Err(refuse("this is a table: set its keys one by one")),
+        Some(target) => {
+            *target = value.unwrap_or_else(|| Value::String(text.to_owned()));
+            Ok(key)
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Learning rates: an epoch in, a rate out; the same for every step of the epoch, as published.
+//!
+//! The cosine is the closed form. The published ImageNet search steps PyTorch's recursive form and overwrites the rate
+//! by hand during warm-up, so that all its later rates are 2 / (1 + cos(4 pi / 50)) = 1.016 times these; the rates that
+//! its authors meant, and that `tests/schedules.json` lists, are the closed ones.
+
+use crate::config::Config;
+use std::f64::consts::PI;
+
+/// How the rate falls after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decay {
+    /// Half a cosine over all epochs, from `lr` to `lr_min`; warm-up hides its beginning and does not shift it.
+    Cosine {
+        /// Rate that the cosine would reach after the last epoch.
+        lr_min: f64,
+    },
+    /// Linear to almost 0 over all epochs but the last five, which share what one epoch more would have had (runs of up to
+    /// ten epochs: linear to the end).
+    Linear,
+}
+
+/// Learning rate by epoch, over all stages of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// Highest rate.
+    pub lr: f64,
+    /// Epochs of the run.
+    pub epochs: u64,
+    /// Epochs of linear warm-up: `lr` is reached in the last of them; 0 = none.
+    pub warmup_epochs: u64,
+    /// What follows.
+    pub decay: Decay,
+}
+
+impl Schedule {
+    /// The schedule of a search: one cosine over all its stages, not restarted between them.
+    pub fn of_search(config: &Config) -> Schedule {
+        Schedule {
+            lr: config.weights.lr,
+            epochs: config.num_epochs(),
+            warmup_epochs: config.weights.warmup_epochs,
+            decay: Decay::Cosine {
+                lr_min: config.weights.lr_min,
+            },
+        }
+    }
+
+    /// The rate of `epoch`, counted from 0 over the whole run. After the last epoch it stays where it ended.
+    pub fn lr(&self, epoch: u64) -> f64 {
+        let Schedule { lr, epochs, .. } = *self;
+        let epoch = epoch.min(epochs.saturating_sub(1));
+        if epoch < self.warmup_epochs {
+            return lr * (epoch + 1) as f64 / self.warmup_epochs as f64;
+        }
+        match self.decay {
+            Decay::Cosine { lr_min } => {
+                let angle = PI * epoch as f64 / epochs as f64;
+                lr_min + (lr - lr_min) * (1.0 + angle.cos()) / 2.0
+            }
+            Decay::Linear => {
+                // A run too short for two slopes has one.
+                let slow = if epochs > 2 * LAST_EPOCHS {
+                    LAST_EPOCHS
+                } else {
+                    0
+                };
+                let (left, sloped) = (epochs - epoch, (epochs - slow) as f64);
+                match left > slow {
+                    true => lr * ((left - slow) as f64 / sloped),
+                    false => lr * (left as f64 / (sloped * slow as f64)),
+                }
+            }
+        }
+    }
+}
+
+/// Epochs at the end of the linear decay with the smaller slope.
+const LAST_EPOCHS: u64 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_runs_have_rates_too() {
+        for decay in [Decay::Cosine { lr_min: 0.0 }, Decay::Linear] {
+            for epochs in 1..14 {
+                let schedule = Schedule {
+                    lr: 0.1,
+                    epochs,
+                    warmup_epochs: 0,
+                    decay,
+                };
+                let rates: Vec<f64> = (0..epochs + 2).map(|epoch| schedule.lr(epoch)).collect();
+                let good = |lr: &f64| *lr > 0.0 && *lr <= 0.1;
+                assert!(rates.iter().all(good), "{schedule:?}: {rates:?}");
+                assert!(rates.is_sorted_by(|a, b| a >= b), "{schedule:?}: {rates:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The real program: what it says and how it ends.
+
+use std::process::{Command, Output};
+
+fn drnas(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_drnas-dist"))
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn help_names_every_command_and_exit_code() {
+    let output = drnas(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let help = text(&output.stdout);
+    for word in [
+        "search-imagenet",
+        "verify",
+        "doctor",
+        "Examples:",
+        "Exit codes:",
+        "130 interrupted",
+    ] {
+        assert!(help.contains(word), "{word} is not in\n{help}");
+    }
+    assert!(
+        help.lines().all(|line| line.chars().count() <= 100),
+        "{help}"
+    );
+}
+
+#[test]
+fn help_of_a_search_explains_its_flags() {
+    let help = text(&drnas(&["search-imagenet", "--help"]).stdout);
+    for word in [
+        "--config",
+        "--train",
+        "--valid",
+        "--out",
+        "--set",
+        "--resume",
+        "mpirun -n 8",
+    ] {
+        assert!(help.contains(word), "{word} is not in\n{help}");
+    }
+}
+
+#[test]
+fn the_version_is_the_package_version() {
+    let output = drnas(&["--version"]);
+    let expected = concat!("drnas-dist ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(text(&output.stdout), expected);
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for arguments in [
+        &[] as &[&str],
+        &["search"],
+        &["verify"],
+        &["search-imagenet", "--config", "a.toml"],
+        &["doctor", "--loud"],
+    ] {
+        let output = drnas(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains("Usage: "), "{arguments:?}");
+    }
+}
+
+/// `search-imagenet` with a configuration that is refused before shards are opened: the one line on stderr.
+fn refusal(config: &str, sets: &[&str]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, config).unwrap();
+    let out = folder.path().join("run");
+    let mut arguments = vec!["search-imagenet", "--config", path.to_str().unwrap()];
+    arguments.extend(["--train", "no-shards", "--valid", "no-shards"]);
+    arguments.extend(["--out", out.to_str().unwrap()]);
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    let output = drnas(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!out.exists(), "a refused run leaves nothing behind");
+    let error = text(&output.stderr);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error.trim_end().replace(path.to_str().unwrap(), "run.toml")
+}
+
+#[test]
+fn errors_are_one_line_and_end_with_1() {
+    assert_eq!(
+        refusal("[search]\nglobal_bach = 64\n", &[]),
+        "error: unknown key \"search.global_bach\" in run.toml line 2; did you mean \"search.global_batch\"?"
+    );
+    assert_eq!(
+        refusal("", &["search.replicas=7"]),
+        "error: configuration: search.replicas = 7 does not divide search.global_batch = 512; \
+         the next batch that fits is 518"
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let output = drnas(&[
+        "search-imagenet",
+        "--config",
+        "no/such.toml",
+        "--train",
+        "t",
+        "--valid",
+        "v",
+        "--out",
+        "o",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.starts_with("error: read no/such.toml: "), "{error}");
+}

@@ -1,0 +1,277 @@
+//! Configurations: what is read, what is refused, and in which words.
+
+use drnas_dist::Config;
+use drnas_dist::config::{Precision, Regulariser, Space, Stage, Theta};
+
+fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
+    let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+    Config::parse(text, "run.toml", &sets).map_err(|error| error.to_string())
+}
+
+fn refusal(text: &str, sets: &[&str]) -> String {
+    parse(text, sets).expect_err("this configuration must be refused")
+}
+
+#[test]
+fn an_empty_file_is_the_published_run() {
+    let config = parse("", &[]).unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.num_epochs(), 50);
+    assert_eq!(config.replica_batch(), 64);
+}
+
+#[test]
+fn values_replace_defaults() {
+    let config = parse(
+        "seed = 7\nprecision = \"float64\"\n\
+         [model]\nspace = \"darts-cifar\"\ninit_channels = 36\nlayers = 20\nnum_classes = 10\n\
+         [data]\npx = 32\n\
+         [search]\ntheta = \"shared\"\n\
+         [[search.stage]]\nk = 6\nops_kept = 7\nepochs = 25\n[[search.stage]]\nk = 4\nops_kept = 4\nepochs = 25\n\
+         [weights]\nlr = 1\n",
+        &[],
+    )
+    .unwrap();
+    assert_eq!((config.seed, config.precision), (7, Precision::Float64));
+    assert_eq!(config.model.space, Space::DartsCifar);
+    assert_eq!(config.search.theta, Theta::Shared);
+    // k = 4 after 6, 36 channels: the published CIFAR-10 run. An odd number of channels per edge is no mistake.
+    let second = Stage {
+        k: 4,
+        ops_kept: 4,
+        epochs: 25,
+    };
+    assert_eq!(config.search.stages[1], second);
+    assert_eq!(config.weights.lr, 1.0);
+    assert_eq!(config.weights.momentum, 0.9);
+}
+
+#[test]
+fn the_resolved_text_gives_the_same_configuration() {
+    let config = parse("seed = 3", &["eta.lr=0.1", "search.stage.1.epochs=30"]).unwrap();
+    let again = parse(&config.to_toml(), &[]).unwrap();
+    assert_eq!(config, again);
+    assert_eq!(config.hash(), again.hash());
+    assert_ne!(config.hash(), Config::default().hash());
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    assert_eq!(
+        refusal("seed = 1\n\n[search]\nglobal_bach = 5\n", &[]),
+        "unknown key \"search.global_bach\" in run.toml line 4; did you mean \"search.global_batch\"?"
+    );
+    assert_eq!(
+        refusal("[model]\npx = 64\n", &[]),
+        "unknown key \"model.px\" in run.toml line 2; did you mean \"data.px\"?"
+    );
+    assert_eq!(
+        refusal("[[search.stage]]\nk = 6\nops = 7\nepochs = 1\n", &[]),
+        "unknown key \"search.stage.ops\" in run.toml line 3; did you mean \"search.stage.ops_kept\"?"
+    );
+    assert_eq!(
+        refusal("zzzzzzzz = 1", &[]),
+        "unknown key \"zzzzzzzz\" in run.toml line 1"
+    );
+    assert_eq!(
+        refusal("", &["search.replica=4"]),
+        "unknown key \"search.replica\" in --set search.replica=4; did you mean \"search.replicas\"?"
+    );
+    assert_eq!(
+        refusal("", &["search.stage.3.k=2"]),
+        "unknown key \"search.stage.3.k\" in --set search.stage.3.k=2; did you mean \"search.stage.2.k\"?"
+    );
+}
+
+#[test]
+fn mistakes_in_the_file_carry_their_line() {
+    let error = refusal("seed = 1\n[search\n", &[]);
+    assert!(error.starts_with("run.toml line 2: "), "{error}");
+    let error = refusal("seed = 1\n[search]\nreplicas = \"eight\"\n", &[]);
+    assert!(error.starts_with("run.toml line 3: "), "{error}");
+    assert!(error.contains("eight"), "{error}");
+    let error = refusal("\n[model]\nspace = \"darts-imagenett\"\n", &[]);
+    assert!(error.starts_with("run.toml line 3: "), "{error}");
+    assert!(error.contains("darts-imagenet"), "{error}");
+    let error = refusal("[[search.stage]]\nk = 6\nops_kept = 7\n", &[]);
+    assert!(error.contains("epochs"), "{error}");
+}
+
+#[test]
+fn sets_win_over_the_file() {
+    let sets = [
+        "search.global_batch=64",
+        "search.theta=shared",
+        "eta.betas=[0.9, 0.99]",
+        "data.skip_bad = true",
+        "search.stage.2.epochs=11",
+    ];
+    let config = parse("[search]\nglobal_batch = 128\n", &sets).unwrap();
+    assert_eq!(config.search.global_batch, 64);
+    assert_eq!(config.search.theta, Theta::Shared);
+    assert_eq!(config.eta.betas, [0.9, 0.99]);
+    assert!(config.data.skip_bad);
+    assert_eq!(config.search.stages[1].epochs, 11);
+
+    let sets = ["search.stage=[{k=2, ops_kept=7, epochs=12}]"];
+    assert_eq!(parse("", &sets).unwrap().search.stages.len(), 1);
+}
+
+#[test]
+fn bad_sets_are_blamed_by_name() {
+    assert_eq!(
+        refusal("", &["seed"]),
+        "--set seed: expected key=value, for example search.global_batch=256"
+    );
+    assert_eq!(
+        refusal("", &["search=1"]),
+        "--set search=1: this is a table: set its keys one by one"
+    );
+    let error = refusal("", &["seed=5", "search.replicas=eight"]);
+    assert!(
+        error.starts_with("--set search.replicas=eight: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn kl_replaces_weight_decay() {
+    let config = parse("[eta]\nregulariser = \"kl\"", &[]).unwrap();
+    assert_eq!(config.eta.regulariser, Regulariser::Kl);
+    assert_eq!(config.eta.weight_decay, 0.0);
+    assert_eq!(parse(&config.to_toml(), &[]).unwrap(), config);
+    let error = refusal("[eta]\nregulariser = \"kl\"", &["eta.weight_decay=1e-3"]);
+    assert!(error.contains("eta.weight_decay = 0.001"), "{error}");
+}
+
+#[test]
+fn each_check_has_its_line() {
+    let stage =
+        |k: i64, ops: usize, epochs: u64| format!("{{k={k},ops_kept={ops},epochs={epochs}}}");
+    let stages = |list: &[String]| format!("search.stage=[{}]", list.join(","));
+    for (set, expected) in [
+        (
+            "search.replicas=5".to_owned(),
+            "search.replicas = 5 does not divide search.global_batch = 512; the next batch that fits is 515",
+        ),
+        ("search.replicas=0".into(), "must be 1 or more"),
+        (
+            "search.stage.1.k=5".into(),
+            "k = 5 does not divide model.init_channels = 48",
+        ),
+        ("search.stage.2.k=8".into(), "stage 2: k = 8 is above k = 6"),
+        ("search.stage.2.ops_kept=0".into(), "stage 2: ops_kept = 0"),
+        ("search.stage.1.ops_kept=8".into(), "stage 1: ops_kept = 8"),
+        (
+            "search.stage.1.ops_kept=6".into(),
+            "stage 1: ops_kept = 6 must be 7",
+        ),
+        (
+            stages(&[stage(6, 7, 20), stage(3, 4, 20), stage(2, 5, 20)]),
+            "stage 3: ops_kept = 5 is above 4",
+        ),
+        ("search.stage.2.epochs=0".into(), "stage 2: epochs = 0"),
+        (
+            "search.stage.2.epochs=10".into(),
+            "eta would stay as it was",
+        ),
+        ("search.stage=[]".into(), "there is no stage"),
+        ("model.layers=2".into(), "model.layers must be 3 or more"),
+        (
+            "model.num_classes=1".into(),
+            "model.num_classes must be 2 or more",
+        ),
+        (
+            "model.init_channels=0".into(),
+            "model.init_channels must be in 1..=65536",
+        ),
+        (
+            "data.px=100".into(),
+            "data.px = 100 must be a multiple of 32",
+        ),
+        ("data.px=0".into(), "data.px = 0 must be a multiple of 32"),
+        (
+            "data.crop_area_min=0".into(),
+            "data.crop_area_min must be above 0",
+        ),
+        ("data.std=[0.1,0.0,0.1]".into(), "data.std must be above 0"),
+        ("data.prefetch=0".into(), "data.prefetch must be 1 or more"),
+        ("weights.lr=0".into(), "weights.lr must be above 0"),
+        ("weights.lr=nan".into(), "weights.lr must be above 0"),
+        (
+            "weights.lr_min=0.6".into(),
+            "weights.lr_min = 0.6 is above weights.lr = 0.5",
+        ),
+        (
+            "weights.momentum=1.0".into(),
+            "weights.momentum must be in [0, 1)",
+        ),
+        (
+            "weights.weight_decay=-1".into(),
+            "weights.weight_decay must be 0 or more",
+        ),
+        (
+            "weights.warmup_epochs=51".into(),
+            "weights.warmup_epochs = 51 is above the 50 epochs",
+        ),
+        ("eta.betas=[0.5,1.0]".into(), "eta.betas must be in [0, 1)"),
+        ("run.log_every=0".into(), "run.log_every must be 1 or more"),
+        (
+            "run.time_limit_s=0".into(),
+            "run.time_limit_s must be above 0",
+        ),
+    ] {
+        let error = refusal("", &[&set]);
+        assert!(error.contains(expected), "{set}: {error}");
+        assert!(!error.contains('\n'), "{set}: {error}");
+    }
+    let odd = [
+        "model.init_channels=3",
+        "search.stage=[{k=1,ops_kept=7,epochs=20}]",
+    ];
+    assert!(refusal("", &odd).contains("must be even"));
+    let single = ["data.px=32", "search.global_batch=8"];
+    assert!(refusal("", &single).contains("batch norm"));
+}
+
+#[test]
+fn ranks_and_classes_are_checked_when_known() {
+    let config = Config::default();
+    for size in [1, 2, 4, 8] {
+        config.check_ranks(size).unwrap();
+    }
+    assert_eq!(
+        config.check_ranks(3).unwrap_err().to_string(),
+        "configuration: 3 ranks cannot share search.replicas = 8 evenly; start one of 1, 2, 4, 8 ranks"
+    );
+    assert!(config.check_ranks(16).is_err());
+    config.check_classes(1000).unwrap();
+    let error = config.check_classes(10).unwrap_err().to_string();
+    assert!(error.contains("--set model.num_classes=10"), "{error}");
+}
+
+#[test]
+fn the_files_of_the_project_are_good() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let load = |name: &str| Config::load(&folder.join(name), &[]).unwrap();
+    assert_eq!(load("search-imagenet.toml"), Config::default());
+    for name in ["search-imagenet-small.toml", "quickstart.toml"] {
+        let config = load(name);
+        assert!(config.search.stages.len() >= 2, "{name}");
+        config.check_ranks(2).unwrap();
+        config.check_classes(10).unwrap();
+    }
+}
+
+#[test]
+fn every_key_is_explained() {
+    let explained = include_str!("../configs/README.md");
+    let text = Config::default().to_toml();
+    let keys = text.lines().filter_map(|line| line.split_once(" = "));
+    for (key, _) in keys {
+        assert!(
+            explained.contains(&format!("`{key}`")),
+            "{key} is not in configs/README.md"
+        );
+    }
+}
