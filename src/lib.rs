@@ -1,7 +1,10 @@
 //! drnas-dist: Dirichlet neural architecture search (DrNAS, ICLR 2021) over many ranks.
 
+pub mod checkpoint;
 pub mod comm;
+pub mod cuda;
 pub mod error;
+pub mod launch;
 pub mod random;
 
 pub use error::{Error, Result};

@@ -1,0 +1,568 @@
+//! The world of a run: MPI start, this rank's place in it, its threads; what ends it: Drop, a panic, a signal.
+
+use crate::comm::{Communicator, Mpi, Solo, end_all, say};
+use crate::error::{Error, Result};
+use mpi::Threading;
+use mpi::environment::Universe;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+/// Exit code after a signal: the run is not finished and can go on.
+pub const STOPPED: i32 = 130;
+
+/// The variables by which a launcher tells a process that it is one of several.
+const LAUNCHED: [&str; 5] = [
+    "OMPI_COMM_WORLD_SIZE",
+    "PMIX_RANK",
+    "PMI_RANK",
+    "PMI_SIZE",
+    "I_MPI_PMI_LIBRARY",
+];
+
+/// All ranks of the run and this one's place among them. One per process, on the main thread; dropped last.
+pub struct World {
+    ranks: Ranks,
+    place: Place,
+    threads: usize,
+    stop: Arc<AtomicBool>,
+    farewell: Arc<Mutex<String>>,
+    signals: Handle,
+}
+
+/// How the ranks are joined.
+enum Ranks {
+    /// One process, with MPI started if a launcher started the process.
+    Alone(Solo, Option<(Universe, Threading)>),
+    /// Several.
+    Joined(Mpi, Option<(Universe, Threading)>),
+}
+
+/// Where a rank runs.
+#[derive(Clone, Debug)]
+struct Place {
+    host: String,
+    local_rank: usize,
+    local_size: usize,
+    hosts: usize,
+}
+
+impl World {
+    /// Starts MPI if a launcher started this process (alone, MPI is never touched: nothing of it can go wrong), finds the
+    /// place of this rank, gives libtorch its threads and installs the handling of SIGINT, SIGTERM and panics.
+    ///
+    /// `limit` is the longest that one operation may wait for the other ranks. `threads` per rank; by default the cores of
+    /// the machine that these ranks may use, divided among its ranks. Errors: the launcher and MPI count different
+    /// numbers of ranks. All ranks call it, once, before the first tensor.
+    pub fn start(limit: Duration, threads: Option<usize>) -> Result<World> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let universe = if LAUNCHED.iter().any(|name| variable(name).is_some()) {
+            // Read first: Open MPI sets variables of its own when it starts.
+            let promise = promised(variable);
+            let started = start_mpi(limit)?;
+            let size = mpi::traits::Communicator::size(&started.0.world()) as usize;
+            // A launcher of another MPI, or srun without its plugin, makes worlds of one.
+            keeps_promise(promise, size)?;
+            Some(started)
+        } else {
+            keeps_promise(promised(variable), 1)?;
+            None
+        };
+        let size = (universe.as_ref()).map_or(1, |(universe, _)| {
+            mpi::traits::Communicator::size(&universe.world())
+        });
+        let host = host_name();
+        let ranks = match size {
+            1 => Ranks::Alone(Solo, universe),
+            _ => match Mpi::join(host.clone(), limit) {
+                Ok(mpi) => Ranks::Joined(mpi, universe),
+                Err(why) => {
+                    say(&why.to_string());
+                    end_all(1)
+                }
+            },
+        };
+        let comm = ranks.communicator();
+        let seat = Seat::here();
+        let seats: Vec<Seat> = (ranks.or_end(comm.all_gather(&seat.to_bytes()))?.iter())
+            .map(|bytes| Seat::from_bytes(bytes))
+            .collect();
+        let place = place(&seats, comm.rank(), host);
+        let neighbours: Vec<&Seat> = (seats.iter())
+            .filter(|other| other.machine == seats[comm.rank()].machine)
+            .collect();
+        let threads = threads
+            .unwrap_or_else(|| threads_per_rank(&seat, &neighbours))
+            .max(1);
+        tch::set_num_threads(threads as i32);
+        // Nothing here runs operations side by side inside libtorch; libtorch takes this number once only.
+        if tch::get_num_interop_threads() != 1 {
+            tch::set_num_interop_threads(1);
+        }
+        let (rank, size) = (comm.rank(), comm.size());
+        if size > 1 {
+            end_all_on_panic(rank, place.host.clone());
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let farewell = Arc::default();
+        let signals = watch_signals(rank, size, Arc::clone(&stop), Arc::clone(&farewell));
+        let signals = ranks.or_end(signals)?;
+        Ok(World {
+            ranks,
+            place,
+            threads,
+            stop,
+            farewell,
+            signals,
+        })
+    }
+
+    /// The communicator of all ranks.
+    pub fn communicator(&self) -> &dyn Communicator {
+        self.ranks.communicator()
+    }
+
+    /// This rank, 0..size.
+    pub fn rank(&self) -> usize {
+        self.communicator().rank()
+    }
+
+    /// Number of ranks.
+    pub fn size(&self) -> usize {
+        self.communicator().size()
+    }
+
+    /// This rank among those of its machine, 0..local_size: the number of its GPU.
+    pub fn local_rank(&self) -> usize {
+        self.place.local_rank
+    }
+
+    /// Number of ranks on this machine.
+    pub fn local_size(&self) -> usize {
+        self.place.local_size
+    }
+
+    /// Number of machines.
+    pub fn num_hosts(&self) -> usize {
+        self.place.hosts
+    }
+
+    /// Name of this machine.
+    pub fn host(&self) -> &str {
+        &self.place.host
+    }
+
+    /// Threads that libtorch uses in this rank.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The thread level that MPI granted; none if MPI was not needed.
+    pub fn threading(&self) -> Option<Threading> {
+        match &self.ranks {
+            Ranks::Alone(_, universe) | Ranks::Joined(_, universe) => {
+                universe.as_ref().map(|(_, level)| *level)
+            }
+        }
+    }
+
+    /// What rank 0 prints when a signal ends the run: which checkpoint is good, and the command that goes on.
+    pub fn set_farewell(&self, text: impl Into<String>) {
+        *lock(&self.farewell) = text.into();
+    }
+
+    /// Whether the run was asked to end (first SIGINT or SIGTERM). Only ever true in a world of one: launchers leave
+    /// several ranks no time, these exit at once. Whoever reads true writes a checkpoint and calls [`World::leave`].
+    pub fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Prints the farewell and exits with code 130, all ranks for themselves.
+    pub fn leave(&self) -> ! {
+        leave(self.rank(), &self.farewell)
+    }
+
+    /// Ends the world after `outcome`, the result of the run on this rank. Several ranks: an error is printed with the rank
+    /// and ends all of them; alone, it is handed back to be printed.
+    pub fn end<T>(self, outcome: Result<T>) -> Result<T> {
+        self.ranks.or_end(outcome)
+    }
+}
+
+impl Drop for World {
+    /// Finalises MPI, which waits for all ranks: so only after all have said, under the time limit, that they are here. A
+    /// rank that ends otherwise (an error on its way up) ends all.
+    fn drop(&mut self) {
+        self.signals.close();
+        match &mut self.ranks {
+            Ranks::Alone(_, universe) => drop(universe.take()),
+            Ranks::Joined(mpi, universe) => {
+                let (rank, host) = (mpi.rank(), &self.place.host);
+                if !mpi.idle() || std::thread::panicking() {
+                    say(&format!(
+                        "rank {rank} on {host}: leaves with operations under way, all ranks are ended"
+                    ));
+                    end_all(1);
+                }
+                if let Err(why) = mpi.agree("end of the run") {
+                    mpi.abort(&why);
+                }
+                let _deadline = Deadline::new(
+                    Duration::from_secs(60),
+                    format!("rank {rank} on {host}: MPI_Finalize did not return within 60 s"),
+                );
+                drop(universe.take());
+            }
+        }
+    }
+}
+
+impl Ranks {
+    fn communicator(&self) -> &dyn Communicator {
+        match self {
+            Ranks::Alone(solo, _) => solo,
+            Ranks::Joined(mpi, _) => mpi,
+        }
+    }
+
+    /// An error ends all ranks; alone, it is handed back.
+    fn or_end<T>(&self, outcome: Result<T>) -> Result<T> {
+        match (self, outcome) {
+            (Ranks::Joined(mpi, _), Err(why)) => mpi.abort(&why),
+            (_, outcome) => outcome,
+        }
+    }
+}
+
+/// Ends the process when it is not dropped in time: for the two calls of MPI that have no non-blocking form.
+struct Deadline(#[expect(dead_code, reason = "dropping it stops the watch")] mpsc::Sender<()>);
+
+impl Deadline {
+    fn new(limit: Duration, message: String) -> Self {
+        let (stop, stopped) = mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            if stopped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                say(&message);
+                // SAFETY: ends the process without running anything of it; the launcher ends the others.
+                unsafe { libc::_exit(1) }
+            }
+        });
+        Self(stop)
+    }
+}
+
+/// MPI is called from this thread alone, while others read data: level Funneled.
+fn start_mpi(limit: Duration) -> Result<(Universe, Threading)> {
+    let _deadline = Deadline::new(
+        limit,
+        format!(
+            "{}: MPI_Init did not return within {:.0} s, not every rank has started",
+            host_name(),
+            limit.as_secs_f64()
+        ),
+    );
+    match mpi::initialize_with_threading(Threading::Funneled) {
+        Some((universe, level)) if level >= Threading::Funneled => Ok((universe, level)),
+        Some((_, level)) => Err(Error::MpiThreads {
+            granted: format!("{level:?}"),
+        }),
+        // A second world in one process is a mistake of ours.
+        None => panic!("MPI was started before"),
+    }
+}
+
+/// The number of ranks that the launcher speaks of, and where it says so. Open MPI's own number goes before Slurm's:
+/// mpirun inside an allocation may start fewer ranks than the allocation has tasks.
+fn promised(variable: impl Fn(&str) -> Option<String>) -> Option<(&'static str, usize)> {
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]
+        .into_iter()
+        .find_map(|name| Some((name, variable(name)?.trim().parse().ok()?)))
+}
+
+fn keeps_promise(promise: Option<(&'static str, usize)>, size: usize) -> Result<()> {
+    match promise {
+        Some((variable, promised)) if promised > size => Err(Error::WorldSize {
+            variable,
+            promised,
+            size,
+            advice: match variable {
+                "SLURM_NTASKS" => {
+                    "start it by `srun --mpi=pmix` or by mpirun (one process on purpose: SLURM_NTASKS=1)"
+                }
+                _ => "start it by the mpirun of the MPI that `drnas-dist doctor` names",
+            },
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What a rank tells the others of its place: machine, cores it may run on, and how many of them it may use at once.
+#[derive(Clone, Debug, PartialEq)]
+struct Seat {
+    machine: String,
+    cores: [u64; 16],
+    available: usize,
+}
+
+impl Seat {
+    const MACHINE: usize = 128;
+
+    fn here() -> Self {
+        // Two machines may have one name, and two containers of one machine different ones.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let machine = format!("{} {}", boot.trim(), host_name());
+        Self {
+            machine: machine
+                .chars()
+                .filter(char::is_ascii)
+                .take(Self::MACHINE)
+                .collect(),
+            cores: own_cores(),
+            available: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.machine.clone().into_bytes();
+        bytes.resize(Self::MACHINE, 0);
+        bytes.extend(self.cores.iter().flat_map(|word| word.to_le_bytes()));
+        bytes.extend((self.available as u64).to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let (machine, numbers) = bytes.split_at(Self::MACHINE);
+        let mut words = (numbers.chunks_exact(8))
+            .map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        let mut cores = [0; 16];
+        cores.fill_with(|| words.next().expect("16 words"));
+        Self {
+            machine: String::from_utf8_lossy(machine)
+                .trim_end_matches('\0')
+                .into(),
+            cores,
+            available: words.next().expect("a last word") as usize,
+        }
+    }
+}
+
+/// The cores that this process is bound to, one bit each; none if the machine has more than 1024.
+fn own_cores() -> [u64; 16] {
+    let mut cores = [0u64; 16];
+    // SAFETY: the kernel writes at most the given number of bytes; any bits are a valid mask.
+    let code = unsafe {
+        libc::sched_getaffinity(0, std::mem::size_of_val(&cores), cores.as_mut_ptr().cast())
+    };
+    if code == 0 { cores } else { [0; 16] }
+}
+
+fn place(seats: &[Seat], rank: usize, host: String) -> Place {
+    let same = |other: &&Seat| other.machine == seats[rank].machine;
+    let first = |seat: &Seat| seats.iter().position(|other| other.machine == seat.machine);
+    Place {
+        host,
+        local_rank: seats[..rank].iter().filter(same).count(),
+        local_size: seats.iter().filter(same).count(),
+        hosts: (seats.iter().enumerate())
+            .filter(|(index, seat)| first(seat) == Some(*index))
+            .count(),
+    }
+}
+
+/// The cores that the ranks of one machine may use together, divided among them, but no more than this rank may use.
+fn threads_per_rank(mine: &Seat, neighbours: &[&Seat]) -> usize {
+    let mut union = [0u64; 16];
+    for seat in neighbours {
+        for (all, cores) in union.iter_mut().zip(seat.cores) {
+            *all |= cores;
+        }
+    }
+    let count = |cores: &[u64; 16]| {
+        cores
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum::<usize>()
+    };
+    // Fewer usable cores than bound ones: a quota of the container, which its ranks share.
+    let shared = match mine.available < count(&mine.cores) {
+        true => mine.available,
+        false => count(&union).max(mine.available),
+    };
+    (shared / neighbours.len().max(1))
+        .min(mine.available)
+        .max(1)
+}
+
+/// Name of this machine.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_string())
+        .unwrap_or_else(|_| "unknown host".into())
+}
+
+/// A panic of the main thread ends all ranks at once, they need not wait for their time limit. A panic of another thread
+/// is told here and turned into an error by who joins the thread.
+fn end_all_on_panic(rank: usize, host: String) {
+    let main = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |panic| {
+        let payload = panic.payload();
+        let text = (payload.downcast_ref::<&str>().copied())
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no text")
+            .replace('\n', " ");
+        let at = panic
+            .location()
+            .map_or(String::new(), |at| format!(" at {at}"));
+        say(&format!("rank {rank} on {host}: panicked{at}: {text}"));
+        let trace = std::backtrace::Backtrace::capture();
+        if trace.status() == std::backtrace::BacktraceStatus::Captured {
+            say(&trace.to_string());
+        }
+        if std::thread::current().id() == main {
+            end_all(101);
+        }
+    }));
+}
+
+/// A thread that answers SIGINT and SIGTERM. Several ranks: the launcher kills them 0.3 s later, so they leave at once
+/// (checkpoints are atomic, nothing is lost). Alone: the first signal asks, the second leaves.
+fn watch_signals(
+    rank: usize,
+    size: usize,
+    stop: Arc<AtomicBool>,
+    farewell: Arc<Mutex<String>>,
+) -> Result<Handle> {
+    let failed = Error::io("watch signals of", "/proc/self");
+    let mut signals = match Signals::new([SIGINT, SIGTERM]) {
+        Ok(signals) => signals,
+        Err(error) => return Err(failed(error)),
+    };
+    let handle = signals.handle();
+    let watch = move || {
+        for _ in signals.forever() {
+            if size > 1 || stop.swap(true, Ordering::Relaxed) {
+                leave(rank, &farewell);
+            }
+            say("stopping after this step, with a checkpoint; a second signal leaves at once");
+        }
+    };
+    match std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(watch)
+    {
+        Ok(_) => Ok(handle),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn leave(rank: usize, farewell: &Mutex<String>) -> ! {
+    let text = lock(farewell);
+    if rank == 0 && !text.is_empty() {
+        say(&text);
+    }
+    // SAFETY: ends the process without running anything of it: what other threads do now is not waited for.
+    unsafe { libc::_exit(STOPPED) }
+}
+
+fn lock(text: &Mutex<String>) -> std::sync::MutexGuard<'_, String> {
+    text.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seat(machine: &str, cores: u64, available: usize) -> Seat {
+        let mut words = [0; 16];
+        words[0] = cores;
+        Seat {
+            machine: machine.into(),
+            cores: words,
+            available,
+        }
+    }
+
+    #[test]
+    fn threads_divide_the_cores_of_a_machine() {
+        let cases = [
+            // Unbound ranks share all cores; rounded down, at least 1.
+            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 2], 4),
+            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 3], 2),
+            (seat("a", 0b11, 2), vec![seat("a", 0b11, 2); 4], 1),
+            // Ranks bound to halves keep their halves.
+            (
+                seat("a", 0x0f, 4),
+                vec![seat("a", 0x0f, 4), seat("a", 0xf0, 4)],
+                4,
+            ),
+            // Ranks bound to one core each, out of many.
+            (seat("a", 1, 1), vec![seat("a", 1, 1), seat("a", 2, 1)], 1),
+            // A quota of 4 cores on a machine of 8 is shared.
+            (seat("a", 0xff, 4), vec![seat("a", 0xff, 4); 2], 2),
+            // A mask that could not be read.
+            (seat("a", 0, 6), vec![seat("a", 0, 6); 2], 3),
+        ];
+        for (mine, neighbours, expected) in cases {
+            let neighbours: Vec<_> = neighbours.iter().collect();
+            assert_eq!(
+                threads_per_rank(&mine, &neighbours),
+                expected,
+                "{mine:?} of {neighbours:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn ranks_are_counted_by_machine_in_any_order() {
+        let seats = ["a", "b", "a", "c", "b", "a"].map(|name| seat(name, 1, 1));
+        let found: Vec<_> = (0..6)
+            .map(|rank| place(&seats, rank, String::new()))
+            .map(|place| (place.local_rank, place.local_size, place.hosts))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (0, 3, 3),
+                (0, 2, 3),
+                (1, 3, 3),
+                (0, 1, 3),
+                (1, 2, 3),
+                (2, 3, 3)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_seat_survives_its_bytes() {
+        let here = Seat::here();
+        assert_eq!(Seat::from_bytes(&here.to_bytes()), here);
+        assert!(here.available >= 1);
+    }
+
+    #[test]
+    fn the_launcher_and_mpi_must_agree() {
+        let with = |pairs: &'static [(&str, &str)]| {
+            promised(move |name| {
+                let pair = pairs.iter().find(|(key, _)| *key == name);
+                pair.map(|(_, value)| value.to_string())
+            })
+        };
+        assert!(keeps_promise(with(&[]), 1).is_ok());
+        assert!(keeps_promise(with(&[("SLURM_NTASKS", "1")]), 1).is_ok());
+        // mpirun -n 2 in an allocation of 4 tasks is a world of its own right.
+        let inner = with(&[("SLURM_NTASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2")]);
+        assert!(keeps_promise(inner, 2).is_ok());
+        let error = keeps_promise(with(&[("SLURM_NTASKS", "4")]), 1)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("SLURM_NTASKS says 4 ranks, MPI says 1") && error.contains("--mpi=pmix")
+        );
+        let error = keeps_promise(with(&[("PMI_SIZE", "2")]), 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("PMI_SIZE says 2"), "{error}");
+    }
+}
