@@ -6,6 +6,7 @@ use mpi::Threading;
 use mpi::environment::Universe;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -457,10 +458,17 @@ fn watch_signals(
     }
 }
 
+/// Several ranks: mpirun of Open MPI 5 throws away what ranks print once it was interrupted, so the farewell also goes to
+/// the terminal itself, if there is one.
 fn leave(rank: usize, farewell: &Mutex<String>) -> ! {
     let text = lock(farewell);
     if rank == 0 && !text.is_empty() {
         say(&text);
+        if !std::io::stderr().is_terminal()
+            && let Ok(mut terminal) = std::fs::OpenOptions::new().write(true).open("/dev/tty")
+        {
+            let _ = terminal.write_all(format!("{text}\r\n").as_bytes());
+        }
     }
     // SAFETY: ends the process without running anything of it: what other threads do now is not waited for.
     unsafe { libc::_exit(STOPPED) }

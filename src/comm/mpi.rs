@@ -429,7 +429,10 @@ impl Communicator for Mpi {
         if self.rank != 0 {
             std::thread::sleep(Duration::from_millis(300));
         }
-        say(&format!("rank {} on {}: {why}", self.rank, self.host));
+        // Errors of this file name the rank themselves.
+        let who = format!("rank {} on {}: ", self.rank, self.host);
+        let why = why.to_string();
+        say(&format!("{who}{}", why.strip_prefix(&who).unwrap_or(&why)));
         end_all(1)
     }
 }
