@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod comm;
 pub mod cuda;
+pub mod doctor;
 pub mod error;
 pub mod launch;
 pub mod random;

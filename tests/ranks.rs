@@ -27,6 +27,13 @@ fn rank_program() {
         "absent" | "signal" => LIMIT,
         _ => PATIENCE,
     };
+    if scene == "doctor" {
+        if let Err(why) = drnas_dist::doctor::run(limit, None) {
+            eprintln!("{why}");
+            std::process::exit(2);
+        }
+        return;
+    }
     let world = match World::start(limit, None) {
         Ok(world) => world,
         Err(why) => {
@@ -699,4 +706,34 @@ fn ctrl_c_of_two_ranks_says_how_to_go_on() {
     }
     assert!(!child.wait().unwrap().success(), "{output}");
     assert!(output.contains(FAREWELL), "{output}");
+}
+
+#[test]
+fn doctor_names_libraries_and_ranks_alone_and_under_mpirun() {
+    for (size, ranks) in [(0, 1), (2, 2)] {
+        let ended = run("doctor", size);
+        assert_eq!(ended.code, Some(0), "{}", ended.output);
+        for text in [
+            "libtorch_cpu.so",
+            "Open MPI v",
+            "libmpi.so",
+            "NCCL",
+            "CUDA driver",
+        ] {
+            assert_eq!(
+                ended.output.matches(text).count(),
+                1,
+                "{text}: {}",
+                ended.output
+            );
+        }
+        for rank in 0..ranks {
+            let line = format!("rank {rank} of {ranks} on ");
+            assert!(ended.output.contains(&line), "{line}: {}", ended.output);
+        }
+    }
+    // What stands in the way of starting is said after what is known.
+    let ended = run_with("doctor", 0, &[("SLURM_NTASKS", "4")]);
+    assert_eq!(ended.code, Some(2), "{}", ended.output);
+    assert!(ended.output.contains("libtorch_cpu.so") && ended.output.contains("MPI says 1"));
 }
