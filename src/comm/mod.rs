@@ -1,5 +1,6 @@
 //! What ranks say to one another: the `Communicator`, and `Solo` for one process.
 
+mod flight;
 mod mpi;
 
 pub use mpi::Mpi;
