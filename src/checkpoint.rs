@@ -278,10 +278,7 @@ fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
         }
         let dtype = dtype_of(tensor.f_kind()?)
             .ok_or_else(|| refused(name, format!("kind {:?} cannot be stored", tensor.kind())))?;
-        let tensor = tensor
-            .f_detach()?
-            .f_to_device(Device::Cpu)?
-            .f_contiguous()?;
+        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?;
         let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
         tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
         let shape = tensor
