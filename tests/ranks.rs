@@ -582,7 +582,7 @@ fn signalled(scene: &str, size: usize, signal: i32, times: usize) -> Ended {
     use std::io::{BufRead, BufReader, Read};
     let folder = tempfile::tempdir().unwrap();
     let started = Instant::now();
-    let mut command = command("signal", size, folder.path());
+    let mut command = command(scene, size, folder.path());
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
