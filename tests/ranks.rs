@@ -351,6 +351,8 @@ fn command(scene: &str, size: usize, folder: &Path) -> Command {
         ])
         .env(SCENE, scene)
         .env("TMPDIR", folder)
+        // Killed ranks leave their shared memory behind: in the folder of the test, not in /dev/shm.
+        .env("OMPI_MCA_btl_sm_backing_directory", folder)
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
