@@ -46,8 +46,128 @@ pub enum Error {
     ConfigCheck(String),
 
     // -- ranks ------------------------------------------------------------------------------
+    /// The other ranks did not come to a collective operation within the time limit.
+    #[error(
+        "rank {rank} on {host}: waited {waited_s:.1} s in operation {number} ({operation}) and not every rank came; \
+         look for a rank that hangs or a link that is cut, then go on with --resume"
+    )]
+    Stalled {
+        /// The rank that waited.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// What it waited in.
+        operation: String,
+        /// The how manyth collective call of this run it was, from 1.
+        number: u64,
+        /// Seconds waited.
+        waited_s: f64,
+    },
+
+    /// The ranks called different collective operations, or the same one with other lengths.
+    #[error(
+        "operation {number}: the ranks do not do the same ({differ}); give all of them the same program, \
+         configuration and data"
+    )]
+    RanksDiffer {
+        /// The how manyth collective call of this run it was, from 1.
+        number: u64,
+        /// What the ranks do, one for each kind of difference.
+        differ: String,
+    },
+
+    /// The MPI library refused or broke off an operation.
+    #[error("rank {rank} on {host}: MPI broke off operation {number} ({operation}): {text}")]
+    Mpi {
+        /// The rank that got the error.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// What it was doing.
+        operation: String,
+        /// The how manyth collective call of this run it was, from 1.
+        number: u64,
+        /// What the library said.
+        text: String,
+    },
+
+    /// A collective operation after one that failed.
+    #[error("rank {rank} on {host}: {operation} is not possible, an earlier operation failed")]
+    RanksLost {
+        /// The rank that asked.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// What it asked for.
+        operation: String,
+    },
+
+    /// A buffer that cannot be sent.
+    #[error("{operation}: {expected} expected, {found} found")]
+    Buffer {
+        /// The operation.
+        operation: &'static str,
+        /// What it takes.
+        expected: String,
+        /// What it got.
+        found: String,
+    },
+
+    /// The launcher and MPI count different numbers of ranks.
+    #[error(
+        "{variable} says {promised} ranks, MPI says {size}: each process would be a world of its own and write the \
+         same folder; {advice}"
+    )]
+    WorldSize {
+        /// The environment variable of the launcher.
+        variable: &'static str,
+        /// Ranks by that variable.
+        promised: usize,
+        /// Ranks by MPI.
+        size: usize,
+        /// How to start it.
+        advice: &'static str,
+    },
+
+    /// MPI does not allow a process with several threads.
+    #[error(
+        "MPI grants thread level {granted} only, Funneled is needed (worker threads read the data); \
+         use an MPI built with threads"
+    )]
+    MpiThreads {
+        /// The level granted.
+        granted: String,
+    },
 
     // -- checkpoints ------------------------------------------------------------------------
+    /// A checkpoint that cannot be read back.
+    #[error("checkpoint {}: {why}", path.display())]
+    CheckpointDamaged {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+
+    /// A checkpoint that could not be written.
+    #[error(
+        "the checkpoint of step {step} was not written, the ones before it are untouched: {source}"
+    )]
+    CheckpointNotWritten {
+        /// The step.
+        step: u64,
+        /// What stood in the way.
+        source: Box<Error>,
+    },
+
+    /// A state that has no place in a checkpoint.
+    #[error("checkpoint: tensor {name}: {why}")]
+    CheckpointTensor {
+        /// The tensor.
+        name: String,
+        /// Why.
+        why: String,
+    },
 
     // -- search -----------------------------------------------------------------------------
     /// A genotype file that does not describe an architecture of the space.

@@ -1,8 +1,17 @@
 //! What ranks say to one another: the `Communicator`, and `Solo` for one process.
 
+<<<<<<< HEAD
 pub mod bucket;
+=======
+mod flight;
+mod mpi;
+
+pub use mpi::Mpi;
+pub(crate) use mpi::end_all;
+>>>>>>> ranks
 
 use crate::error::{Error, Result};
+use std::io::Write;
 use tch::Tensor;
 
 /// The collective operations of a run. Collective methods are called by all ranks in the same order; none of them waits
@@ -36,4 +45,91 @@ pub trait Communicator {
 
     /// Ends all ranks at once: one rank's failure is everyone's. Not collective.
     fn abort(&self, why: &Error) -> !;
+}
+
+/// One process alone: nothing is ever sent.
+pub struct Solo;
+
+impl Communicator for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn start_mean(&self, buffer: &Tensor) -> Result<()> {
+        reducible("mean", buffer)
+    }
+
+    fn progress(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
+        contiguous("broadcast", buffer)?;
+        root_within(root, 1)
+    }
+
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn abort(&self, why: &Error) -> ! {
+        say(&format!("error: {why}"));
+        std::process::exit(1)
+    }
+}
+
+/// One line to stderr in one piece, so that lines of several ranks do not mix. A closed stderr is no reason to fail.
+pub(crate) fn say(line: &str) {
+    let _ = std::io::stdout().flush();
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Refuses what no rank can average: so that a mistake shows in one process too.
+fn reducible(operation: &'static str, buffer: &Tensor) -> Result<()> {
+    contiguous(operation, buffer)?;
+    match buffer.f_kind()? {
+        tch::Kind::Float | tch::Kind::Double => Ok(()),
+        kind => Err(Error::Buffer {
+            operation,
+            expected: "a tensor of kind Float or Double".into(),
+            found: format!("{kind:?}"),
+        }),
+    }
+}
+
+fn contiguous(operation: &'static str, buffer: &Tensor) -> Result<()> {
+    if buffer.defined() && buffer.is_contiguous() {
+        return Ok(());
+    }
+    Err(Error::Buffer {
+        operation,
+        expected: "a contiguous tensor".into(),
+        found: match buffer.defined() {
+            true => format!("shape {:?}, strides {:?}", buffer.size(), buffer.stride()),
+            false => "none".into(),
+        },
+    })
+}
+
+fn root_within(root: usize, size: usize) -> Result<()> {
+    if root < size {
+        return Ok(());
+    }
+    Err(Error::Buffer {
+        operation: "broadcast",
+        expected: format!("a root below {size}"),
+        found: root.to_string(),
+    })
 }

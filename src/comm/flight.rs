@@ -1,0 +1,105 @@
+//! What is under way in MPI: requests, the memory they use, and how to wait without holding a core.
+
+use mpi::ffi::{self, MPI_Request};
+use std::mem::ManuallyDrop;
+use std::os::raw::c_int;
+use std::time::Duration;
+use tch::Tensor;
+
+/// Requests and the memory that MPI reads and writes until they are done.
+pub(super) struct Flight {
+    requests: Vec<MPI_Request>,
+    memory: ManuallyDrop<Vec<Tensor>>,
+}
+
+impl Flight {
+    pub(super) fn new(memory: Vec<Tensor>) -> Self {
+        Self {
+            requests: Vec::new(),
+            memory: ManuallyDrop::new(memory),
+        }
+    }
+
+    /// Adds the request that `start` makes.
+    pub(super) fn add(
+        &mut self,
+        start: impl FnOnce(*mut MPI_Request) -> c_int,
+    ) -> Result<(), c_int> {
+        // SAFETY: a constant handle of the library.
+        let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
+        let code = start(&mut request);
+        self.requests.push(request);
+        succeeded(code)
+    }
+
+    /// Whether everything has arrived; moves it on.
+    pub(super) fn test(&mut self) -> Result<bool, c_int> {
+        let mut outcome = Ok(());
+        self.requests.retain_mut(|request| {
+            let mut done = 0;
+            // SAFETY: the request is live or null, and its memory is kept in `memory`.
+            let code = unsafe { ffi::MPI_Test(request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+            if let Err(code) = succeeded(code) {
+                outcome = Err(code);
+            }
+            done == 0
+        });
+        outcome.map(|()| self.requests.is_empty())
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        // Memory of a request that never ended is leaked: MPI may still write to it.
+        if self.requests.is_empty() {
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.memory) }
+        }
+    }
+}
+
+/// Waits longer and longer between two tests: answers within microseconds when the others are there, and leaves the core
+/// to them when they still compute.
+pub(super) struct Pause {
+    polls: u32,
+    sleep: Duration,
+}
+
+impl Pause {
+    const YIELDS: u32 = 50;
+    const LONGEST: Duration = Duration::from_micros(500);
+
+    pub(super) fn new() -> Self {
+        Self {
+            polls: 0,
+            sleep: Duration::from_micros(20),
+        }
+    }
+
+    pub(super) fn rest(&mut self) {
+        self.polls += 1;
+        if self.polls <= Self::YIELDS {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(self.sleep);
+            self.sleep = (self.sleep + self.sleep / 4).min(Self::LONGEST);
+        }
+    }
+}
+
+fn succeeded(code: c_int) -> Result<(), c_int> {
+    match code == ffi::MPI_SUCCESS as c_int {
+        true => Ok(()),
+        false => Err(code),
+    }
+}
+
+/// What the library says of an error.
+pub(super) fn text_of(code: c_int) -> String {
+    let mut text = vec![0u8; ffi::MPI_MAX_ERROR_STRING as usize + 1];
+    let mut length = 0;
+    // SAFETY: the buffer is as long as the library's longest text.
+    unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut length) };
+    text.truncate(length.max(0) as usize);
+    String::from_utf8_lossy(&text).into_owned()
+}

@@ -1,0 +1,337 @@
+//! Checkpoints: what a crash, a full disk or a flipped bit leaves behind.
+
+use drnas_dist::checkpoint::{self, Checkpoint};
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// A state that differs from step to step, with every kind and the shapes that go wrong first.
+fn state(step: u64) -> Checkpoint {
+    let number = step as f64;
+    let floats = [
+        0.1 + number,
+        -0.0,
+        f64::MIN_POSITIVE / 2.0,
+        f64::INFINITY,
+        f64::NAN,
+    ];
+    let tensors = [
+        (
+            "cells.0.weight",
+            Tensor::from_slice(&floats).to_kind(Kind::Float),
+        ),
+        ("eta", Tensor::from_slice(&floats)),
+        (
+            "counts",
+            Tensor::from_slice(&[i64::MIN, step as i64, i64::MAX]),
+        ),
+        ("small", Tensor::from_slice(&[i32::MIN, 7])),
+        (
+            "bytes",
+            Tensor::from_slice(&(0..=255).collect::<Vec<u8>>()).view([16, 16]),
+        ),
+        ("mask", Tensor::from_slice(&[true, false, true])),
+        ("scalar", Tensor::from(number)),
+        (
+            "empty",
+            Tensor::zeros([0, 3], (Kind::Float, tch::Device::Cpu)),
+        ),
+        // Not contiguous, and part of a graph.
+        (
+            "turned",
+            Tensor::arange(6, (Kind::Float, tch::Device::Cpu))
+                .view([2, 3])
+                .tr()
+                .set_requires_grad(true),
+        ),
+    ];
+    Checkpoint {
+        tensors: tensors
+            .map(|(name, tensor)| (name.to_string(), tensor))
+            .into(),
+        meta: json!({"step": step, "loss": 0.1 + 0.2, "smallest": 5e-324, "text": "ä\n"}),
+    }
+}
+
+fn bits(tensor: &Tensor) -> (Kind, Vec<i64>, Vec<u8>) {
+    let tensor = tensor.detach().contiguous();
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    (tensor.kind(), tensor.size(), bytes)
+}
+
+fn assert_is(found: &Checkpoint, step: u64) {
+    let expected = state(step);
+    assert_eq!(found.meta, expected.meta);
+    assert_eq!(found.tensors.len(), expected.tensors.len());
+    for (name, tensor) in &expected.tensors {
+        assert_eq!(bits(found.tensor(name).unwrap()), bits(tensor), "{name}");
+    }
+}
+
+/// A folder with checkpoints of steps 10, 20 and 30.
+fn three() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for step in [10, 20, 30] {
+        checkpoint::write(dir.path(), step, &state(step), 3).unwrap();
+    }
+    dir
+}
+
+fn newest(dir: &Path) -> (u64, Vec<String>) {
+    let latest = checkpoint::latest(dir).unwrap();
+    let (step, found) = latest.found.expect("a checkpoint");
+    assert_is(&found, step);
+    (step, latest.warnings)
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_kind_comes_back_bit_equal_and_the_newest_is_found() {
+    let dir = three();
+    assert_eq!(checkpoint::list(dir.path()).unwrap(), [10, 20, 30]);
+    assert_eq!(newest(dir.path()), (30, vec![]));
+    assert_is(&checkpoint::read(dir.path(), 10).unwrap(), 10);
+}
+
+#[test]
+fn no_folder_is_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let latest = checkpoint::latest(&dir.path().join("none")).unwrap();
+    assert!(latest.found.is_none() && latest.warnings.is_empty());
+}
+
+#[test]
+fn the_newest_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    for step in 1..=5 {
+        checkpoint::write(dir.path(), step, &state(step), 2).unwrap();
+    }
+    assert_eq!(names(dir.path()), ["step-000000004", "step-000000005"]);
+    // None at all cannot be asked for.
+    checkpoint::write(dir.path(), 6, &state(6), 0).unwrap();
+    assert_eq!(names(dir.path()), ["step-000000006"]);
+}
+
+#[test]
+fn a_run_killed_while_writing_leaves_the_one_before_and_the_next_write_cleans_up() {
+    let dir = three();
+    let path = dir.path();
+    // Killed while the files were written; after the rename; while the marker was written.
+    fs::create_dir(path.join("step-000000040.tmp")).unwrap();
+    fs::write(path.join("step-000000040.tmp/state.safetensors"), b"half").unwrap();
+    fs::create_dir(path.join("step-000000050")).unwrap();
+    fs::copy(
+        path.join("step-000000030/state.json"),
+        path.join("step-000000050/state.json"),
+    )
+    .unwrap();
+    fs::create_dir(path.join("step-000000060")).unwrap();
+    fs::write(path.join("step-000000060/DONE.tmp"), b"{").unwrap();
+    assert_eq!(checkpoint::list(path).unwrap(), [10, 20, 30]);
+    assert_eq!(newest(path), (30, vec![]));
+    // What is not ours stays.
+    fs::write(path.join("notes.tmp"), b"mine").unwrap();
+    checkpoint::write(path, 40, &state(40), 4).unwrap();
+    assert_eq!(
+        names(path),
+        [
+            "notes.tmp",
+            "step-000000010",
+            "step-000000020",
+            "step-000000030",
+            "step-000000040"
+        ]
+    );
+}
+
+#[test]
+fn damage_is_named_and_the_one_before_is_taken() {
+    type Harm = fn(&Path);
+    let cases: [(&str, Harm); 6] = [
+        ("state.safetensors: other bytes", |folder| {
+            let path = folder.join("state.safetensors");
+            let mut bytes = fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::write(path, bytes).unwrap();
+        }),
+        ("state.json: other bytes", |folder| {
+            let path = folder.join("state.json");
+            let text = fs::read_to_string(&path).unwrap().replace("30", "31");
+            fs::write(path, text).unwrap();
+        }),
+        ("bytes, ", |folder| {
+            let path = folder.join("state.safetensors");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("state.json: No such file", |folder| {
+            fs::remove_file(folder.join("state.json")).unwrap();
+        }),
+        ("DONE: ", |folder| {
+            fs::write(folder.join("DONE"), b"").unwrap()
+        }),
+        ("step 30 expected", |folder| {
+            let done = folder.join("DONE");
+            let text = fs::read_to_string(&done).unwrap();
+            fs::write(done, text.replace("\"step\": 30", "\"step\": 20")).unwrap();
+        }),
+    ];
+    for (expected, harm) in cases {
+        let dir = three();
+        harm(&dir.path().join("step-000000030"));
+        let (step, warnings) = newest(dir.path());
+        assert_eq!(step, 20, "{expected}");
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].contains(expected) && warnings[0].contains("step-000000030"),
+            "{expected}: {warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn a_damaged_newer_one_neither_displaces_nor_blocks_new_ones() {
+    let dir = three();
+    let damaged = dir.path().join("step-000000030/state.safetensors");
+    fs::write(&damaged, b"").unwrap();
+    // The run goes on from 20 and writes 25: the damaged 30 is no reason to remove it.
+    checkpoint::write(dir.path(), 25, &state(25), 1).unwrap();
+    assert_eq!(newest(dir.path()).0, 25);
+    checkpoint::write(dir.path(), 30, &state(30), 1).unwrap();
+    assert_eq!(newest(dir.path()), (30, vec![]));
+    assert_eq!(names(dir.path()), ["step-000000030"]);
+}
+
+#[test]
+fn bytes_of_any_sort_are_errors_and_never_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint::write(dir.path(), 1, &state(1), 1).unwrap();
+    let folder = dir.path().join("step-000000001");
+    let good = fs::read(folder.join("state.safetensors")).unwrap();
+    let done: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("DONE")).unwrap()).unwrap();
+    let with = |bytes: &[u8]| {
+        // With a right hash, so that the parser itself is reached.
+        fs::write(folder.join("state.safetensors"), bytes).unwrap();
+        let mut done = done.clone();
+        done["files"]["state.safetensors"] = json!({
+            "bytes": bytes.len(),
+            "xxh3": format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytes)),
+        });
+        fs::write(folder.join("DONE"), done.to_string()).unwrap();
+        checkpoint::read(dir.path(), 1)
+    };
+    assert_is(&with(&good).unwrap(), 1);
+    for length in 0..good.len() {
+        assert!(with(&good[..length]).is_err(), "cut to {length}");
+    }
+    // A flipped bit may give another valid file, but never a panic.
+    let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    let mut refused = 0;
+    for at in 0..header {
+        for bit in [0, 3, 6] {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1 << bit;
+            refused += usize::from(with(&bytes).is_err());
+        }
+    }
+    assert!(refused > header, "{refused} of {}", 3 * header);
+    assert!(with(b"\xff\xff\xff\xff\xff\xff\xff\xff{}").is_err());
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error_and_the_older_ones_stay() {
+    let dir = three();
+    // A file where the folder should be: works for root too, whom permission bits do not bind.
+    let file = dir.path().join("file");
+    fs::write(&file, b"").unwrap();
+    let error = checkpoint::write(&file, 40, &state(40), 1)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("step 40 was not written") && error.contains("file"),
+        "{error}"
+    );
+    // A file in place of the temporary folder.
+    fs::write(dir.path().join("step-000000040.tmp"), b"").unwrap();
+    let error = checkpoint::write(dir.path(), 40, &state(40), 1)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("step-000000040.tmp"), "{error}");
+    let twice = Checkpoint {
+        tensors: vec![
+            ("a".into(), Tensor::from(1.0)),
+            ("a".into(), Tensor::from(2.0)),
+        ],
+        meta: json!(null),
+    };
+    let error = checkpoint::write(dir.path(), 50, &twice, 1)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("tensor a: given twice"), "{error}");
+    let half = Checkpoint {
+        tensors: vec![("h".into(), Tensor::from(1.0).to_kind(Kind::Half))],
+        meta: json!(null),
+    };
+    let error = checkpoint::write(dir.path(), 50, &half, 1)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("kind Half cannot be stored"), "{error}");
+    assert_eq!(checkpoint::list(dir.path()).unwrap(), [10, 20, 30]);
+    assert_eq!(newest(dir.path()).0, 30);
+}
+
+/// Writes beyond the allowed size fail as they do on a full disk. The limit holds for a process: the test starts itself.
+#[test]
+fn a_full_disk_leaves_the_ones_before() {
+    const FOLDER: &str = "DRNAS_TEST_FULL_DISK";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let big = Checkpoint {
+            tensors: vec![("big".into(), Tensor::zeros([100_000], tch::kind::FLOAT_CPU))],
+            meta: json!(null),
+        };
+        // SAFETY: plain calls; this process does nothing else.
+        unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            let limit = libc::rlimit {
+                rlim_cur: 100_000,
+                rlim_max: 100_000,
+            };
+            assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+        }
+        let error = checkpoint::write(Path::new(&folder), 40, &big, 1).unwrap_err();
+        print!("{error}");
+        return;
+    }
+    let dir = three();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_full_disk_leaves_the_ones_before",
+            "--nocapture",
+        ])
+        .env(FOLDER, dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("step 40 was not written") && text.contains("state.safetensors"),
+        "{text}"
+    );
+    assert_eq!(
+        names(dir.path()),
+        ["step-000000010", "step-000000020", "step-000000030"]
+    );
+    assert_eq!(newest(dir.path()).0, 30);
+}
