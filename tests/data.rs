@@ -798,3 +798,136 @@ fn progress_counts_every_image() {
     .unwrap();
     assert_eq!(last.into_inner(), 20);
 }
+
+/// Runs the test `name` of this file in a process of its own, which sees DIR as `DRNAS_CHILD`.
+fn child(name: &str, dir: &Path) -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env("DRNAS_CHILD", dir)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Not a test by itself: packs DIR/images slowly, for `a_killed_pack_goes_on`.
+#[test]
+fn child_pack() {
+    let Some(dir) = std::env::var_os("DRNAS_CHILD").map(PathBuf::from) else {
+        return;
+    };
+    let args = PackArgs {
+        threads: 1,
+        ..pack_args(&dir.join("images"), &dir.join("killed"))
+    };
+    let _ = pack(&args, &|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        true
+    });
+}
+
+#[test]
+fn a_killed_pack_goes_on() {
+    let (dir, shards) = packed();
+    let killed = dir.path().join("killed");
+    let finished = || {
+        (0..4)
+            .filter(|n| killed.join(format!("shard-0000{n}.bin")).exists())
+            .count()
+    };
+    for least in [1, 2] {
+        let mut process = child("child_pack", dir.path());
+        let started = Instant::now();
+        while finished() < least && started.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        process.kill().unwrap(); // SIGKILL
+        process.wait().unwrap();
+        assert!(finished() >= least && !killed.join("set.json").exists());
+    }
+    let report = pack(&pack_args(&dir.path().join("images"), &killed), &|_| true).unwrap();
+    assert!((2..4).contains(&report.num_kept), "{}", report.num_kept);
+    assert_eq!(all_files(&killed), all_files(&shards));
+}
+
+/// Not a test by itself: opens DIR and prints by how many KiB its own memory grew, for `the_index_is_not_on_the_heap`.
+#[test]
+fn child_open() {
+    let Some(dir) = std::env::var_os("DRNAS_CHILD").map(PathBuf::from) else {
+        return;
+    };
+    let anonymous = || -> i64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|l| l.starts_with("RssAnon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let before = anonymous();
+    let set = ShardSet::open(&dir).unwrap();
+    println!(
+        "grew {} KiB with {} samples",
+        anonymous() - before,
+        set.len()
+    );
+}
+
+#[test]
+fn the_index_is_not_on_the_heap() {
+    use drnas_dist::data::set::{FORMAT, SetFile, content_hash, hex};
+    use drnas_dist::data::shard::{Record, Shard, ShardWriter, VERSION, file_name};
+    // 32 bytes a sample in the map: 41 MB for 1.28 million, shared by the ranks of a machine.
+    assert_eq!(size_of::<Record>(), 32);
+    let dir = tempfile::tempdir().unwrap();
+    let (num_shards, each) = (200, 1024);
+    let mut hashes = Vec::new();
+    for number in 0..num_shards {
+        let mut writer = ShardWriter::create(dir.path(), number, each, 1).unwrap();
+        for image in 0..each {
+            writer
+                .push(
+                    &format!("n01440764/n01440764_{image}.JPEG"),
+                    0,
+                    (500, 375),
+                    b"image",
+                )
+                .unwrap();
+        }
+        writer.finish().unwrap();
+        hashes.push(
+            Shard::open(&dir.path().join(file_name(number)))
+                .unwrap()
+                .header()
+                .header_hash,
+        );
+    }
+    let classes = vec!["n01440764".to_owned()];
+    let file = SetFile {
+        format: FORMAT.into(),
+        version: VERSION,
+        per_class: vec![(num_shards * each) as u64],
+        num_images: (num_shards * each) as u64,
+        num_left_out: 0,
+        num_shards,
+        plan_hash: hex(1),
+        content_hash: hex(content_hash(&classes, hashes.into_iter())),
+        seed: 0,
+        classes,
+    };
+    fs::write(
+        dir.path().join("set.json"),
+        serde_json::to_vec(&file).unwrap(),
+    )
+    .unwrap();
+    let output = child("child_open", dir.path()).wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let grown: i64 = text
+        .split_once("grew ")
+        .unwrap()
+        .1
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(text.contains("with 204800 samples"), "{text}");
+    assert!(grown < 1024, "{text}");
+}

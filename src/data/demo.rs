@@ -156,6 +156,14 @@ fn draw(
 
 type Colour = [f32; 3];
 
+/// Clutter: a straight line across the picture.
+struct Line {
+    point: (f32, f32),
+    direction: (f32, f32),
+    half_width: f32,
+    colour: Colour,
+}
+
 /// Everything drawn for one image; colours are 0..1, lengths are pixels.
 struct Scene {
     shape: usize,
@@ -173,8 +181,7 @@ struct Scene {
     ground_turn: (f32, f32),
     ground_wave: f32,
     size: (f32, f32),
-    /// Clutter: lines (point, direction, half width, colour).
-    lines: Vec<((f32, f32), (f32, f32), f32, Colour)>,
+    lines: Vec<Line>,
     noise: f32,
 }
 
@@ -200,11 +207,11 @@ impl Scene {
         let first = far_from(&mut colour, &background[..1], 0.45);
         let second = far_from(&mut colour, &[first, background[0]], 0.4);
         let lines = (0..4)
-            .map(|_| {
-                let point = (w * unit(), h * unit());
-                let direction = turn(&mut unit);
-                let half_width = 0.5 + 1.5 * unit();
-                (point, direction, half_width, [unit(), unit(), unit()])
+            .map(|_| Line {
+                point: (w * unit(), h * unit()),
+                direction: turn(&mut unit),
+                half_width: 0.5 + 1.5 * unit(),
+                colour: [unit(), unit(), unit()],
             })
             .collect();
         Scene {
@@ -237,9 +244,14 @@ impl Scene {
             self.background[1],
             0.5 + 0.5 * (PI * self.ground_wave * along).sin(),
         );
-        for (point, direction, half_width, line) in &self.lines {
-            let away = ((x - point.0) * direction.1 - (y - point.1) * direction.0).abs();
-            colour = mix(colour, *line, (half_width + 0.5 - away).clamp(0.0, 1.0));
+        for line in &self.lines {
+            let (dx, dy) = (x - line.point.0, y - line.point.1);
+            let away = (dx * line.direction.1 - dy * line.direction.0).abs();
+            colour = mix(
+                colour,
+                line.colour,
+                (line.half_width + 0.5 - away).clamp(0.0, 1.0),
+            );
         }
         let (dx, dy) = (
             (x - self.centre.0) / self.radius,
@@ -346,7 +358,7 @@ mod tests {
 
     #[test]
     fn shapes_have_an_inside_and_an_outside() {
-        for shape in 0..SHAPES.len() {
+        for (shape, name) in SHAPES.iter().enumerate() {
             let inside = (0..10000)
                 .filter(|i| {
                     distance(
@@ -356,11 +368,7 @@ mod tests {
                     ) < 0.0
                 })
                 .count();
-            assert!(
-                (1500..8000).contains(&inside),
-                "{}: {inside} of 10000",
-                SHAPES[shape]
-            );
+            assert!((1500..8000).contains(&inside), "{name}: {inside} of 10000");
         }
     }
 
