@@ -103,6 +103,23 @@ fn odd_files_decode_as_pillow_decodes_them() {
 }
 
 #[test]
+fn ycck_decodes_as_pillow_decodes_it() {
+    let Some((_dir, root)) = unpacked("odd_files") else {
+        return;
+    };
+    // A CMYK file whose Adobe marker is made to say YCCK. Pillow 13.0.0:
+    //   b[b.find(b"Adobe") + 11] = 2; im = Image.open(io.BytesIO(b)).convert("RGB"); mean of each channel
+    let mut bytes = std::fs::read(root.join("cmyk_jpeg/n02074367_dugong.JPEG")).unwrap();
+    let at = bytes.windows(5).position(|w| w == b"Adobe").unwrap() + 11;
+    assert_eq!(bytes[at], 0);
+    bytes[at] = 2;
+    let found = means(&decode(&bytes).unwrap());
+    for (found, expected) in found.into_iter().zip([184.834, 122.369, 181.107]) {
+        assert!((found - expected).abs() < 0.5, "{found} {expected}");
+    }
+}
+
+#[test]
 fn odd_files_are_packed_without_the_broken_ones() {
     let Some((dir, root)) = unpacked("odd_files") else {
         return;
