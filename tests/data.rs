@@ -144,6 +144,12 @@ fn an_interrupted_pack_goes_on_where_it_stopped() {
     // A shard that is damaged or gone is written again.
     fs::remove_file(part.join("shard-00003.bin")).unwrap();
     cut(&part.join("shard-00000.bin"), 100);
+    // Stopped during that repair, the set does not look complete.
+    assert!(pack(&args, &|_| false).is_err());
+    assert!(matches!(
+        ShardSet::open(&part),
+        Err(Error::SetMissing { .. })
+    ));
     assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 2);
     assert_eq!(all_files(&part), whole);
 }

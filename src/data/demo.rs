@@ -20,7 +20,7 @@ const PATTERNS: [&str; 3] = ["solid", "striped", "checked"];
 /// Draws a small labelled JPEG ImageFolder to try the program with
 #[derive(clap::Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// Folder for the images: OUT/<class>/NNNN.jpg
+    /// Folder for the images: OUT/CLASS/NNNN.jpg
     pub out: PathBuf,
     /// Number of classes, 2 to 24
     #[arg(long, default_value_t = 10, value_name = "N")]

@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 /// Packs an ImageFolder into memory-mapped shards
 #[derive(clap::Args, Clone, Debug)]
 pub struct PackArgs {
-    /// The ImageFolder: ROOT/<class>/<image>.jpg; a class's label is its place in the sorted list of folders
+    /// The ImageFolder: ROOT/CLASS/IMAGE.jpg; a class's label is its place in the sorted list of folders
     pub root: PathBuf,
     /// Folder for the shards; given again, an interrupted pack goes on where it stopped
     pub out: PathBuf,

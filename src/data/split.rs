@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Draws class-balanced, disjoint lists of images
 #[derive(clap::Args, Clone, Debug)]
 pub struct SplitArgs {
-    /// The ImageFolder: ROOT/<class>/<image>.jpg
+    /// The ImageFolder: ROOT/CLASS/IMAGE.jpg
     pub root: PathBuf,
     /// Part of each class that goes into each list; at most 1 together
     #[arg(
