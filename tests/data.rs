@@ -653,7 +653,12 @@ fn memory_is_bounded_and_an_early_drop_does_not_hang() {
     for num_batches in [0, 1, 3] {
         let mut loader = Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap();
         take(&mut loader, num_batches);
-        std::thread::sleep(Duration::from_millis(300));
+        let least = 3 * num_batches as u64 + 6;
+        while loader.num_started() < least && started.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(loader.num_started() >= least);
+        std::thread::sleep(Duration::from_millis(200));
         // prefetch 2, one that waits for room, one begun; window of max(batch, 2 threads) = 4.
         let most = 3 * (num_batches as u64 + 3) + 4;
         assert!(
@@ -661,7 +666,6 @@ fn memory_is_bounded_and_an_early_drop_does_not_hang() {
             "{} started, {most} allowed",
             loader.num_started()
         );
-        assert!(loader.num_started() >= 3 * num_batches as u64 + 6);
     }
     // Dropped at once, with jobs queued; two streams share the threads; the pool goes first.
     let weights = Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap();

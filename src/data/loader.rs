@@ -49,9 +49,9 @@ pub struct LoaderSpec {
 /// The images of one replica at one step, on the CPU.
 #[derive(Debug)]
 pub struct Batch {
-    /// [N, 3, px, px] of kind Uint8.
+    /// Shape `[N, 3, px, px]`, kind Uint8.
     pub images: Tensor,
-    /// [N] of kind Int64.
+    /// Shape `[N]`, kind Int64.
     pub labels: Tensor,
     /// The samples taken, positions in the `ShardSet`.
     pub indices: Vec<u32>,

@@ -9,6 +9,7 @@ pub mod folder;
 pub mod loader;
 pub mod order;
 pub mod pack;
+pub mod plan;
 pub mod pool;
 pub mod set;
 pub mod shard;

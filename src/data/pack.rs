@@ -2,18 +2,16 @@
 
 use super::decode;
 use super::folder::Folder;
-use super::set::{FORMAT, SetFile, content_hash, count_classes, hex, read_set_file};
+use super::plan::{Plan, clear_way, remove};
+use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use crate::error::{Error, Result};
-use crate::random::{Purpose, stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rand::seq::SliceRandom;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use xxhash_rust::xxh3::Xxh3;
 
 /// Packs an ImageFolder into memory-mapped shards
 #[derive(clap::Args, Clone, Debug)]
@@ -153,48 +151,6 @@ pub fn pack(
     })
 }
 
-/// What goes into which shard.
-struct Plan<'a> {
-    args: &'a PackArgs,
-    folder: Folder,
-    /// Positions in `folder`, shuffled: a shard is a random sample, so that no page or shard holds one class.
-    order: Vec<u32>,
-    hash: u64,
-}
-
-impl<'a> Plan<'a> {
-    fn new(folder: Folder, args: &'a PackArgs) -> Plan<'a> {
-        let mut order: Vec<u32> = (0..folder.len() as u32).collect();
-        order.shuffle(&mut stream(args.seed, Purpose::Order, &[]));
-        let mut hash = Xxh3::new();
-        for number in [
-            u64::from(VERSION),
-            folder.hash(),
-            args.seed,
-            args.shard_images.into(),
-            args.skip_bad.into(),
-            args.no_decode.into(),
-        ] {
-            hash.update(&number.to_le_bytes());
-        }
-        Plan {
-            args,
-            folder,
-            order,
-            hash: hash.digest(),
-        }
-    }
-
-    fn num_shards(&self) -> usize {
-        self.order.len().div_ceil(self.args.shard_images as usize)
-    }
-
-    fn images_of(&self, shard: usize) -> &[u32] {
-        let size = self.args.shard_images as usize;
-        &self.order[shard * size..self.order.len().min((shard + 1) * size)]
-    }
-}
-
 /// Every class must have an image: an output unit that never occurs would spoil training silently.
 fn check_classes(classes: &[String], per_class: &[u64], root: &Path) -> Result<()> {
     match per_class.iter().position(|count| *count == 0) {
@@ -234,74 +190,6 @@ fn warnings(folder: &Folder, file: &SetFile, num_left_out: usize) -> Vec<String>
         ));
     }
     warnings
-}
-
-/// Makes sure that `out` holds shards of this plan or none. Returns whether the set is complete already.
-fn clear_way(plan: &Plan) -> Result<bool> {
-    let out = &plan.args.out;
-    let mut foreign = Vec::new();
-    for entry in std::fs::read_dir(out).map_err(Error::io("list folder", out))? {
-        let path = entry.map_err(Error::io("list folder", out))?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if name.starts_with("shard-") && name.ends_with(".tmp") {
-            remove(&path)?;
-        } else if name.starts_with("shard-") && name.ends_with(".bin") {
-            // A damaged shard is written again; only a good one of another plan stands in the way.
-            match Shard::open(&path) {
-                Ok(shard) if shard.header().plan_hash != plan.hash => foreign.push(path),
-                Ok(_) => (),
-                Err(Error::Io {
-                    action,
-                    path,
-                    source,
-                }) => {
-                    return Err(Error::Io {
-                        action,
-                        path,
-                        source,
-                    });
-                }
-                Err(_) if plan.args.overwrite => foreign.push(path),
-                Err(_) => (),
-            }
-        }
-    }
-    let set_file = out.join("set.json");
-    let described = match read_set_file(out) {
-        Ok(file) => file.plan_hash == hex(plan.hash),
-        Err(Error::SetMissing { .. }) => return refuse_or_remove(plan, foreign).map(|()| false),
-        Err(_) => false,
-    };
-    if !described {
-        foreign.insert(0, set_file.clone());
-    }
-    refuse_or_remove(plan, foreign)?;
-    let whole = described
-        && (0..plan.num_shards()).all(|number| Shard::open(&out.join(file_name(number))).is_ok());
-    if described && !whole {
-        remove(&set_file)?;
-    }
-    Ok(whole)
-}
-
-fn refuse_or_remove(plan: &Plan, foreign: Vec<PathBuf>) -> Result<()> {
-    if !foreign.is_empty() && !plan.args.overwrite {
-        return Err(Error::OtherPlan {
-            dir: plan.args.out.clone(),
-        });
-    }
-    foreign.iter().try_for_each(|path| remove(path))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-        _ => Ok(()),
-    }
 }
 
 /// Temporary file, fsync, rename, fsync of the folder.
