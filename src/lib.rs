@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod comm;
 pub mod config;
+pub mod data;
 pub mod error;
 pub mod net;
 pub mod checkpoint;

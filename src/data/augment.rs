@@ -1,0 +1,475 @@
+//! Crop, resize, flip, normalise, as torchvision defines them; the random generator is an argument.
+//!
+//! Shapes: N images, 3 channels, H W rows and columns, px output side.
+
+use super::decode::{MAX_PIXELS, Picture};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use rand::{Rng, RngExt};
+use std::cell::RefCell;
+use tch::{Kind, Tensor};
+
+/// How a picture becomes `[3, px, px]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Augment {
+    /// RandomResizedCrop (area `area_min`..1, ratio 3/4..4/3), then a flip with probability 1/2 where `flip`.
+    RandomResizedCrop {
+        /// Smallest part of the area, 0..=1; the published run: 0.08.
+        area_min: f64,
+        /// Mirror half of the pictures.
+        flip: bool,
+    },
+    /// Resize the shorter side to `resize`, then the centre px x px. Draws nothing.
+    CentreCrop {
+        /// At least px.
+        resize: u32,
+    },
+    /// `pad` black pixels on each side, then a random px x px piece (CIFAR), then the flip.
+    PadCrop {
+        /// Pixels on each side.
+        pad: u32,
+        /// Mirror half of the pictures.
+        flip: bool,
+    },
+}
+
+/// A rectangle of a picture, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// First column.
+    pub left: u32,
+    /// First row.
+    pub top: u32,
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+const RATIO_MIN: f64 = 3.0 / 4.0;
+const RATIO_MAX: f64 = 4.0 / 3.0;
+
+impl Augment {
+    /// Writes `picture`, changed as `self` says, as planar `[3, px, px]` into `out` (`3 * px * px` bytes).
+    /// Errors: the picture is too small for a `PadCrop`, or too long and narrow for a `CentreCrop`.
+    pub fn apply(
+        &self,
+        picture: &Picture,
+        px: u32,
+        rng: &mut impl Rng,
+        out: &mut [u8],
+    ) -> Result<(), String> {
+        match *self {
+            Augment::RandomResizedCrop { area_min, flip } => {
+                let crop = random_resized_crop(picture.width, picture.height, area_min, rng);
+                let flip = flip && rng.random::<bool>();
+                resize(picture, crop, (px, px), |resized| {
+                    planar(resized, px, (0, 0), px, flip, out)
+                });
+            }
+            Augment::CentreCrop { resize: side } => {
+                let (width, height) = shorter_side_to(picture.width, picture.height, side.max(px));
+                if u64::from(width) * u64::from(height) > MAX_PIXELS {
+                    return Err(format!(
+                        "{} x {} pixels are too long and narrow to resize",
+                        picture.width, picture.height
+                    ));
+                }
+                let whole = Crop {
+                    left: 0,
+                    top: 0,
+                    width: picture.width,
+                    height: picture.height,
+                };
+                let half = |size: u32| (f64::from(size - px) / 2.0).round_ties_even() as u32;
+                let origin = (half(width), half(height));
+                resize(picture, whole, (width, height), |resized| {
+                    planar(resized, width, origin, px, false, out)
+                });
+            }
+            Augment::PadCrop { pad, flip } => {
+                let (width, height) = (picture.width + 2 * pad, picture.height + 2 * pad);
+                if width < px || height < px {
+                    return Err(format!(
+                        "{} x {} pixels with {pad} of padding are smaller than {px} x {px}",
+                        picture.width, picture.height
+                    ));
+                }
+                let top = rng.random_range(0..=height - px);
+                let left = rng.random_range(0..=width - px);
+                let flip = flip && rng.random::<bool>();
+                pad_crop(picture, pad, (left, top), px, flip, out);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rectangle of torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest allowed centre piece.
+pub fn random_resized_crop(width: u32, height: u32, area_min: f64, rng: &mut impl Rng) -> Crop {
+    let area = f64::from(width) * f64::from(height);
+    let (ratio_min, ratio_max) = (RATIO_MIN.ln(), RATIO_MAX.ln());
+    for _ in 0..10 {
+        let target = area * (area_min + (1.0 - area_min) * rng.random::<f64>());
+        let ratio = (ratio_min + (ratio_max - ratio_min) * rng.random::<f64>()).exp();
+        let w = (target * ratio).sqrt().round_ties_even();
+        let h = (target / ratio).sqrt().round_ties_even();
+        if w >= 1.0 && h >= 1.0 && w <= f64::from(width) && h <= f64::from(height) {
+            let (w, h) = (w as u32, h as u32);
+            let top = rng.random_range(0..=height - h);
+            let left = rng.random_range(0..=width - w);
+            return Crop {
+                left,
+                top,
+                width: w,
+                height: h,
+            };
+        }
+    }
+    let ratio = f64::from(width) / f64::from(height);
+    let (mut w, mut h) = (width, height);
+    if ratio < RATIO_MIN {
+        h = ((f64::from(w) / RATIO_MIN).round_ties_even() as u32).clamp(1, height);
+    } else if ratio > RATIO_MAX {
+        w = ((f64::from(h) * RATIO_MAX).round_ties_even() as u32).clamp(1, width);
+    }
+    Crop {
+        left: (width - w) / 2,
+        top: (height - h) / 2,
+        width: w,
+        height: h,
+    }
+}
+
+/// The size of torchvision's `Resize(side)`: the shorter side becomes `side`, the other is cut to an integer.
+fn shorter_side_to(width: u32, height: u32, side: u32) -> (u32, u32) {
+    let long =
+        |short: u32, long: u32| (u64::from(side) * u64::from(long) / u64::from(short)) as u32;
+    if width <= height {
+        (side, long(width, height))
+    } else {
+        (long(height, width), side)
+    }
+}
+
+thread_local! {
+    // Coefficients and intermediate rows are used again by each decode thread.
+    static RESIZER: RefCell<(Resizer, Vec<u8>)> = RefCell::new((Resizer::new(), Vec::new()));
+}
+
+/// Bilinear, antialiased (the filter grows with the reduction) from `crop` to `size`, as Pillow and so torchvision do
+/// on PIL images: the piece is cut first, pixels outside do not count. `use_it` gets interleaved RGB.
+fn resize(picture: &Picture, crop: Crop, size: (u32, u32), use_it: impl FnOnce(&[u8])) {
+    RESIZER.with_borrow_mut(|(resizer, buffer)| {
+        let needed = 3 * size.0 as usize * size.1 as usize;
+        if buffer.len() < needed {
+            buffer.resize(needed, 0);
+        }
+        let source =
+            TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.rgb())
+                .expect("a picture has 3 * width * height bytes");
+        let source = TypedCroppedImage::new(source, crop.left, crop.top, crop.width, crop.height)
+            .expect("the crop lies inside the picture");
+        let mut target = TypedImage::<U8x3>::from_buffer(size.0, size.1, &mut buffer[..needed])
+            .expect("the buffer has 3 * width * height bytes");
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+        resizer
+            .resize_typed(&source, &mut target, &options)
+            .expect("source and target are not empty");
+        use_it(&buffer[..needed]);
+    })
+}
+
+/// The px x px piece at `origin` (column, row) of interleaved rows of `width` pixels, planar, mirrored where `flip`.
+fn planar(rgb: &[u8], width: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
+    let (px, width) = (px as usize, width as usize);
+    let (red, rest) = out.split_at_mut(px * px);
+    let (green, blue) = rest.split_at_mut(px * px);
+    for row in 0..px {
+        let start = 3 * ((row + origin.1 as usize) * width + origin.0 as usize);
+        let source = &rgb[start..start + 3 * px];
+        let line = row * px..(row + 1) * px;
+        let targets = red[line.clone()]
+            .iter_mut()
+            .zip(&mut green[line.clone()])
+            .zip(&mut blue[line]);
+        let put = |(((r, g), b), p): (((&mut u8, &mut u8), &mut u8), &[u8])| {
+            (*r, *g, *b) = (p[0], p[1], p[2]);
+        };
+        if flip {
+            targets.rev().zip(source.chunks_exact(3)).for_each(put);
+        } else {
+            targets.zip(source.chunks_exact(3)).for_each(put);
+        }
+    }
+}
+
+fn pad_crop(picture: &Picture, pad: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
+    let (width, height) = (picture.width as usize, picture.height as usize);
+    let (rgb, side) = (picture.rgb(), px as usize);
+    for row in 0..side {
+        for column in 0..side {
+            let x = (origin.0 as usize + column).wrapping_sub(pad as usize);
+            let y = (origin.1 as usize + row).wrapping_sub(pad as usize);
+            let at = row * side + if flip { side - 1 - column } else { column };
+            for channel in 0..3 {
+                let inside = x < width && y < height;
+                out[channel * side * side + at] = if inside {
+                    rgb[3 * (y * width + x) + channel]
+                } else {
+                    0
+                };
+            }
+        }
+    }
+}
+
+/// Bytes to `(x / 255 - mean) / std`. Shapes: `images` [N, 3, H, W] of kind Uint8, result the same in Float on the
+/// images' device.
+pub fn normalise(images: &Tensor, mean: &[f64; 3], std: &[f64; 3]) -> Tensor {
+    let column = |values: [f64; 3]| {
+        Tensor::from_slice(&values)
+            .to_kind(Kind::Float)
+            .view([1, 3, 1, 1])
+            .to_device(images.device())
+    };
+    // One multiplication and one addition: x * 1/(255 std) - mean/std.
+    let scale = column(std.map(|s| 1.0 / (255.0 * s)));
+    let shift = column([0, 1, 2].map(|c| -mean[c] / std[c]));
+    (images.to_kind(Kind::Float) * scale) + shift
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, stream};
+
+    /// 40 x 30 pixels, the picture of the golden numbers.
+    fn picture() -> Picture {
+        let mut buffer = Vec::new();
+        for y in 0..30u32 {
+            for x in 0..40u32 {
+                buffer.extend([x * 7 + y * 13, x * x + y * 3, x * y * 5].map(|v| v as u8));
+            }
+        }
+        Picture {
+            width: 40,
+            height: 30,
+            buffer,
+        }
+    }
+
+    fn assert_close(found: &[u8], expected: &[u8]) {
+        assert_eq!(found.len(), expected.len());
+        let worst = found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| a.abs_diff(*b))
+            .max();
+        assert!(worst <= Some(1), "{found:?}\n{expected:?}");
+    }
+
+    // Golden numbers, Pillow 13.0.0:
+    //   im = Image.new("RGB", (40, 30)); im.putdata([((x*7+y*13)%256, (x*x+y*3)%256, (x*y*5)%256)
+    //                                                for y in range(30) for x in range(40)])
+    //   im.crop((5, 3, 33, 26)).resize((4, 4), Image.BILINEAR)   and   im.crop((10, 8, 15, 12)) likewise
+    //   im.resize((10, 8), Image.BILINEAR).crop((2, 1, 8, 7))
+    const REDUCED: [u8; 48] = [
+        138, 178, 172, 92, 186, 140, 73, 87, 85, 76, 118, 162, 92, 136, 183, 176, 98, 141, 137,
+        125, 113, 135, 124, 132, 130, 133, 125, 126, 141, 124, 132, 120, 140, 131, 124, 128, 124,
+        126, 127, 121, 134, 133, 130, 128, 126, 128, 129, 116,
+    ];
+    const ENLARGED: [u8; 48] = [
+        176, 184, 192, 200, 189, 197, 205, 213, 202, 210, 218, 226, 215, 223, 231, 239, 129, 155,
+        183, 213, 132, 158, 186, 216, 135, 161, 189, 219, 138, 164, 192, 222, 154, 201, 98, 38,
+        205, 151, 54, 107, 193, 59, 117, 176, 52, 116, 180, 52,
+    ];
+    const CENTRE_RED: [u8; 36] = [
+        133, 161, 189, 205, 166, 82, 183, 207, 174, 90, 51, 67, 193, 124, 56, 60, 87, 115, 62, 54,
+        80, 108, 136, 164, 72, 100, 128, 156, 184, 207, 122, 150, 178, 202, 186, 112,
+    ];
+
+    fn crop_to(crop: Crop, px: u32, flip: bool) -> Vec<u8> {
+        let mut out = vec![0; 3 * (px * px) as usize];
+        resize(&picture(), crop, (px, px), |rgb| {
+            planar(rgb, px, (0, 0), px, flip, &mut out)
+        });
+        out
+    }
+
+    #[test]
+    fn crops_are_resized_as_pillow_does() {
+        let large = Crop {
+            left: 5,
+            top: 3,
+            width: 28,
+            height: 23,
+        };
+        let small = Crop {
+            left: 10,
+            top: 8,
+            width: 5,
+            height: 4,
+        };
+        assert_close(&crop_to(large, 4, false), &REDUCED);
+        assert_close(&crop_to(small, 4, false), &ENLARGED);
+        let mirrored = crop_to(large, 4, true);
+        assert_close(
+            &[mirrored[3], mirrored[2], mirrored[1], mirrored[0]],
+            &REDUCED[..4],
+        );
+        assert_close(
+            &[mirrored[35], mirrored[34], mirrored[33], mirrored[32]],
+            &REDUCED[32..36],
+        );
+    }
+
+    #[test]
+    fn the_centre_is_cut_as_torchvision_does() {
+        let mut rng = stream(0, Purpose::Augment, &[]);
+        let mut out = vec![0; 108];
+        let centre = Augment::CentreCrop { resize: 8 };
+        centre.apply(&picture(), 6, &mut rng, &mut out).unwrap();
+        assert_close(&out[..36], &CENTRE_RED);
+        let line = Picture {
+            width: 1,
+            height: 60_000,
+            buffer: vec![0; 180_000],
+        };
+        assert!(centre.apply(&line, 6, &mut rng, &mut out).is_ok());
+        let huge = Augment::CentreCrop { resize: 256 };
+        assert!(
+            huge.apply(&line, 6, &mut rng, &mut out)
+                .unwrap_err()
+                .contains("too long")
+        );
+    }
+
+    #[test]
+    fn crop_parameters_are_distributed_as_defined() {
+        let (side, num) = (1000, 20_000);
+        let mut rng = stream(1, Purpose::Augment, &[]);
+        let (mut area, mut small, mut log_ratio, mut left, mut top) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for _ in 0..num {
+            let crop = random_resized_crop(side, side, 0.08, &mut rng);
+            let (w, h) = (f64::from(crop.width), f64::from(crop.height));
+            assert!(crop.left + crop.width <= side && crop.top + crop.height <= side);
+            assert!((0.745..1.342).contains(&(w / h)) && w * h > 0.0795e6);
+            area += w * h / 1e6 / f64::from(num);
+            small += f64::from(w * h < 0.3e6) / f64::from(num);
+            log_ratio += (w / h).ln() / f64::from(num);
+            left += f64::from(crop.left) / f64::from(side - crop.width + 1) / f64::from(num);
+            top += f64::from(crop.top) / f64::from(side - crop.height + 1) / f64::from(num);
+        }
+        // A try of area A and ratio r fits the square when |ln r| <= -ln A, so the density of A among the crops that are
+        // taken is min(1, -ln A / ln(4/3)); ten failures in a row are rare.
+        let steps = 100_000;
+        let (mut weight, mut mean, mut below) = (0.0, 0.0, 0.0);
+        for step in 0..steps {
+            let a = 0.08 + 0.92 * (f64::from(step) + 0.5) / f64::from(steps);
+            let density = (-a.ln() / RATIO_MAX.ln()).min(1.0);
+            weight += density;
+            mean += density * a;
+            below += if a < 0.3 { density } else { 0.0 };
+        }
+        // Within four standard errors.
+        assert!(
+            (area - mean / weight).abs() < 4.0 * 0.25 / f64::from(num).sqrt(),
+            "{area} {}",
+            mean / weight
+        );
+        assert!(
+            (small - below / weight).abs() < 4.0 * 0.46 / f64::from(num).sqrt(),
+            "{small}"
+        );
+        let root = f64::from(num).sqrt();
+        assert!(log_ratio.abs() < 4.0 * 0.17 / root, "{log_ratio}");
+        // Offsets are 0..=side - size, so their mean over (side - size + 1) is a little below 1/2.
+        for offset in [left, top] {
+            assert!((offset - 0.5).abs() < 0.003 + 4.0 * 0.29 / root, "{offset}");
+        }
+    }
+
+    #[test]
+    fn extreme_pictures_fall_back_to_the_centre() {
+        let mut rng = stream(1, Purpose::Augment, &[]);
+        let mut crop = |width, height| random_resized_crop(width, height, 0.08, &mut rng);
+        assert_eq!(
+            crop(10, 1000),
+            Crop {
+                left: 0,
+                top: 493,
+                width: 10,
+                height: 13
+            }
+        );
+        assert_eq!(
+            crop(1000, 10),
+            Crop {
+                left: 493,
+                top: 0,
+                width: 13,
+                height: 10
+            }
+        );
+        for _ in 0..100 {
+            assert_eq!(
+                crop(1, 1),
+                Crop {
+                    left: 0,
+                    top: 0,
+                    width: 1,
+                    height: 1
+                }
+            );
+            let crop = crop(1, 2);
+            assert!(crop.width == 1 && crop.top + crop.height <= 2);
+        }
+    }
+
+    #[test]
+    fn half_of_the_pictures_are_mirrored_and_padding_is_black() {
+        // One row whose columns rise: a mirrored piece falls.
+        let rising = Picture {
+            width: 8,
+            height: 8,
+            buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect(),
+        };
+        let mut rng = stream(3, Purpose::Augment, &[]);
+        let (mut mirrored, mut padded, mut out) = (0, 0, vec![0; 192]);
+        for _ in 0..2000 {
+            Augment::PadCrop { pad: 2, flip: true }
+                .apply(&rising, 8, &mut rng, &mut out)
+                .unwrap();
+            let row = &out[24..32];
+            mirrored += u32::from(row[2] > row[5]);
+            padded += u32::from(row[0] == 0);
+            assert!(row.iter().all(|v| *v == 0 || (10..18).contains(v)));
+        }
+        assert!((900..1100).contains(&mirrored), "{mirrored}");
+        // Shifts of -2..=2: two of five show padding on one side.
+        assert!((700..900).contains(&padded), "{padded}");
+        let whole = Augment::RandomResizedCrop {
+            area_min: 1.0,
+            flip: false,
+        };
+        whole.apply(&rising, 8, &mut rng, &mut out).unwrap();
+        assert!(
+            Augment::PadCrop { pad: 2, flip: true }
+                .apply(&rising, 13, &mut rng, &mut out)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn normalised_values() {
+        let images = Tensor::from_slice(&[0u8, 255, 51, 0, 255, 51]).view([1, 3, 1, 2]);
+        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+        let found = Vec::<f32>::try_from(&normalise(&images, &mean, &std).flatten(0, -1)).unwrap();
+        for (at, byte) in [0.0, 255.0, 51.0, 0.0, 255.0, 51.0].into_iter().enumerate() {
+            let expected = (byte / 255.0 - mean[at / 2]) / std[at / 2];
+            assert!((f64::from(found[at]) - expected).abs() < 1e-6, "{found:?}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Image bytes to 8-bit RGB, as Pillow's `open(...).convert("RGB")` gives it.
+//!
+//! The format is found in the content, never in the name. EXIF orientation is ignored, as the published pipeline does.
+
+use image::codecs::png::PngDecoder;
+use image::{DynamicImage, ImageDecoder, Limits};
+use std::io::Cursor;
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+
+/// Larger pictures are refused: a small file must not ask for gigabytes. Pillow warns from this size on; the largest
+/// picture of ImageNet has 61 million pixels.
+pub const MAX_PIXELS: u64 = 89_478_485;
+
+/// One decoded picture: interleaved RGB, row by row, `3 * width * height` bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picture {
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// R, G, B of each pixel. May be longer while it serves as a buffer; `rgb` gives the used part.
+    pub buffer: Vec<u8>,
+}
+
+impl Picture {
+    /// The pixels.
+    pub fn rgb(&self) -> &[u8] {
+        &self.buffer[..3 * self.width as usize * self.height as usize]
+    }
+}
+
+/// What is wrong with the bytes, in words; the caller knows which file it was.
+pub type Fault = String;
+
+/// Decodes a JPEG or PNG into `picture`, whose buffer is used again.
+/// Errors: empty, another format, cut short, damaged, more than `MAX_PIXELS`.
+pub fn decode_into(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+    match sniff(bytes)? {
+        Format::Jpeg => jpeg(bytes, picture),
+        Format::Png => png(bytes, picture),
+    }
+}
+
+/// Decodes into a new picture. Errors as for `decode_into`.
+pub fn decode(bytes: &[u8]) -> Result<Picture, Fault> {
+    let mut picture = Picture::default();
+    decode_into(bytes, &mut picture)?;
+    Ok(picture)
+}
+
+/// Width and height from the header alone.
+pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), Fault> {
+    match sniff(bytes)? {
+        Format::Jpeg => {
+            let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options());
+            decoder.decode_headers().map_err(|e| e.to_string())?;
+            let (width, height) = decoder.dimensions().ok_or("JPEG without dimensions")?;
+            checked(width as u64, height as u64)
+        }
+        Format::Png => {
+            let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(|e| e.to_string())?;
+            let (width, height) = decoder.dimensions();
+            checked(width.into(), height.into())
+        }
+    }
+}
+
+enum Format {
+    Jpeg,
+    Png,
+}
+
+fn sniff(bytes: &[u8]) -> Result<Format, Fault> {
+    match bytes {
+        [] => Err("the file is empty".into()),
+        [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
+        [0x89, b'P', b'N', b'G', ..] => Ok(Format::Png),
+        _ => Err("neither JPEG nor PNG".into()),
+    }
+}
+
+fn options() -> DecoderOptions {
+    // Not strict: real photos hold harmless faults (bytes between segments, odd markers) that Pillow accepts too.
+    DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(u16::MAX.into())
+        .set_max_height(u16::MAX.into())
+        .jpeg_set_out_colorspace(ColorSpace::RGB)
+}
+
+fn checked(width: u64, height: u64) -> Result<(u32, u32), Fault> {
+    // Shards keep sizes in 16 bits, as JPEG itself does.
+    let side = u64::from(u16::MAX);
+    if width == 0 || height == 0 {
+        return Err(format!("{width} x {height} pixels"));
+    }
+    if width > side || height > side || width * height > MAX_PIXELS {
+        return Err(format!(
+            "{width} x {height} pixels, more than {MAX_PIXELS} (or {side} a side) are refused"
+        ));
+    }
+    Ok((width as u32, height as u32))
+}
+
+fn jpeg(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options());
+    decoder.decode_headers().map_err(|e| e.to_string())?;
+    let (width, height) = decoder.dimensions().ok_or("JPEG without dimensions")?;
+    let (width, height) = checked(width as u64, height as u64)?;
+    // The decoder fills what is missing with grey; Pillow, and we, call that an error.
+    if !has_end(bytes) {
+        return Err("the JPEG is cut short (no end-of-image marker)".into());
+    }
+    let needed = decoder
+        .output_buffer_size()
+        .ok_or("JPEG without dimensions")?;
+    if needed != 3 * width as usize * height as usize {
+        return Err("JPEG with an unknown number of colour components".into());
+    }
+    if picture.buffer.len() < needed {
+        picture.buffer.resize(needed, 0);
+    }
+    let pixels = &mut picture.buffer[..needed];
+    decoder.decode_into(pixels).map_err(|e| e.to_string())?;
+    (picture.width, picture.height) = (width, height);
+    Ok(())
+}
+
+/// Whether an end-of-image marker follows the start of the (first) scan. Segments before it are stepped over, since a
+/// thumbnail in EXIF has an end marker of its own; compressed data cannot contain one.
+fn has_end(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    loop {
+        match bytes.get(at..at + 4) {
+            Some([0xFF, 0xDA, ..]) => break,
+            Some([0xFF, 0xFF, ..]) => at += 1,
+            Some([0xFF, _, high, low]) => {
+                at += 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2)
+            }
+            // Bytes between segments: look for the next marker.
+            Some(_) => at += 1,
+            None => return false,
+        }
+    }
+    bytes[at..]
+        .windows(2)
+        .rev()
+        .any(|pair| pair == [0xFF, 0xD9])
+}
+
+fn png(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(10 * MAX_PIXELS); // 16-bit RGBA and a little
+    let mut decoder =
+        PngDecoder::with_limits(Cursor::new(bytes), limits.clone()).map_err(|e| e.to_string())?;
+    let (width, height) = decoder.dimensions();
+    let (width, height) = checked(width.into(), height.into())?;
+    decoder.set_limits(limits).map_err(|e| e.to_string())?;
+    let decoded = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    // As Pillow: the high byte of 16-bit samples, alpha dropped.
+    let high = |sample: u16| (sample >> 8) as u8;
+    picture.buffer = match decoded {
+        DynamicImage::ImageRgb16(image) => image.into_raw().into_iter().map(high).collect(),
+        DynamicImage::ImageRgba16(image) => image
+            .pixels()
+            .flat_map(|p| [p[0], p[1], p[2]].map(high))
+            .collect(),
+        DynamicImage::ImageLuma16(image) => image.pixels().flat_map(|p| [high(p[0]); 3]).collect(),
+        DynamicImage::ImageLumaA16(image) => image.pixels().flat_map(|p| [high(p[0]); 3]).collect(),
+        other => other.into_rgb8().into_raw(),
+    };
+    (picture.width, picture.height) = (width, height);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{ImageEncoder, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+
+    fn encoded_png(pixels: &[u8], kind: image::ExtendedColorType) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes)
+            .write_image(pixels, 2, 1, kind)
+            .unwrap();
+        bytes
+    }
+
+    fn encoded_jpeg(width: u32, height: u32) -> Vec<u8> {
+        let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i * 7) as u8).collect();
+        let mut bytes = Vec::new();
+        JpegEncoder::new(&mut bytes)
+            .encode(&pixels, width, height, image::ExtendedColorType::Rgb8)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn png_kinds_become_rgb_as_in_pillow() {
+        use image::ExtendedColorType as Kind;
+        let sixteen: Vec<u8> = [0x12FFu16, 0x00FF, 0xFFFF, 0x8000, 0x7FFF, 0x0100]
+            .iter()
+            .flat_map(|s| s.to_ne_bytes())
+            .collect();
+        let picture = decode(&encoded_png(&sixteen, Kind::Rgb16)).unwrap();
+        assert_eq!(picture.rgb(), [0x12, 0, 0xFF, 0x80, 0x7F, 1]);
+        let alpha = decode(&encoded_png(&[1, 2, 3, 0, 4, 5, 6, 255], Kind::Rgba8)).unwrap();
+        assert_eq!(alpha.rgb(), [1, 2, 3, 4, 5, 6]);
+        let grey = decode(&encoded_png(&[9, 200], Kind::L8)).unwrap();
+        assert_eq!(grey.rgb(), [9, 9, 9, 200, 200, 200]);
+    }
+
+    #[test]
+    fn one_pixel_and_a_used_buffer() {
+        let mut picture = decode(&encoded_jpeg(40, 30)).unwrap();
+        decode_into(&encoded_jpeg(1, 1), &mut picture).unwrap();
+        assert_eq!((picture.width, picture.height), (1, 1));
+        assert_eq!(picture.rgb().len(), 3);
+        assert_eq!(dimensions(&encoded_jpeg(40, 30)).unwrap(), (40, 30));
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        let whole = encoded_jpeg(64, 64);
+        assert!(decode(&whole).is_ok());
+        assert!(decode(&[]).unwrap_err().contains("empty"));
+        assert!(decode(b"some text").unwrap_err().contains("neither"));
+        for len in 3..whole.len() {
+            assert!(decode(&whole[..len]).is_err(), "cut at {len}");
+        }
+        assert!(
+            decode(&whole[..whole.len() * 6 / 10])
+                .unwrap_err()
+                .contains("cut short")
+        );
+    }
+
+    #[test]
+    fn a_thumbnail_does_not_hide_a_cut() {
+        let whole = encoded_jpeg(64, 64);
+        // An APP1 segment that contains an end-of-image marker, as EXIF thumbnails do.
+        let mut bytes = vec![0xFF, 0xD8, 0xFF, 0xE1, 0x00, 0x06, 0xFF, 0xD9, 0xFF, 0xD9];
+        bytes.extend(&whole[2..]);
+        assert!(decode(&bytes).is_ok());
+        assert!(decode(&bytes[..bytes.len() - 2]).is_err());
+    }
+
+    #[test]
+    fn a_bomb_is_refused_before_it_is_decoded() {
+        // A JPEG that claims 65500 x 65500 pixels.
+        let mut bytes = encoded_jpeg(8, 8);
+        let sof = bytes.windows(2).position(|w| w == [0xFF, 0xC0]).unwrap();
+        bytes[sof + 5..sof + 9].copy_from_slice(&[0xFF, 0xDC, 0xFF, 0xDC]);
+        assert!(decode(&bytes).unwrap_err().contains("refused"));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic() {
+        let jpeg = encoded_jpeg(24, 17);
+        let png = encoded_png(&[1, 2, 3, 4, 5, 6], image::ExtendedColorType::Rgb8);
+        for whole in [jpeg, png] {
+            for at in 0..whole.len() {
+                for flip in [0xFF, 0x01, 0x80] {
+                    let mut bytes = whole.clone();
+                    bytes[at] ^= flip;
+                    let _ = decode(&bytes);
+                    let _ = dimensions(&bytes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! An ImageFolder (`ROOT/<class>/<image>`) as a compact list of names, whole or as a split list picks it.
+
+use crate::error::{Error, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Names of images with their labels, sorted by class and name. About 40 bytes an ImageNet file.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// The folder.
+    pub root: PathBuf,
+    /// Class folders, sorted; the label is the position, as torchvision counts.
+    pub classes: Vec<String>,
+    /// All names behind one another, relative to their class folder.
+    names: String,
+    /// End of each name in `names`.
+    ends: Vec<u32>,
+    labels: Vec<u32>,
+    /// Files with other endings than .jpg, .jpeg, .png: left alone.
+    pub num_ignored: usize,
+}
+
+impl Folder {
+    /// Lists `root`. Errors: no class folder, unreadable folder, a name that is not UTF-8.
+    pub fn scan(root: &Path) -> Result<Folder> {
+        let mut folder = Folder::empty(root)?;
+        for label in 0..folder.classes.len() {
+            let class_dir = root.join(&folder.classes[label]);
+            let mut names = Vec::new();
+            folder.num_ignored += walk(&class_dir, "", &mut names)?;
+            names.sort_unstable();
+            for name in &names {
+                folder.push(label as u32, name)?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// The images that the split list `list` names: lines `class/file`, `#` starts a comment. Classes are still all
+    /// folders of `root`, so that labels agree between the lists of one split.
+    /// Errors: a line without a class of `root`, a line twice.
+    pub fn from_list(root: &Path, list: &Path) -> Result<Folder> {
+        let mut folder = Folder::empty(root)?;
+        let text = fs::read_to_string(list).map_err(Error::io("read", list))?;
+        let mut entries = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let wrong = |what| Error::ListLine {
+                path: list.into(),
+                line: number + 1,
+                what,
+            };
+            let (class, name) = line
+                .split_once('/')
+                .filter(|(_, name)| !name.is_empty())
+                .ok_or_else(|| wrong(format!("\"class/file\" expected, \"{line}\" found")))?;
+            // A list from elsewhere must not reach files outside ROOT.
+            if name.split('/').any(|part| part == "..") {
+                return Err(wrong(format!("\"{line}\" leaves the folder")));
+            }
+            let label = folder
+                .classes
+                .binary_search_by(|known| known.as_str().cmp(class))
+                .map_err(|_| wrong(format!("no class folder \"{class}\" in {}", root.display())))?;
+            entries.push((label as u32, name, number + 1));
+        }
+        entries.sort_unstable();
+        for pair in entries.windows(2) {
+            if (pair[0].0, pair[0].1) == (pair[1].0, pair[1].1) {
+                return Err(Error::ListLine {
+                    path: list.into(),
+                    line: pair[1].2,
+                    what: format!(
+                        "\"{}\" is there twice, first in line {}",
+                        pair[1].1, pair[0].2
+                    ),
+                });
+            }
+        }
+        for (label, name, _) in entries {
+            folder.push(label, name)?;
+        }
+        Ok(folder)
+    }
+
+    fn empty(root: &Path) -> Result<Folder> {
+        let mut classes = Vec::new();
+        for (name, path, is_dir) in entries(root)? {
+            if is_dir && !name.starts_with('.') {
+                classes.push(utf8(&name, &path)?);
+            }
+        }
+        classes.sort_unstable();
+        if classes.is_empty() {
+            return Err(Error::NoClasses { root: root.into() });
+        }
+        Ok(Folder {
+            root: root.into(),
+            classes,
+            names: String::new(),
+            ends: Vec::new(),
+            labels: Vec::new(),
+            num_ignored: 0,
+        })
+    }
+
+    fn push(&mut self, label: u32, name: &str) -> Result<()> {
+        self.names.push_str(name);
+        let end = u32::try_from(self.names.len()).map_err(|_| Error::FileName {
+            path: self.root.join("more than 4 GiB of file names"),
+        })?;
+        self.ends.push(end);
+        self.labels.push(label);
+        Ok(())
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Class of image `index`.
+    pub fn label(&self, index: usize) -> u32 {
+        self.labels[index]
+    }
+
+    /// `class/file` of image `index`.
+    pub fn name(&self, index: usize) -> String {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        let file = &self.names[start as usize..self.ends[index] as usize];
+        format!("{}/{file}", self.classes[self.labels[index] as usize])
+    }
+
+    /// Images of each class.
+    pub fn per_class(&self) -> Vec<u64> {
+        let mut counts = vec![0; self.classes.len()];
+        self.labels
+            .iter()
+            .for_each(|label| counts[*label as usize] += 1);
+        counts
+    }
+
+    /// Hash of classes, names and labels (not of the images' bytes).
+    pub fn hash(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        for class in &self.classes {
+            hash.update(class.as_bytes());
+            hash.update(b"\n");
+        }
+        hash.update(self.names.as_bytes());
+        hash.update(bytemuck::cast_slice(&self.ends));
+        hash.update(bytemuck::cast_slice(&self.labels));
+        hash.digest()
+    }
+}
+
+/// Name, path and whether it is a folder (links are followed) of everything in `dir`.
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io("list folder", dir))? {
+        let entry = entry.map_err(Error::io("list folder", dir))?;
+        let kind = entry.file_type().map_err(Error::io("read", entry.path()))?;
+        let is_dir = if kind.is_symlink() {
+            let target =
+                fs::metadata(entry.path()).map_err(Error::io("follow link", entry.path()))?;
+            target.is_dir()
+        } else {
+            kind.is_dir()
+        };
+        found.push((
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.path(),
+            is_dir,
+        ));
+    }
+    Ok(found)
+}
+
+fn utf8(name: &str, path: &Path) -> Result<String> {
+    let real = path.file_name().and_then(|n| n.to_str());
+    if real != Some(name)
+        || name.contains(['\n', '\r'])
+        || name.trim() != name
+        || name.starts_with('#')
+    {
+        return Err(Error::FileName { path: path.into() });
+    }
+    Ok(name.into())
+}
+
+/// Adds the images below `dir` as `prefix` + name; returns the number of other files.
+fn walk(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<usize> {
+    let mut num_ignored = 0;
+    for (name, path, is_dir) in entries(dir)? {
+        if name.starts_with('.') {
+            continue;
+        }
+        if is_dir {
+            num_ignored += walk(&path, &format!("{prefix}{}/", utf8(&name, &path)?), names)?;
+            continue;
+        }
+        let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+        if matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png")) {
+            names.push(format!("{prefix}{}", utf8(&name, &path)?));
+        } else {
+            num_ignored += 1;
+        }
+    }
+    Ok(num_ignored)
+}

@@ -1,0 +1,408 @@
+//! `pack`: an ImageFolder into a folder of shards, on all cores, in constant memory, able to go on where it stopped.
+
+use super::decode;
+use super::folder::Folder;
+use super::plan::{Plan, clear_way, remove};
+use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
+use super::shard::{Shard, ShardWriter, VERSION, file_name};
+use crate::error::{Error, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Packs an ImageFolder into memory-mapped shards
+#[derive(clap::Args, Clone, Debug)]
+pub struct PackArgs {
+    /// The ImageFolder: ROOT/CLASS/IMAGE.jpg; a class's label is its place in the sorted list of folders
+    pub root: PathBuf,
+    /// Folder for the shards; given again, an interrupted pack goes on where it stopped
+    pub out: PathBuf,
+    /// Only the images that this list names (lines "class/file", see `split`)
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+    /// Leave out images that cannot be decoded; they are listed in OUT/bad.txt
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// Do not decode every image once to find damaged ones now (headers are still read)
+    #[arg(long)]
+    pub no_decode: bool,
+    /// Remove shards of another set from OUT first
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Seed of the order in which images go into shards
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Images in one shard
+    #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub shard_images: u32,
+    /// Threads; 0 means one per core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+}
+
+/// What a pack did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PackReport {
+    /// Images in the set.
+    pub num_images: u64,
+    /// Shards in the set.
+    pub num_shards: usize,
+    /// Shards that an earlier, interrupted pack had finished.
+    pub num_kept: usize,
+    /// Files left out: name, tab, reason. Sorted.
+    pub left_out: Vec<String>,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// How far a pack is. The observer answers whether to go on.
+#[derive(Clone, Copy, Debug)]
+pub struct PackProgress {
+    /// Images done, kept shards included.
+    pub images: usize,
+    /// Images planned.
+    pub num_images: usize,
+    /// Shards done, kept ones included.
+    pub shards: usize,
+    /// Shards planned.
+    pub num_shards: usize,
+}
+
+/// Does `drnas-dist pack`: progress and outcome go to stderr.
+pub fn run(args: &PackArgs) -> Result<()> {
+    let started = Instant::now();
+    let speaker = Speaker::new();
+    let report = pack(args, &|progress| speaker.show(progress))?;
+    speaker.bar.finish_and_clear();
+    for warning in &report.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let kept = match report.num_kept {
+        0 => String::new(),
+        kept => format!(", {kept} of them from before"),
+    };
+    eprintln!(
+        "{}: {} images in {} shards{kept}, {} left out, {:.1} s",
+        args.out.display(),
+        report.num_images,
+        report.num_shards,
+        report.left_out.len(),
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Packs `args.root` into `args.out`; `observe` is called after every image by any thread and returns whether to go on.
+/// Errors: everything that makes the set unusable, see `Error`; finished shards stay for the next try.
+pub fn pack(
+    args: &PackArgs,
+    observe: &(dyn Fn(PackProgress) -> bool + Sync),
+) -> Result<PackReport> {
+    let folder = match &args.list {
+        Some(list) => Folder::from_list(&args.root, list)?,
+        None => Folder::scan(&args.root)?,
+    };
+    let named_by = args.list.as_ref().unwrap_or(&args.root);
+    check_classes(&folder.classes, &folder.per_class(), named_by)?;
+    let plan = Plan::new(folder, args);
+    std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
+    let complete = clear_way(&plan)?;
+    let (num_kept, mut left_out) = write_shards(&plan, observe)?;
+
+    // Read back what was written: counts, and the checks every reader makes.
+    let shards = (0..plan.num_shards())
+        .map(|number| Shard::open(&args.out.join(file_name(number))))
+        .collect::<Result<Vec<_>>>()?;
+    let per_class = count_classes(&shards, plan.folder.classes.len())?;
+    check_classes(&plan.folder.classes, &per_class, named_by)?;
+    left_out.sort_unstable();
+    let hashes = shards.iter().map(|shard| shard.header().header_hash);
+    let file = SetFile {
+        format: FORMAT.into(),
+        version: VERSION,
+        num_images: per_class.iter().sum(),
+        num_left_out: left_out.len() as u64,
+        num_shards: plan.num_shards(),
+        plan_hash: hex(plan.hash),
+        content_hash: hex(content_hash(&plan.folder.classes, hashes)),
+        seed: args.seed,
+        classes: plan.folder.classes.clone(),
+        per_class,
+    };
+    if !complete {
+        let bad = args.out.join("bad.txt");
+        if left_out.is_empty() {
+            remove(&bad)?;
+        } else {
+            write_whole(&bad, (left_out.join("\n") + "\n").as_bytes())?;
+        }
+        let text = serde_json::to_vec_pretty(&file).expect("plain data becomes JSON");
+        write_whole(&args.out.join("set.json"), &text)?;
+    }
+    Ok(PackReport {
+        num_images: file.num_images,
+        num_shards: file.num_shards,
+        num_kept,
+        warnings: warnings(&plan.folder, &file, left_out.len()),
+        left_out,
+    })
+}
+
+/// Every class must have an image: an output unit that never occurs would spoil training silently.
+fn check_classes(classes: &[String], per_class: &[u64], root: &Path) -> Result<()> {
+    match per_class.iter().position(|count| *count == 0) {
+        Some(label) => Err(Error::EmptyClass {
+            class: classes[label].clone(),
+            root: root.into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn warnings(folder: &Folder, file: &SetFile, num_left_out: usize) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let lonely: Vec<&str> = file
+        .classes
+        .iter()
+        .zip(&file.per_class)
+        .filter(|(_, count)| **count == 1)
+        .map(|(class, _)| class.as_str())
+        .collect();
+    if let Some(first) = lonely.first() {
+        let others = match lonely.len() - 1 {
+            0 => String::new(),
+            others => format!(" (and {others} more classes)"),
+        };
+        warnings.push(format!("class {first}{others} has one image only"));
+    }
+    if folder.num_ignored > 0 {
+        warnings.push(format!(
+            "{} files that are not .jpg, .jpeg or .png were ignored",
+            folder.num_ignored
+        ));
+    }
+    if num_left_out > 0 {
+        warnings.push(format!(
+            "{num_left_out} images could not be decoded and were left out, see bad.txt"
+        ));
+    }
+    warnings
+}
+
+/// Temporary file, fsync, rename, fsync of the folder.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, bytes).map_err(Error::io("write", &temporary))?;
+    let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
+    sync(&temporary).map_err(Error::io("sync", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    sync(dir).map_err(Error::io("sync", dir))
+}
+
+/// Writes the missing shards, one thread a shard at a time; returns how many were there, and the files left out.
+fn write_shards(
+    plan: &Plan,
+    observe: &(dyn Fn(PackProgress) -> bool + Sync),
+) -> Result<(usize, Vec<String>)> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = if plan.args.threads == 0 {
+        cores
+    } else {
+        plan.args.threads
+    };
+    let (next, images, shards, kept) = (
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+    );
+    let stop = AtomicBool::new(false);
+    let failure: Mutex<Option<Error>> = Mutex::new(None);
+    let left_out = Mutex::new(Vec::new());
+    // Reports `count` more images; false: the observer, or another thread's failure, ends the work.
+    let count = |count: usize| {
+        let progress = PackProgress {
+            images: images.fetch_add(count, Ordering::Relaxed) + count,
+            num_images: plan.order.len(),
+            shards: shards.load(Ordering::Relaxed),
+            num_shards: plan.num_shards(),
+        };
+        if !observe(progress) {
+            stop.store(true, Ordering::Relaxed);
+        }
+        !stop.load(Ordering::Relaxed)
+    };
+    let work = || -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut picture = decode::Picture::default();
+        while !stop.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= plan.num_shards() {
+                break;
+            }
+            let planned = plan.images_of(number);
+            let bad = match Shard::open(&plan.args.out.join(file_name(number))) {
+                Ok(shard) => {
+                    kept.fetch_add(1, Ordering::Relaxed);
+                    shards.fetch_add(1, Ordering::Relaxed);
+                    count(planned.len());
+                    missing_from(plan, &shard, planned)?
+                }
+                Err(_) => match write_shard(plan, number, &mut bytes, &mut picture, &count)? {
+                    Some(bad) => {
+                        shards.fetch_add(1, Ordering::Relaxed);
+                        bad
+                    }
+                    None => break,
+                },
+            };
+            left_out
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .extend(bad);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(plan.num_shards()).max(1) {
+            scope.spawn(|| {
+                if let Err(error) = work() {
+                    stop.store(true, Ordering::Relaxed);
+                    failure
+                        .lock()
+                        .unwrap_or_else(|e| e.into_inner())
+                        .get_or_insert(error);
+                }
+            });
+        }
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        return Err(error);
+    }
+    let done = shards.into_inner();
+    if done < plan.num_shards() {
+        return Err(Error::PackStopped {
+            dir: plan.args.out.clone(),
+            done,
+            total: plan.num_shards(),
+        });
+    }
+    Ok((
+        kept.into_inner(),
+        left_out.into_inner().unwrap_or_else(|e| e.into_inner()),
+    ))
+}
+
+/// Writes one shard; `None` when it was told to stop. Returns the files left out.
+fn write_shard(
+    plan: &Plan,
+    number: usize,
+    bytes: &mut Vec<u8>,
+    picture: &mut decode::Picture,
+    count: &impl Fn(usize) -> bool,
+) -> Result<Option<Vec<String>>> {
+    let planned = plan.images_of(number);
+    let mut writer = ShardWriter::create(&plan.args.out, number, planned.len(), plan.hash)?;
+    let mut left_out = Vec::new();
+    for image in planned {
+        let name = plan.folder.name(*image as usize);
+        read(&plan.folder.root.join(&name), bytes)?;
+        match inspect(bytes, picture, plan.args.no_decode) {
+            Ok(size) => writer.push(&name, plan.folder.label(*image as usize), size, bytes)?,
+            Err(reason) if plan.args.skip_bad => left_out.push(format!("{name}\t{reason}")),
+            Err(reason) => {
+                let place = plan.folder.root.join(&name).display().to_string();
+                return Err(Error::BadImage { place, reason });
+            }
+        }
+        if !count(1) {
+            return Ok(None);
+        }
+    }
+    writer.finish()?;
+    Ok(Some(left_out))
+}
+
+fn read(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
+    bytes.clear();
+    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+    file.read_to_end(bytes).map_err(Error::io("read", path))?;
+    Ok(())
+}
+
+fn inspect(
+    bytes: &[u8],
+    picture: &mut decode::Picture,
+    no_decode: bool,
+) -> Result<(u32, u32), String> {
+    if no_decode {
+        return decode::dimensions(bytes);
+    }
+    decode::decode_into(bytes, picture)?;
+    Ok((picture.width, picture.height))
+}
+
+/// Planned files that a finished shard does not hold: an earlier pack left them out.
+fn missing_from(plan: &Plan, shard: &Shard, planned: &[u32]) -> Result<Vec<String>> {
+    if shard.records().len() == planned.len() {
+        return Ok(Vec::new());
+    }
+    let mut held = 0;
+    let mut missing = Vec::new();
+    for image in planned {
+        let name = plan.folder.name(*image as usize);
+        if held < shard.records().len() && shard.read(held)?.1 == name {
+            held += 1;
+        } else {
+            missing.push(format!("{name}\tleft out by an earlier, interrupted pack"));
+        }
+    }
+    Ok(missing)
+}
+
+/// A bar on a terminal, otherwise a line every ten seconds.
+struct Speaker {
+    bar: ProgressBar,
+    plain: bool,
+    last: Mutex<Instant>,
+}
+
+impl Speaker {
+    fn new() -> Speaker {
+        let plain = !std::io::stderr().is_terminal();
+        let target = if plain {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let style =
+            ProgressStyle::with_template("pack {bar:30} {pos}/{len} images, {per_sec}, {eta} left")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+        Speaker {
+            bar,
+            plain,
+            last: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn show(&self, progress: PackProgress) -> bool {
+        self.bar.set_length(progress.num_images as u64);
+        self.bar.set_position(progress.images as u64);
+        if self.plain
+            && let Ok(mut last) = self.last.try_lock()
+            && last.elapsed() > Duration::from_secs(10)
+        {
+            *last = Instant::now();
+            eprintln!(
+                "pack: {} of {} images, {} of {} shards",
+                progress.images, progress.num_images, progress.shards, progress.num_shards
+            );
+        }
+        true
+    }
+}

@@ -1,0 +1,128 @@
+//! What `pack` puts into which shard, and whether the output folder agrees with it.
+
+use super::folder::Folder;
+use super::pack::PackArgs;
+use super::set::{hex, read_set_file};
+use super::shard::{Shard, VERSION, file_name};
+use crate::error::{Error, Result};
+use crate::random::{Purpose, stream};
+use rand::seq::SliceRandom;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+
+/// What goes into which shard.
+pub struct Plan<'a> {
+    /// What was asked for.
+    pub args: &'a PackArgs,
+    /// The images.
+    pub folder: Folder,
+    /// Positions in `folder`, shuffled: a shard is a random sample, so that no page or shard holds one class.
+    pub order: Vec<u32>,
+    /// Names the plan: shards of another one are not mixed with its own.
+    pub hash: u64,
+}
+
+impl<'a> Plan<'a> {
+    /// Shuffles the images by the seed.
+    pub fn new(folder: Folder, args: &'a PackArgs) -> Plan<'a> {
+        let mut order: Vec<u32> = (0..folder.len() as u32).collect();
+        order.shuffle(&mut stream(args.seed, Purpose::Order, &[]));
+        let mut hash = Xxh3::new();
+        for number in [
+            u64::from(VERSION),
+            folder.hash(),
+            args.seed,
+            args.shard_images.into(),
+            args.skip_bad.into(),
+            args.no_decode.into(),
+        ] {
+            hash.update(&number.to_le_bytes());
+        }
+        Plan {
+            args,
+            folder,
+            order,
+            hash: hash.digest(),
+        }
+    }
+
+    /// Number of shards.
+    pub fn num_shards(&self) -> usize {
+        self.order.len().div_ceil(self.args.shard_images as usize)
+    }
+
+    /// Images of one shard: positions in `folder`.
+    pub fn images_of(&self, shard: usize) -> &[u32] {
+        let size = self.args.shard_images as usize;
+        &self.order[shard * size..self.order.len().min((shard + 1) * size)]
+    }
+}
+
+/// Makes sure that `out` holds shards of this plan or none. Returns whether the set is complete already.
+pub fn clear_way(plan: &Plan) -> Result<bool> {
+    let out = &plan.args.out;
+    let mut foreign = Vec::new();
+    for entry in std::fs::read_dir(out).map_err(Error::io("list folder", out))? {
+        let path = entry.map_err(Error::io("list folder", out))?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name.starts_with("shard-") && name.ends_with(".tmp") {
+            remove(&path)?;
+        } else if name.starts_with("shard-") && name.ends_with(".bin") {
+            // A damaged shard is written again; only a good one of another plan stands in the way.
+            match Shard::open(&path) {
+                Ok(shard) if shard.header().plan_hash != plan.hash => foreign.push(path),
+                Ok(_) => (),
+                Err(Error::Io {
+                    action,
+                    path,
+                    source,
+                }) => {
+                    return Err(Error::Io {
+                        action,
+                        path,
+                        source,
+                    });
+                }
+                Err(_) if plan.args.overwrite => foreign.push(path),
+                Err(_) => (),
+            }
+        }
+    }
+    let set_file = out.join("set.json");
+    let described = match read_set_file(out) {
+        Ok(file) => file.plan_hash == hex(plan.hash),
+        Err(Error::SetMissing { .. }) => return refuse_or_remove(plan, foreign).map(|()| false),
+        Err(_) => false,
+    };
+    if !described {
+        foreign.insert(0, set_file.clone());
+    }
+    refuse_or_remove(plan, foreign)?;
+    let whole = described
+        && (0..plan.num_shards()).all(|number| Shard::open(&out.join(file_name(number))).is_ok());
+    if described && !whole {
+        remove(&set_file)?;
+    }
+    Ok(whole)
+}
+
+fn refuse_or_remove(plan: &Plan, foreign: Vec<PathBuf>) -> Result<()> {
+    if !foreign.is_empty() && !plan.args.overwrite {
+        return Err(Error::OtherPlan {
+            dir: plan.args.out.clone(),
+        });
+    }
+    foreign.iter().try_for_each(|path| remove(path))
+}
+
+/// Removes a file that may be gone already.
+pub fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,178 @@
+//! `split`: disjoint, class-balanced subsets of an ImageFolder, written as lists that can be published and packed.
+
+use super::folder::Folder;
+use crate::error::{Error, Result};
+use crate::random::{Purpose, stream};
+use rand::seq::SliceRandom;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Draws class-balanced, disjoint lists of images
+#[derive(clap::Args, Clone, Debug)]
+pub struct SplitArgs {
+    /// The ImageFolder: ROOT/CLASS/IMAGE.jpg
+    pub root: PathBuf,
+    /// Part of each class that goes into each list; at most 1 together
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0.10,0.025",
+        value_name = "F,F"
+    )]
+    pub fractions: Vec<f64>,
+    /// Name of each list: train -> DIR/train.txt
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "train,valid",
+        value_name = "NAME,NAME"
+    )]
+    pub names: Vec<String>,
+    /// Folder for the lists
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Another seed draws other images
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Replace lists of another content
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// One list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subset {
+    /// As given.
+    pub name: String,
+    /// Part of each class.
+    pub fraction: f64,
+    /// Positions in the `Folder`, rising.
+    pub images: Vec<usize>,
+}
+
+/// Does `drnas-dist split`.
+pub fn run(args: &SplitArgs) -> Result<()> {
+    let folder = Folder::scan(&args.root)?;
+    let subsets = split(&folder, &args.fractions, &args.names, args.seed)?;
+    std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
+    for subset in &subsets {
+        let path = args.out.join(format!("{}.txt", subset.name));
+        write_list(&path, &text(&folder, subset, args.seed), args.overwrite)?;
+        eprintln!(
+            "{}: {} of {} images, {} classes",
+            path.display(),
+            subset.images.len(),
+            folder.len(),
+            folder.classes.len()
+        );
+    }
+    Ok(())
+}
+
+/// Draws the subsets. Each class is shuffled by (seed, its name) and cut into pieces of `fraction` times its size,
+/// rounded; so other classes do not change a class's draw.
+/// Errors: fractions that are not in 0..1 or exceed 1 together, a name that is empty or twice, a class that gets none.
+pub fn split(
+    folder: &Folder,
+    fractions: &[f64],
+    names: &[String],
+    seed: u64,
+) -> Result<Vec<Subset>> {
+    check(fractions, names)?;
+    let mut subsets: Vec<Subset> = names
+        .iter()
+        .zip(fractions)
+        .map(|(name, fraction)| Subset {
+            name: name.clone(),
+            fraction: *fraction,
+            images: Vec::new(),
+        })
+        .collect();
+    let mut first = 0;
+    for (label, num_images) in folder.per_class().into_iter().enumerate() {
+        let num_images = num_images as usize;
+        let class = &folder.classes[label];
+        if num_images == 0 {
+            return Err(Error::EmptyClass {
+                class: class.clone(),
+                root: folder.root.clone(),
+            });
+        }
+        let mut images: Vec<usize> = (first..first + num_images).collect();
+        first += num_images;
+        let place = xxhash_rust::xxh3::xxh3_64(class.as_bytes());
+        images.shuffle(&mut stream(seed, Purpose::Split, &[place]));
+        let mut rest = images.as_slice();
+        for subset in &mut subsets {
+            // Rounding up twice may ask for one more than there is.
+            let count = ((subset.fraction * num_images as f64).round() as usize).min(rest.len());
+            if count == 0 {
+                return Err(Error::SplitEmpty {
+                    name: subset.name.clone(),
+                    class: class.clone(),
+                    images: num_images,
+                    fraction: subset.fraction,
+                });
+            }
+            let (taken, left) = rest.split_at(count);
+            subset.images.extend(taken);
+            rest = left;
+        }
+    }
+    subsets
+        .iter_mut()
+        .for_each(|subset| subset.images.sort_unstable());
+    Ok(subsets)
+}
+
+fn check(fractions: &[f64], names: &[String]) -> Result<()> {
+    let wrong = |what: String| Err(Error::SplitArgs(what));
+    if fractions.len() != names.len() {
+        return wrong(format!(
+            "{} fractions for {} names; one each",
+            fractions.len(),
+            names.len()
+        ));
+    }
+    if let Some(bad) = fractions.iter().find(|f| !(**f > 0.0 && **f <= 1.0)) {
+        return wrong(format!(
+            "fraction {bad}; more than 0 and at most 1 expected"
+        ));
+    }
+    if fractions.iter().sum::<f64>() > 1.0 + 1e-9 {
+        return wrong(format!("fractions {fractions:?} are more than 1 together"));
+    }
+    for (at, name) in names.iter().enumerate() {
+        if name.is_empty() || name.contains(['/', '\\']) || names[..at].contains(name) {
+            return wrong(format!("name \"{name}\" is empty, twice, or holds a slash"));
+        }
+    }
+    Ok(())
+}
+
+/// The list as a file: comment lines, then `class/file`, sorted.
+pub fn text(folder: &Folder, subset: &Subset, seed: u64) -> String {
+    let mut text = format!(
+        "# drnas-dist split: {} of {} images, {} classes\n# fraction {} of each class, seed {seed}\n",
+        subset.images.len(),
+        folder.len(),
+        folder.classes.len(),
+        subset.fraction
+    );
+    for image in &subset.images {
+        let _ = writeln!(text, "{}", folder.name(*image));
+    }
+    text
+}
+
+/// Writes `text` by way of a temporary file; the same text again changes nothing.
+fn write_list(path: &Path, text: &str, overwrite: bool) -> Result<()> {
+    match std::fs::read(path) {
+        Ok(old) if old == text.as_bytes() => return Ok(()),
+        Ok(_) if !overwrite => return Err(Error::Exists { path: path.into() }),
+        _ => (),
+    }
+    let temporary = path.with_extension("txt.tmp");
+    std::fs::write(&temporary, text).map_err(Error::io("write", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))
+}
