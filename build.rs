@@ -6,11 +6,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=MPICC");
-    let real = |name: &str| {
-        env::var_os(name)
-            .map(PathBuf::from)
-            .and_then(|path| path.canonicalize().ok())
-    };
+    let real = |name: &str| env::var_os(name).map(PathBuf::from).and_then(|path| path.canonicalize().ok());
     let mut folders = Vec::new();
     if let Some(torch) = real("LIBTORCH") {
         folders.push(torch.join("lib"));

@@ -90,7 +90,13 @@ fn main() {
             let (slow, fast) = (median(slow), median(fast));
             println!(
                 "{px:4} px, batch {batch}, k {k}, {keep} kept: edge by edge {:7.0} ({:.0} - {:.0}), stacked {:7.0} ({:.0} - {:.0}), ratio {:.2}",
-                slow.0, slow.1, slow.2, fast.0, fast.1, fast.2, slow.0 / fast.0
+                slow.0,
+                slow.1,
+                slow.2,
+                fast.0,
+                fast.1,
+                fast.2,
+                slow.0 / fast.0
             );
         }
     }

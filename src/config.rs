@@ -6,6 +6,7 @@
 mod check;
 mod load;
 
+use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -18,6 +19,30 @@ pub struct Config {
     /// Floating-point type of weights, activations and eta.
     pub precision: Precision,
     /// The supernet.
+    pub model: Model,
+    /// Images: size, augmentation, workers.
+    pub data: Data,
+    /// The search: replicas, batch, stages.
+    pub search: Search,
+    /// SGD of the weights.
+    pub weights: Weights,
+    /// Adam of the architecture parameters.
+    pub eta: Eta,
+    /// Reporting, checkpoints, communication: nothing here changes a result.
+    pub run: Run,
+}
+
+/// Floating-point type of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The published precision.
+    Float32,
+    /// For checks: slower, and differences between orders of summation vanish.
+    Float64,
+}
+
+/// The supernet.
     pub model: Model,
     /// Images: size, augmentation, workers.
     pub data: Data,
@@ -56,7 +81,7 @@ pub enum Space {
 #[serde(default)]
 pub struct Model {
     /// Family of networks.
-    pub space: Space,
+    pub space: SearchSpace,
     /// C, channels of the first cell's nodes; doubled at each of the two reduction cells.
     pub init_channels: i64,
     /// Number of cells; those at layers / 3 and 2 layers / 3 (rounded down) reduce.
@@ -210,7 +235,7 @@ impl Default for Config {
 impl Default for Model {
     fn default() -> Self {
         Model {
-            space: Space::DartsImagenet,
+            space: SearchSpace::DartsImagenet,
             init_channels: 48,
             layers: 14,
             num_classes: 1000,

@@ -3,24 +3,22 @@
 //! One direction: cli -> config -> launch -> data -> space -> net -> search -> report; a file uses only what stands
 //! before it.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod config;
-pub mod data;
-pub mod error;
-pub mod net;
-pub mod checkpoint;
-pub mod comm;
 pub mod cuda;
+pub mod data;
 pub mod doctor;
 pub mod error;
 pub mod launch;
+pub mod net;
 pub mod random;
+pub mod report;
+pub mod schedule;
 pub mod search;
 pub mod space;
 pub mod verify;
-pub mod report;
-pub mod schedule;
 
 pub use config::Config;
 pub use error::{Error, Result};

@@ -9,47 +9,24 @@ use tch::{Kind, Tensor};
 /// A state that differs from step to step, with every kind and the shapes that go wrong first.
 fn state(step: u64) -> Checkpoint {
     let number = step as f64;
-    let floats = [
-        0.1 + number,
-        -0.0,
-        f64::MIN_POSITIVE / 2.0,
-        f64::INFINITY,
-        f64::NAN,
-    ];
+    let floats = [0.1 + number, -0.0, f64::MIN_POSITIVE / 2.0, f64::INFINITY, f64::NAN];
     let tensors = [
-        (
-            "cells.0.weight",
-            Tensor::from_slice(&floats).to_kind(Kind::Float),
-        ),
+        ("cells.0.weight", Tensor::from_slice(&floats).to_kind(Kind::Float)),
         ("eta", Tensor::from_slice(&floats)),
-        (
-            "counts",
-            Tensor::from_slice(&[i64::MIN, step as i64, i64::MAX]),
-        ),
+        ("counts", Tensor::from_slice(&[i64::MIN, step as i64, i64::MAX])),
         ("small", Tensor::from_slice(&[i32::MIN, 7])),
-        (
-            "bytes",
-            Tensor::from_slice(&(0..=255).collect::<Vec<u8>>()).view([16, 16]),
-        ),
+        ("bytes", Tensor::from_slice(&(0..=255).collect::<Vec<u8>>()).view([16, 16])),
         ("mask", Tensor::from_slice(&[true, false, true])),
         ("scalar", Tensor::from(number)),
-        (
-            "empty",
-            Tensor::zeros([0, 3], (Kind::Float, tch::Device::Cpu)),
-        ),
+        ("empty", Tensor::zeros([0, 3], (Kind::Float, tch::Device::Cpu))),
         // Not contiguous, and part of a graph.
         (
             "turned",
-            Tensor::arange(6, (Kind::Float, tch::Device::Cpu))
-                .view([2, 3])
-                .tr()
-                .set_requires_grad(true),
+            Tensor::arange(6, (Kind::Float, tch::Device::Cpu)).view([2, 3]).tr().set_requires_grad(true),
         ),
     ];
     Checkpoint {
-        tensors: tensors
-            .map(|(name, tensor)| (name.to_string(), tensor))
-            .into(),
+        tensors: tensors.map(|(name, tensor)| (name.to_string(), tensor)).into(),
         meta: json!({"step": step, "loss": 0.1 + 0.2, "smallest": 5e-324, "text": "ä\n"}),
     }
 }
@@ -87,10 +64,8 @@ fn newest(dir: &Path) -> (u64, Vec<String>) {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -130,11 +105,7 @@ fn a_run_killed_while_writing_leaves_the_one_before_and_the_next_write_cleans_up
     fs::create_dir(path.join("step-000000040.tmp")).unwrap();
     fs::write(path.join("step-000000040.tmp/state.safetensors"), b"half").unwrap();
     fs::create_dir(path.join("step-000000050")).unwrap();
-    fs::copy(
-        path.join("step-000000030/state.json"),
-        path.join("step-000000050/state.json"),
-    )
-    .unwrap();
+    fs::copy(path.join("step-000000030/state.json"), path.join("step-000000050/state.json")).unwrap();
     fs::create_dir(path.join("step-000000060")).unwrap();
     fs::write(path.join("step-000000060/DONE.tmp"), b"{").unwrap();
     assert_eq!(checkpoint::list(path).unwrap(), [10, 20, 30]);
@@ -144,13 +115,7 @@ fn a_run_killed_while_writing_leaves_the_one_before_and_the_next_write_cleans_up
     checkpoint::write(path, 40, &state(40), 4).unwrap();
     assert_eq!(
         names(path),
-        [
-            "notes.tmp",
-            "step-000000010",
-            "step-000000020",
-            "step-000000030",
-            "step-000000040"
-        ]
+        ["notes.tmp", "step-000000010", "step-000000020", "step-000000030", "step-000000040"]
     );
 }
 
@@ -177,9 +142,7 @@ fn damage_is_named_and_the_one_before_is_taken() {
         ("state.json: No such file", |folder| {
             fs::remove_file(folder.join("state.json")).unwrap();
         }),
-        ("DONE: ", |folder| {
-            fs::write(folder.join("DONE"), b"").unwrap()
-        }),
+        ("DONE: ", |folder| fs::write(folder.join("DONE"), b"").unwrap()),
         ("step 30 expected", |folder| {
             let done = folder.join("DONE");
             let text = fs::read_to_string(&done).unwrap();
@@ -218,8 +181,7 @@ fn bytes_of_any_sort_are_errors_and_never_panics() {
     checkpoint::write(dir.path(), 1, &state(1), 1).unwrap();
     let folder = dir.path().join("step-000000001");
     let good = fs::read(folder.join("state.safetensors")).unwrap();
-    let done: serde_json::Value =
-        serde_json::from_slice(&fs::read(folder.join("DONE")).unwrap()).unwrap();
+    let done: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("DONE")).unwrap()).unwrap();
     let with = |bytes: &[u8]| {
         // With a right hash, so that the parser itself is reached.
         fs::write(folder.join("state.safetensors"), bytes).unwrap();
@@ -255,37 +217,21 @@ fn what_cannot_be_written_is_an_error_and_the_older_ones_stay() {
     // A file where the folder should be: works for root too, whom permission bits do not bind.
     let file = dir.path().join("file");
     fs::write(&file, b"").unwrap();
-    let error = checkpoint::write(&file, 40, &state(40), 1)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("step 40 was not written") && error.contains("file"),
-        "{error}"
-    );
+    let error = checkpoint::write(&file, 40, &state(40), 1).unwrap_err().to_string();
+    assert!(error.contains("step 40 was not written") && error.contains("file"), "{error}");
     // A file in place of the temporary folder.
     fs::write(dir.path().join("step-000000040.tmp"), b"").unwrap();
-    let error = checkpoint::write(dir.path(), 40, &state(40), 1)
-        .unwrap_err()
-        .to_string();
+    let error = checkpoint::write(dir.path(), 40, &state(40), 1).unwrap_err().to_string();
     assert!(error.contains("step-000000040.tmp"), "{error}");
     let twice = Checkpoint {
-        tensors: vec![
-            ("a".into(), Tensor::from(1.0)),
-            ("a".into(), Tensor::from(2.0)),
-        ],
+        tensors: vec![("a".into(), Tensor::from(1.0)), ("a".into(), Tensor::from(2.0))],
         meta: json!(null),
     };
-    let error = checkpoint::write(dir.path(), 50, &twice, 1)
-        .unwrap_err()
-        .to_string();
+    let error = checkpoint::write(dir.path(), 50, &twice, 1).unwrap_err().to_string();
     assert!(error.contains("tensor a: given twice"), "{error}");
-    let half = Checkpoint {
-        tensors: vec![("h".into(), Tensor::from(1.0).to_kind(Kind::Half))],
-        meta: json!(null),
-    };
-    let error = checkpoint::write(dir.path(), 50, &half, 1)
-        .unwrap_err()
-        .to_string();
+    let half =
+        Checkpoint { tensors: vec![("h".into(), Tensor::from(1.0).to_kind(Kind::Half))], meta: json!(null) };
+    let error = checkpoint::write(dir.path(), 50, &half, 1).unwrap_err().to_string();
     assert!(error.contains("kind Half cannot be stored"), "{error}");
     assert_eq!(checkpoint::list(dir.path()).unwrap(), [10, 20, 30]);
     assert_eq!(newest(dir.path()).0, 30);
@@ -303,10 +249,7 @@ fn a_full_disk_leaves_the_ones_before() {
         // SAFETY: plain calls; this process does nothing else.
         unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-            let limit = libc::rlimit {
-                rlim_cur: 100_000,
-                rlim_max: 100_000,
-            };
+            let limit = libc::rlimit { rlim_cur: 100_000, rlim_max: 100_000 };
             assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
         }
         let error = checkpoint::write(Path::new(&folder), 40, &big, 1).unwrap_err();
@@ -315,23 +258,13 @@ fn a_full_disk_leaves_the_ones_before() {
     }
     let dir = three();
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "a_full_disk_leaves_the_ones_before",
-            "--nocapture",
-        ])
+        .args(["--exact", "a_full_disk_leaves_the_ones_before", "--nocapture"])
         .env(FOLDER, dir.path())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    assert!(
-        text.contains("step 40 was not written") && text.contains("state.safetensors"),
-        "{text}"
-    );
-    assert_eq!(
-        names(dir.path()),
-        ["step-000000010", "step-000000020", "step-000000030"]
-    );
+    assert!(text.contains("step 40 was not written") && text.contains("state.safetensors"), "{text}");
+    assert_eq!(names(dir.path()), ["step-000000010", "step-000000020", "step-000000030"]);
     assert_eq!(newest(dir.path()).0, 30);
 }

@@ -3,10 +3,7 @@
 use std::process::{Command, Output};
 
 fn drnas(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_drnas-dist"))
-        .args(arguments)
-        .output()
-        .expect("the program starts")
+    Command::new(env!("CARGO_BIN_EXE_drnas-dist")).args(arguments).output().expect("the program starts")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -18,34 +15,16 @@ fn help_names_every_command_and_exit_code() {
     let output = drnas(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let help = text(&output.stdout);
-    for word in [
-        "search-imagenet",
-        "verify",
-        "doctor",
-        "Examples:",
-        "Exit codes:",
-        "130 interrupted",
-    ] {
+    for word in ["search-imagenet", "verify", "doctor", "Examples:", "Exit codes:", "130 interrupted"] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
-    assert!(
-        help.lines().all(|line| line.chars().count() <= 100),
-        "{help}"
-    );
+    assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
 }
 
 #[test]
 fn help_of_a_search_explains_its_flags() {
     let help = text(&drnas(&["search-imagenet", "--help"]).stdout);
-    for word in [
-        "--config",
-        "--train",
-        "--valid",
-        "--out",
-        "--set",
-        "--resume",
-        "mpirun -n 8",
-    ] {
+    for word in ["--config", "--train", "--valid", "--out", "--set", "--resume", "mpirun -n 8"] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
 }
@@ -105,17 +84,8 @@ fn errors_are_one_line_and_end_with_1() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let output = drnas(&[
-        "search-imagenet",
-        "--config",
-        "no/such.toml",
-        "--train",
-        "t",
-        "--valid",
-        "v",
-        "--out",
-        "o",
-    ]);
+    let output =
+        drnas(&["search-imagenet", "--config", "no/such.toml", "--train", "t", "--valid", "v", "--out", "o"]);
     assert_eq!(output.status.code(), Some(1));
     let error = text(&output.stderr);
     assert!(error.starts_with("error: read no/such.toml: "), "{error}");

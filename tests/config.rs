@@ -1,7 +1,8 @@
 //! Configurations: what is read, what is refused, and in which words.
 
 use drnas_dist::Config;
-use drnas_dist::config::{Precision, Regulariser, Space, Stage, Theta};
+use drnas_dist::config::{Precision, Regulariser, Stage, Theta};
+use drnas_dist::space::SearchSpace;
 
 fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
@@ -33,14 +34,10 @@ fn values_replace_defaults() {
     )
     .unwrap();
     assert_eq!((config.seed, config.precision), (7, Precision::Float64));
-    assert_eq!(config.model.space, Space::DartsCifar);
+    assert_eq!(config.model.space, SearchSpace::DartsCifar);
     assert_eq!(config.search.theta, Theta::Shared);
     // k = 4 after 6, 36 channels: the published CIFAR-10 run. An odd number of channels per edge is no mistake.
-    let second = Stage {
-        k: 4,
-        ops_kept: 4,
-        epochs: 25,
-    };
+    let second = Stage { k: 4, ops_kept: 4, epochs: 25 };
     assert_eq!(config.search.stages[1], second);
     assert_eq!(config.weights.lr, 1.0);
     assert_eq!(config.weights.momentum, 0.9);
@@ -69,10 +66,7 @@ fn unknown_keys_name_the_nearest() {
         refusal("[[search.stage]]\nk = 6\nops = 7\nepochs = 1\n", &[]),
         "unknown key \"search.stage.ops\" in run.toml line 3; did you mean \"search.stage.ops_kept\"?"
     );
-    assert_eq!(
-        refusal("zzzzzzzz = 1", &[]),
-        "unknown key \"zzzzzzzz\" in run.toml line 1"
-    );
+    assert_eq!(refusal("zzzzzzzz = 1", &[]), "unknown key \"zzzzzzzz\" in run.toml line 1");
     assert_eq!(
         refusal("", &["search.replica=4"]),
         "unknown key \"search.replica\" in --set search.replica=4; did you mean \"search.replicas\"?"
@@ -119,19 +113,10 @@ fn sets_win_over_the_file() {
 
 #[test]
 fn bad_sets_are_blamed_by_name() {
-    assert_eq!(
-        refusal("", &["seed"]),
-        "--set seed: expected key=value, for example search.global_batch=256"
-    );
-    assert_eq!(
-        refusal("", &["search=1"]),
-        "--set search=1: this is a table: set its keys one by one"
-    );
+    assert_eq!(refusal("", &["seed"]), "--set seed: expected key=value, for example search.global_batch=256");
+    assert_eq!(refusal("", &["search=1"]), "--set search=1: this is a table: set its keys one by one");
     let error = refusal("", &["seed=5", "search.replicas=eight"]);
-    assert!(
-        error.starts_with("--set search.replicas=eight: "),
-        "{error}"
-    );
+    assert!(error.starts_with("--set search.replicas=eight: "), "{error}");
 }
 
 #[test]
@@ -146,8 +131,7 @@ fn kl_replaces_weight_decay() {
 
 #[test]
 fn each_check_has_its_line() {
-    let stage =
-        |k: i64, ops: usize, epochs: u64| format!("{{k={k},ops_kept={ops},epochs={epochs}}}");
+    let stage = |k: i64, ops: usize, epochs: u64| format!("{{k={k},ops_kept={ops},epochs={epochs}}}");
     let stages = |list: &[String]| format!("search.stage=[{}]", list.join(","));
     for (set, expected) in [
         (
@@ -155,80 +139,38 @@ fn each_check_has_its_line() {
             "search.replicas = 5 does not divide search.global_batch = 512; the next batch that fits is 515",
         ),
         ("search.replicas=0".into(), "must be 1 or more"),
-        (
-            "search.stage.1.k=5".into(),
-            "k = 5 does not divide model.init_channels = 48",
-        ),
+        ("search.stage.1.k=5".into(), "k = 5 does not divide model.init_channels = 48"),
         ("search.stage.2.k=8".into(), "stage 2: k = 8 is above k = 6"),
         ("search.stage.2.ops_kept=0".into(), "stage 2: ops_kept = 0"),
         ("search.stage.1.ops_kept=8".into(), "stage 1: ops_kept = 8"),
-        (
-            "search.stage.1.ops_kept=6".into(),
-            "stage 1: ops_kept = 6 must be 7",
-        ),
-        (
-            stages(&[stage(6, 7, 20), stage(3, 4, 20), stage(2, 5, 20)]),
-            "stage 3: ops_kept = 5 is above 4",
-        ),
+        ("search.stage.1.ops_kept=6".into(), "stage 1: ops_kept = 6 must be 7"),
+        (stages(&[stage(6, 7, 20), stage(3, 4, 20), stage(2, 5, 20)]), "stage 3: ops_kept = 5 is above 4"),
         ("search.stage.2.epochs=0".into(), "stage 2: epochs = 0"),
-        (
-            "search.stage.2.epochs=10".into(),
-            "eta would stay as it was",
-        ),
+        ("search.stage.2.epochs=10".into(), "eta would stay as it was"),
         ("search.stage=[]".into(), "there is no stage"),
         ("model.layers=2".into(), "model.layers must be 3 or more"),
-        (
-            "model.num_classes=1".into(),
-            "model.num_classes must be 2 or more",
-        ),
-        (
-            "model.init_channels=0".into(),
-            "model.init_channels must be in 1..=65536",
-        ),
-        (
-            "data.px=100".into(),
-            "data.px = 100 must be a multiple of 32",
-        ),
+        ("model.num_classes=1".into(), "model.num_classes must be 2 or more"),
+        ("model.init_channels=0".into(), "model.init_channels must be in 1..=65536"),
+        ("data.px=100".into(), "data.px = 100 must be a multiple of 32"),
         ("data.px=0".into(), "data.px = 0 must be a multiple of 32"),
-        (
-            "data.crop_area_min=0".into(),
-            "data.crop_area_min must be above 0",
-        ),
+        ("data.crop_area_min=0".into(), "data.crop_area_min must be above 0"),
         ("data.std=[0.1,0.0,0.1]".into(), "data.std must be above 0"),
         ("data.prefetch=0".into(), "data.prefetch must be 1 or more"),
         ("weights.lr=0".into(), "weights.lr must be above 0"),
         ("weights.lr=nan".into(), "weights.lr must be above 0"),
-        (
-            "weights.lr_min=0.6".into(),
-            "weights.lr_min = 0.6 is above weights.lr = 0.5",
-        ),
-        (
-            "weights.momentum=1.0".into(),
-            "weights.momentum must be in [0, 1)",
-        ),
-        (
-            "weights.weight_decay=-1".into(),
-            "weights.weight_decay must be 0 or more",
-        ),
-        (
-            "weights.warmup_epochs=51".into(),
-            "weights.warmup_epochs = 51 is above the 50 epochs",
-        ),
+        ("weights.lr_min=0.6".into(), "weights.lr_min = 0.6 is above weights.lr = 0.5"),
+        ("weights.momentum=1.0".into(), "weights.momentum must be in [0, 1)"),
+        ("weights.weight_decay=-1".into(), "weights.weight_decay must be 0 or more"),
+        ("weights.warmup_epochs=51".into(), "weights.warmup_epochs = 51 is above the 50 epochs"),
         ("eta.betas=[0.5,1.0]".into(), "eta.betas must be in [0, 1)"),
         ("run.log_every=0".into(), "run.log_every must be 1 or more"),
-        (
-            "run.time_limit_s=0".into(),
-            "run.time_limit_s must be above 0",
-        ),
+        ("run.time_limit_s=0".into(), "run.time_limit_s must be above 0"),
     ] {
         let error = refusal("", &[&set]);
         assert!(error.contains(expected), "{set}: {error}");
         assert!(!error.contains('\n'), "{set}: {error}");
     }
-    let odd = [
-        "model.init_channels=3",
-        "search.stage=[{k=1,ops_kept=7,epochs=20}]",
-    ];
+    let odd = ["model.init_channels=3", "search.stage=[{k=1,ops_kept=7,epochs=20}]"];
     assert!(refusal("", &odd).contains("must be even"));
     let single = ["data.px=32", "search.global_batch=8"];
     assert!(refusal("", &single).contains("batch norm"));
@@ -269,9 +211,6 @@ fn every_key_is_explained() {
     let text = Config::default().to_toml();
     let keys = text.lines().filter_map(|line| line.split_once(" = "));
     for (key, _) in keys {
-        assert!(
-            explained.contains(&format!("`{key}`")),
-            "{key} is not in configs/README.md"
-        );
+        assert!(explained.contains(&format!("`{key}`")), "{key} is not in configs/README.md");
     }
 }

@@ -16,14 +16,7 @@ use tempfile::TempDir;
 /// Draws `classes` x `per_class` small images into DIR/images.
 fn images(dir: &Path, classes: usize, per_class: usize) -> PathBuf {
     let out = dir.join("images");
-    demo::run(&DemoArgs {
-        out: out.clone(),
-        classes,
-        per_class,
-        seed: 7,
-        px: "24..40".into(),
-    })
-    .unwrap();
+    demo::run(&DemoArgs { out: out.clone(), classes, per_class, seed: 7, px: "24..40".into() }).unwrap();
     out
 }
 
@@ -68,12 +61,7 @@ fn all_files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     fs::read_dir(dir)
         .unwrap()
         .map(|e| e.unwrap().path())
-        .map(|p| {
-            (
-                p.file_name().unwrap().to_string_lossy().into_owned(),
-                fs::read(&p).unwrap(),
-            )
-        })
+        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&p).unwrap()))
         .collect()
 }
 
@@ -86,10 +74,7 @@ fn pack_keeps_every_byte() {
     let content = content(&set);
     assert_eq!(content.len(), 60);
     for (name, (label, bytes)) in content {
-        assert_eq!(
-            bytes,
-            fs::read(dir.path().join("images").join(&name)).unwrap()
-        );
+        assert_eq!(bytes, fs::read(dir.path().join("images").join(&name)).unwrap());
         assert!(name.starts_with(&format!("{}/", set.classes()[label as usize])));
     }
     // Shuffled: the first 16 samples are not of one class.
@@ -102,14 +87,7 @@ fn pack_is_the_same_for_any_number_of_threads_and_twice_changes_nothing() {
     let (dir, shards) = packed();
     let root = dir.path().join("images");
     let one = dir.path().join("one");
-    pack(
-        &PackArgs {
-            threads: 1,
-            ..pack_args(&root, &one)
-        },
-        &|_| true,
-    )
-    .unwrap();
+    pack(&PackArgs { threads: 1, ..pack_args(&root, &one) }, &|_| true).unwrap();
     assert_eq!(all_files(&shards), all_files(&one));
     let again = pack(&pack_args(&root, &shards), &|_| true).unwrap();
     assert_eq!((again.num_kept, again.num_shards), (4, 4));
@@ -122,18 +100,12 @@ fn an_interrupted_pack_goes_on_where_it_stopped() {
     let root = dir.path().join("images");
     let whole = all_files(&shards);
     let part = dir.path().join("part");
-    let args = PackArgs {
-        threads: 1,
-        ..pack_args(&root, &part)
-    };
+    let args = PackArgs { threads: 1, ..pack_args(&root, &part) };
     let stopped = message(pack(&args, &|progress| progress.images < 40));
     assert!(stopped.contains("stopped after 2 of 4 shards"), "{stopped}");
     // Killed in the middle of a shard: a temporary file is left, and no set.json.
     assert!(part.join("shard-00002.bin.tmp").exists());
-    assert!(matches!(
-        ShardSet::open(&part),
-        Err(Error::SetMissing { .. })
-    ));
+    assert!(matches!(ShardSet::open(&part), Err(Error::SetMissing { .. })));
     let modified = |name: &str| fs::metadata(part.join(name)).unwrap().modified().unwrap();
     let before = modified("shard-00001.bin");
     let report = pack(&args, &|_| true).unwrap();
@@ -146,10 +118,7 @@ fn an_interrupted_pack_goes_on_where_it_stopped() {
     cut(&part.join("shard-00000.bin"), 100);
     // Stopped during that repair, the set does not look complete.
     assert!(pack(&args, &|_| false).is_err());
-    assert!(matches!(
-        ShardSet::open(&part),
-        Err(Error::SetMissing { .. })
-    ));
+    assert!(matches!(ShardSet::open(&part), Err(Error::SetMissing { .. })));
     assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 2);
     assert_eq!(all_files(&part), whole);
 }
@@ -157,35 +126,15 @@ fn an_interrupted_pack_goes_on_where_it_stopped() {
 #[test]
 fn another_plan_is_refused_unless_told_to_overwrite() {
     let (dir, shards) = packed();
-    let args = PackArgs {
-        seed: 4,
-        ..pack_args(&dir.path().join("images"), &shards)
-    };
+    let args = PackArgs { seed: 4, ..pack_args(&dir.path().join("images"), &shards) };
     let refused = message(pack(&args, &|_| true));
     assert!(refused.contains("shards of another set"), "{refused}");
     fs::remove_file(shards.join("set.json")).unwrap();
-    assert!(matches!(
-        pack(&args, &|_| true),
-        Err(Error::OtherPlan { .. })
-    ));
+    assert!(matches!(pack(&args, &|_| true), Err(Error::OtherPlan { .. })));
     let hash = |dir: &Path| ShardSet::open(dir).unwrap().hash();
-    pack(
-        &PackArgs {
-            overwrite: true,
-            ..args.clone()
-        },
-        &|_| true,
-    )
-    .unwrap();
+    pack(&PackArgs { overwrite: true, ..args.clone() }, &|_| true).unwrap();
     let fresh = dir.path().join("fresh");
-    pack(
-        &PackArgs {
-            out: fresh.clone(),
-            ..args
-        },
-        &|_| true,
-    )
-    .unwrap();
+    pack(&PackArgs { out: fresh.clone(), ..args }, &|_| true).unwrap();
     assert_eq!(hash(&shards), hash(&fresh));
 }
 
@@ -220,30 +169,18 @@ fn each_kind_of_broken_shard_has_its_own_error() {
         assert!(text.starts_with("shard shard-00001.bin: "), "{text}");
         assert!(text.contains(words), "\"{words}\" expected: {text}");
     };
-    expect(
-        &|p| cut(p, size - 1),
-        "15 of 16 samples present, the file is cut short",
-    );
+    expect(&|p| cut(p, size - 1), "15 of 16 samples present, the file is cut short");
     expect(&|p| cut(p, 64 + 16 * 32), "0 of 16 samples present");
     expect(&|p| cut(p, 100), "0 of 16 samples present");
     expect(&|p| cut(p, 30), "the file is cut short");
     expect(&|p| cut(p, 0), "the file is cut short");
     expect(&|p| flip(p, 0), "not a drnas-dist shard");
-    expect(
-        &|p| flip(p, 8),
-        "format version 17, this program reads version 1",
-    );
+    expect(&|p| flip(p, 8), "format version 17, this program reads version 1");
     expect(&|p| flip(p, 20), "header is damaged");
     expect(&|p| flip(p, 64 + 32 * 3 + 5), "index is damaged");
-    expect(
-        &|p| fs::write(p, [fs::read(p).unwrap(), vec![0; 9]].concat()).unwrap(),
-        "its size is damaged",
-    );
+    expect(&|p| fs::write(p, [fs::read(p).unwrap(), vec![0; 9]].concat()).unwrap(), "its size is damaged");
     expect(&|p| fs::remove_file(p).unwrap(), "not in ");
-    expect(
-        &|p| assert!(fs::copy(p.with_file_name("shard-00002.bin"), p).is_ok()),
-        "belongs to another set",
-    );
+    expect(&|p| assert!(fs::copy(p.with_file_name("shard-00002.bin"), p).is_ok()), "belongs to another set");
 
     // A flipped byte in an image or its name is found when that record is read, and only there.
     for from_end in [1, size - (64 + 16 * 32) - 2] {
@@ -253,10 +190,7 @@ fn each_kind_of_broken_shard_has_its_own_error() {
         let bad: Vec<_> = (0..60).filter_map(|i| set.sample(i).err()).collect();
         assert_eq!(bad.len(), 1);
         let text = bad[0].to_string();
-        assert!(
-            text.contains("shard-00001.bin: record ") && text.contains("checksum"),
-            "{text}"
-        );
+        assert!(text.contains("shard-00001.bin: record ") && text.contains("checksum"), "{text}");
         flip(&path, size - from_end);
     }
 }
@@ -268,18 +202,9 @@ fn a_missing_or_damaged_set_file_is_an_error() {
     let good = fs::read_to_string(&path).unwrap();
     for (bad, words) in [
         (good[..good.len() / 2].to_owned(), "pack it again"),
-        (
-            good.replace("\"version\": 1", "\"version\": 2"),
-            "version 2 found",
-        ),
-        (
-            good.replace("\"num_images\": 60", "\"num_images\": 61"),
-            "counts are not those",
-        ),
-        (
-            good.replace("\"content_hash\": \"", "\"content_hash\": \"0"),
-            "not those it was written for",
-        ),
+        (good.replace("\"version\": 1", "\"version\": 2"), "version 2 found"),
+        (good.replace("\"num_images\": 60", "\"num_images\": 61"), "counts are not those"),
+        (good.replace("\"content_hash\": \"", "\"content_hash\": \"0"), "not those it was written for"),
     ] {
         assert_ne!(bad, good);
         fs::write(&path, bad).unwrap();
@@ -288,10 +213,7 @@ fn a_missing_or_damaged_set_file_is_an_error() {
     }
     fs::remove_file(&path).unwrap();
     let text = message(ShardSet::open(&shards));
-    assert!(
-        text.contains("no set.json, so this is no finished set of shards"),
-        "{text}"
-    );
+    assert!(text.contains("no set.json, so this is no finished set of shards"), "{text}");
 }
 
 #[test]
@@ -331,42 +253,17 @@ fn bad_images_are_named_or_left_out() {
     fs::write(class.join("notes.txt"), b"left alone").unwrap();
     let out = dir.path().join("shards");
     let text = message(pack(&pack_args(&root, &out), &|_| true));
-    assert!(
-        text.contains("solid-disc/000") && text.contains("--skip-bad"),
-        "{text}"
-    );
+    assert!(text.contains("solid-disc/000") && text.contains("--skip-bad"), "{text}");
 
-    let args = PackArgs {
-        skip_bad: true,
-        overwrite: true,
-        threads: 1,
-        ..pack_args(&root, &out)
-    };
+    let args = PackArgs { skip_bad: true, overwrite: true, threads: 1, ..pack_args(&root, &out) };
     // Interrupted and resumed: the list of bad files is whole all the same.
     assert!(pack(&args, &|p| p.images < 20).is_err());
     let report = pack(&args, &|_| true).unwrap();
     assert_eq!((report.num_images, report.left_out.len()), (27, 3));
     let list = fs::read_to_string(out.join("bad.txt")).unwrap();
-    let names: Vec<&str> = list
-        .lines()
-        .map(|l| l.split('\t').next().unwrap())
-        .collect();
-    assert_eq!(
-        names,
-        [
-            "solid-disc/0003.jpg",
-            "solid-disc/0004.jpg",
-            "solid-disc/0005.jpg"
-        ]
-    );
-    assert!(
-        report
-            .warnings
-            .iter()
-            .any(|w| w.contains("1 files that are not")),
-        "{:?}",
-        report.warnings
-    );
+    let names: Vec<&str> = list.lines().map(|l| l.split('\t').next().unwrap()).collect();
+    assert_eq!(names, ["solid-disc/0003.jpg", "solid-disc/0004.jpg", "solid-disc/0005.jpg"]);
+    assert!(report.warnings.iter().any(|w| w.contains("1 files that are not")), "{:?}", report.warnings);
     assert_eq!(ShardSet::open(&out).unwrap().per_class(), [10, 7, 10]);
 }
 
@@ -377,36 +274,19 @@ fn empty_and_one_image_classes() {
     let out = dir.path().join("shards");
     fs::create_dir(root.join("zebra")).unwrap();
     let text = message(pack(&pack_args(&root, &out), &|_| true));
-    assert!(
-        text.contains("class zebra of") && text.contains("no usable image"),
-        "{text}"
-    );
+    assert!(text.contains("class zebra of") && text.contains("no usable image"), "{text}");
     // Only undecodable images: the same error once they are left out.
     fs::write(root.join("zebra/a.jpg"), b"no").unwrap();
-    let skip = PackArgs {
-        skip_bad: true,
-        ..pack_args(&root, &out)
-    };
+    let skip = PackArgs { skip_bad: true, ..pack_args(&root, &out) };
     assert!(message(pack(&skip, &|_| true)).contains("class zebra of"));
     fs::copy(root.join("solid-disc/0000.jpg"), root.join("zebra/a.jpg")).unwrap();
-    let again = PackArgs {
-        overwrite: true,
-        ..pack_args(&root, &out)
-    };
+    let again = PackArgs { overwrite: true, ..pack_args(&root, &out) };
     let report = pack(&again, &|_| true).unwrap();
     assert_eq!(report.warnings, ["class zebra has one image only"]);
     let empty = dir.path().join("nothing");
     fs::create_dir(&empty).unwrap();
-    assert!(matches!(
-        pack(&pack_args(&empty, &out), &|_| true),
-        Err(Error::NoClasses { .. })
-    ));
-    assert!(
-        message(pack(&pack_args(&dir.path().join("nowhere"), &out), &|_| {
-            true
-        }))
-        .contains("nowhere")
-    );
+    assert!(matches!(pack(&pack_args(&empty, &out), &|_| true), Err(Error::NoClasses { .. })));
+    assert!(message(pack(&pack_args(&dir.path().join("nowhere"), &out), &|_| { true })).contains("nowhere"));
 }
 
 fn split_args(root: &Path, out: &Path) -> SplitArgs {
@@ -422,10 +302,7 @@ fn split_args(root: &Path, out: &Path) -> SplitArgs {
 
 fn names_in(list: &Path) -> Vec<String> {
     let text = fs::read_to_string(list).unwrap();
-    text.lines()
-        .filter(|l| !l.starts_with('#'))
-        .map(String::from)
-        .collect()
+    text.lines().filter(|l| !l.starts_with('#')).map(String::from).collect()
 }
 
 #[test]
@@ -434,30 +311,14 @@ fn splits_are_balanced_disjoint_and_repeatable() {
     let root = images(dir.path(), 3, 10);
     // One class is larger.
     for i in 0..5 {
-        fs::copy(
-            root.join("solid-disc/0000.jpg"),
-            root.join(format!("solid-disc/x{i}.jpg")),
-        )
-        .unwrap();
+        fs::copy(root.join("solid-disc/0000.jpg"), root.join(format!("solid-disc/x{i}.jpg"))).unwrap();
     }
     let out = dir.path().join("lists");
     split::run(&split_args(&root, &out)).unwrap();
-    let (train, valid) = (
-        names_in(&out.join("train.txt")),
-        names_in(&out.join("valid.txt")),
-    );
+    let (train, valid) = (names_in(&out.join("train.txt")), names_in(&out.join("valid.txt")));
     let count = |list: &[String], class: &str| list.iter().filter(|n| n.starts_with(class)).count();
-    assert_eq!(
-        (count(&train, "solid-disc/"), count(&valid, "solid-disc/")),
-        (9, 5)
-    );
-    assert_eq!(
-        (
-            count(&train, "striped-ring/"),
-            count(&valid, "striped-ring/")
-        ),
-        (6, 3)
-    );
+    assert_eq!((count(&train, "solid-disc/"), count(&valid, "solid-disc/")), (9, 5));
+    assert_eq!((count(&train, "striped-ring/"), count(&valid, "striped-ring/")), (6, 3));
     let both: HashSet<&String> = train.iter().chain(&valid).collect();
     assert_eq!(both.len(), train.len() + valid.len());
     assert!(train.is_sorted() && valid.is_sorted());
@@ -466,24 +327,14 @@ fn splits_are_balanced_disjoint_and_repeatable() {
     let before = all_files(&out);
     split::run(&split_args(&root, &out)).unwrap();
     assert_eq!(before, all_files(&out));
-    let other = SplitArgs {
-        seed: 6,
-        ..split_args(&root, &out)
-    };
+    let other = SplitArgs { seed: 6, ..split_args(&root, &out) };
     assert!(matches!(split::run(&other), Err(Error::Exists { .. })));
-    split::run(&SplitArgs {
-        overwrite: true,
-        ..other
-    })
-    .unwrap();
+    split::run(&SplitArgs { overwrite: true, ..other }).unwrap();
     assert_ne!(before, all_files(&out));
 
     // A list is packed with the labels of the whole folder.
     let shards = dir.path().join("shards");
-    let args = PackArgs {
-        list: Some(out.join("valid.txt")),
-        ..pack_args(&root, &shards)
-    };
+    let args = PackArgs { list: Some(out.join("valid.txt")), ..pack_args(&root, &shards) };
     pack(&args, &|_| true).unwrap();
     let set = ShardSet::open(&shards).unwrap();
     assert_eq!(set.per_class(), [3, 5, 3]);
@@ -502,10 +353,7 @@ fn impossible_splits_and_lists_are_refused() {
         let text = message(split::run(&args));
         assert!(text.contains(words), "\"{words}\" expected: {text}");
     };
-    refuse(
-        &|a| a.fractions = vec![0.6, 0.1],
-        "class solid-disc has 4 images, 0.1 of them is 0",
-    );
+    refuse(&|a| a.fractions = vec![0.6, 0.1], "class solid-disc has 4 images, 0.1 of them is 0");
     refuse(&|a| a.fractions = vec![0.6, 0.5], "more than 1 together");
     refuse(&|a| a.fractions = vec![0.6], "1 fractions for 2 names");
     refuse(&|a| a.fractions = vec![0.6, f64::NAN], "fraction NaN");
@@ -515,13 +363,7 @@ fn impossible_splits_and_lists_are_refused() {
     let shards = dir.path().join("shards");
     let pack_list = |text: &str| {
         fs::write(&list, text).unwrap();
-        message(pack(
-            &PackArgs {
-                list: Some(list.clone()),
-                ..pack_args(&root, &shards)
-            },
-            &|_| true,
-        ))
+        message(pack(&PackArgs { list: Some(list.clone()), ..pack_args(&root, &shards) }, &|_| true))
     };
     let good = "# c\nsolid-disc/0000.jpg\nstriped-ring/0000.jpg\n";
     assert!(pack_list(&format!("{good}owl/1.jpg\n")).contains("line 4: no class folder \"owl\""));
@@ -535,10 +377,7 @@ fn impossible_splits_and_lists_are_refused() {
 fn spec(num_replicas: usize, replicas: std::ops::Range<usize>) -> LoaderSpec {
     LoaderSpec {
         px: 20,
-        augment: Augment::RandomResizedCrop {
-            area_min: 0.08,
-            flip: true,
-        },
+        augment: Augment::RandomResizedCrop { area_min: 0.08, flip: true },
         seed: 11,
         stream: 0,
         num_replicas,
@@ -558,11 +397,7 @@ fn take(loader: &mut Loader, num_batches: usize) -> Vec<Plain> {
             let batch = loader.next().unwrap();
             assert_eq!(batch.images.size(), [3, 3, 20, 20]);
             let labels = Vec::<i64>::try_from(&batch.labels).unwrap();
-            (
-                batch.indices,
-                labels,
-                Vec::<u8>::try_from(&batch.images.flatten(0, -1)).unwrap(),
-            )
+            (batch.indices, labels, Vec::<u8>::try_from(&batch.images.flatten(0, -1)).unwrap())
         })
         .collect()
 }
@@ -573,21 +408,14 @@ fn batches_do_not_depend_on_threads_or_ranks() {
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let serve = |threads, replicas: std::ops::Range<usize>, num_batches| {
         let pool = DecodePool::new(threads);
-        take(
-            &mut Loader::open(set.clone(), spec(4, replicas), &pool, 0).unwrap(),
-            num_batches,
-        )
+        take(&mut Loader::open(set.clone(), spec(4, replicas), &pool, 0).unwrap(), num_batches)
     };
     // 60 images, 12 a step: 7 steps reach into the second epoch.
     let all = serve(1, 0..4, 28);
     assert_eq!(all, serve(2, 0..4, 28));
     assert_eq!(all, serve(5, 0..4, 28));
     let of = |replicas: std::ops::Range<usize>| -> Vec<Plain> {
-        all.iter()
-            .enumerate()
-            .filter(|(i, _)| replicas.contains(&(i % 4)))
-            .map(|(_, b)| b.clone())
-            .collect()
+        all.iter().enumerate().filter(|(i, _)| replicas.contains(&(i % 4))).map(|(_, b)| b.clone()).collect()
     };
     for rank in 0..2 {
         let replicas = 2 * rank..2 * rank + 2;
@@ -604,10 +432,7 @@ fn batches_do_not_depend_on_threads_or_ranks() {
     // Labels are those of the samples.
     for (indices, labels, _) in &all {
         for (index, label) in indices.iter().zip(labels) {
-            assert_eq!(
-                i64::from(set.sample(*index as usize).unwrap().label),
-                *label
-            );
+            assert_eq!(i64::from(set.sample(*index as usize).unwrap().label), *label);
         }
     }
 }
@@ -617,30 +442,14 @@ fn a_resume_at_any_step_equals_skipping() {
     let (_dir, shards) = packed();
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let pool = DecodePool::new(2);
-    let all = take(
-        &mut Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap(),
-        44,
-    );
+    let all = take(&mut Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap(), 44);
     for step in [1, 9, 10, 13, 20] {
         let mut loader = Loader::open(set.clone(), spec(2, 0..2), &pool, step).unwrap();
-        assert_eq!(
-            take(&mut loader, 4),
-            all[2 * step as usize..2 * step as usize + 4],
-            "step {step}"
-        );
+        assert_eq!(take(&mut loader, 4), all[2 * step as usize..2 * step as usize + 4], "step {step}");
         assert_eq!(loader.steps_per_epoch(), 10);
     }
     // The architecture stream has an order and crops of its own.
-    let mut other = Loader::open(
-        set.clone(),
-        LoaderSpec {
-            stream: 1,
-            ..spec(2, 0..2)
-        },
-        &pool,
-        0,
-    )
-    .unwrap();
+    let mut other = Loader::open(set.clone(), LoaderSpec { stream: 1, ..spec(2, 0..2) }, &pool, 0).unwrap();
     assert_ne!(take(&mut other, 1)[0].0, all[0].0);
 }
 
@@ -661,24 +470,11 @@ fn memory_is_bounded_and_an_early_drop_does_not_hang() {
         std::thread::sleep(Duration::from_millis(200));
         // prefetch 2, one that waits for room, one begun; window of max(batch, 2 threads) = 4.
         let most = 3 * (num_batches as u64 + 3) + 4;
-        assert!(
-            loader.num_started() <= most,
-            "{} started, {most} allowed",
-            loader.num_started()
-        );
+        assert!(loader.num_started() <= most, "{} started, {most} allowed", loader.num_started());
     }
     // Dropped at once, with jobs queued; two streams share the threads; the pool goes first.
     let weights = Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap();
-    let mut architecture = Loader::open(
-        set,
-        LoaderSpec {
-            stream: 1,
-            ..spec(2, 0..2)
-        },
-        &pool,
-        0,
-    )
-    .unwrap();
+    let mut architecture = Loader::open(set, LoaderSpec { stream: 1, ..spec(2, 0..2) }, &pool, 0).unwrap();
     drop(weights);
     drop(pool);
     take(&mut architecture, 5);
@@ -697,10 +493,7 @@ fn unusable_samples_are_named_or_replaced() {
     let whole = fs::read(&cut_file).unwrap();
     fs::write(&cut_file, &whole[..whole.len() - 40]).unwrap();
     let shards = dir.path().join("shards");
-    let args = PackArgs {
-        no_decode: true,
-        ..pack_args(&root, &shards)
-    };
+    let args = PackArgs { no_decode: true, ..pack_args(&root, &shards) };
     pack(&args, &|_| true).unwrap();
     // And one record is damaged afterwards.
     let first = shards.join("shard-00000.bin");
@@ -708,34 +501,18 @@ fn unusable_samples_are_named_or_replaced() {
 
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let damaged_index = (0..20).find(|i| set.sample(*i).is_err()).unwrap() as u32;
-    let cut_index = (0..20u32)
-        .find(|i| {
-            set.sample(*i as usize)
-                .is_ok_and(|s| s.name == "solid-disc/0004.jpg")
-        })
-        .unwrap();
+    let cut_index =
+        (0..20u32).find(|i| set.sample(*i as usize).is_ok_and(|s| s.name == "solid-disc/0004.jpg")).unwrap();
     let pool = DecodePool::new(2);
     let mut loader = Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap();
-    let error = (0..6)
-        .find_map(|_| loader.next().err())
-        .expect("an unusable sample")
-        .to_string();
-    assert!(
-        error.contains("shard shard-0000") && error.contains("record "),
-        "{error}"
-    );
-    assert!(
-        error.contains("solid-disc/0004.jpg") || error.contains("checksum"),
-        "{error}"
-    );
+    let error = (0..6).find_map(|_| loader.next().err()).expect("an unusable sample").to_string();
+    assert!(error.contains("shard shard-0000") && error.contains("record "), "{error}");
+    assert!(error.contains("solid-disc/0004.jpg") || error.contains("checksum"), "{error}");
     assert!(matches!(loader.next(), Err(Error::LoaderEnded)));
 
     let serve = |threads| {
         let pool = DecodePool::new(threads);
-        let skip = LoaderSpec {
-            skip_bad: true,
-            ..spec(1, 0..1)
-        };
+        let skip = LoaderSpec { skip_bad: true, ..spec(1, 0..1) };
         let mut loader = Loader::open(set.clone(), skip, &pool, 0).unwrap();
         let batches: Vec<_> = (0..30).map(|_| loader.next().unwrap()).collect();
         let skipped: usize = batches.iter().map(|b| b.num_skipped).sum();
@@ -754,21 +531,9 @@ fn impossible_loaders_are_refused() {
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let pool = DecodePool::new(1);
     let open = |spec| message(Loader::open(set.clone(), spec, &pool, 0).map(|_| ()));
-    assert!(
-        open(LoaderSpec {
-            batch: 16,
-            ..spec(4, 0..4)
-        })
-        .contains("60 images, one global batch needs 64")
-    );
+    assert!(open(LoaderSpec { batch: 16, ..spec(4, 0..4) }).contains("60 images, one global batch needs 64"));
     assert!(open(spec(2, 1..3)).contains("replicas 1..3 of 2"));
-    assert!(
-        open(LoaderSpec {
-            px: 0,
-            ..spec(2, 0..2)
-        })
-        .contains("0 px")
-    );
+    assert!(open(LoaderSpec { px: 0, ..spec(2, 0..2) }).contains("0 px"));
 }
 
 #[test]
@@ -778,21 +543,9 @@ fn demo_images_are_repeatable_and_do_not_mix() {
     let before = all_files(&root.join("checked-square"));
     images(dir.path(), 3, 4);
     assert_eq!(before, all_files(&root.join("checked-square")));
-    let args = DemoArgs {
-        out: root,
-        classes: 2,
-        per_class: 4,
-        seed: 7,
-        px: "24..40".into(),
-    };
+    let args = DemoArgs { out: root, classes: 2, per_class: 4, seed: 7, px: "24..40".into() };
     assert!(message(demo::run(&args)).contains("checked-square is there already"));
-    assert!(
-        message(demo::run(&DemoArgs {
-            classes: 99,
-            ..args
-        }))
-        .contains("2 to 24 classes")
-    );
+    assert!(message(demo::run(&DemoArgs { classes: 99, ..args })).contains("2 to 24 classes"));
 }
 
 #[test]
@@ -826,10 +579,7 @@ fn child_pack() {
     let Some(dir) = std::env::var_os("DRNAS_CHILD").map(PathBuf::from) else {
         return;
     };
-    let args = PackArgs {
-        threads: 1,
-        ..pack_args(&dir.join("images"), &dir.join("killed"))
-    };
+    let args = PackArgs { threads: 1, ..pack_args(&dir.join("images"), &dir.join("killed")) };
     let _ = pack(&args, &|_| {
         std::thread::sleep(Duration::from_millis(10));
         true
@@ -840,11 +590,7 @@ fn child_pack() {
 fn a_killed_pack_goes_on() {
     let (dir, shards) = packed();
     let killed = dir.path().join("killed");
-    let finished = || {
-        (0..4)
-            .filter(|n| killed.join(format!("shard-0000{n}.bin")).exists())
-            .count()
-    };
+    let finished = || (0..4).filter(|n| killed.join(format!("shard-0000{n}.bin")).exists()).count();
     for least in [1, 2] {
         let mut process = child("child_pack", dir.path());
         let started = Instant::now();
@@ -873,11 +619,7 @@ fn child_open() {
     };
     let before = anonymous();
     let set = ShardSet::open(&dir).unwrap();
-    println!(
-        "grew {} KiB with {} samples",
-        anonymous() - before,
-        set.len()
-    );
+    println!("grew {} KiB with {} samples", anonymous() - before, set.len());
 }
 
 #[test]
@@ -892,22 +634,10 @@ fn the_index_is_not_on_the_heap() {
     for number in 0..num_shards {
         let mut writer = ShardWriter::create(dir.path(), number, each, 1).unwrap();
         for image in 0..each {
-            writer
-                .push(
-                    &format!("n01440764/n01440764_{image}.JPEG"),
-                    0,
-                    (500, 375),
-                    b"image",
-                )
-                .unwrap();
+            writer.push(&format!("n01440764/n01440764_{image}.JPEG"), 0, (500, 375), b"image").unwrap();
         }
         writer.finish().unwrap();
-        hashes.push(
-            Shard::open(&dir.path().join(file_name(number)))
-                .unwrap()
-                .header()
-                .header_hash,
-        );
+        hashes.push(Shard::open(&dir.path().join(file_name(number))).unwrap().header().header_hash);
     }
     let classes = vec!["n01440764".to_owned()];
     let file = SetFile {
@@ -922,22 +652,10 @@ fn the_index_is_not_on_the_heap() {
         seed: 0,
         classes,
     };
-    fs::write(
-        dir.path().join("set.json"),
-        serde_json::to_vec(&file).unwrap(),
-    )
-    .unwrap();
+    fs::write(dir.path().join("set.json"), serde_json::to_vec(&file).unwrap()).unwrap();
     let output = child("child_open", dir.path()).wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let grown: i64 = text
-        .split_once("grew ")
-        .unwrap()
-        .1
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let grown: i64 = text.split_once("grew ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
     assert!(text.contains("with 204800 samples"), "{text}");
     assert!(grown < 1024, "{text}");
 }

@@ -15,22 +15,15 @@ use tempfile::TempDir;
 
 /// The unpacked folder `name` of `name`.tar; `None`, with a line, when it is not there.
 fn unpacked(name: &str) -> Option<(TempDir, PathBuf)> {
-    let shared = std::env::var_os("DRNAS_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-        PathBuf::from,
-    );
+    let shared = std::env::var_os("DRNAS_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     let tar = shared.join(format!("data/{name}.tar"));
     if !tar.exists() {
         eprintln!("skipped: ../shared/data/{name}.tar is not there");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
-    let status = Command::new("tar")
-        .arg("xf")
-        .arg(&tar)
-        .arg("-C")
-        .arg(dir.path())
-        .status();
+    let status = Command::new("tar").arg("xf").arg(&tar).arg("-C").arg(dir.path()).status();
     assert!(status.unwrap().success(), "tar xf {}", tar.display());
     let root = dir.path().join(name);
     Some((dir, root))
@@ -64,8 +57,7 @@ fn odd_files_decode_as_pillow_decodes_them() {
         return;
     };
     let expected = std::fs::read(root.join("expected.json")).unwrap();
-    let expected: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&expected).unwrap();
+    let expected: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&expected).unwrap();
     assert_eq!(expected.len(), 43);
     let (mut worst, mut num_failed) = (0.0f64, 0);
     for (name, about) in &expected {
@@ -92,10 +84,7 @@ fn odd_files_decode_as_pillow_decodes_them() {
             let difference = (mean - number("rgb_mean", channel)).abs();
             worst = worst.max(difference);
             // Decoders round differently (and smooth chroma differently), by far less than one grey level on average.
-            assert!(
-                difference < 0.5,
-                "{name} channel {channel}: {mean}, {about}"
-            );
+            assert!(difference < 0.5, "{name} channel {channel}: {mean}, {about}");
         }
     }
     assert_eq!(num_failed, 3);
@@ -128,21 +117,12 @@ fn odd_files_are_packed_without_the_broken_ones() {
     let error = pack(&pack_args(&root, &out), &|_| true).unwrap_err();
     assert!(matches!(error, Error::BadImage { .. }), "{error}");
     // Three folders hold nothing but a broken file: the class would be empty.
-    let skip = PackArgs {
-        skip_bad: true,
-        overwrite: true,
-        ..pack_args(&root, &out)
-    };
+    let skip = PackArgs { skip_bad: true, overwrite: true, ..pack_args(&root, &out) };
     let error = pack(&skip, &|_| true).unwrap_err();
     assert!(matches!(error, Error::EmptyClass { .. }), "{error}");
     for class in ["truncated", "empty", "not_an_image"] {
         let to = root.join("grayscale").join(class).with_extension("jpg");
-        let from = std::fs::read_dir(root.join(class))
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .path();
+        let from = std::fs::read_dir(root.join(class)).unwrap().next().unwrap().unwrap().path();
         std::fs::rename(from, to).unwrap();
         std::fs::remove_dir(root.join(class)).unwrap();
     }
@@ -184,52 +164,29 @@ fn imagenette_is_split_packed_and_served() {
     let packed = |name: &str| {
         let out = dir.path().join(name);
         let list = Some(lists.join(format!("{name}.txt")));
-        pack(
-            &PackArgs {
-                list,
-                ..pack_args(&root, &out)
-            },
-            &|_| true,
-        )
-        .unwrap();
+        pack(&PackArgs { list, ..pack_args(&root, &out) }, &|_| true).unwrap();
         Arc::new(ShardSet::open(&out).unwrap())
     };
     let started = Instant::now();
     let (train, valid) = (packed("train"), packed("valid"));
     let num_images = train.len() + valid.len();
-    eprintln!(
-        "packed {:.0} images/s",
-        num_images as f64 / started.elapsed().as_secs_f64()
-    );
+    eprintln!("packed {:.0} images/s", num_images as f64 / started.elapsed().as_secs_f64());
     assert_eq!((train.num_classes(), valid.num_classes()), (10, 10));
     let names = |set: &ShardSet| -> HashSet<String> {
-        (0..set.len())
-            .map(|i| set.sample(i).unwrap().name.to_owned())
-            .collect()
+        (0..set.len()).map(|i| set.sample(i).unwrap().name.to_owned()).collect()
     };
     assert!(names(&train).is_disjoint(&names(&valid)));
-    for (label, (a, b)) in train
-        .per_class()
-        .into_iter()
-        .zip(valid.per_class())
-        .enumerate()
-    {
+    for (label, (a, b)) in train.per_class().into_iter().zip(valid.per_class()).enumerate() {
         let class = root.join(&train.classes()[label]);
         let all = std::fs::read_dir(class).unwrap().count() as f64;
-        assert_eq!(
-            (a, b),
-            ((0.6 * all).round() as u64, (0.3 * all).round() as u64)
-        );
+        assert_eq!((a, b), ((0.6 * all).round() as u64, (0.3 * all).round() as u64));
     }
     // Both streams at once on the same threads, a whole epoch of the smaller one.
     let pool = DecodePool::new(2);
     let open = |set: &Arc<ShardSet>, stream| {
         let spec = LoaderSpec {
             px: 64,
-            augment: Augment::RandomResizedCrop {
-                area_min: 0.08,
-                flip: true,
-            },
+            augment: Augment::RandomResizedCrop { area_min: 0.08, flip: true },
             seed: 0,
             stream,
             num_replicas: 2,
@@ -256,24 +213,11 @@ fn full_size_photos_decode_and_crop() {
     };
     let out = dir.path().join("shards");
     let started = Instant::now();
-    let report = pack(
-        &PackArgs {
-            threads: 1,
-            ..pack_args(&root, &out)
-        },
-        &|_| true,
-    )
-    .unwrap();
+    let report = pack(&PackArgs { threads: 1, ..pack_args(&root, &out) }, &|_| true).unwrap();
     assert_eq!(report.num_images, 148);
-    eprintln!(
-        "pack, 1 thread, decoding: {:.0} images/s",
-        148.0 / started.elapsed().as_secs_f64()
-    );
+    eprintln!("pack, 1 thread, decoding: {:.0} images/s", 148.0 / started.elapsed().as_secs_f64());
     let set = ShardSet::open(&out).unwrap();
-    let augment = Augment::RandomResizedCrop {
-        area_min: 0.08,
-        flip: true,
-    };
+    let augment = Augment::RandomResizedCrop { area_min: 0.08, flip: true };
     let (mut picture, mut pixels) = (Picture::default(), vec![0; 3 * 224 * 224]);
     let mut rates = Vec::new();
     for round in 0..3 {
@@ -283,13 +227,7 @@ fn full_size_photos_decode_and_crop() {
             decode_into(set.sample(index).unwrap().bytes, &mut picture).unwrap();
             augment.apply(&picture, 224, &mut rng, &mut pixels).unwrap();
         }
-        rates.push(format!(
-            "{:.0}",
-            set.len() as f64 / started.elapsed().as_secs_f64()
-        ));
+        rates.push(format!("{:.0}", set.len() as f64 / started.elapsed().as_secs_f64()));
     }
-    eprintln!(
-        "read, decode, RandomResizedCrop 224, 1 thread: {} images/s",
-        rates.join(", ")
-    );
+    eprintln!("read, decode, RandomResizedCrop 224, 1 thread: {} images/s", rates.join(", "));
 }

@@ -5,10 +5,8 @@ use std::path::PathBuf;
 
 /// The folder of golden files: `../shared/reference/golden`, or below `DRNAS_SHARED`.
 fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("DRNAS_SHARED").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-        PathBuf::from,
-    );
+    let shared = std::env::var_os("DRNAS_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     let folder = shared.join("reference/golden");
     if !folder.is_dir() {
         println!("skipped: {} is not there", folder.display());
@@ -22,7 +20,8 @@ fn golden_files_pass() {
     tch::set_num_threads(1);
     let Some(folder) = golden() else { return };
     let mut compared = 0;
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
     for file in files {
         let outcome = verify(&file).unwrap();

@@ -70,9 +70,8 @@ fn rank_program() {
 /// What `rank` gives to reduction `bucket`: not exact in f32, different everywhere.
 fn content(rank: usize, bucket: usize, length: usize, kind: Kind) -> Tensor {
     let places = Tensor::arange(length as i64, (Kind::Double, tch::Device::Cpu));
-    ((places * (0.37 + bucket as f64) + (1 + rank) as f64 * 1.7).sin()
-        * 10f64.powi(bucket as i32 - 2))
-    .to_kind(kind)
+    ((places * (0.37 + bucket as f64) + (1 + rank) as f64 * 1.7).sin() * 10f64.powi(bucket as i32 - 2))
+        .to_kind(kind)
 }
 
 fn bytes_of(tensor: &Tensor) -> Vec<u8> {
@@ -110,18 +109,11 @@ fn numbers(world: &World) -> Result<()> {
             let (length, kind) = shapes[bucket];
             let oracle = (0..size)
                 .map(|rank| content(rank, bucket, length, kind).to_kind(Kind::Double))
-                .fold(
-                    Tensor::zeros([length as i64], tch::kind::DOUBLE_CPU),
-                    |sum, one| sum + one,
-                )
+                .fold(Tensor::zeros([length as i64], tch::kind::DOUBLE_CPU), |sum, one| sum + one)
                 / size as f64;
             if length > 0 {
                 let scale = 10f64.powi(bucket as i32 - 2);
-                let off = (mean.to_kind(Kind::Double) - &oracle)
-                    .abs()
-                    .max()
-                    .double_value(&[])
-                    / scale;
+                let off = (mean.to_kind(Kind::Double) - &oracle).abs().max().double_value(&[]) / scale;
                 let allowed = if kind == Kind::Float { 3e-7 } else { 1e-15 };
                 assert!(off <= allowed, "bucket {bucket}: {off:e} from the oracle");
             }
@@ -135,16 +127,11 @@ fn numbers(world: &World) -> Result<()> {
     for root in 0..size {
         for kind in [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8] {
             let value = |rank: usize| {
-                (Tensor::arange(5_000, (Kind::Int64, tch::Device::Cpu)) * (rank as i64 + 1))
-                    .to_kind(kind)
+                (Tensor::arange(5_000, (Kind::Int64, tch::Device::Cpu)) * (rank as i64 + 1)).to_kind(kind)
             };
             let buffer = value(rank).view([50, 100]);
             comm.broadcast(&buffer, root)?;
-            assert_eq!(
-                bytes_of(&buffer),
-                bytes_of(&value(root)),
-                "{kind:?} of {root}"
-            );
+            assert_eq!(bytes_of(&buffer), bytes_of(&value(root)), "{kind:?} of {root}");
         }
     }
     let long = Tensor::full([5_000_000], rank as i64, tch::kind::INT64_CPU);
@@ -153,12 +140,7 @@ fn numbers(world: &World) -> Result<()> {
     assert_eq!(i64::try_from(long.max()).unwrap(), size as i64 - 1);
 
     let told = comm.all_gather(&[rank as u8, 7])?;
-    assert_eq!(
-        told,
-        (0..size)
-            .map(|rank| vec![rank as u8, 7])
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(told, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
     assert_eq!(comm.all_gather(&[])?, vec![Vec::<u8>::new(); size]);
 
     // Nobody leaves the barrier before the last has come.
@@ -174,26 +156,19 @@ fn numbers(world: &World) -> Result<()> {
 /// Prints a hash of means; the test compares two runs.
 fn repeat(world: &World) -> Result<()> {
     let comm = world.communicator();
-    let buffers: Vec<_> = (0..6)
-        .map(|bucket| content(comm.rank(), bucket % 3, 10_000 * bucket + 17, Kind::Float))
-        .collect();
+    let buffers: Vec<_> =
+        (0..6).map(|bucket| content(comm.rank(), bucket % 3, 10_000 * bucket + 17, Kind::Float)).collect();
     for _ in 0..20 {
         for buffer in &buffers {
             comm.start_mean(buffer)?;
         }
         comm.finish()?;
         for buffer in &buffers {
-            let _ = buffer
-                .shallow_clone()
-                .g_add_scalar_(comm.rank() as f64 * 1e-3);
+            let _ = buffer.shallow_clone().g_add_scalar_(comm.rank() as f64 * 1e-3);
         }
     }
     let all: Vec<u8> = buffers.iter().flat_map(bytes_of).collect();
-    println!(
-        "hash {} {:016x}",
-        comm.rank(),
-        xxhash_rust::xxh3::xxh3_64(&all)
-    );
+    println!("hash {} {:016x}", comm.rank(), xxhash_rust::xxh3::xxh3_64(&all));
     Ok(())
 }
 
@@ -258,8 +233,7 @@ fn error_in_one(world: &World) -> Result<()> {
 /// One rank drops the world in the middle of a reduction, the others wait for it.
 fn dropped(world: World) {
     let comm = world.communicator();
-    comm.start_mean(&Tensor::zeros([100_000], tch::kind::FLOAT_CPU))
-        .unwrap();
+    comm.start_mean(&Tensor::zeros([100_000], tch::kind::FLOAT_CPU)).unwrap();
     if comm.rank() != 1 {
         let outcome = comm.finish();
         let _ = world.end(outcome);
@@ -326,29 +300,17 @@ fn place(world: &World) -> Result<()> {
 /// This program in `scene`, under mpirun with `size` ranks, or alone for 0. `folder` is its TMPDIR.
 fn command(scene: &str, size: usize, folder: &Path) -> Command {
     let local = Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/mpirun");
-    let mpirun = if local.exists() {
-        local
-    } else {
-        "mpirun".into()
-    };
+    let mpirun = if local.exists() { local } else { "mpirun".into() };
     let this = std::env::current_exe().unwrap();
     // Nothing here may hang: `timeout` ends what does.
     let mut command = Command::new("timeout");
     command.args(["--foreground", "--kill-after=5", "150"]);
     if size > 0 {
-        command
-            .arg(mpirun)
-            .args(["--bind-to", "none", "-n", &size.to_string()]);
+        command.arg(mpirun).args(["--bind-to", "none", "-n", &size.to_string()]);
     }
     command
         .arg(this)
-        .args([
-            "--exact",
-            "rank_program",
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
+        .args(["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"])
         .env(SCENE, scene)
         .env("TMPDIR", folder)
         // Killed ranks leave their shared memory behind: in the folder of the test, not in /dev/shm.
@@ -357,13 +319,7 @@ fn command(scene: &str, size: usize, folder: &Path) -> Command {
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
         .stdin(Stdio::null());
-    for launcher in [
-        "SLURM_NTASKS",
-        "OMPI_COMM_WORLD_SIZE",
-        "PMI_SIZE",
-        "PMIX_RANK",
-        "PMI_RANK",
-    ] {
+    for launcher in ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK"] {
         command.env_remove(launcher);
     }
     command
@@ -401,41 +357,22 @@ fn run(scene: &str, size: usize) -> Ended {
 fn good(scene: &str, size: usize) -> Ended {
     let ended = run(scene, size);
     assert_eq!(ended.code, Some(0), "{scene} on {size}: {}", ended.output);
-    assert_eq!(
-        ended.output.matches("good end").count(),
-        size.max(1),
-        "{}",
-        ended.output
-    );
+    assert_eq!(ended.output.matches("good end").count(), size.max(1), "{}", ended.output);
     ended
 }
 
 fn bad(scene: &str, size: usize, expected: &[&str]) -> Ended {
     let ended = run(scene, size);
-    assert!(
-        !matches!(ended.code, Some(0 | 124 | 137)),
-        "{:?}: {}",
-        ended.code,
-        ended.output
-    );
+    assert!(!matches!(ended.code, Some(0 | 124 | 137)), "{:?}: {}", ended.code, ended.output);
     for text in expected {
-        assert!(
-            ended.output.contains(text),
-            "no {text:?} in: {}",
-            ended.output
-        );
+        assert!(ended.output.contains(text), "no {text:?} in: {}", ended.output);
     }
     ended
 }
 
 /// Well below every time limit of its scene: the others were ended, they did not give up.
 fn at_once(ended: &Ended) {
-    assert!(
-        ended.wall < PATIENCE / 2,
-        "{:?}: {}",
-        ended.wall,
-        ended.output
-    );
+    assert!(ended.wall < PATIENCE / 2, "{:?}: {}", ended.wall, ended.output);
 }
 
 #[test]
@@ -449,9 +386,8 @@ fn means_broadcasts_gathers_and_barriers_on_1_to_4_ranks() {
 fn two_runs_are_bit_equal() {
     let hashes = |_| {
         let output = good("repeat", 3).output;
-        let mut lines: Vec<String> = (output.lines())
-            .filter_map(|line| line.find("hash ").map(|at| line[at..].to_string()))
-            .collect();
+        let mut lines: Vec<String> =
+            (output.lines()).filter_map(|line| line.find("hash ").map(|at| line[at..].to_string())).collect();
         lines.sort();
         assert_eq!(lines.len(), 3, "{output}");
         lines
@@ -473,11 +409,7 @@ fn ranks_know_their_place() {
         let line = format!("rank {rank} of 3 local {rank} of 3 hosts 1 threads");
         assert!(output.contains(&line), "{output}");
     }
-    assert!(
-        good("place", 0)
-            .output
-            .contains("rank 0 of 1 local 0 of 1 hosts 1")
-    );
+    assert!(good("place", 0).output.contains("rank 0 of 1 local 0 of 1 hosts 1"));
 }
 
 #[test]
@@ -497,15 +429,7 @@ fn a_rank_that_never_arrives_is_told_by_all_others_within_the_limit() {
 
 #[test]
 fn a_panic_ends_all_ranks_and_names_its_own() {
-    let ended = bad(
-        "panic",
-        3,
-        &[
-            "rank 1 on ",
-            "panicked at tests/ranks.rs",
-            "a planned mistake",
-        ],
-    );
+    let ended = bad("panic", 3, &["rank 1 on ", "panicked at tests/ranks.rs", "a planned mistake"]);
     at_once(&ended);
 }
 
@@ -517,11 +441,7 @@ fn a_panic_of_a_worker_thread_is_told_and_does_not_end_the_run() {
 
 #[test]
 fn an_error_of_one_rank_ends_all() {
-    let ended = bad(
-        "error",
-        2,
-        &["rank 1 on ", "read /nonexistent/shard: No such file"],
-    );
+    let ended = bad("error", 2, &["rank 1 on ", "read /nonexistent/shard: No such file"]);
     assert_eq!(ended.code, Some(1), "{}", ended.output);
     at_once(&ended);
 }
@@ -541,16 +461,8 @@ fn ranks_that_do_different_things_are_told_so() {
         ],
     );
     at_once(&ended);
-    at_once(&bad(
-        "lengths",
-        2,
-        &["rank 0: 1 means (100000 Float); rank 1: 1 means (99999 Float)"],
-    ));
-    at_once(&bad(
-        "early",
-        2,
-        &["rank 0: end of the run; rank 1: barrier"],
-    ));
+    at_once(&bad("lengths", 2, &["rank 0: 1 means (100000 Float); rank 1: 1 means (99999 Float)"]));
+    at_once(&bad("early", 2, &["rank 0: end of the run; rank 1: barrier"]));
 }
 
 #[test]
@@ -558,22 +470,12 @@ fn separate_worlds_of_one_are_refused() {
     // srun without its MPI plugin: only Slurm's variables are there.
     let ended = run_with("numbers", 0, &[("SLURM_NTASKS", "4")]);
     assert_eq!(ended.code, Some(2), "{}", ended.output);
-    assert!(
-        ended
-            .output
-            .contains("SLURM_NTASKS says 4 ranks, MPI says 1"),
-        "{}",
-        ended.output
-    );
+    assert!(ended.output.contains("SLURM_NTASKS says 4 ranks, MPI says 1"), "{}", ended.output);
     assert!(ended.output.contains("srun --mpi=pmix"), "{}", ended.output);
     // The launcher of another MPI.
     let ended = run_with("numbers", 0, &[("PMI_SIZE", "2"), ("PMI_RANK", "0")]);
     assert_eq!(ended.code, Some(2), "{}", ended.output);
-    assert!(
-        ended.output.contains("PMI_SIZE says 2 ranks, MPI says 1"),
-        "{}",
-        ended.output
-    );
+    assert!(ended.output.contains("PMI_SIZE says 2 ranks, MPI says 1"), "{}", ended.output);
     // mpirun with fewer ranks than the allocation has tasks.
     let ended = run_with("refusals", 2, &[("SLURM_NTASKS", "4")]);
     assert_eq!(ended.code, Some(0), "{}", ended.output);
@@ -585,11 +487,7 @@ fn signalled(scene: &str, size: usize, signal: i32, times: usize) -> Ended {
     let folder = tempfile::tempdir().unwrap();
     let started = Instant::now();
     let mut command = command(scene, size, folder.path());
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut output = String::new();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut pids: Vec<i32> = Vec::new();
@@ -610,17 +508,8 @@ fn signalled(scene: &str, size: usize, signal: i32, times: usize) -> Ended {
         unsafe { libc::kill(to, signal) };
     }
     stdout.read_to_string(&mut output).unwrap();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut output)
-        .unwrap();
-    Ended {
-        output,
-        code: child.wait().unwrap().code(),
-        wall: started.elapsed(),
-    }
+    child.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+    Ended { output, code: child.wait().unwrap().code(), wall: started.elapsed() }
 }
 
 const FAREWELL: &str = "checkpoint of step 7 is good; go on with: PROGRAM --resume";
@@ -630,17 +519,8 @@ fn alone_a_signal_asks_for_a_checkpoint_first() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let ended = signalled("signal", 0, signal, 1);
         assert_eq!(ended.code, Some(130), "{}", ended.output);
-        assert!(
-            ended.output.contains("a checkpoint is written"),
-            "{}",
-            ended.output
-        );
-        assert_eq!(
-            ended.output.matches(FAREWELL).count(),
-            1,
-            "{}",
-            ended.output
-        );
+        assert!(ended.output.contains("a checkpoint is written"), "{}", ended.output);
+        assert_eq!(ended.output.matches(FAREWELL).count(), 1, "{}", ended.output);
     }
 }
 
@@ -649,23 +529,14 @@ fn alone_a_second_signal_leaves_at_once() {
     let ended = signalled("deaf", 0, libc::SIGINT, 2);
     assert!(ended.wall < Duration::from_secs(20), "{:?}", ended.wall);
     assert_eq!(ended.code, Some(130), "{}", ended.output);
-    assert_eq!(
-        ended.output.matches(FAREWELL).count(),
-        1,
-        "{}",
-        ended.output
-    );
+    assert_eq!(ended.output.matches(FAREWELL).count(), 1, "{}", ended.output);
 }
 
 #[test]
 fn several_ranks_leave_at_once() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let ended = signalled("signal", 2, signal, 1);
-        assert!(
-            !matches!(ended.code, Some(0 | 124 | 137)),
-            "{}",
-            ended.output
-        );
+        assert!(!matches!(ended.code, Some(0 | 124 | 137)), "{}", ended.output);
         assert!(ended.wall < Duration::from_secs(25), "{:?}", ended.wall);
     }
 }
@@ -686,10 +557,7 @@ fn ctrl_c_of_two_ranks_says_how_to_go_on() {
     let (mut master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
     let folder = tempfile::tempdir().unwrap();
     let mut command = command("signal", 2, folder.path());
-    command
-        .stdout(slave.try_clone().unwrap())
-        .stderr(slave.try_clone().unwrap())
-        .stdin(slave);
+    command.stdout(slave.try_clone().unwrap()).stderr(slave.try_clone().unwrap()).stdin(slave);
     // SAFETY: only calls that are allowed between fork and exec.
     unsafe {
         command.pre_exec(|| {
@@ -719,19 +587,8 @@ fn doctor_names_libraries_and_ranks_alone_and_under_mpirun() {
     for (size, ranks) in [(0, 1), (2, 2)] {
         let ended = run("doctor", size);
         assert_eq!(ended.code, Some(0), "{}", ended.output);
-        for text in [
-            "libtorch_cpu.so",
-            "Open MPI v",
-            "libmpi.so",
-            "NCCL",
-            "CUDA driver",
-        ] {
-            assert_eq!(
-                ended.output.matches(text).count(),
-                1,
-                "{text}: {}",
-                ended.output
-            );
+        for text in ["libtorch_cpu.so", "Open MPI v", "libmpi.so", "NCCL", "CUDA driver"] {
+            assert_eq!(ended.output.matches(text).count(), 1, "{text}: {}", ended.output);
         }
         for rank in 0..ranks {
             let line = format!("rank {rank} of {ranks} on ");

@@ -17,42 +17,23 @@ fn compare(name: &str, schedule: Schedule) {
     for (epoch, want) in expected.iter().enumerate() {
         let found = schedule.lr(epoch as u64);
         let relative = (found - want).abs() / want;
-        assert!(
-            relative < 1e-12,
-            "{name} epoch {epoch}: expected {want}, found {found}"
-        );
+        assert!(relative < 1e-12, "{name} epoch {epoch}: expected {want}, found {found}");
     }
 }
 
 fn cosine(lr: f64, lr_min: f64, epochs: u64) -> Schedule {
-    Schedule {
-        lr,
-        epochs,
-        warmup_epochs: 0,
-        decay: Decay::Cosine { lr_min },
-    }
+    Schedule { lr, epochs, warmup_epochs: 0, decay: Decay::Cosine { lr_min } }
 }
 
 #[test]
 fn published_schedules_are_met() {
     compare("cifar_search_cosine_0.1_50", cosine(0.1, 0.0, 50));
-    compare(
-        "nb201_progressive_cosine_0.025_100",
-        cosine(0.025, 0.001, 100),
-    );
+    compare("nb201_progressive_cosine_0.025_100", cosine(0.025, 0.001, 100));
     compare("cifar_eval_cosine_0.025_600", cosine(0.025, 0.0, 600));
-    compare(
-        "imagenet_search_0.5_50_warmup5",
-        Schedule::of_search(&Config::default()),
-    );
+    compare("imagenet_search_0.5_50_warmup5", Schedule::of_search(&Config::default()));
     compare(
         "imagenet_eval_linear_0.5_250_warmup5",
-        Schedule {
-            lr: 0.5,
-            epochs: 250,
-            warmup_epochs: 5,
-            decay: Decay::Linear,
-        },
+        Schedule { lr: 0.5, epochs: 250, warmup_epochs: 5, decay: Decay::Linear },
     );
     let all: serde_json::Map<_, _> = serde_json::from_str(include_str!("schedules.json")).unwrap();
     assert_eq!(all.len(), 5, "a series of the file is not compared");

@@ -52,8 +52,9 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
     tch::manual_seed(4);
     let images = Tensor::randn([3, 3, px, px], F64);
     let labels = Tensor::from_slice(&[0i64, 3, 4]);
-    let theta: Vec<Tensor> =
-        (0..2).map(|_| Tensor::rand([14, 7], F64).softmax(-1, Kind::Double).set_requires_grad(true)).collect();
+    let theta: Vec<Tensor> = (0..2)
+        .map(|_| Tensor::rand([14, 7], F64).softmax(-1, Kind::Double).set_requires_grad(true))
+        .collect();
 
     let weights: Named = net
         .params
@@ -86,7 +87,11 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
     let ours = net.params.export(|bucket| &bucket.grads);
     assert_eq!(ours.len(), weights.len());
     for ((name, ours), theirs) in ours.iter().zip(&grads) {
-        assert!(relative(ours, theirs, floor) < 1e-9, "gradient of {name}: {}", relative(ours, theirs, floor));
+        assert!(
+            relative(ours, theirs, floor) < 1e-9,
+            "gradient of {name}: {}",
+            relative(ours, theirs, floor)
+        );
     }
     for (name, ours) in net.params.export_running(0) {
         // An edge that pruned the pooling has no statistics of its own in the obvious network.
@@ -96,7 +101,8 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
     }
 
     net.params.import_running(0, &running).unwrap();
-    let loss = net.logits(&images, &theta, drnas_dist::net::ops::Mode::Train, 0).cross_entropy_for_logits(&labels);
+    let loss =
+        net.logits(&images, &theta, drnas_dist::net::ops::Mode::Train, 0).cross_entropy_for_logits(&labels);
     let ours = Tensor::run_backward(&[&loss], &theta, false, false);
     for (ours, theirs) in ours.iter().zip(&grads[weights.len()..]) {
         assert!(relative(ours, theirs, floor) < 1e-9, "gradient of theta");

@@ -1,14 +1,11 @@
 //! What ranks say to one another: the `Communicator`, and `Solo` for one process.
 
-<<<<<<< HEAD
 pub mod bucket;
-=======
 mod flight;
 mod mpi;
 
 pub use mpi::Mpi;
 pub(crate) use mpi::end_all;
->>>>>>> ranks
 
 use crate::error::{Error, Result};
 use std::io::Write;

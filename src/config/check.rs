@@ -1,6 +1,7 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Regulariser, Space};
+use super::{Config, Regulariser};
+use crate::space::SearchSpace;
 use crate::error::{Error, Result};
 
 /// An error unless `holds`, with one line.
@@ -133,15 +134,15 @@ impl Config {
         // Strided operations round a map's side up, the bypass of partial channels rounds it down, and the two halves of
         // a FactorizedReduce must agree: whatever is halved must be even. ImageNet: stem / 8, then two reductions.
         let multiple = match model.space {
-            Space::DartsImagenet => 32,
-            Space::DartsCifar => 4,
+            SearchSpace::DartsImagenet => 32,
+            SearchSpace::DartsCifar => 4,
         };
         require!(
             px > 0 && px <= 4096 && px % multiple == 0,
             "data.px = {px} must be a multiple of {multiple}, at most 4096, so that every reduction halves an even map"
         );
         require!(
-            model.space != Space::DartsImagenet || model.init_channels % 2 == 0,
+            model.space != SearchSpace::DartsImagenet || model.init_channels % 2 == 0,
             "model.init_channels = {} must be even: the ImageNet stem begins with 3/2 of it",
             model.init_channels
         );
@@ -221,8 +222,8 @@ impl Config {
             (batch / replicas + 1) * replicas
         );
         let deepest = match self.model.space {
-            Space::DartsImagenet => self.data.px / 32,
-            Space::DartsCifar => self.data.px / 4,
+            SearchSpace::DartsImagenet => self.data.px / 32,
+            SearchSpace::DartsCifar => self.data.px / 4,
         };
         require!(
             self.replica_batch() * deepest * deepest >= 2,

@@ -26,7 +26,8 @@ impl Naive<'_> {
 
     fn norm(&self, x: &Tensor, name: &str) -> Tensor {
         let running = |suffix: &str| &self.running[&format!("{name}.running_{suffix}")];
-        let (weight, bias) = (self.weights.get(&format!("{name}.weight")), self.weights.get(&format!("{name}.bias")));
+        let (weight, bias) =
+            (self.weights.get(&format!("{name}.weight")), self.weights.get(&format!("{name}.bias")));
         x.batch_norm(weight, bias, Some(running("mean")), Some(running("var")), true, 0.1, 1e-5, true)
     }
 
@@ -45,7 +46,15 @@ impl Naive<'_> {
         self.norm(&y, &format!("{name}.op.2"))
     }
 
-    fn separable(&self, x: &Tensor, name: &str, at: usize, kernel: i64, stride: i64, dilation: i64) -> Tensor {
+    fn separable(
+        &self,
+        x: &Tensor,
+        name: &str,
+        at: usize,
+        kernel: i64,
+        stride: i64,
+        dilation: i64,
+    ) -> Tensor {
         let (x, channels) = (x.relu(), x.size()[1]);
         let weight = |position: usize| self.weight(&format!("{name}.op.{position}.weight"));
         let y = conv(&x, weight(at), stride, dilation * (kernel / 2), dilation, channels);
