@@ -53,23 +53,16 @@ struct FileSum {
 
 impl FileSum {
     fn of(bytes: &[u8]) -> Self {
-        Self {
-            bytes: bytes.len() as u64,
-            xxh3: format!("{:016x}", xxh3_64(bytes)),
-        }
+        Self { bytes: bytes.len() as u64, xxh3: format!("{:016x}", xxh3_64(bytes)) }
     }
 }
 
 impl Checkpoint {
     /// The tensor `name`. Errors: there is none.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        (self.tensors.iter())
-            .find(|(other, _)| other == name)
-            .map(|(_, tensor)| tensor)
-            .ok_or_else(|| Error::CheckpointTensor {
-                name: name.into(),
-                why: "not in this checkpoint".into(),
-            })
+        (self.tensors.iter()).find(|(other, _)| other == name).map(|(_, tensor)| tensor).ok_or_else(|| {
+            Error::CheckpointTensor { name: name.into(), why: "not in this checkpoint".into() }
+        })
     }
 }
 
@@ -78,10 +71,7 @@ impl Checkpoint {
 pub fn write(dir: &Path, step: u64, state: &Checkpoint, keep: usize) -> Result<()> {
     write_new(dir, step, state).map_err(|source| {
         let _ = fs::remove_dir_all(dir.join(temporary(step)));
-        Error::CheckpointNotWritten {
-            step,
-            source: Box::new(source),
-        }
+        Error::CheckpointNotWritten { step, source: Box::new(source) }
     })?;
     prune(dir, step, keep.max(1))
 }
@@ -89,16 +79,11 @@ pub fn write(dir: &Path, step: u64, state: &Checkpoint, keep: usize) -> Result<(
 fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io("create folder", dir))?;
     remove_leftovers(dir)?;
-    let files = [
-        (TENSORS, to_safetensors(&state.tensors)?),
-        (META, to_json(&state.meta)),
-    ];
+    let files = [(TENSORS, to_safetensors(&state.tensors)?), (META, to_json(&state.meta))];
     let done = Done {
         version: VERSION,
         step,
-        files: (files.iter())
-            .map(|(name, bytes)| (name.to_string(), FileSum::of(bytes)))
-            .collect(),
+        files: (files.iter()).map(|(name, bytes)| (name.to_string(), FileSum::of(bytes))).collect(),
     };
     let temporary = dir.join(temporary(step));
     fs::create_dir(&temporary).map_err(Error::io("create folder", &temporary))?;
@@ -142,33 +127,24 @@ pub fn latest(dir: &Path) -> Result<Latest> {
     for step in list(dir)?.into_iter().rev() {
         match read(dir, step) {
             Ok(state) => {
-                return Ok(Latest {
-                    found: Some((step, state)),
-                    warnings,
-                });
+                return Ok(Latest { found: Some((step, state)), warnings });
             }
             Err(why) => warnings.push(format!("{why}; skipped, the one before it is tried")),
         }
     }
-    Ok(Latest {
-        found: None,
-        warnings,
-    })
+    Ok(Latest { found: None, warnings })
 }
 
 /// The checkpoint of `step`. Errors: not there, incomplete, or not the bytes that were written.
 pub fn read(dir: &Path, step: u64) -> Result<Checkpoint> {
     let folder = dir.join(name_of(step));
-    let damaged = |why: String| Error::CheckpointDamaged {
-        path: folder.clone(),
-        why,
-    };
+    let damaged = |why: String| Error::CheckpointDamaged { path: folder.clone(), why };
     let content = |name: &str| {
         let path = folder.join(name);
         fs::read(&path).map_err(|error| damaged(format!("{name}: {error}")))
     };
-    let done: Done = serde_json::from_slice(&content(DONE)?)
-        .map_err(|error| damaged(format!("{DONE}: {error}")))?;
+    let done: Done =
+        serde_json::from_slice(&content(DONE)?).map_err(|error| damaged(format!("{DONE}: {error}")))?;
     if done.version != VERSION || done.step != step {
         return Err(damaged(format!(
             "{DONE} is of version {}, step {}; version {VERSION}, step {step} expected",
@@ -180,28 +156,22 @@ pub fn read(dir: &Path, step: u64) -> Result<Checkpoint> {
         let found = FileSum::of(&bytes);
         match done.files.get(name) {
             Some(expected) if *expected == found => Ok(bytes),
-            Some(expected) if expected.bytes != found.bytes => Err(damaged(format!(
-                "{name}: {} bytes, {} were written",
-                found.bytes, expected.bytes
-            ))),
+            Some(expected) if expected.bytes != found.bytes => {
+                Err(damaged(format!("{name}: {} bytes, {} were written", found.bytes, expected.bytes)))
+            }
             Some(_) => Err(damaged(format!("{name}: other bytes than were written"))),
             None => Err(damaged(format!("{DONE} does not name {name}"))),
         }
     };
     Ok(Checkpoint {
-        tensors: from_safetensors(&checked(TENSORS)?)
-            .map_err(|why| damaged(format!("{TENSORS}: {why}")))?,
-        meta: serde_json::from_slice(&checked(META)?)
-            .map_err(|error| damaged(format!("{META}: {error}")))?,
+        tensors: from_safetensors(&checked(TENSORS)?).map_err(|why| damaged(format!("{TENSORS}: {why}")))?,
+        meta: serde_json::from_slice(&checked(META)?).map_err(|error| damaged(format!("{META}: {error}")))?,
     })
 }
 
 /// Keeps the `keep` newest up to `step`. Newer ones are left: a run that went on before a damaged one has not reached it.
 fn prune(dir: &Path, step: u64, keep: usize) -> Result<()> {
-    let older: Vec<u64> = list(dir)?
-        .into_iter()
-        .filter(|&other| other < step)
-        .collect();
+    let older: Vec<u64> = list(dir)?.into_iter().filter(|&other| other < step).collect();
     for &old in older.iter().rev().skip(keep - 1) {
         remove_checkpoint(&dir.join(name_of(old)))?;
     }
@@ -255,21 +225,15 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes names in a folder outlast a power cut.
 fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(Error::io("write folder", path))
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("write folder", path))
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec_pretty(value)
-        .expect("maps with text keys, numbers and texts have a JSON form")
+    serde_json::to_vec_pretty(value).expect("maps with text keys, numbers and texts have a JSON form")
 }
 
 fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
-    let refused = |name: &str, why: String| Error::CheckpointTensor {
-        name: name.into(),
-        why,
-    };
+    let refused = |name: &str, why: String| Error::CheckpointTensor { name: name.into(), why };
     let mut names = BTreeSet::new();
     let mut plain = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
@@ -281,11 +245,7 @@ fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
         let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?;
         let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
         tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        let shape = tensor
-            .size()
-            .iter()
-            .map(|&length| length as usize)
-            .collect();
+        let shape = tensor.size().iter().map(|&length| length as usize).collect();
         plain.push((name, dtype, shape, bytes));
     }
     let mut views = Vec::with_capacity(plain.len());
@@ -306,8 +266,9 @@ fn from_safetensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
         let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
         let tensor = match kind {
             // Any byte but 0 is true: other bytes in a bool would be undefined.
-            Kind::Bool => Tensor::f_from_data_size(view.data(), &shape, Kind::Uint8)
-                .and_then(|bytes| bytes.f_ne(0)),
+            Kind::Bool => {
+                Tensor::f_from_data_size(view.data(), &shape, Kind::Uint8).and_then(|bytes| bytes.f_ne(0))
+            }
             kind => Tensor::f_from_data_size(view.data(), &shape, kind),
         };
         tensors.push((name, tensor));
@@ -332,17 +293,11 @@ const KINDS: [(Kind, Dtype); 6] = [
 ];
 
 fn dtype_of(kind: Kind) -> Option<Dtype> {
-    KINDS
-        .iter()
-        .find(|(ours, _)| *ours == kind)
-        .map(|(_, dtype)| *dtype)
+    KINDS.iter().find(|(ours, _)| *ours == kind).map(|(_, dtype)| *dtype)
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
-    KINDS
-        .iter()
-        .find(|(_, theirs)| *theirs == dtype)
-        .map(|(kind, _)| *kind)
+    KINDS.iter().find(|(_, theirs)| *theirs == dtype).map(|(kind, _)| *kind)
 }
 
 /// The folder of checkpoints in a run folder.

@@ -43,40 +43,6 @@ pub enum Precision {
 }
 
 /// The supernet.
-    pub model: Model,
-    /// Images: size, augmentation, workers.
-    pub data: Data,
-    /// The search: replicas, batch, stages.
-    pub search: Search,
-    /// SGD of the weights.
-    pub weights: Weights,
-    /// Adam of the architecture parameters.
-    pub eta: Eta,
-    /// Reporting, checkpoints, communication: nothing here changes a result.
-    pub run: Run,
-}
-
-/// Floating-point type of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// The published precision.
-    Float32,
-    /// For checks: slower, and differences between orders of summation vanish.
-    Float64,
-}
-
-/// Which family of networks is searched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Space {
-    /// DARTS cells behind the ImageNet stem (resolution / 8).
-    DartsImagenet,
-    /// DARTS cells behind the CIFAR stem (full resolution).
-    DartsCifar,
-}
-
-/// The supernet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Model {
@@ -234,12 +200,7 @@ impl Default for Config {
 
 impl Default for Model {
     fn default() -> Self {
-        Model {
-            space: SearchSpace::DartsImagenet,
-            init_channels: 48,
-            layers: 14,
-            num_classes: 1000,
-        }
+        Model { space: SearchSpace::DartsImagenet, init_channels: 48, layers: 14, num_classes: 1000 }
     }
 }
 
@@ -260,11 +221,7 @@ impl Default for Data {
 
 impl Default for Search {
     fn default() -> Self {
-        let stage = |k, ops_kept| Stage {
-            k,
-            ops_kept,
-            epochs: 25,
-        };
+        let stage = |k, ops_kept| Stage { k, ops_kept, epochs: 25 };
         Search {
             replicas: 8,
             global_batch: 512,
@@ -279,13 +236,7 @@ impl Default for Search {
 
 impl Default for Weights {
     fn default() -> Self {
-        Weights {
-            lr: 0.5,
-            lr_min: 0.0,
-            momentum: 0.9,
-            weight_decay: 3e-4,
-            warmup_epochs: 5,
-        }
+        Weights { lr: 0.5, lr_min: 0.0, momentum: 0.9, weight_decay: 3e-4, warmup_epochs: 5 }
     }
 }
 

@@ -35,17 +35,9 @@ pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
     if rank == 0 {
         match level {
             Some(level) => println!("{:<14} {level:?}", "MPI threads"),
-            None => println!(
-                "{:<14} not started: this is one process (mpirun starts more)",
-                "MPI threads"
-            ),
+            None => println!("{:<14} not started: this is one process (mpirun starts more)", "MPI threads"),
         }
-        println!(
-            "{:<14} {} on {hosts} host{}",
-            "ranks",
-            told.len(),
-            plural(hosts)
-        );
+        println!("{:<14} {} on {hosts} host{}", "ranks", told.len(), plural(hosts));
         for line in &told {
             println!("  {}", String::from_utf8_lossy(line).trim_end());
         }
@@ -62,16 +54,11 @@ fn libraries(libtorch_cuda: &LibtorchCuda, driver: &Driver) -> Vec<(&'static str
     let folders = wheel_folders(torch.as_deref());
     vec![
         ("drnas-dist", env!("CARGO_PKG_VERSION").to_string()),
-        (
-            "libtorch",
-            found(torch.as_deref().and_then(torch_version), torch.as_deref()),
-        ),
+        ("libtorch", found(torch.as_deref().and_then(torch_version), torch.as_deref())),
         (
             "MPI",
             found(
-                mpi::environment::library_version()
-                    .ok()
-                    .map(|text| first_words(&text)),
+                mpi::environment::library_version().ok().map(|text| first_words(&text)),
                 cuda::mapped("libmpi.so").as_deref(),
             ),
         ),
@@ -96,26 +83,10 @@ fn libraries(libtorch_cuda: &LibtorchCuda, driver: &Driver) -> Vec<(&'static str
         ),
         (
             "CUDA runtime",
-            version_in(
-                "libcudart.so",
-                &["libcudart.so.13", "libcudart.so.12"],
-                &folders,
-                cuda_runtime,
-            ),
+            version_in("libcudart.so", &["libcudart.so.13", "libcudart.so.12"], &folders, cuda_runtime),
         ),
-        (
-            "cuDNN",
-            version_in("libcudnn.so", &["libcudnn.so.9"], &folders, cudnn),
-        ),
-        (
-            "NCCL",
-            version_in(
-                "libnccl.so",
-                &["libnccl.so.2", "libnccl.so"],
-                &folders,
-                nccl,
-            ),
-        ),
+        ("cuDNN", version_in("libcudnn.so", &["libcudnn.so.9"], &folders, cudnn)),
+        ("NCCL", version_in("libnccl.so", &["libnccl.so.2", "libnccl.so"], &folders, nccl)),
     ]
 }
 
@@ -152,10 +123,7 @@ fn advice(world: &World) -> Vec<String> {
         ));
     }
     if world.local_size() > cores {
-        lines.push(format!(
-            "{} ranks share {cores} cores of this machine",
-            world.local_size()
-        ));
+        lines.push(format!("{} ranks share {cores} cores of this machine", world.local_size()));
     }
     lines
 }
@@ -188,15 +156,9 @@ impl Driver {
                     Ok(_) => version,
                     Err(code) => version.map(|text| format!("{text}, but it answers error {code}")),
                 };
-                Self {
-                    version,
-                    devices: devices.unwrap_or_default(),
-                }
+                Self { version, devices: devices.unwrap_or_default() }
             }
-            Err(error) => Self {
-                version: Err(error.to_string()),
-                devices: Vec::new(),
-            },
+            Err(error) => Self { version: Err(error.to_string()), devices: Vec::new() },
         }
     }
 
@@ -217,18 +179,10 @@ impl Driver {
         // SAFETY: the types are those of cuda.h; every out pointer is live, the name has room for its length.
         unsafe {
             let init = library.get::<Init>(b"cuInit\0").map_err(|_| MISSING)?;
-            let count = library
-                .get::<Count>(b"cuDeviceGetCount\0")
-                .map_err(|_| MISSING)?;
-            let device = library
-                .get::<Device>(b"cuDeviceGet\0")
-                .map_err(|_| MISSING)?;
-            let name = library
-                .get::<Name>(b"cuDeviceGetName\0")
-                .map_err(|_| MISSING)?;
-            let memory = library
-                .get::<Memory>(b"cuDeviceTotalMem_v2\0")
-                .map_err(|_| MISSING)?;
+            let count = library.get::<Count>(b"cuDeviceGetCount\0").map_err(|_| MISSING)?;
+            let device = library.get::<Device>(b"cuDeviceGet\0").map_err(|_| MISSING)?;
+            let name = library.get::<Name>(b"cuDeviceGetName\0").map_err(|_| MISSING)?;
+            let memory = library.get::<Memory>(b"cuDeviceTotalMem_v2\0").map_err(|_| MISSING)?;
             worked(init(0))?;
             let mut devices = 0;
             worked(count(&mut devices))?;
@@ -256,9 +210,7 @@ fn version_in(
     let nearby = (folders.iter())
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .find(|path| path.exists());
-    let candidates = (cuda::mapped(stem).into_iter())
-        .chain(nearby)
-        .chain(names.iter().map(PathBuf::from));
+    let candidates = (cuda::mapped(stem).into_iter()).chain(nearby).chain(names.iter().map(PathBuf::from));
     let mut why = String::new();
     for path in candidates {
         // SAFETY: a library of the vendor, opened as libtorch opens it; it stays open.
@@ -282,11 +234,7 @@ fn number(library: &Library, name: &[u8]) -> Result<c_int, String> {
     type Ask = unsafe extern "C" fn(*mut c_int) -> c_int;
     let mut number = 0;
     // SAFETY: the type is that of the vendor's header for the names that are asked for here.
-    let code = unsafe {
-        library
-            .get::<Ask>(name)
-            .map_err(|error| error.to_string())?(&mut number)
-    };
+    let code = unsafe { library.get::<Ask>(name).map_err(|error| error.to_string())?(&mut number) };
     match code {
         0 => Ok(number),
         code => Err(format!("error {code}")),
@@ -305,29 +253,16 @@ fn thousands(number: c_int) -> String {
 /// 22809 is 2.28.9.
 fn nccl(library: &Library) -> Result<String, String> {
     let number = number(library, b"ncclGetVersion\0")?;
-    Ok(format!(
-        "{}.{}.{}",
-        number / 10_000,
-        number / 100 % 100,
-        number % 100
-    ))
+    Ok(format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100))
 }
 
 /// 91900 is 9.19.0.
 fn cudnn(library: &Library) -> Result<String, String> {
     type Version = unsafe extern "C" fn() -> usize;
     // SAFETY: size_t cudnnGetVersion(void).
-    let number = unsafe {
-        library
-            .get::<Version>(b"cudnnGetVersion\0")
-            .map_err(|error| error.to_string())?()
-    };
-    Ok(format!(
-        "{}.{}.{}",
-        number / 10_000,
-        number / 100 % 100,
-        number % 100
-    ))
+    let number =
+        unsafe { library.get::<Version>(b"cudnnGetVersion\0").map_err(|error| error.to_string())?() };
+    Ok(format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100))
 }
 
 /// Where wheels put the CUDA libraries: beside libtorch, and in ../nvidia/*/lib of the folder torch.

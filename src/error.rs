@@ -166,9 +166,7 @@ pub enum Error {
         expected: usize,
     },
     /// A checksum or a bound of a shard does not hold.
-    #[error(
-        "shard {shard}: {part} is damaged ({what}); copy it again or pack it again (datasets/README.md)"
-    )]
+    #[error("shard {shard}: {part} is damaged ({what}); copy it again or pack it again (datasets/README.md)")]
     ShardDamaged {
         /// File name.
         shard: String,
@@ -342,9 +340,7 @@ pub enum Error {
     },
 
     /// A checkpoint that could not be written.
-    #[error(
-        "the checkpoint of step {step} was not written, the ones before it are untouched: {source}"
-    )]
+    #[error("the checkpoint of step {step} was not written, the ones before it are untouched: {source}")]
     CheckpointNotWritten {
         /// The step.
         step: u64,
@@ -367,11 +363,15 @@ pub enum Error {
     Genotype(String),
 
     /// A file of weights lacks a tensor that the network has.
-    #[error("tensor {0} is missing; the weights belong to another network (space, layers or kept operations differ)")]
+    #[error(
+        "tensor {0} is missing; the weights belong to another network (space, layers or kept operations differ)"
+    )]
     MissingTensor(String),
 
     /// A tensor has another shape than the network's.
-    #[error("tensor {name} has shape {found:?}, the network expects {expected:?} (channels, k or classes differ)")]
+    #[error(
+        "tensor {name} has shape {found:?}, the network expects {expected:?} (channels, k or classes differ)"
+    )]
     TensorShape {
         /// Published name.
         name: String,
@@ -400,24 +400,14 @@ pub enum Error {
 
 impl Error {
     /// An `Io` error about `path`, for `map_err`.
-    pub fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     }
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest
-        .as_ref()
-        .map(|key| format!("; did you mean \"{key}\"?"))
-        .unwrap_or_default()
+    nearest.as_ref().map(|key| format!("; did you mean \"{key}\"?")).unwrap_or_default()
 }
 
 /// The error and what caused it, in one line; a cause that is quoted already is not said twice.

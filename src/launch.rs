@@ -18,13 +18,8 @@ use std::time::Duration;
 pub const STOPPED: i32 = 130;
 
 /// The variables by which a launcher tells a process that it is one of several.
-const LAUNCHED: [&str; 5] = [
-    "OMPI_COMM_WORLD_SIZE",
-    "PMIX_RANK",
-    "PMI_RANK",
-    "PMI_SIZE",
-    "I_MPI_PMI_LIBRARY",
-];
+const LAUNCHED: [&str; 5] =
+    ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "I_MPI_PMI_LIBRARY"];
 
 /// All ranks of the run and this one's place among them. One per process, on the main thread; dropped last.
 pub struct World {
@@ -65,9 +60,8 @@ impl World {
             keeps_promise(promised(variable), 1)?;
             None
         };
-        let size = (universe.as_ref()).map_or(1, |(universe, _)| {
-            mpi::traits::Communicator::size(&universe.world())
-        });
+        let size =
+            (universe.as_ref()).map_or(1, |(universe, _)| mpi::traits::Communicator::size(&universe.world()));
         let host = host_name();
         let ranks = match size {
             1 => Ranks::Alone(Solo, universe),
@@ -85,12 +79,9 @@ impl World {
             .map(|bytes| Seat::from_bytes(bytes))
             .collect();
         let place = place(&seats, comm.rank(), host);
-        let neighbours: Vec<&Seat> = (seats.iter())
-            .filter(|other| other.machine == seats[comm.rank()].machine)
-            .collect();
-        let threads = threads
-            .unwrap_or_else(|| threads_per_rank(&seat, &neighbours))
-            .max(1);
+        let neighbours: Vec<&Seat> =
+            (seats.iter()).filter(|other| other.machine == seats[comm.rank()].machine).collect();
+        let threads = threads.unwrap_or_else(|| threads_per_rank(&seat, &neighbours)).max(1);
         tch::set_num_threads(threads as i32);
         // Nothing here runs operations side by side inside libtorch; libtorch takes this number once only.
         if tch::get_num_interop_threads() != 1 {
@@ -104,14 +95,7 @@ impl World {
         let farewell = Arc::default();
         let signals = watch_signals(rank, size, Arc::clone(&stop), Arc::clone(&farewell));
         let signals = ranks.or_end(signals)?;
-        Ok(World {
-            ranks,
-            place,
-            threads,
-            stop,
-            farewell,
-            signals,
-        })
+        Ok(World { ranks, place, threads, stop, farewell, signals })
     }
 
     /// The communicator of all ranks.
@@ -260,9 +244,7 @@ fn start_mpi(limit: Duration) -> Result<(Universe, Threading)> {
     );
     match mpi::initialize_with_threading(Threading::Funneled) {
         Some((universe, level)) if level >= Threading::Funneled => Ok((universe, level)),
-        Some((_, level)) => Err(Error::MpiThreads {
-            granted: format!("{level:?}"),
-        }),
+        Some((_, level)) => Err(Error::MpiThreads { granted: format!("{level:?}") }),
         // A second world in one process is a mistake of ours.
         None => panic!("MPI was started before"),
     }
@@ -303,9 +285,7 @@ fn end_all_on_panic(rank: usize, host: String) {
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("no text")
             .replace('\n', " ");
-        let at = panic
-            .location()
-            .map_or(String::new(), |at| format!(" at {at}"));
+        let at = panic.location().map_or(String::new(), |at| format!(" at {at}"));
         say(&format!("rank {rank} on {host}: panicked{at}: {text}"));
         let trace = std::backtrace::Backtrace::capture();
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
@@ -339,10 +319,7 @@ fn watch_signals(
             say("stopping after this step, with a checkpoint; a second signal leaves at once");
         }
     };
-    match std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(watch)
-    {
+    match std::thread::Builder::new().name("signals".into()).spawn(watch) {
         Ok(_) => Ok(handle),
         Err(error) => Err(failed(error)),
     }
@@ -385,15 +362,9 @@ mod tests {
         // mpirun -n 2 in an allocation of 4 tasks is a world of its own right.
         let inner = with(&[("SLURM_NTASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2")]);
         assert!(keeps_promise(inner, 2).is_ok());
-        let error = keeps_promise(with(&[("SLURM_NTASKS", "4")]), 1)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("SLURM_NTASKS says 4 ranks, MPI says 1") && error.contains("--mpi=pmix")
-        );
-        let error = keeps_promise(with(&[("PMI_SIZE", "2")]), 1)
-            .unwrap_err()
-            .to_string();
+        let error = keeps_promise(with(&[("SLURM_NTASKS", "4")]), 1).unwrap_err().to_string();
+        assert!(error.contains("SLURM_NTASKS says 4 ranks, MPI says 1") && error.contains("--mpi=pmix"));
+        let error = keeps_promise(with(&[("PMI_SIZE", "2")]), 1).unwrap_err().to_string();
         assert!(error.contains("PMI_SIZE says 2"), "{error}");
     }
 }

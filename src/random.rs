@@ -54,21 +54,9 @@ mod tests {
     #[test]
     fn streams_are_repeatable_and_distinct() {
         let draw = |seed, purpose, place: &[u64]| stream(seed, purpose, place).next_u64();
-        assert_eq!(
-            draw(1, Purpose::Order, &[2, 3]),
-            draw(1, Purpose::Order, &[2, 3])
-        );
-        assert_ne!(
-            draw(1, Purpose::Order, &[2, 3]),
-            draw(1, Purpose::Order, &[3, 2])
-        );
-        assert_ne!(
-            draw(1, Purpose::Order, &[2, 3]),
-            draw(1, Purpose::Augment, &[2, 3])
-        );
-        assert_ne!(
-            draw(1, Purpose::Order, &[2, 3]),
-            draw(2, Purpose::Order, &[2, 3])
-        );
+        assert_eq!(draw(1, Purpose::Order, &[2, 3]), draw(1, Purpose::Order, &[2, 3]));
+        assert_ne!(draw(1, Purpose::Order, &[2, 3]), draw(1, Purpose::Order, &[3, 2]));
+        assert_ne!(draw(1, Purpose::Order, &[2, 3]), draw(1, Purpose::Augment, &[2, 3]));
+        assert_ne!(draw(1, Purpose::Order, &[2, 3]), draw(2, Purpose::Order, &[2, 3]));
     }
 }

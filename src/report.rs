@@ -16,20 +16,11 @@ pub const REPORT_FILE: &str = "report.txt";
 pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
     let rows = [
         ("genotype.json", "the architecture, for programs"),
-        (
-            "metrics.jsonl",
-            "every step and epoch, one JSON object a line",
-        ),
+        ("metrics.jsonl", "every step and epoch, one JSON object a line"),
         ("config.toml", "the configuration as it was used"),
-        (
-            "checkpoints/",
-            "the newest states; the last one holds the trained supernet",
-        ),
+        ("checkpoints/", "the newest states; the last one holds the trained supernet"),
     ];
-    let files: String = rows
-        .iter()
-        .map(|(file, what)| format!("  {file:<14} {what}\n"))
-        .collect();
+    let files: String = rows.iter().map(|(file, what)| format!("  {file:<14} {what}\n")).collect();
     format!(
         "Found architecture, after {} stages, {} epochs, {} steps ({}, {} images, {} ranks):\n\n{}\n\n\
          Run folder: {}\n{files}\n\
@@ -74,13 +65,9 @@ mod tests {
 
     #[test]
     fn times_read_well() {
-        for (seconds, text) in [
-            (0, "0 s"),
-            (59, "59 s"),
-            (187, "3 min 07 s"),
-            (3720, "1 h 02 min"),
-            (360_000, "100 h 00 min"),
-        ] {
+        for (seconds, text) in
+            [(0, "0 s"), (59, "59 s"), (187, "3 min 07 s"), (3720, "1 h 02 min"), (360_000, "100 h 00 min")]
+        {
             assert_eq!(human_time(Duration::from_secs(seconds)), text);
         }
     }

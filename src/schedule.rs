@@ -40,9 +40,7 @@ impl Schedule {
             lr: config.weights.lr,
             epochs: config.num_epochs(),
             warmup_epochs: config.weights.warmup_epochs,
-            decay: Decay::Cosine {
-                lr_min: config.weights.lr_min,
-            },
+            decay: Decay::Cosine { lr_min: config.weights.lr_min },
         }
     }
 
@@ -60,11 +58,7 @@ impl Schedule {
             }
             Decay::Linear => {
                 // A run too short for two slopes has one.
-                let slow = if epochs > 2 * LAST_EPOCHS {
-                    LAST_EPOCHS
-                } else {
-                    0
-                };
+                let slow = if epochs > 2 * LAST_EPOCHS { LAST_EPOCHS } else { 0 };
                 let (left, sloped) = (epochs - epoch, (epochs - slow) as f64);
                 match left > slow {
                     true => lr * ((left - slow) as f64 / sloped),
@@ -86,12 +80,7 @@ mod tests {
     fn short_runs_have_rates_too() {
         for decay in [Decay::Cosine { lr_min: 0.0 }, Decay::Linear] {
             for epochs in 1..14 {
-                let schedule = Schedule {
-                    lr: 0.1,
-                    epochs,
-                    warmup_epochs: 0,
-                    decay,
-                };
+                let schedule = Schedule { lr: 0.1, epochs, warmup_epochs: 0, decay };
                 let rates: Vec<f64> = (0..epochs + 2).map(|epoch| schedule.lr(epoch)).collect();
                 let good = |lr: &f64| *lr > 0.0 && *lr <= 0.1;
                 assert!(rates.iter().all(good), "{schedule:?}: {rates:?}");

@@ -60,7 +60,11 @@ impl fmt::Display for Outcome {
                 for finding in findings {
                     let Finding { kind, count, worst, tolerance } = finding;
                     let verdict = if finding.passes() { "ok" } else { "FAILED" };
-                    write!(out, "  {verdict:6} {kind:24} {count:5} compared, largest relative error {:9.2e}", worst.0)?;
+                    write!(
+                        out,
+                        "  {verdict:6} {kind:24} {count:5} compared, largest relative error {:9.2e}",
+                        worst.0
+                    )?;
                     writeln!(out, " (allowed {tolerance:.0e}) {}", worst.1)?;
                 }
                 Ok(())
@@ -160,7 +164,8 @@ impl Comparison {
     fn add(&mut self, name: &str, ours: &Tensor, theirs: &Tensor) {
         let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
         let error = if ours.size() == theirs.size() {
-            let (distance, size) = (norm(&(ours.to_kind(Kind::Double) - theirs)), norm(theirs).max(self.floor));
+            let (distance, size) =
+                (norm(&(ours.to_kind(Kind::Double) - theirs)), norm(theirs).max(self.floor));
             if distance == 0.0 { 0.0 } else { distance / size }
         } else {
             f64::INFINITY
@@ -228,7 +233,8 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
 
     let tape = net.forward(images, &theta, 0);
     let logits = tape.logits().shallow_clone();
-    findings.push(Comparison::new("logits, training", VALUES, 0.0).one(&logits, golden.tensor("logits.train")?));
+    findings
+        .push(Comparison::new("logits, training", VALUES, 0.0).one(&logits, golden.tensor("logits.train")?));
     let loss = logits.cross_entropy_for_logits(labels);
     findings.push(Comparison::new("loss", VALUES, 0.0).one(&loss, golden.tensor("loss")?));
     let mut gradients: Vec<(usize, Vec<Tensor>)> = Vec::new();
@@ -242,14 +248,23 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
     let theirs = golden.group("grad");
     let largest = theirs.values().map(|grad| grad.norm().double_value(&[])).fold(0.0, f64::max);
     let ours = net.params.export(|bucket| &bucket.grads);
-    findings.push(Comparison::new("gradients of weights", GRADIENTS, 1e-5 * largest).all(&ours, &theirs, |_| false));
+    findings.push(Comparison::new("gradients of weights", GRADIENTS, 1e-5 * largest).all(
+        &ours,
+        &theirs,
+        |_| false,
+    ));
 
     // Statistics of pooling exist for every edge; a pruned one's stay as they were in the published code.
     let pruned = |name: &str| is_pruned(name, &masks, net.shape());
     let after = golden.group("after");
-    findings.push(Comparison::new("running statistics", VALUES, 0.0).all(&net.params.export_running(0), &after, pruned));
+    findings.push(Comparison::new("running statistics", VALUES, 0.0).all(
+        &net.params.export_running(0),
+        &after,
+        pruned,
+    ));
     let logits = tch::no_grad(|| net.logits(images, &theta, Mode::Eval, 0));
-    findings.push(Comparison::new("logits, evaluation", VALUES, 0.0).one(&logits, golden.tensor("logits.eval")?));
+    findings
+        .push(Comparison::new("logits, evaluation", VALUES, 0.0).one(&logits, golden.tensor("logits.eval")?));
 
     net.load(&weights)?;
     let leaves: Vec<Tensor> = theta.iter().map(|theta| theta.detach().set_requires_grad(true)).collect();
@@ -311,8 +326,9 @@ fn widening(golden: &Golden) -> Result<Vec<Finding>> {
         named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     };
     // Not aligned in the published code (evaluation mode only): pooling and factorized reductions on an edge.
-    let unaligned =
-        |name: &str| name.contains("._ops.") && (name.contains(".op.1.running") || name.contains(".bn.running"));
+    let unaligned = |name: &str| {
+        name.contains("._ops.") && (name.contains(".op.1.running") || name.contains(".bn.running"))
+    };
     let momentum = widen(&golden.group("momentum_before"), &indices);
     Ok(vec![
         Comparison::new("widened weights", VALUES, 0.0).all(
@@ -359,10 +375,8 @@ fn distribution(golden: &Golden) -> Result<Vec<Finding>> {
         exact("concentration").one(&beta, tensor("concentration")?),
         exact("pathwise gradient").one(&plain.grad_eta(eta, tensor("grad.theta")?), tensor("grad.eta")?),
         exact("masked theta").one(&masked.theta, tensor("masked.theta")?),
-        exact("masked gradient").one(
-            &masked.grad_eta(masked_eta, tensor("masked.grad.theta")?),
-            tensor("masked.grad.eta")?,
-        ),
+        exact("masked gradient")
+            .one(&masked.grad_eta(masked_eta, tensor("masked.grad.theta")?), tensor("masked.grad.eta")?),
         exact("KL").one(&dirichlet::kl(eta), tensor("kl")?),
         exact("gradient of KL").one(&dirichlet::kl_grad(eta), tensor("kl.grad.eta")?),
         mask_finding.finding,
@@ -370,4 +384,7 @@ fn distribution(golden: &Golden) -> Result<Vec<Finding>> {
     ])
 }
 
-fn schedules(_path: &Path) -> Result<Vec<Finding>> { let _ = SCHEDULE; Ok(Vec::new()) }
+fn schedules(_path: &Path) -> Result<Vec<Finding>> {
+    let _ = SCHEDULE;
+    Ok(Vec::new())
+}

@@ -82,7 +82,8 @@ mod tests {
         let _ = tch::no_grad(|| bucket.weights.g_add_scalar_(2.0));
         assert_eq!(leaf.double_value(&[0]), 2.0);
         assert!(leaf.requires_grad() && leaf.is_leaf());
-        let grads = || vec![Tensor::ones([2, 2], (Kind::Double, Device::Cpu)), Tensor::from_slice(&[1.0, 2.0, 3.0])];
+        let grads =
+            || vec![Tensor::ones([2, 2], (Kind::Double, Device::Cpu)), Tensor::from_slice(&[1.0, 2.0, 3.0])];
         bucket.add(&grads());
         bucket.add(&grads());
         assert_eq!(Vec::<f64>::try_from(&bucket.grads).unwrap(), [2.0, 2.0, 2.0, 2.0, 2.0, 4.0, 6.0]);

@@ -14,17 +14,11 @@ pub(super) struct Flight {
 
 impl Flight {
     pub(super) fn new(memory: Vec<Tensor>) -> Self {
-        Self {
-            requests: Vec::new(),
-            memory: ManuallyDrop::new(memory),
-        }
+        Self { requests: Vec::new(), memory: ManuallyDrop::new(memory) }
     }
 
     /// Adds the request that `start` makes.
-    pub(super) fn add(
-        &mut self,
-        start: impl FnOnce(*mut MPI_Request) -> c_int,
-    ) -> Result<(), c_int> {
+    pub(super) fn add(&mut self, start: impl FnOnce(*mut MPI_Request) -> c_int) -> Result<(), c_int> {
         // SAFETY: a constant handle of the library.
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
         let code = start(&mut request);
@@ -70,10 +64,7 @@ impl Pause {
     const LONGEST: Duration = Duration::from_micros(500);
 
     pub(super) fn new() -> Self {
-        Self {
-            polls: 0,
-            sleep: Duration::from_micros(20),
-        }
+        Self { polls: 0, sleep: Duration::from_micros(20) }
     }
 
     pub(super) fn rest(&mut self) {

@@ -138,20 +138,11 @@ impl Mpi {
         description.resize(DESCRIPTION, b' ');
         let told = self.gather(operation, since, &description, self.control)?;
         self.lost.set(true);
-        Err(Error::RanksDiffer {
-            number: self.number.get(),
-            differ: differences(&told),
-        })
+        Err(Error::RanksDiffer { number: self.number.get(), differ: differences(&told) })
     }
 
     /// The bytes of every rank. The lengths are known to be equal.
-    fn gather(
-        &self,
-        operation: &str,
-        since: Instant,
-        bytes: &[u8],
-        comm: MPI_Comm,
-    ) -> Result<Vec<Vec<u8>>> {
+    fn gather(&self, operation: &str, since: Instant, bytes: &[u8], comm: MPI_Comm) -> Result<Vec<Vec<u8>>> {
         let length = bytes.len();
         let count = c_int::try_from(length).map_err(|_| Error::Buffer {
             operation: "all_gather",
@@ -178,9 +169,7 @@ impl Mpi {
         let mut flat = vec![0u8; length * self.size];
         let total = flat.len();
         all.f_copy_data_u8(&mut flat, total)?;
-        Ok((0..self.size)
-            .map(|rank| flat[rank * length..(rank + 1) * length].to_vec())
-            .collect())
+        Ok((0..self.size).map(|rank| flat[rank * length..(rank + 1) * length].to_vec()).collect())
     }
 
     /// Starts one request of `flight`.
@@ -190,18 +179,13 @@ impl Mpi {
         flight: &mut Flight,
         start: impl FnOnce(*mut MPI_Request) -> c_int,
     ) -> Result<()> {
-        flight
-            .add(start)
-            .map_err(|code| self.refused(operation, code))
+        flight.add(start).map_err(|code| self.refused(operation, code))
     }
 
     /// Waits for `flight`, at most until `limit` after `since`.
     fn wait(&self, operation: &str, since: Instant, flight: &mut Flight) -> Result<()> {
         let mut pause = Pause::new();
-        while !flight
-            .test()
-            .map_err(|code| self.refused(operation, code))?
-        {
+        while !flight.test().map_err(|code| self.refused(operation, code))? {
             let waited = since.elapsed();
             if waited >= self.limit {
                 self.lost.set(true);
@@ -262,15 +246,7 @@ impl Communicator for Mpi {
             let (from, to) = (at(&mean.buffer), at(&mean.sum));
             // SAFETY: both buffers hold `start + count` elements of this kind; the flight keeps both.
             let started = mean.flight.add(|request| unsafe {
-                ffi::MPI_Iallreduce(
-                    from,
-                    to,
-                    count,
-                    datatype,
-                    ffi::RSMPI_SUM,
-                    self.data,
-                    request,
-                )
+                ffi::MPI_Iallreduce(from, to, count, datatype, ffi::RSMPI_SUM, self.data, request)
             });
             mean.failed = mean.failed.or(started.err());
         }
@@ -389,9 +365,8 @@ pub(crate) fn end_all(code: i32) -> ! {
 
 /// "3 means (1200 Float, 40 Float, 7 Double)": equal on ranks that do the same.
 fn describe(means: &[Mean]) -> String {
-    let lengths: Vec<_> = (means.iter())
-        .map(|mean| format!("{} {:?}", mean.sum.numel(), mean.sum.kind()))
-        .collect();
+    let lengths: Vec<_> =
+        (means.iter()).map(|mean| format!("{} {:?}", mean.sum.numel(), mean.sum.kind())).collect();
     format!("{} means ({})", means.len(), lengths.join(", "))
 }
 
@@ -404,17 +379,13 @@ fn differences(told: &[Vec<u8>]) -> String {
             seen.push((rank, text));
         }
     }
-    let texts: Vec<_> = (seen.iter().take(4))
-        .map(|(rank, text)| format!("rank {rank}: {text}"))
-        .collect();
+    let texts: Vec<_> = (seen.iter().take(4)).map(|(rank, text)| format!("rank {rank}: {text}")).collect();
     texts.join("; ")
 }
 
 /// (start, count) of the pieces of `total` things.
 fn pieces(total: usize) -> impl Iterator<Item = (usize, c_int)> {
-    (0..total)
-        .step_by(PIECE)
-        .map(move |start| (start, PIECE.min(total - start) as c_int))
+    (0..total).step_by(PIECE).map(move |start| (start, PIECE.min(total - start) as c_int))
 }
 
 fn offset(tensor: &Tensor, bytes: usize) -> *mut c_void {

@@ -1,8 +1,8 @@
 //! What can be known to be wrong before anything is opened or computed.
 
 use super::{Config, Regulariser};
-use crate::space::SearchSpace;
 use crate::error::{Error, Result};
+use crate::space::SearchSpace;
 
 /// An error unless `holds`, with one line.
 macro_rules! require {
@@ -79,10 +79,7 @@ impl Config {
             let good = value.iter().all(|x| x.is_finite() && *x > 0.0);
             require!(good, "{name} must be above 0, found {value:?}");
         }
-        for (name, value) in [
-            ("weights.momentum", &[weights.momentum][..]),
-            ("eta.betas", &eta.betas),
-        ] {
+        for (name, value) in [("weights.momentum", &[weights.momentum][..]), ("eta.betas", &eta.betas)] {
             let good = value.iter().all(|x| (0.0..1.0).contains(x));
             require!(good, "{name} must be in [0, 1), found {value:?}");
         }
@@ -116,11 +113,7 @@ impl Config {
 
     fn check_model(&self) -> Result<()> {
         let (model, px) = (&self.model, self.data.px);
-        require!(
-            model.num_classes >= 2,
-            "model.num_classes must be 2 or more, found {}",
-            model.num_classes
-        );
+        require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
         require!(
             model.layers >= 3,
             "model.layers must be 3 or more (two cells reduce, one comes first), found {}",

@@ -18,8 +18,7 @@ impl Config {
 
     /// `load` from text; `name` is what errors call the file.
     pub fn parse(text: &str, name: &str, sets: &[String]) -> Result<Config> {
-        let place = |span: Option<Range<usize>>| match span.and_then(|span| text.get(..span.start))
-        {
+        let place = |span: Option<Range<usize>>| match span.and_then(|span| text.get(..span.start)) {
             Some(before) => format!("{name} line {}", before.matches('\n').count() + 1),
             None => name.to_owned(),
         };
@@ -64,9 +63,7 @@ fn keys(value: &Value, indexed: bool) -> Vec<String> {
             Value::Table(table) => table.iter().map(|(name, v)| (join(at, name), v)).collect(),
             Value::Array(items) if indexed => {
                 let numbered = items.iter().zip(1..);
-                numbered
-                    .map(|(v, n)| (join(at, &n.to_string()), v))
-                    .collect()
+                numbered.map(|(v, n)| (join(at, &n.to_string()), v)).collect()
             }
             Value::Array(items) => items.iter().map(|v| (at.to_owned(), v)).collect(),
             _ => Vec::new(),
@@ -115,8 +112,7 @@ fn refuse_unknown(
 fn unknown(key: String, place: String, known: &[String]) -> Error {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let likeness = |other: &String| {
-        strsim::jaro_winkler(&last(&key), &last(other))
-            + 0.2 * strsim::normalized_levenshtein(&key, other)
+        strsim::jaro_winkler(&last(&key), &last(other)) + 0.2 * strsim::normalized_levenshtein(&key, other)
     };
     let nearest = known
         .iter()
@@ -124,11 +120,7 @@ fn unknown(key: String, place: String, known: &[String]) -> Error {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > 0.8)
         .map(|(_, other)| other.clone());
-    Error::UnknownKey {
-        key,
-        place,
-        nearest,
-    }
+    Error::UnknownKey { key, place, nearest }
 }
 
 /// Lays `over` on `under`, table by table; lists are replaced as a whole.
@@ -149,10 +141,7 @@ fn merge(under: &mut Value, over: Value) {
 /// Puts one `key=value` into `all`; the key.
 fn apply<'a>(all: &mut Value, set: &'a str) -> Result<&'a str> {
     let place = format!("--set {set}");
-    let refuse = |message: &str| Error::ConfigSyntax {
-        place: place.clone(),
-        message: message.to_owned(),
-    };
+    let refuse = |message: &str| Error::ConfigSyntax { place: place.clone(), message: message.to_owned() };
     let (key, text) = set
         .split_once('=')
         .ok_or_else(|| refuse("expected key=value, for example search.global_batch=256"))?;

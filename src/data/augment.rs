@@ -64,9 +64,7 @@ impl Augment {
             Augment::RandomResizedCrop { area_min, flip } => {
                 let crop = random_resized_crop(picture.width, picture.height, area_min, rng);
                 let flip = flip && rng.random::<bool>();
-                resize(picture, crop, (px, px), |resized| {
-                    planar(resized, px, (0, 0), px, flip, out)
-                });
+                resize(picture, crop, (px, px), |resized| planar(resized, px, (0, 0), px, flip, out));
             }
             Augment::CentreCrop { resize: side } => {
                 let (width, height) = shorter_side_to(picture.width, picture.height, side.max(px));
@@ -76,12 +74,7 @@ impl Augment {
                         picture.width, picture.height
                     ));
                 }
-                let whole = Crop {
-                    left: 0,
-                    top: 0,
-                    width: picture.width,
-                    height: picture.height,
-                };
+                let whole = Crop { left: 0, top: 0, width: picture.width, height: picture.height };
                 let half = |size: u32| (f64::from(size - px) / 2.0).round_ties_even() as u32;
                 let origin = (half(width), half(height));
                 resize(picture, whole, (width, height), |resized| {
@@ -119,12 +112,7 @@ pub fn random_resized_crop(width: u32, height: u32, area_min: f64, rng: &mut imp
             let (w, h) = (w as u32, h as u32);
             let top = rng.random_range(0..=height - h);
             let left = rng.random_range(0..=width - w);
-            return Crop {
-                left,
-                top,
-                width: w,
-                height: h,
-            };
+            return Crop { left, top, width: w, height: h };
         }
     }
     let ratio = f64::from(width) / f64::from(height);
@@ -134,23 +122,13 @@ pub fn random_resized_crop(width: u32, height: u32, area_min: f64, rng: &mut imp
     } else if ratio > RATIO_MAX {
         w = ((f64::from(h) * RATIO_MAX).round_ties_even() as u32).clamp(1, width);
     }
-    Crop {
-        left: (width - w) / 2,
-        top: (height - h) / 2,
-        width: w,
-        height: h,
-    }
+    Crop { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
 /// The size of torchvision's `Resize(side)`: the shorter side becomes `side`, the other is cut to an integer.
 fn shorter_side_to(width: u32, height: u32, side: u32) -> (u32, u32) {
-    let long =
-        |short: u32, long: u32| (u64::from(side) * u64::from(long) / u64::from(short)) as u32;
-    if width <= height {
-        (side, long(width, height))
-    } else {
-        (long(height, width), side)
-    }
+    let long = |short: u32, long: u32| (u64::from(side) * u64::from(long) / u64::from(short)) as u32;
+    if width <= height { (side, long(width, height)) } else { (long(height, width), side) }
 }
 
 thread_local! {
@@ -166,17 +144,14 @@ fn resize(picture: &Picture, crop: Crop, size: (u32, u32), use_it: impl FnOnce(&
         if buffer.len() < needed {
             buffer.resize(needed, 0);
         }
-        let source =
-            TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.rgb())
-                .expect("a picture has 3 * width * height bytes");
+        let source = TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.rgb())
+            .expect("a picture has 3 * width * height bytes");
         let source = TypedCroppedImage::new(source, crop.left, crop.top, crop.width, crop.height)
             .expect("the crop lies inside the picture");
         let mut target = TypedImage::<U8x3>::from_buffer(size.0, size.1, &mut buffer[..needed])
             .expect("the buffer has 3 * width * height bytes");
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        resizer
-            .resize_typed(&source, &mut target, &options)
-            .expect("source and target are not empty");
+        resizer.resize_typed(&source, &mut target, &options).expect("source and target are not empty");
         use_it(&buffer[..needed]);
     })
 }
@@ -190,10 +165,7 @@ fn planar(rgb: &[u8], width: u32, origin: (u32, u32), px: u32, flip: bool, out: 
         let start = 3 * ((row + origin.1 as usize) * width + origin.0 as usize);
         let source = &rgb[start..start + 3 * px];
         let line = row * px..(row + 1) * px;
-        let targets = red[line.clone()]
-            .iter_mut()
-            .zip(&mut green[line.clone()])
-            .zip(&mut blue[line]);
+        let targets = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
         let put = |(((r, g), b), p): (((&mut u8, &mut u8), &mut u8), &[u8])| {
             (*r, *g, *b) = (p[0], p[1], p[2]);
         };
@@ -215,11 +187,7 @@ fn pad_crop(picture: &Picture, pad: u32, origin: (u32, u32), px: u32, flip: bool
             let at = row * side + if flip { side - 1 - column } else { column };
             for channel in 0..3 {
                 let inside = x < width && y < height;
-                out[channel * side * side + at] = if inside {
-                    rgb[3 * (y * width + x) + channel]
-                } else {
-                    0
-                };
+                out[channel * side * side + at] = if inside { rgb[3 * (y * width + x) + channel] } else { 0 };
             }
         }
     }
@@ -229,10 +197,7 @@ fn pad_crop(picture: &Picture, pad: u32, origin: (u32, u32), px: u32, flip: bool
 /// images' device.
 pub fn normalise(images: &Tensor, mean: &[f64; 3], std: &[f64; 3]) -> Tensor {
     let column = |values: [f64; 3]| {
-        Tensor::from_slice(&values)
-            .to_kind(Kind::Float)
-            .view([1, 3, 1, 1])
-            .to_device(images.device())
+        Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(images.device())
     };
     // One multiplication and one addition: x * 1/(255 std) - mean/std.
     let scale = column(std.map(|s| 1.0 / (255.0 * s)));
@@ -253,20 +218,12 @@ mod tests {
                 buffer.extend([x * 7 + y * 13, x * x + y * 3, x * y * 5].map(|v| v as u8));
             }
         }
-        Picture {
-            width: 40,
-            height: 30,
-            buffer,
-        }
+        Picture { width: 40, height: 30, buffer }
     }
 
     fn assert_close(found: &[u8], expected: &[u8]) {
         assert_eq!(found.len(), expected.len());
-        let worst = found
-            .iter()
-            .zip(expected)
-            .map(|(a, b)| a.abs_diff(*b))
-            .max();
+        let worst = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(worst <= Some(1), "{found:?}\n{expected:?}");
     }
 
@@ -276,53 +233,35 @@ mod tests {
     //   im.crop((5, 3, 33, 26)).resize((4, 4), Image.BILINEAR)   and   im.crop((10, 8, 15, 12)) likewise
     //   im.resize((10, 8), Image.BILINEAR).crop((2, 1, 8, 7))
     const REDUCED: [u8; 48] = [
-        138, 178, 172, 92, 186, 140, 73, 87, 85, 76, 118, 162, 92, 136, 183, 176, 98, 141, 137,
-        125, 113, 135, 124, 132, 130, 133, 125, 126, 141, 124, 132, 120, 140, 131, 124, 128, 124,
-        126, 127, 121, 134, 133, 130, 128, 126, 128, 129, 116,
+        138, 178, 172, 92, 186, 140, 73, 87, 85, 76, 118, 162, 92, 136, 183, 176, 98, 141, 137, 125, 113,
+        135, 124, 132, 130, 133, 125, 126, 141, 124, 132, 120, 140, 131, 124, 128, 124, 126, 127, 121, 134,
+        133, 130, 128, 126, 128, 129, 116,
     ];
     const ENLARGED: [u8; 48] = [
-        176, 184, 192, 200, 189, 197, 205, 213, 202, 210, 218, 226, 215, 223, 231, 239, 129, 155,
-        183, 213, 132, 158, 186, 216, 135, 161, 189, 219, 138, 164, 192, 222, 154, 201, 98, 38,
-        205, 151, 54, 107, 193, 59, 117, 176, 52, 116, 180, 52,
+        176, 184, 192, 200, 189, 197, 205, 213, 202, 210, 218, 226, 215, 223, 231, 239, 129, 155, 183, 213,
+        132, 158, 186, 216, 135, 161, 189, 219, 138, 164, 192, 222, 154, 201, 98, 38, 205, 151, 54, 107, 193,
+        59, 117, 176, 52, 116, 180, 52,
     ];
     const CENTRE_RED: [u8; 36] = [
-        133, 161, 189, 205, 166, 82, 183, 207, 174, 90, 51, 67, 193, 124, 56, 60, 87, 115, 62, 54,
-        80, 108, 136, 164, 72, 100, 128, 156, 184, 207, 122, 150, 178, 202, 186, 112,
+        133, 161, 189, 205, 166, 82, 183, 207, 174, 90, 51, 67, 193, 124, 56, 60, 87, 115, 62, 54, 80, 108,
+        136, 164, 72, 100, 128, 156, 184, 207, 122, 150, 178, 202, 186, 112,
     ];
 
     fn crop_to(crop: Crop, px: u32, flip: bool) -> Vec<u8> {
         let mut out = vec![0; 3 * (px * px) as usize];
-        resize(&picture(), crop, (px, px), |rgb| {
-            planar(rgb, px, (0, 0), px, flip, &mut out)
-        });
+        resize(&picture(), crop, (px, px), |rgb| planar(rgb, px, (0, 0), px, flip, &mut out));
         out
     }
 
     #[test]
     fn crops_are_resized_as_pillow_does() {
-        let large = Crop {
-            left: 5,
-            top: 3,
-            width: 28,
-            height: 23,
-        };
-        let small = Crop {
-            left: 10,
-            top: 8,
-            width: 5,
-            height: 4,
-        };
+        let large = Crop { left: 5, top: 3, width: 28, height: 23 };
+        let small = Crop { left: 10, top: 8, width: 5, height: 4 };
         assert_close(&crop_to(large, 4, false), &REDUCED);
         assert_close(&crop_to(small, 4, false), &ENLARGED);
         let mirrored = crop_to(large, 4, true);
-        assert_close(
-            &[mirrored[3], mirrored[2], mirrored[1], mirrored[0]],
-            &REDUCED[..4],
-        );
-        assert_close(
-            &[mirrored[35], mirrored[34], mirrored[33], mirrored[32]],
-            &REDUCED[32..36],
-        );
+        assert_close(&[mirrored[3], mirrored[2], mirrored[1], mirrored[0]], &REDUCED[..4]);
+        assert_close(&[mirrored[35], mirrored[34], mirrored[33], mirrored[32]], &REDUCED[32..36]);
     }
 
     #[test]
@@ -332,18 +271,10 @@ mod tests {
         let centre = Augment::CentreCrop { resize: 8 };
         centre.apply(&picture(), 6, &mut rng, &mut out).unwrap();
         assert_close(&out[..36], &CENTRE_RED);
-        let line = Picture {
-            width: 1,
-            height: 60_000,
-            buffer: vec![0; 180_000],
-        };
+        let line = Picture { width: 1, height: 60_000, buffer: vec![0; 180_000] };
         assert!(centre.apply(&line, 6, &mut rng, &mut out).is_ok());
         let huge = Augment::CentreCrop { resize: 256 };
-        assert!(
-            huge.apply(&line, 6, &mut rng, &mut out)
-                .unwrap_err()
-                .contains("too long")
-        );
+        assert!(huge.apply(&line, 6, &mut rng, &mut out).unwrap_err().contains("too long"));
     }
 
     #[test]
@@ -379,10 +310,7 @@ mod tests {
             "{area} {}",
             mean / weight
         );
-        assert!(
-            (small - below / weight).abs() < 4.0 * 0.46 / f64::from(num).sqrt(),
-            "{small}"
-        );
+        assert!((small - below / weight).abs() < 4.0 * 0.46 / f64::from(num).sqrt(), "{small}");
         let root = f64::from(num).sqrt();
         assert!(log_ratio.abs() < 4.0 * 0.17 / root, "{log_ratio}");
         // Offsets are 0..=side - size, so their mean over (side - size + 1) is a little below 1/2.
@@ -395,34 +323,10 @@ mod tests {
     fn extreme_pictures_fall_back_to_the_centre() {
         let mut rng = stream(1, Purpose::Augment, &[]);
         let mut crop = |width, height| random_resized_crop(width, height, 0.08, &mut rng);
-        assert_eq!(
-            crop(10, 1000),
-            Crop {
-                left: 0,
-                top: 493,
-                width: 10,
-                height: 13
-            }
-        );
-        assert_eq!(
-            crop(1000, 10),
-            Crop {
-                left: 493,
-                top: 0,
-                width: 13,
-                height: 10
-            }
-        );
+        assert_eq!(crop(10, 1000), Crop { left: 0, top: 493, width: 10, height: 13 });
+        assert_eq!(crop(1000, 10), Crop { left: 493, top: 0, width: 13, height: 10 });
         for _ in 0..100 {
-            assert_eq!(
-                crop(1, 1),
-                Crop {
-                    left: 0,
-                    top: 0,
-                    width: 1,
-                    height: 1
-                }
-            );
+            assert_eq!(crop(1, 1), Crop { left: 0, top: 0, width: 1, height: 1 });
             let crop = crop(1, 2);
             assert!(crop.width == 1 && crop.top + crop.height <= 2);
         }
@@ -431,17 +335,11 @@ mod tests {
     #[test]
     fn half_of_the_pictures_are_mirrored_and_padding_is_black() {
         // One row whose columns rise: a mirrored piece falls.
-        let rising = Picture {
-            width: 8,
-            height: 8,
-            buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect(),
-        };
+        let rising = Picture { width: 8, height: 8, buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect() };
         let mut rng = stream(3, Purpose::Augment, &[]);
         let (mut mirrored, mut padded, mut out) = (0, 0, vec![0; 192]);
         for _ in 0..2000 {
-            Augment::PadCrop { pad: 2, flip: true }
-                .apply(&rising, 8, &mut rng, &mut out)
-                .unwrap();
+            Augment::PadCrop { pad: 2, flip: true }.apply(&rising, 8, &mut rng, &mut out).unwrap();
             let row = &out[24..32];
             mirrored += u32::from(row[2] > row[5]);
             padded += u32::from(row[0] == 0);
@@ -450,16 +348,9 @@ mod tests {
         assert!((900..1100).contains(&mirrored), "{mirrored}");
         // Shifts of -2..=2: two of five show padding on one side.
         assert!((700..900).contains(&padded), "{padded}");
-        let whole = Augment::RandomResizedCrop {
-            area_min: 1.0,
-            flip: false,
-        };
+        let whole = Augment::RandomResizedCrop { area_min: 1.0, flip: false };
         whole.apply(&rising, 8, &mut rng, &mut out).unwrap();
-        assert!(
-            Augment::PadCrop { pad: 2, flip: true }
-                .apply(&rising, 13, &mut rng, &mut out)
-                .is_err()
-        );
+        assert!(Augment::PadCrop { pad: 2, flip: true }.apply(&rising, 13, &mut rng, &mut out).is_err());
     }
 
     #[test]

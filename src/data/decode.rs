@@ -114,9 +114,7 @@ fn jpeg(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
     if !has_end(bytes) {
         return Err("the JPEG is cut short (no end-of-image marker)".into());
     }
-    let needed = decoder
-        .output_buffer_size()
-        .ok_or("JPEG without dimensions")?;
+    let needed = decoder.output_buffer_size().ok_or("JPEG without dimensions")?;
     if needed != 3 * width as usize * height as usize {
         return Err("JPEG with an unknown number of colour components".into());
     }
@@ -137,18 +135,13 @@ fn has_end(bytes: &[u8]) -> bool {
         match bytes.get(at..at + 4) {
             Some([0xFF, 0xDA, ..]) => break,
             Some([0xFF, 0xFF, ..]) => at += 1,
-            Some([0xFF, _, high, low]) => {
-                at += 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2)
-            }
+            Some([0xFF, _, high, low]) => at += 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2),
             // Bytes between segments: look for the next marker.
             Some(_) => at += 1,
             None => return false,
         }
     }
-    bytes[at..]
-        .windows(2)
-        .rev()
-        .any(|pair| pair == [0xFF, 0xD9])
+    bytes[at..].windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
 }
 
 fn png(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
@@ -164,10 +157,9 @@ fn png(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
     let high = |sample: u16| (sample >> 8) as u8;
     picture.buffer = match decoded {
         DynamicImage::ImageRgb16(image) => image.into_raw().into_iter().map(high).collect(),
-        DynamicImage::ImageRgba16(image) => image
-            .pixels()
-            .flat_map(|p| [p[0], p[1], p[2]].map(high))
-            .collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.pixels().flat_map(|p| [p[0], p[1], p[2]].map(high)).collect()
+        }
         DynamicImage::ImageLuma16(image) => image.pixels().flat_map(|p| [high(p[0]); 3]).collect(),
         DynamicImage::ImageLumaA16(image) => image.pixels().flat_map(|p| [high(p[0]); 3]).collect(),
         other => other.into_rgb8().into_raw(),
@@ -183,18 +175,14 @@ mod tests {
 
     fn encoded_png(pixels: &[u8], kind: image::ExtendedColorType) -> Vec<u8> {
         let mut bytes = Vec::new();
-        PngEncoder::new(&mut bytes)
-            .write_image(pixels, 2, 1, kind)
-            .unwrap();
+        PngEncoder::new(&mut bytes).write_image(pixels, 2, 1, kind).unwrap();
         bytes
     }
 
     fn encoded_jpeg(width: u32, height: u32) -> Vec<u8> {
         let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i * 7) as u8).collect();
         let mut bytes = Vec::new();
-        JpegEncoder::new(&mut bytes)
-            .encode(&pixels, width, height, image::ExtendedColorType::Rgb8)
-            .unwrap();
+        JpegEncoder::new(&mut bytes).encode(&pixels, width, height, image::ExtendedColorType::Rgb8).unwrap();
         bytes
     }
 
@@ -231,11 +219,7 @@ mod tests {
         for len in 3..whole.len() {
             assert!(decode(&whole[..len]).is_err(), "cut at {len}");
         }
-        assert!(
-            decode(&whole[..whole.len() * 6 / 10])
-                .unwrap_err()
-                .contains("cut short")
-        );
+        assert!(decode(&whole[..whole.len() * 6 / 10]).unwrap_err().contains("cut short"));
     }
 
     #[test]

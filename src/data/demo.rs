@@ -12,9 +12,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const SHAPES: [&str; 8] = [
-    "disc", "ring", "square", "triangle", "star", "cross", "crescent", "bars",
-];
+const SHAPES: [&str; 8] = ["disc", "ring", "square", "triangle", "star", "cross", "crescent", "bars"];
 const PATTERNS: [&str; 3] = ["solid", "striped", "checked"];
 
 /// Draws a small labelled JPEG ImageFolder to try the program with
@@ -57,11 +55,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     for entry in std::fs::read_dir(&args.out).map_err(Error::io("list folder", &args.out))? {
         let path = entry.map_err(Error::io("list folder", &args.out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let num_files = if path.is_dir() {
-            std::fs::read_dir(&path).map_or(0, |d| d.count())
-        } else {
-            0
-        };
+        let num_files = if path.is_dir() { std::fs::read_dir(&path).map_or(0, |d| d.count()) } else { 0 };
         if path.is_dir() && (!names.iter().any(|n| *n == name) || num_files > args.per_class) {
             return Err(Error::Exists { path });
         }
@@ -86,10 +80,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
             scope.spawn(|| {
                 if let Err(error) = work() {
                     next.store(total, Ordering::Relaxed);
-                    failure
-                        .lock()
-                        .unwrap_or_else(|e| e.into_inner())
-                        .get_or_insert(error);
+                    failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
                 }
             });
         }
@@ -97,10 +88,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(error) => Err(error),
         None => {
-            eprintln!(
-                "{}: {total} images, {num_classes} classes",
-                args.out.display()
-            );
+            eprintln!("{}: {total} images, {num_classes} classes", args.out.display());
             Ok(())
         }
     }
@@ -111,9 +99,7 @@ fn px_range(text: &str) -> Result<(u32, u32)> {
         .and_then(|(a, b)| Some((a.parse().ok()?, b.trim_start_matches('=').parse().ok()?)))
         .filter(|(a, b)| a <= b && *a >= 16 && *b <= 4096)
         .ok_or_else(|| {
-            Error::Demo(format!(
-                "--px \"{text}\"; A..B with 16 <= A <= B <= 4096 expected, as 96..160"
-            ))
+            Error::Demo(format!("--px \"{text}\"; A..B with 16 <= A <= B <= 4096 expected, as 96..160"))
         })
 }
 
@@ -129,12 +115,7 @@ fn class_name(class: usize) -> String {
 }
 
 /// One JPEG file: a function of its arguments alone.
-fn draw(
-    seed: u64,
-    class: usize,
-    image: usize,
-    px: std::ops::RangeInclusive<u32>,
-) -> Result<Vec<u8>> {
+fn draw(seed: u64, class: usize, image: usize, px: std::ops::RangeInclusive<u32>) -> Result<Vec<u8>> {
     let mut rng = stream(seed, Purpose::Demo, &[class as u64, image as u64]);
     let (width, height) = (rng.random_range(px.clone()), rng.random_range(px));
     let scene = Scene::draw(class, width, height, &mut rng);
@@ -195,8 +176,7 @@ impl Scene {
         };
         let mut unit = || rng.random::<f32>();
         let radius = w.min(h) * (0.24 + 0.20 * unit());
-        let within =
-            |size: f32, unit: f32| size / 2.0 + (size / 2.0 - 0.8 * radius) * (2.0 * unit - 1.0);
+        let within = |size: f32, unit: f32| size / 2.0 + (size / 2.0 - 0.8 * radius) * (2.0 * unit - 1.0);
         let centre = (within(w, unit()), within(h, unit()));
         let mut colour = || [unit(), unit(), unit()];
         let background = {
@@ -234,29 +214,16 @@ impl Scene {
     }
 
     fn colour(&self, x: f32, y: f32) -> Colour {
-        let (gx, gy) = (
-            (x - self.size.0 / 2.0) / self.size.0,
-            (y - self.size.1 / 2.0) / self.size.1,
-        );
+        let (gx, gy) = ((x - self.size.0 / 2.0) / self.size.0, (y - self.size.1 / 2.0) / self.size.1);
         let along = gx * self.ground_turn.0 + gy * self.ground_turn.1;
-        let mut colour = mix(
-            self.background[0],
-            self.background[1],
-            0.5 + 0.5 * (PI * self.ground_wave * along).sin(),
-        );
+        let mut colour =
+            mix(self.background[0], self.background[1], 0.5 + 0.5 * (PI * self.ground_wave * along).sin());
         for line in &self.lines {
             let (dx, dy) = (x - line.point.0, y - line.point.1);
             let away = (dx * line.direction.1 - dy * line.direction.0).abs();
-            colour = mix(
-                colour,
-                line.colour,
-                (line.half_width + 0.5 - away).clamp(0.0, 1.0),
-            );
+            colour = mix(colour, line.colour, (line.half_width + 0.5 - away).clamp(0.0, 1.0));
         }
-        let (dx, dy) = (
-            (x - self.centre.0) / self.radius,
-            (y - self.centre.1) / self.radius,
-        );
+        let (dx, dy) = ((x - self.centre.0) / self.radius, (y - self.centre.1) / self.radius);
         let u = dx * self.turn.0 + dy * self.turn.1;
         let v = dy * self.turn.0 - dx * self.turn.1;
         // Distances are in radii: times the radius gives pixels, half a pixel of softness at the rim.
@@ -265,8 +232,7 @@ impl Scene {
             return colour;
         }
         let wave = |along: f32| {
-            (((self.frequency * along + self.phase).rem_euclid(1.0) - 0.5).abs() - 0.25)
-                / self.frequency
+            (((self.frequency * along + self.phase).rem_euclid(1.0) - 0.5).abs() - 0.25) / self.frequency
         };
         let (p, q) = (
             u * self.pattern_turn.0 + v * self.pattern_turn.1,
@@ -281,18 +247,13 @@ impl Scene {
                 a + b - 2.0 * a * b
             }
         };
-        mix(
-            colour,
-            mix(self.colours[0], self.colours[1], second),
-            inside,
-        )
+        mix(colour, mix(self.colours[0], self.colours[1], second), inside)
     }
 }
 
 /// Draws until the colour differs from all `others` by `least` (0..1 per channel, Euclidean), at most 50 times.
 fn far_from(colour: &mut impl FnMut() -> Colour, others: &[Colour], least: f32) -> Colour {
-    let distance =
-        |a: Colour, b: &Colour| (0..3).map(|c| (a[c] - b[c]).powi(2)).sum::<f32>().sqrt();
+    let distance = |a: Colour, b: &Colour| (0..3).map(|c| (a[c] - b[c]).powi(2)).sum::<f32>().sqrt();
     let mut drawn = colour();
     for _ in 0..50 {
         if others.iter().all(|other| distance(drawn, other) >= least) {
@@ -361,11 +322,7 @@ mod tests {
         for (shape, name) in SHAPES.iter().enumerate() {
             let inside = (0..10000)
                 .filter(|i| {
-                    distance(
-                        shape,
-                        (i % 100) as f32 / 50.0 - 1.0,
-                        (i / 100) as f32 / 50.0 - 1.0,
-                    ) < 0.0
+                    distance(shape, (i % 100) as f32 / 50.0 - 1.0, (i / 100) as f32 / 50.0 - 1.0) < 0.0
                 })
                 .count();
             assert!((1500..8000).contains(&inside), "{name}: {inside} of 10000");

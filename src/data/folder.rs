@@ -49,11 +49,7 @@ impl Folder {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let wrong = |what| Error::ListLine {
-                path: list.into(),
-                line: number + 1,
-                what,
-            };
+            let wrong = |what| Error::ListLine { path: list.into(), line: number + 1, what };
             let (class, name) = line
                 .split_once('/')
                 .filter(|(_, name)| !name.is_empty())
@@ -74,10 +70,7 @@ impl Folder {
                 return Err(Error::ListLine {
                     path: list.into(),
                     line: pair[1].2,
-                    what: format!(
-                        "\"{}\" is there twice, first in line {}",
-                        pair[1].1, pair[0].2
-                    ),
+                    what: format!("\"{}\" is there twice, first in line {}", pair[1].1, pair[0].2),
                 });
             }
         }
@@ -110,9 +103,8 @@ impl Folder {
 
     fn push(&mut self, label: u32, name: &str) -> Result<()> {
         self.names.push_str(name);
-        let end = u32::try_from(self.names.len()).map_err(|_| Error::FileName {
-            path: self.root.join("more than 4 GiB of file names"),
-        })?;
+        let end = u32::try_from(self.names.len())
+            .map_err(|_| Error::FileName { path: self.root.join("more than 4 GiB of file names") })?;
         self.ends.push(end);
         self.labels.push(label);
         Ok(())
@@ -143,9 +135,7 @@ impl Folder {
     /// Images of each class.
     pub fn per_class(&self) -> Vec<u64> {
         let mut counts = vec![0; self.classes.len()];
-        self.labels
-            .iter()
-            .for_each(|label| counts[*label as usize] += 1);
+        self.labels.iter().for_each(|label| counts[*label as usize] += 1);
         counts
     }
 
@@ -170,28 +160,19 @@ fn entries(dir: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
         let entry = entry.map_err(Error::io("list folder", dir))?;
         let kind = entry.file_type().map_err(Error::io("read", entry.path()))?;
         let is_dir = if kind.is_symlink() {
-            let target =
-                fs::metadata(entry.path()).map_err(Error::io("follow link", entry.path()))?;
+            let target = fs::metadata(entry.path()).map_err(Error::io("follow link", entry.path()))?;
             target.is_dir()
         } else {
             kind.is_dir()
         };
-        found.push((
-            entry.file_name().to_string_lossy().into_owned(),
-            entry.path(),
-            is_dir,
-        ));
+        found.push((entry.file_name().to_string_lossy().into_owned(), entry.path(), is_dir));
     }
     Ok(found)
 }
 
 fn utf8(name: &str, path: &Path) -> Result<String> {
     let real = path.file_name().and_then(|n| n.to_str());
-    if real != Some(name)
-        || name.contains(['\n', '\r'])
-        || name.trim() != name
-        || name.starts_with('#')
-    {
+    if real != Some(name) || name.contains(['\n', '\r']) || name.trim() != name || name.starts_with('#') {
         return Err(Error::FileName { path: path.into() });
     }
     Ok(name.into())

@@ -80,12 +80,7 @@ struct Shared {
 impl Loader {
     /// Starts to decode from global step `step` (counted from 0 over the whole run) on.
     /// Errors: a set smaller than one global batch, replicas that are not of the run.
-    pub fn open(
-        set: Arc<ShardSet>,
-        spec: LoaderSpec,
-        pool: &DecodePool,
-        step: u64,
-    ) -> Result<Loader> {
+    pub fn open(set: Arc<ShardSet>, spec: LoaderSpec, pool: &DecodePool, step: u64) -> Result<Loader> {
         let order = Order {
             num_samples: set.len(),
             num_replicas: spec.num_replicas,
@@ -101,17 +96,11 @@ impl Loader {
             )));
         }
         if spec.px == 0 {
-            return Err(Error::LoaderSpec(
-                "pictures of 0 px; at least 1 expected".into(),
-            ));
+            return Err(Error::LoaderSpec("pictures of 0 px; at least 1 expected".into()));
         }
         let (sender, batches) = bounded(spec.prefetch.max(1));
-        let shared = Arc::new(Shared {
-            set,
-            stop: AtomicBool::new(false),
-            num_started: AtomicU64::new(0),
-            spec,
-        });
+        let shared =
+            Arc::new(Shared { set, stop: AtomicBool::new(false), num_started: AtomicU64::new(0), spec });
         let places = Places::new(order.clone(), shared.spec.replicas.clone(), step);
         let conductor = Conductor {
             shared: shared.clone(),
@@ -124,13 +113,7 @@ impl Loader {
             .name(format!("loader-{}", shared.spec.stream))
             .spawn(move || conductor.run(sender))
             .map_err(Error::io("start the loader thread for", shared.set.dir()))?;
-        Ok(Loader {
-            batches: Some(batches),
-            conductor: Some(conductor),
-            shared,
-            order,
-            wait_ms: 0.0,
-        })
+        Ok(Loader { batches: Some(batches), conductor: Some(conductor), shared, order, wait_ms: 0.0 })
     }
 
     /// The next batch: for each step the served replicas one after another, then the next step.
@@ -138,10 +121,7 @@ impl Loader {
     #[allow(clippy::should_implement_trait)] // never ends and can fail: no Iterator
     pub fn next(&mut self) -> Result<Batch> {
         let started = Instant::now();
-        let batch = self
-            .batches
-            .as_ref()
-            .and_then(|batches| batches.recv().ok());
+        let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());
         self.wait_ms += started.elapsed().as_secs_f64() * 1e3;
         batch.unwrap_or(Err(Error::LoaderEnded))
     }
@@ -198,15 +178,7 @@ impl Places {
     fn new(order: Order, replicas: Range<usize>, step: u64) -> Places {
         let epoch = order.epoch_of(step);
         let permutation = order.permutation(epoch);
-        Places {
-            replica: replicas.start,
-            order,
-            replicas,
-            step,
-            within: 0,
-            epoch,
-            permutation,
-        }
+        Places { replica: replicas.start, order, replicas, step, within: 0, epoch, permutation }
     }
 }
 
@@ -226,11 +198,7 @@ impl Iterator for Places {
         }
         let position = self.order.positions(self.step, self.replica).start + self.within;
         self.within += 1;
-        Some(Place {
-            epoch,
-            position,
-            index: self.permutation[position],
-        })
+        Some(Place { epoch, position, index: self.permutation[position] })
     }
 }
 
@@ -273,10 +241,7 @@ impl Conductor {
         // SAFETY: a new contiguous CPU tensor of num_images * sample_bytes bytes that nobody else holds; the slice ends
         // with this function. Uninitialised bytes: every one is written below before the tensor is handed out.
         let target = unsafe {
-            std::slice::from_raw_parts_mut(
-                images.data_ptr().cast::<u8>(),
-                num_images * sample_bytes,
-            )
+            std::slice::from_raw_parts_mut(images.data_ptr().cast::<u8>(), num_images * sample_bytes)
         };
         let (mut labels, mut indices, mut num_skipped) = (Vec::new(), Vec::new(), 0);
         for slot in target.chunks_exact_mut(sample_bytes) {
@@ -287,12 +252,7 @@ impl Conductor {
             num_skipped += pixels.num_skipped;
             self.spare.push(pixels.planar);
         }
-        Ok(Batch {
-            images,
-            labels: Tensor::f_from_slice(&labels)?,
-            indices,
-            num_skipped,
-        })
+        Ok(Batch { images, labels: Tensor::f_from_slice(&labels)?, indices, num_skipped })
     }
 
     /// Fills the window, then waits for its oldest sample.
@@ -303,17 +263,11 @@ impl Conductor {
             let buffer = self.spare.pop().unwrap_or_default();
             let shared = self.shared.clone();
             self.shared.num_started.fetch_add(1, Ordering::Relaxed);
-            self.window.push_back((
-                place.index,
-                self.pool.submit(move || shared.decode(place, buffer)),
-            ));
+            self.window.push_back((place.index, self.pool.submit(move || shared.decode(place, buffer))));
         }
         let (index, pending) = self.window.pop_front().expect("the window was filled");
         pending.wait().unwrap_or_else(|what| {
-            Err(Error::DecodePanic {
-                place: self.shared.set.place(index as usize),
-                what,
-            })
+            Err(Error::DecodePanic { place: self.shared.set.place(index as usize), what })
         })
     }
 }
@@ -336,16 +290,9 @@ impl Shared {
             let index = (place.index as usize + num_skipped) % num_samples;
             match self.pixels(index, place, &mut planar) {
                 Ok(label) => {
-                    return Ok(Pixels {
-                        planar,
-                        label,
-                        index: index as u32,
-                        num_skipped,
-                    });
+                    return Ok(Pixels { planar, label, index: index as u32, num_skipped });
                 }
-                Err(_) if self.spec.skip_bad && num_skipped < MAX_SKIPS.min(num_samples) => {
-                    num_skipped += 1
-                }
+                Err(_) if self.spec.skip_bad && num_skipped < MAX_SKIPS.min(num_samples) => num_skipped += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -353,18 +300,12 @@ impl Shared {
 
     fn pixels(&self, index: usize, place: Place, planar: &mut [u8]) -> Result<u32> {
         let sample = self.set.sample(index)?;
-        let bad = |reason| Error::BadImage {
-            place: self.set.place(index),
-            reason,
-        };
+        let bad = |reason| Error::BadImage { place: self.set.place(index), reason };
         let address = [self.spec.stream, place.epoch, place.position as u64];
         let mut rng = stream(self.spec.seed, Purpose::Augment, &address);
         PICTURE.with_borrow_mut(|picture| {
             decode::decode_into(sample.bytes, picture).map_err(bad)?;
-            self.spec
-                .augment
-                .apply(picture, self.spec.px, &mut rng, planar)
-                .map_err(bad)?;
+            self.spec.augment.apply(picture, self.spec.px, &mut rng, planar).map_err(bad)?;
             Ok(sample.label)
         })
     }

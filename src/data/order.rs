@@ -28,9 +28,7 @@ impl Order {
     pub fn check(&self) -> Result<()> {
         if self.num_replicas == 0 || self.batch == 0 {
             let (replicas, batch) = (self.num_replicas, self.batch);
-            return Err(Error::LoaderSpec(format!(
-                "{replicas} replicas of batch {batch}; at least 1 each"
-            )));
+            return Err(Error::LoaderSpec(format!("{replicas} replicas of batch {batch}; at least 1 each")));
         }
         if self.steps_per_epoch() == 0 {
             return Err(Error::SetTooSmall {
@@ -61,11 +59,7 @@ impl Order {
     /// The samples of `epoch` in order: 4 bytes each.
     pub fn permutation(&self, epoch: u64) -> Vec<u32> {
         let mut samples: Vec<u32> = (0..self.num_samples as u32).collect();
-        samples.shuffle(&mut stream(
-            self.seed,
-            Purpose::Order,
-            &[self.stream, epoch],
-        ));
+        samples.shuffle(&mut stream(self.seed, Purpose::Order, &[self.stream, epoch]));
         samples
     }
 
@@ -82,13 +76,7 @@ mod tests {
     use super::*;
 
     fn order() -> Order {
-        Order {
-            num_samples: 103,
-            num_replicas: 4,
-            batch: 5,
-            seed: 1,
-            stream: 0,
-        }
+        Order { num_samples: 103, num_replicas: 4, batch: 5, seed: 1, stream: 0 }
     }
 
     #[test]
@@ -105,22 +93,8 @@ mod tests {
         assert_eq!(seen, (0..100).collect::<Vec<_>>());
         let mut sorted = order.permutation(2);
         assert_ne!(sorted, order.permutation(3));
-        assert_ne!(
-            sorted,
-            Order {
-                stream: 1,
-                ..order.clone()
-            }
-            .permutation(2)
-        );
-        assert_ne!(
-            sorted,
-            Order {
-                seed: 2,
-                ..order.clone()
-            }
-            .permutation(2)
-        );
+        assert_ne!(sorted, Order { stream: 1, ..order.clone() }.permutation(2));
+        assert_ne!(sorted, Order { seed: 2, ..order.clone() }.permutation(2));
         sorted.sort_unstable();
         assert_eq!(sorted, (0..103).collect::<Vec<_>>());
     }
@@ -128,24 +102,8 @@ mod tests {
     #[test]
     fn impossible_orders_are_refused() {
         assert!(order().check().is_ok());
-        let small = Order {
-            num_samples: 19,
-            ..order()
-        }
-        .check()
-        .unwrap_err()
-        .to_string();
-        assert!(
-            small.starts_with("the set has 19 images, one global batch needs 20"),
-            "{small}"
-        );
-        assert!(
-            Order {
-                batch: 0,
-                ..order()
-            }
-            .check()
-            .is_err()
-        );
+        let small = Order { num_samples: 19, ..order() }.check().unwrap_err().to_string();
+        assert!(small.starts_with("the set has 19 images, one global batch needs 20"), "{small}");
+        assert!(Order { batch: 0, ..order() }.check().is_err());
     }
 }

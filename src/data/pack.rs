@@ -97,10 +97,7 @@ pub fn run(args: &PackArgs) -> Result<()> {
 
 /// Packs `args.root` into `args.out`; `observe` is called after every image by any thread and returns whether to go on.
 /// Errors: everything that makes the set unusable, see `Error`; finished shards stay for the next try.
-pub fn pack(
-    args: &PackArgs,
-    observe: &(dyn Fn(PackProgress) -> bool + Sync),
-) -> Result<PackReport> {
+pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) -> Result<PackReport> {
     let folder = match &args.list {
         Some(list) => Folder::from_list(&args.root, list)?,
         None => Folder::scan(&args.root)?,
@@ -154,10 +151,7 @@ pub fn pack(
 /// Every class must have an image: an output unit that never occurs would spoil training silently.
 fn check_classes(classes: &[String], per_class: &[u64], root: &Path) -> Result<()> {
     match per_class.iter().position(|count| *count == 0) {
-        Some(label) => Err(Error::EmptyClass {
-            class: classes[label].clone(),
-            root: root.into(),
-        }),
+        Some(label) => Err(Error::EmptyClass { class: classes[label].clone(), root: root.into() }),
         None => Ok(()),
     }
 }
@@ -179,15 +173,10 @@ fn warnings(folder: &Folder, file: &SetFile, num_left_out: usize) -> Vec<String>
         warnings.push(format!("class {first}{others} has one image only"));
     }
     if folder.num_ignored > 0 {
-        warnings.push(format!(
-            "{} files that are not .jpg, .jpeg or .png were ignored",
-            folder.num_ignored
-        ));
+        warnings.push(format!("{} files that are not .jpg, .jpeg or .png were ignored", folder.num_ignored));
     }
     if num_left_out > 0 {
-        warnings.push(format!(
-            "{num_left_out} images could not be decoded and were left out, see bad.txt"
-        ));
+        warnings.push(format!("{num_left_out} images could not be decoded and were left out, see bad.txt"));
     }
     warnings
 }
@@ -209,17 +198,9 @@ fn write_shards(
     observe: &(dyn Fn(PackProgress) -> bool + Sync),
 ) -> Result<(usize, Vec<String>)> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = if plan.args.threads == 0 {
-        cores
-    } else {
-        plan.args.threads
-    };
-    let (next, images, shards, kept) = (
-        AtomicUsize::new(0),
-        AtomicUsize::new(0),
-        AtomicUsize::new(0),
-        AtomicUsize::new(0),
-    );
+    let threads = if plan.args.threads == 0 { cores } else { plan.args.threads };
+    let (next, images, shards, kept) =
+        (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     let stop = AtomicBool::new(false);
     let failure: Mutex<Option<Error>> = Mutex::new(None);
     let left_out = Mutex::new(Vec::new());
@@ -260,10 +241,7 @@ fn write_shards(
                     None => break,
                 },
             };
-            left_out
-                .lock()
-                .unwrap_or_else(|e| e.into_inner())
-                .extend(bad);
+            left_out.lock().unwrap_or_else(|e| e.into_inner()).extend(bad);
         }
         Ok(())
     };
@@ -272,10 +250,7 @@ fn write_shards(
             scope.spawn(|| {
                 if let Err(error) = work() {
                     stop.store(true, Ordering::Relaxed);
-                    failure
-                        .lock()
-                        .unwrap_or_else(|e| e.into_inner())
-                        .get_or_insert(error);
+                    failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
                 }
             });
         }
@@ -285,16 +260,9 @@ fn write_shards(
     }
     let done = shards.into_inner();
     if done < plan.num_shards() {
-        return Err(Error::PackStopped {
-            dir: plan.args.out.clone(),
-            done,
-            total: plan.num_shards(),
-        });
+        return Err(Error::PackStopped { dir: plan.args.out.clone(), done, total: plan.num_shards() });
     }
-    Ok((
-        kept.into_inner(),
-        left_out.into_inner().unwrap_or_else(|e| e.into_inner()),
-    ))
+    Ok((kept.into_inner(), left_out.into_inner().unwrap_or_else(|e| e.into_inner())))
 }
 
 /// Writes one shard; `None` when it was told to stop. Returns the files left out.
@@ -334,11 +302,7 @@ fn read(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-fn inspect(
-    bytes: &[u8],
-    picture: &mut decode::Picture,
-    no_decode: bool,
-) -> Result<(u32, u32), String> {
+fn inspect(bytes: &[u8], picture: &mut decode::Picture, no_decode: bool) -> Result<(u32, u32), String> {
     if no_decode {
         return decode::dimensions(bytes);
     }
@@ -374,20 +338,11 @@ struct Speaker {
 impl Speaker {
     fn new() -> Speaker {
         let plain = !std::io::stderr().is_terminal();
-        let target = if plain {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        };
-        let style =
-            ProgressStyle::with_template("pack {bar:30} {pos}/{len} images, {per_sec}, {eta} left")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let style = ProgressStyle::with_template("pack {bar:30} {pos}/{len} images, {per_sec}, {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(None, target).with_style(style);
-        Speaker {
-            bar,
-            plain,
-            last: Mutex::new(Instant::now()),
-        }
+        Speaker { bar, plain, last: Mutex::new(Instant::now()) }
     }
 
     fn show(&self, progress: PackProgress) -> bool {

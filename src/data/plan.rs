@@ -38,12 +38,7 @@ impl<'a> Plan<'a> {
         ] {
             hash.update(&number.to_le_bytes());
         }
-        Plan {
-            args,
-            folder,
-            order,
-            hash: hash.digest(),
-        }
+        Plan { args, folder, order, hash: hash.digest() }
     }
 
     /// Number of shards.
@@ -64,11 +59,7 @@ pub fn clear_way(plan: &Plan) -> Result<bool> {
     let mut foreign = Vec::new();
     for entry in std::fs::read_dir(out).map_err(Error::io("list folder", out))? {
         let path = entry.map_err(Error::io("list folder", out))?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with("shard-") && name.ends_with(".tmp") {
             remove(&path)?;
         } else if name.starts_with("shard-") && name.ends_with(".bin") {
@@ -76,16 +67,8 @@ pub fn clear_way(plan: &Plan) -> Result<bool> {
             match Shard::open(&path) {
                 Ok(shard) if shard.header().plan_hash != plan.hash => foreign.push(path),
                 Ok(_) => (),
-                Err(Error::Io {
-                    action,
-                    path,
-                    source,
-                }) => {
-                    return Err(Error::Io {
-                        action,
-                        path,
-                        source,
-                    });
+                Err(Error::Io { action, path, source }) => {
+                    return Err(Error::Io { action, path, source });
                 }
                 Err(_) if plan.args.overwrite => foreign.push(path),
                 Err(_) => (),
@@ -102,8 +85,8 @@ pub fn clear_way(plan: &Plan) -> Result<bool> {
         foreign.insert(0, set_file.clone());
     }
     refuse_or_remove(plan, foreign)?;
-    let whole = described
-        && (0..plan.num_shards()).all(|number| Shard::open(&out.join(file_name(number))).is_ok());
+    let whole =
+        described && (0..plan.num_shards()).all(|number| Shard::open(&out.join(file_name(number))).is_ok());
     if described && !whole {
         remove(&set_file)?;
     }
@@ -112,9 +95,7 @@ pub fn clear_way(plan: &Plan) -> Result<bool> {
 
 fn refuse_or_remove(plan: &Plan, foreign: Vec<PathBuf>) -> Result<()> {
     if !foreign.is_empty() && !plan.args.overwrite {
-        return Err(Error::OtherPlan {
-            dir: plan.args.out.clone(),
-        });
+        return Err(Error::OtherPlan { dir: plan.args.out.clone() });
     }
     foreign.iter().try_for_each(|path| remove(path))
 }

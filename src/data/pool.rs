@@ -40,16 +40,12 @@ impl DecodePool {
     }
 
     /// Queues `work`. A panic inside becomes its answer; the thread lives on.
-    pub fn submit<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Pending<T> {
+    pub fn submit<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Pending<T> {
         let (reply, answer) = bounded(1);
         let job = move || {
             let outcome = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
                 let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
-                text.or_else(|| panic.downcast_ref::<String>().cloned())
-                    .unwrap_or_default()
+                text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
             });
             // Nobody waits any more when the loader was dropped.
             let _ = reply.send(outcome);
@@ -63,9 +59,7 @@ impl DecodePool {
 impl<T> Pending<T> {
     /// Waits for the answer; `Err` is the text of a panic.
     pub fn wait(self) -> Result<T, String> {
-        self.0
-            .recv()
-            .unwrap_or_else(|_| Err("the decode threads have ended".into()))
+        self.0.recv().unwrap_or_else(|_| Err("the decode threads have ended".into()))
     }
 }
 

@@ -75,19 +75,13 @@ impl ShardSet {
             let shard = Shard::open(&path)?;
             let header = shard.header();
             if header.shard as usize != number || hex(header.plan_hash) != file.plan_hash {
-                return Err(Error::ShardForeign {
-                    shard: shard.name(),
-                    dir: dir.into(),
-                });
+                return Err(Error::ShardForeign { shard: shard.name(), dir: dir.into() });
             }
             shards.push(shard);
         }
         let hash = content_hash(&file.classes, shards.iter().map(|s| s.header().header_hash));
         let per_class = count_classes(&shards, file.classes.len())?;
-        let damaged = |what: &str| Error::SetDamaged {
-            path: dir.join("set.json"),
-            what: what.into(),
-        };
+        let damaged = |what: &str| Error::SetDamaged { path: dir.join("set.json"), what: what.into() };
         if hex(hash) != file.content_hash {
             return Err(damaged("the shards are not those it was written for"));
         }
@@ -98,14 +92,7 @@ impl ShardSet {
         for shard in &shards {
             starts.push(starts[starts.len() - 1] + shard.records().len());
         }
-        Ok(ShardSet {
-            dir: dir.into(),
-            shards,
-            starts,
-            classes: file.classes,
-            per_class,
-            hash,
-        })
+        Ok(ShardSet { dir: dir.into(), shards, starts, classes: file.classes, per_class, hash })
     }
 
     /// Number of samples.
@@ -153,19 +140,13 @@ impl ShardSet {
         assert!(index < self.len(), "sample {index} of {}", self.len());
         let (shard, record) = self.locate(index);
         let (bytes, name) = shard.read(record)?;
-        Ok(Sample {
-            bytes,
-            label: shard.records()[record].label,
-            name,
-        })
+        Ok(Sample { bytes, label: shard.records()[record].label, name })
     }
 
     /// Where sample `index` is, for error messages: shard, record, file name.
     pub fn place(&self, index: usize) -> String {
         let (shard, record) = self.locate(index);
-        let name = shard
-            .read(record)
-            .map_or("name unreadable", |(_, name)| name);
+        let name = shard.read(record).map_or("name unreadable", |(_, name)| name);
         format!("shard {} record {record} ({name})", shard.name())
     }
 }
@@ -177,10 +158,7 @@ pub fn read_set_file(dir: &Path) -> Result<SetFile> {
         return Err(Error::SetMissing { dir: dir.into() });
     }
     let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    let damaged = |what: String| Error::SetDamaged {
-        path: path.clone(),
-        what,
-    };
+    let damaged = |what: String| Error::SetDamaged { path: path.clone(), what };
     let file: SetFile = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
     if file.format != FORMAT || file.version != VERSION {
         return Err(damaged(format!(
@@ -210,13 +188,11 @@ pub fn count_classes(shards: &[Shard], num_classes: usize) -> Result<Vec<u64>> {
     let mut per_class = vec![0; num_classes];
     for shard in shards {
         for (number, record) in shard.records().iter().enumerate() {
-            *per_class
-                .get_mut(record.label as usize)
-                .ok_or_else(|| Error::ShardDamaged {
-                    shard: shard.name(),
-                    part: format!("record {number}"),
-                    what: format!("label {} of {num_classes} classes", record.label),
-                })? += 1;
+            *per_class.get_mut(record.label as usize).ok_or_else(|| Error::ShardDamaged {
+                shard: shard.name(),
+                part: format!("record {number}"),
+                what: format!("label {} of {num_classes} classes", record.label),
+            })? += 1;
         }
     }
     Ok(per_class)

@@ -82,22 +82,14 @@ impl Shard {
         // checksums. A file that is cut while it is mapped ends the process with SIGBUS: finished shards are never
         // written to again (`pack` renames them into place).
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        let mut shard = Shard {
-            path: path.to_owned(),
-            map,
-            header: Header::zeroed(),
-        };
+        let mut shard = Shard { path: path.to_owned(), map, header: Header::zeroed() };
         shard.header = shard.checked_header()?;
         Ok(shard)
     }
 
     fn checked_header(&self) -> Result<Header> {
         let shard = self.name();
-        let cut_short = |present, expected| Error::ShardCutShort {
-            shard: self.name(),
-            present,
-            expected,
-        };
+        let cut_short = |present, expected| Error::ShardCutShort { shard: self.name(), present, expected };
         let found = &self.map[..self.map.len().min(MAGIC.len())];
         if found != &MAGIC[..found.len()] {
             return Err(Error::ShardMagic { shard });
@@ -107,18 +99,9 @@ impl Shard {
         };
         let header: Header = bytemuck::pod_read_unaligned(bytes);
         if header.version != VERSION {
-            return Err(Error::ShardVersion {
-                shard,
-                found: header.version,
-                expected: VERSION,
-            });
+            return Err(Error::ShardVersion { shard, found: header.version, expected: VERSION });
         }
-        check_hash(
-            shard,
-            "header",
-            header.header_hash,
-            xxh3_64(&bytes[..HEADER_BYTES - 8]),
-        )?;
+        check_hash(shard, "header", header.header_hash, xxh3_64(&bytes[..HEADER_BYTES - 8]))?;
         let num_records = header.num_records as usize;
         let index_end = HEADER_BYTES + RECORD_BYTES * num_records;
         let Some(index) = self.map.get(HEADER_BYTES..index_end) else {
@@ -129,10 +112,7 @@ impl Shard {
         if file_bytes < header.file_bytes {
             let records: &[Record] = bytemuck::cast_slice(index);
             let inside = |r: &&Record| r.offset.saturating_add(r.length.into()) <= file_bytes;
-            return Err(cut_short(
-                records.iter().filter(inside).count(),
-                num_records,
-            ));
+            return Err(cut_short(records.iter().filter(inside).count(), num_records));
         }
         if file_bytes > header.file_bytes {
             return Err(Error::ShardDamaged {
@@ -151,11 +131,7 @@ impl Shard {
 
     /// File name of this shard.
     pub fn name(&self) -> String {
-        self.path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// The index, in the map.
@@ -179,10 +155,7 @@ impl Shard {
             return Err(Error::ShardDamaged {
                 shard: self.name(),
                 part: format!("record {index}"),
-                what: format!(
-                    "offset {} and length {} lie outside the file",
-                    record.offset, record.length
-                ),
+                what: format!("offset {} and length {} lie outside the file", record.offset, record.length),
             });
         };
         let (start, end) = (start as usize, end as usize);
@@ -226,12 +199,7 @@ pub struct ShardWriter {
 
 impl ShardWriter {
     /// Starts a shard with room for `num_slots` samples.
-    pub fn create(
-        dir: &Path,
-        shard: usize,
-        num_slots: usize,
-        plan_hash: u64,
-    ) -> Result<ShardWriter> {
+    pub fn create(dir: &Path, shard: usize, num_slots: usize, plan_hash: u64) -> Result<ShardWriter> {
         let path = dir.join(file_name(shard));
         let temporary = path.with_extension("bin.tmp");
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
@@ -256,19 +224,13 @@ impl ShardWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.at += bytes.len() as u64;
-        self.file
-            .write_all(bytes)
-            .map_err(Error::io("write", &self.temporary))
+        self.file.write_all(bytes).map_err(Error::io("write", &self.temporary))
     }
 
     /// Adds a sample. `size` is width and height, each at most 65535.
     pub fn push(&mut self, name: &str, label: u32, size: (u32, u32), image: &[u8]) -> Result<()> {
-        let (Ok(name_length), Ok(length)) = (u16::try_from(name.len()), u32::try_from(image.len()))
-        else {
-            return Err(Error::BadImage {
-                place: name.into(),
-                reason: "larger than 4 GiB".into(),
-            });
+        let (Ok(name_length), Ok(length)) = (u16::try_from(name.len()), u32::try_from(image.len())) else {
+            return Err(Error::BadImage { place: name.into(), reason: "larger than 4 GiB".into() });
         };
         let mut hash = Xxh3::new();
         hash.update(name.as_bytes());
@@ -296,9 +258,7 @@ impl ShardWriter {
         self.header.header_hash = xxh3_64(&bytemuck::bytes_of(&self.header)[..HEADER_BYTES - 8]);
         let io = || Error::io("write", &self.temporary);
         self.file.seek(SeekFrom::Start(0)).map_err(io())?;
-        self.file
-            .write_all(bytemuck::bytes_of(&self.header))
-            .map_err(io())?;
+        self.file.write_all(bytemuck::bytes_of(&self.header)).map_err(io())?;
         self.file.write_all(index).map_err(io())?;
         self.file.flush().map_err(io())?;
         self.file.get_ref().sync_all().map_err(io())?;

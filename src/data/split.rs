@@ -13,20 +13,10 @@ pub struct SplitArgs {
     /// The ImageFolder: ROOT/CLASS/IMAGE.jpg
     pub root: PathBuf,
     /// Part of each class that goes into each list; at most 1 together
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "0.10,0.025",
-        value_name = "F,F"
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "0.10,0.025", value_name = "F,F")]
     pub fractions: Vec<f64>,
     /// Name of each list: train -> DIR/train.txt
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "train,valid",
-        value_name = "NAME,NAME"
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "train,valid", value_name = "NAME,NAME")]
     pub names: Vec<String>,
     /// Folder for the lists
     #[arg(long, value_name = "DIR")]
@@ -72,31 +62,19 @@ pub fn run(args: &SplitArgs) -> Result<()> {
 /// Draws the subsets. Each class is shuffled by (seed, its name) and cut into pieces of `fraction` times its size,
 /// rounded; so other classes do not change a class's draw.
 /// Errors: fractions that are not in 0..1 or exceed 1 together, a name that is empty or twice, a class that gets none.
-pub fn split(
-    folder: &Folder,
-    fractions: &[f64],
-    names: &[String],
-    seed: u64,
-) -> Result<Vec<Subset>> {
+pub fn split(folder: &Folder, fractions: &[f64], names: &[String], seed: u64) -> Result<Vec<Subset>> {
     check(fractions, names)?;
     let mut subsets: Vec<Subset> = names
         .iter()
         .zip(fractions)
-        .map(|(name, fraction)| Subset {
-            name: name.clone(),
-            fraction: *fraction,
-            images: Vec::new(),
-        })
+        .map(|(name, fraction)| Subset { name: name.clone(), fraction: *fraction, images: Vec::new() })
         .collect();
     let mut first = 0;
     for (label, num_images) in folder.per_class().into_iter().enumerate() {
         let num_images = num_images as usize;
         let class = &folder.classes[label];
         if num_images == 0 {
-            return Err(Error::EmptyClass {
-                class: class.clone(),
-                root: folder.root.clone(),
-            });
+            return Err(Error::EmptyClass { class: class.clone(), root: folder.root.clone() });
         }
         let mut images: Vec<usize> = (first..first + num_images).collect();
         first += num_images;
@@ -119,25 +97,17 @@ pub fn split(
             rest = left;
         }
     }
-    subsets
-        .iter_mut()
-        .for_each(|subset| subset.images.sort_unstable());
+    subsets.iter_mut().for_each(|subset| subset.images.sort_unstable());
     Ok(subsets)
 }
 
 fn check(fractions: &[f64], names: &[String]) -> Result<()> {
     let wrong = |what: String| Err(Error::SplitArgs(what));
     if fractions.len() != names.len() {
-        return wrong(format!(
-            "{} fractions for {} names; one each",
-            fractions.len(),
-            names.len()
-        ));
+        return wrong(format!("{} fractions for {} names; one each", fractions.len(), names.len()));
     }
     if let Some(bad) = fractions.iter().find(|f| !(**f > 0.0 && **f <= 1.0)) {
-        return wrong(format!(
-            "fraction {bad}; more than 0 and at most 1 expected"
-        ));
+        return wrong(format!("fraction {bad}; more than 0 and at most 1 expected"));
     }
     if fractions.iter().sum::<f64>() > 1.0 + 1e-9 {
         return wrong(format!("fractions {fractions:?} are more than 1 together"));

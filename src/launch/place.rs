@@ -25,11 +25,7 @@ impl Seat {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let machine = format!("{} {}", boot.trim(), host_name());
         Self {
-            machine: machine
-                .chars()
-                .filter(char::is_ascii)
-                .take(Self::MACHINE)
-                .collect(),
+            machine: machine.chars().filter(char::is_ascii).take(Self::MACHINE).collect(),
             cores: own_cores(),
             available: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
         }
@@ -45,14 +41,12 @@ impl Seat {
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         let (machine, numbers) = bytes.split_at(Self::MACHINE);
-        let mut words = (numbers.chunks_exact(8))
-            .map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        let mut words =
+            (numbers.chunks_exact(8)).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
         let mut cores = [0; 16];
         cores.fill_with(|| words.next().expect("16 words"));
         Self {
-            machine: String::from_utf8_lossy(machine)
-                .trim_end_matches('\0')
-                .into(),
+            machine: String::from_utf8_lossy(machine).trim_end_matches('\0').into(),
             cores,
             available: words.next().expect("a last word") as usize,
         }
@@ -63,9 +57,8 @@ impl Seat {
 fn own_cores() -> [u64; 16] {
     let mut cores = [0u64; 16];
     // SAFETY: the kernel writes at most the given number of bytes; any bits are a valid mask.
-    let code = unsafe {
-        libc::sched_getaffinity(0, std::mem::size_of_val(&cores), cores.as_mut_ptr().cast())
-    };
+    let code =
+        unsafe { libc::sched_getaffinity(0, std::mem::size_of_val(&cores), cores.as_mut_ptr().cast()) };
     if code == 0 { cores } else { [0; 16] }
 }
 
@@ -76,9 +69,7 @@ pub(super) fn place(seats: &[Seat], rank: usize, host: String) -> Place {
         host,
         local_rank: seats[..rank].iter().filter(same).count(),
         local_size: seats.iter().filter(same).count(),
-        hosts: (seats.iter().enumerate())
-            .filter(|(index, seat)| first(seat) == Some(*index))
-            .count(),
+        hosts: (seats.iter().enumerate()).filter(|(index, seat)| first(seat) == Some(*index)).count(),
     }
 }
 
@@ -90,20 +81,13 @@ pub(super) fn threads_per_rank(mine: &Seat, neighbours: &[&Seat]) -> usize {
             *all |= cores;
         }
     }
-    let count = |cores: &[u64; 16]| {
-        cores
-            .iter()
-            .map(|word| word.count_ones() as usize)
-            .sum::<usize>()
-    };
+    let count = |cores: &[u64; 16]| cores.iter().map(|word| word.count_ones() as usize).sum::<usize>();
     // Fewer usable cores than bound ones: a quota of the container, which its ranks share.
     let shared = match mine.available < count(&mine.cores) {
         true => mine.available,
         false => count(&union).max(mine.available),
     };
-    (shared / neighbours.len().max(1))
-        .min(mine.available)
-        .max(1)
+    (shared / neighbours.len().max(1)).min(mine.available).max(1)
 }
 
 /// Name of this machine.
@@ -120,11 +104,7 @@ mod tests {
     fn seat(machine: &str, cores: u64, available: usize) -> Seat {
         let mut words = [0; 16];
         words[0] = cores;
-        Seat {
-            machine: machine.into(),
-            cores: words,
-            available,
-        }
+        Seat { machine: machine.into(), cores: words, available }
     }
 
     #[test]
@@ -135,11 +115,7 @@ mod tests {
             (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 3], 2),
             (seat("a", 0b11, 2), vec![seat("a", 0b11, 2); 4], 1),
             // Ranks bound to halves keep their halves.
-            (
-                seat("a", 0x0f, 4),
-                vec![seat("a", 0x0f, 4), seat("a", 0xf0, 4)],
-                4,
-            ),
+            (seat("a", 0x0f, 4), vec![seat("a", 0x0f, 4), seat("a", 0xf0, 4)], 4),
             // Ranks bound to one core each, out of many.
             (seat("a", 1, 1), vec![seat("a", 1, 1), seat("a", 2, 1)], 1),
             // A quota of 4 cores on a machine of 8 is shared.
@@ -149,11 +125,7 @@ mod tests {
         ];
         for (mine, neighbours, expected) in cases {
             let neighbours: Vec<_> = neighbours.iter().collect();
-            assert_eq!(
-                threads_per_rank(&mine, &neighbours),
-                expected,
-                "{mine:?} of {neighbours:?}"
-            );
+            assert_eq!(threads_per_rank(&mine, &neighbours), expected, "{mine:?} of {neighbours:?}");
         }
     }
 
@@ -164,17 +136,7 @@ mod tests {
             .map(|rank| place(&seats, rank, String::new()))
             .map(|place| (place.local_rank, place.local_size, place.hosts))
             .collect();
-        assert_eq!(
-            found,
-            [
-                (0, 3, 3),
-                (0, 2, 3),
-                (1, 3, 3),
-                (0, 1, 3),
-                (1, 2, 3),
-                (2, 3, 3)
-            ]
-        );
+        assert_eq!(found, [(0, 3, 3), (0, 2, 3), (1, 3, 3), (0, 1, 3), (1, 2, 3), (2, 3, 3)]);
     }
 
     #[test]

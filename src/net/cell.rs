@@ -41,8 +41,7 @@ impl Cell {
             Preprocess::Conv(ReluConvNorm::new(specs, &name("preprocess0"), c_prev_prev, c))
         };
         let preprocess1 = ReluConvNorm::new(specs, &name("preprocess1"), c_prev, c);
-        let states =
-            (0..NUM_INPUTS + NUM_NODES - 1).map(|from| MixedOp::new(specs, place, from)).collect();
+        let states = (0..NUM_INPUTS + NUM_NODES - 1).map(|from| MixedOp::new(specs, place, from)).collect();
         Cell { preprocess0, preprocess1, states, k: place.k, partial: c / place.k }
     }
 

@@ -137,9 +137,8 @@ impl FactorizedReduce {
     pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
         let (first, second) = (pass.params.weight(self.conv_1), pass.params.weight(self.conv_2));
         let (half, c_in) = (first.size()[0] / self.edges, first.size()[1]);
-        let corner = |weight: &Tensor, pad: [i64; 4]| {
-            weight.view([self.edges, half, c_in, 1, 1]).constant_pad_nd(pad)
-        };
+        let corner =
+            |weight: &Tensor, pad: [i64; 4]| weight.view([self.edges, half, c_in, 1, 1]).constant_pad_nd(pad);
         let kernel = Tensor::cat(&[corner(first, [0, 1, 0, 1]), corner(second, [1, 0, 1, 0])], 1);
         let y = conv(x, &kernel.view([self.edges * half * 2, c_in, 2, 2]), 2, 0, 1, 1);
         pass.batch_norm(&y, self.stat, scale)

@@ -124,10 +124,7 @@ impl Params {
             buckets.push(bucket);
         }
         let fresh = |spec: &StatSpec| {
-            (
-                Tensor::zeros([spec.channels], (kind, device)),
-                Tensor::ones([spec.channels], (kind, device)),
-            )
+            (Tensor::zeros([spec.channels], (kind, device)), Tensor::ones([spec.channels], (kind, device)))
         };
         let running = (0..replicas).map(|_| specs.stats.iter().map(fresh).collect()).collect();
         Params {
@@ -260,11 +257,7 @@ fn rows_of(stacked: &Tensor, rows: &Range<i64>) -> Tensor {
 fn put(into: &Tensor, named: &Named, name: &str) -> Result<()> {
     let from = named.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
     if from.size() != into.size() {
-        return Err(Error::TensorShape {
-            name: name.to_string(),
-            found: from.size(),
-            expected: into.size(),
-        });
+        return Err(Error::TensorShape { name: name.to_string(), found: from.size(), expected: into.size() });
     }
     tch::no_grad(|| into.shallow_clone().copy_(from));
     Ok(())

@@ -203,9 +203,8 @@ impl Slots {
             let mine = (0..slots.len()).filter(|&slot| self.edges[slot] == edge);
             add(mine.map(|slot| slots[slot].shallow_clone()).collect())
         };
-        let sums: Vec<Tensor> = (0..self.num_edges)
-            .map(|number| edge(number).unwrap_or_else(|| slots[0].zeros_like()))
-            .collect();
+        let sums: Vec<Tensor> =
+            (0..self.num_edges).map(|number| edge(number).unwrap_or_else(|| slots[0].zeros_like())).collect();
         Tensor::cat(&sums, 1)
     }
 }

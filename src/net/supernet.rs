@@ -162,13 +162,8 @@ impl Supernet {
         );
         specs.end_part();
         let masks = DeviceMasks::new(&shape.masks, placement.kind, placement.device);
-        let params = Params::new(
-            specs,
-            placement.replicas,
-            placement.bucket_bytes,
-            placement.kind,
-            placement.device,
-        );
+        let params =
+            Params::new(specs, placement.replicas, placement.bucket_bytes, placement.kind, placement.device);
         Supernet { shape, placement, stem, cells, classifier, masks, params }
     }
 

@@ -185,26 +185,19 @@ impl MetricsLog {
     }
 
     fn opened(file: std::io::Result<File>, path: &Path) -> Result<MetricsLog> {
-        Ok(MetricsLog {
-            file: file.map_err(Error::io("create", path))?,
-            path: path.to_owned(),
-        })
+        Ok(MetricsLog { file: file.map_err(Error::io("create", path))?, path: path.to_owned() })
     }
 
     /// Appends one line; it has left the program when this returns.
     pub fn write(&mut self, record: &Record) -> Result<()> {
         let mut line = serde_json::to_vec(record).expect("records have only text and numbers");
         line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .map_err(Error::io("write", &self.path))
+        self.file.write_all(&line).map_err(Error::io("write", &self.path))
     }
 
     /// Returns when all lines are on the disk. Before a checkpoint that stands for them.
     pub fn sync(&mut self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(Error::io("write", &self.path))
+        self.file.sync_data().map_err(Error::io("write", &self.path))
     }
 }
 
@@ -257,9 +250,7 @@ mod tests {
         log.sync().unwrap();
         let text = fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert!(
-            lines[0].starts_with(r#"{"event":"step","stage":1,"epoch":1,"step":1,"loss":2.5,"#)
-        );
+        assert!(lines[0].starts_with(r#"{"event":"step","stage":1,"epoch":1,"step":1,"loss":2.5,"#));
         assert!(lines[1].starts_with(r#"{"event":"finish","step":1,"#));
         let read: Record = serde_json::from_str(lines[0]).unwrap();
         assert_eq!(read, step(1));
@@ -276,9 +267,7 @@ mod tests {
 
         let mut log = MetricsLog::create(&cut).unwrap();
         (1..=5).for_each(|n| log.write(&step(n)).unwrap());
-        log.file
-            .write_all(br#"{"event":"step","stage":1,"st"#)
-            .unwrap();
+        log.file.write_all(br#"{"event":"step","stage":1,"st"#).unwrap();
         let mut log = MetricsLog::resume(&cut, 3).unwrap();
         (4..=6).for_each(|n| log.write(&step(n)).unwrap());
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
@@ -294,9 +283,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::resume(&path, 0).unwrap();
-        let Record::Step(mut record) = step(1) else {
-            unreachable!()
-        };
+        let Record::Step(mut record) = step(1) else { unreachable!() };
         record.loss = f64::NAN;
         log.write(&Record::Step(record)).unwrap();
         let before = fs::read_to_string(&path).unwrap();

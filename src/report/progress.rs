@@ -52,18 +52,12 @@ impl Progress {
                 false => ProgressDrawTarget::term_like_with_hz(Box::new(Forwarded::new()), 5),
             };
             let bar = ProgressBar::with_draw_target(Some(num_steps), target);
-            let style =
-                ProgressStyle::with_template("{bar:16} {wide_msg}").expect("a valid template");
+            let style = ProgressStyle::with_template("{bar:16} {wide_msg}").expect("a valid template");
             bar.set_style(style);
             bar.set_position(step);
             bar
         });
-        Progress {
-            bar,
-            num_steps,
-            log_every,
-            pace: Pace::default(),
-        }
+        Progress { bar, num_steps, log_every, pace: Pace::default() }
     }
 
     /// After each step.
@@ -125,10 +119,7 @@ struct Pace {
 impl Pace {
     fn left(&mut self, status: &Status, num_steps: u64, now: Instant) -> Option<Duration> {
         if self.stage != status.stage {
-            *self = Pace {
-                stage: status.stage,
-                ..Pace::default()
-            };
+            *self = Pace { stage: status.stage, ..Pace::default() };
         }
         if let Some((step, then)) = self.last
             && status.step > step
@@ -138,8 +129,7 @@ impl Pace {
         }
         self.last = Some((status.step, now));
         let steps = num_steps.saturating_sub(status.step) as f64;
-        self.step_s
-            .and_then(|step_s| Duration::try_from_secs_f64(step_s * steps).ok())
+        self.step_s.and_then(|step_s| Duration::try_from_secs_f64(step_s * steps).ok())
     }
 }
 
