@@ -1,5 +1,8 @@
 //! What a user may type.
 
+use crate::data::demo::DemoArgs;
+use crate::data::pack::PackArgs;
+use crate::data::split::SplitArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -19,6 +22,12 @@ pub struct Cli {
 /// One variant per subcommand, in the order of a first run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Draw a small labelled set of images to try everything on.
+    DemoData(DemoArgs),
+    /// Choose class-balanced subsets and write their lists.
+    Split(SplitArgs),
+    /// Pack an ImageFolder, or a list of its images, into memory-mapped shards.
+    Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
     /// Run golden files through the network and compare.

@@ -358,6 +358,60 @@ pub enum Error {
     },
 
     // -- search -----------------------------------------------------------------------------
+    /// A run folder that holds a run, without `--resume`.
+    #[error("{} holds a run already; add --resume to go on with it, or choose another --out", .0.display())]
+    RunExists(PathBuf),
+
+    /// Another configuration or other data than the run began with.
+    #[error(
+        "the run began with {before}, now it is {now}; go on with what it began with, or start another run"
+    )]
+    RunChanged {
+        /// Then.
+        before: String,
+        /// Now.
+        now: String,
+    },
+
+    /// Ranks were started with different things.
+    #[error("rank {rank} and rank 0 do not have the same {what}; start all ranks with the same files")]
+    StartsDiffer {
+        /// The first rank that differs.
+        rank: usize,
+        /// What differs.
+        what: &'static str,
+    },
+
+    /// Ranks that must have computed the same have not.
+    #[error(
+        "after step {step} ranks {ranks:?} of {of} hold other weights, eta or masks than the rest; a machine computes wrongly or a message was lost: go on from the newest checkpoint with --resume"
+    )]
+    StateDiffers {
+        /// Steps done.
+        step: u64,
+        /// The ranks that differ from most.
+        ranks: Vec<usize>,
+        /// All ranks.
+        of: usize,
+    },
+
+    /// A loss that is not a number, or infinite.
+    #[error(
+        "step {step}: the loss is {loss} (weights), {architecture_loss} (architecture); lower weights.lr or lengthen weights.warmup_epochs, and go on from the newest checkpoint with --resume"
+    )]
+    LossNotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// Of the weight step.
+        loss: f64,
+        /// Of the architecture step, 0 without one.
+        architecture_loss: f64,
+    },
+
+    /// A checkpoint that is whole, but of another program or run.
+    #[error("the checkpoint does not fit: {0}")]
+    CheckpointState(String),
+
     /// A genotype file that does not describe an architecture of the space.
     #[error("genotype: {0}")]
     Genotype(String),
@@ -379,6 +433,15 @@ pub enum Error {
         found: Vec<i64>,
         /// Shape in the network.
         expected: Vec<i64>,
+    },
+
+    /// The network does not reproduce golden files.
+    #[error("{failed} of {files} golden files differ by more than is allowed; see the lines marked FAILED")]
+    NotGolden {
+        /// Files that differ.
+        failed: usize,
+        /// Files looked at.
+        files: usize,
     },
 
     /// A golden file that cannot be compared with.

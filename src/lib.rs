@@ -23,16 +23,43 @@ pub mod verify;
 pub use config::Config;
 pub use error::{Error, Result};
 
-use cli::Command;
+use cli::{Command, SearchArgs, VerifyArgs};
+use launch::World;
+use std::time::Duration;
 
 /// Does what the command line says, and returns when it is done.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::SearchImagenet(args) => {
-            let config = Config::load(&args.config, &args.sets)?;
-            print!("{}", config.to_toml());
-            Ok(())
+        Command::DemoData(args) => data::demo::run(&args),
+        Command::Split(args) => data::split::run(&args),
+        Command::Pack(args) => data::pack::run(&args),
+        Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::Verify(args) => verify_files(&args),
+        Command::Doctor => doctor::run(Duration::from_secs(60), None),
+    }
+}
+
+/// Every rank: load the configuration, join the world, search.
+fn search_imagenet(args: &SearchArgs) -> Result<()> {
+    let config = Config::load(&args.config, &args.sets)?;
+    let threads = (config.run.threads > 0).then_some(config.run.threads);
+    let world = World::start(Duration::from_secs_f64(config.run.time_limit_s), threads)?;
+    let outcome = search::run::run(&config, args, &world);
+    world.end(outcome)
+}
+
+/// Compares golden files with this program's network; an error if one differs.
+fn verify_files(args: &VerifyArgs) -> Result<()> {
+    let mut failed = 0;
+    for file in &args.files {
+        let outcome = verify::verify(file)?;
+        println!("{}\n{outcome}", file.display());
+        if let verify::Outcome::Compared(findings) = &outcome {
+            failed += usize::from(!findings.iter().all(verify::Finding::passes));
         }
-        Command::Verify(_) | Command::Doctor => Ok(()),
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::NotGolden { failed, files: args.files.len() }),
     }
 }

@@ -6,6 +6,7 @@ use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::supernet::{Placement, Shape, Supernet};
 use crate::net::widen::{Copied, Indices, widen, widen_running};
+use crate::schedule::{Decay, Schedule};
 use crate::search::dirichlet::{self, Sample};
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::{Mask, SearchSpace};
@@ -20,9 +21,6 @@ const VALUES: f64 = 1e-4;
 const GRADIENTS: f64 = 1e-3;
 /// The same for the Dirichlet figures, which are float64.
 const EXACT: f64 = 1e-10;
-/// Schedules are float64 too, but the published recursion rounds at every epoch.
-const SCHEDULE: f64 = 1e-9;
-
 /// The largest error of one kind of tensor.
 #[derive(Debug, Clone)]
 pub struct Finding {
@@ -384,7 +382,29 @@ fn distribution(golden: &Golden) -> Result<Vec<Finding>> {
     ])
 }
 
-fn schedules(_path: &Path) -> Result<Vec<Finding>> {
-    let _ = SCHEDULE;
-    Ok(Vec::new())
+/// Learning rates per epoch of every published run.
+fn schedules(path: &Path) -> Result<Vec<Finding>> {
+    let wrong = |what: String| Error::Golden { path: path.display().to_string(), what };
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let series: BTreeMap<String, Vec<f64>> =
+        serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let mut comparison = Comparison::new("learning rates", EXACT, 0.0);
+    for (name, rates) in &series {
+        // As imagenet_search_0.5_50_warmup5: run, highest rate, epochs, warm-up.
+        let numbers: Vec<f64> =
+            name.split('_').filter_map(|part| part.trim_start_matches("warmup").parse().ok()).collect();
+        let [lr, epochs, ref rest @ ..] = numbers[..] else {
+            return Err(wrong(format!("'{name}' does not name a rate and a number of epochs")));
+        };
+        let decay = match name {
+            name if name.contains("linear") => Decay::Linear,
+            name if name.starts_with("nb201") => Decay::Cosine { lr_min: 0.001 },
+            _ => Decay::Cosine { lr_min: 0.0 },
+        };
+        let warmup_epochs = rest.first().map_or(0, |&epochs| epochs as u64);
+        let schedule = Schedule { lr, epochs: epochs as u64, warmup_epochs, decay };
+        let ours: Vec<f64> = (0..rates.len() as u64).map(|epoch| schedule.lr(epoch)).collect();
+        comparison.add(name, &Tensor::from_slice(&ours), &Tensor::from_slice(rates));
+    }
+    Ok(vec![comparison.finding])
 }

@@ -3,6 +3,7 @@
 //! What one all-reduce carries and one optimiser step walks over. The tensors the network computes with are views of
 //! the flat weights, so that an update in place is seen by the network without a copy.
 
+use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
 
 /// Flat buffers, all of one length and kind.
@@ -16,7 +17,7 @@ pub struct Bucket {
     /// Where each parameter lies: offset and shape.
     places: Vec<(i64, Vec<i64>)>,
     /// Whether `grads` holds something of this step.
-    filled: bool,
+    filled: Cell<bool>,
 }
 
 impl Bucket {
@@ -32,7 +33,7 @@ impl Bucket {
             })
             .collect();
         let zeros = || Tensor::zeros([offset], (kind, device));
-        Bucket { weights: zeros(), grads: zeros(), momentum: zeros(), places, filled: false }
+        Bucket { weights: zeros(), grads: zeros(), momentum: zeros(), places, filled: Cell::new(false) }
     }
 
     /// Number of parameters (tensors).
@@ -52,22 +53,21 @@ impl Bucket {
     }
 
     /// Adds one replica's gradients (one tensor per parameter, in order) to those of this step.
-    pub fn add(&mut self, grads: &[Tensor]) {
+    pub fn add(&self, grads: &[Tensor]) {
         assert_eq!(grads.len(), self.places.len(), "one gradient per parameter");
         let flat: Vec<Tensor> = grads.iter().map(|grad| grad.reshape([-1])).collect();
         tch::no_grad(|| {
-            if self.filled {
-                let _ = self.grads.g_add_(&Tensor::cat(&flat, 0));
+            if self.filled.replace(true) {
+                let _ = self.grads.shallow_clone().g_add_(&Tensor::cat(&flat, 0));
             } else {
                 let _ = Tensor::cat_out(&self.grads, &flat, 0);
             }
         });
-        self.filled = true;
     }
 
     /// Forgets the gradients: the next `add` begins a new sum.
-    pub fn clear(&mut self) {
-        self.filled = false;
+    pub fn clear(&self) {
+        self.filled.set(false);
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn leaves_see_updates_and_gradients_sum() {
-        let mut bucket = Bucket::new(&[vec![2, 2], vec![3]], Kind::Double, Device::Cpu);
+        let bucket = Bucket::new(&[vec![2, 2], vec![3]], Kind::Double, Device::Cpu);
         let leaf = bucket.leaf(1);
         let _ = tch::no_grad(|| bucket.weights.g_add_scalar_(2.0));
         assert_eq!(leaf.double_value(&[0]), 2.0);

@@ -1,3 +1,304 @@
-//! The search.
+//! The search: its state, and one bilevel step.
+//!
+//! A run is defined over R logical replicas. The global batch is split over them; each draws its own theta (or all share
+//! one draw), has its own batch statistics and its own random streams; gradients are averaged. A rank computes its share
+//! of the replicas one after another, so the result does not depend on the number of ranks.
 
 pub mod dirichlet;
+pub mod optimiser;
+pub mod run;
+pub mod stage;
+pub mod state;
+pub mod tally;
+pub mod timeline;
+
+use crate::comm::Communicator;
+use crate::config::{self, Config, Precision, Regulariser};
+use crate::data::{Batch, Loader, normalise};
+use crate::error::Result;
+use crate::net::ops::Mode;
+use crate::net::supernet::{Placement, Shape, Supernet};
+use crate::random::Purpose;
+use crate::schedule::Schedule;
+use crate::space::genotype::{Genotype, mean_weights};
+use crate::space::{Mask, SearchSpace};
+use dirichlet::Sample;
+use optimiser::{Adam, Sgd, clip_coefficient};
+use std::ops::Range;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+use timeline::Timeline;
+
+/// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.
+pub struct Search {
+    config: Config,
+    schedule: Schedule,
+    timeline: Timeline,
+    /// The replicas that this rank computes.
+    replicas: Range<usize>,
+    net: Supernet,
+    /// [T, E, O]: one table per kind of cell.
+    eta: Tensor,
+    adam: Adam,
+    sgd: Sgd,
+    /// Steps done.
+    step: u64,
+    /// Number of the stage, from 0.
+    stage: usize,
+}
+
+/// Numbers of one step that only this rank knows.
+pub struct StepOutcome {
+    /// Loss, top-1, top-5 of each local replica's weight batch, on the device.
+    pub weights: Vec<Tensor>,
+    /// The same of the architecture batches; empty without an architecture step.
+    pub architecture: Vec<Tensor>,
+    /// Images that could not be decoded and were replaced.
+    pub num_skipped: usize,
+    /// Milliseconds spent waiting for other ranks.
+    pub reduce_wait_ms: f64,
+}
+
+impl Search {
+    /// The beginning of a run: the same weights and eta on every rank. Local.
+    pub fn new(config: &Config, timeline: Timeline, replicas: Range<usize>, device: Device) -> Search {
+        let space = config.model.space;
+        let first = config.search.stages[0];
+        let (edges, operations) = (space.num_edges(), space.operations().len());
+        let kind = match config.precision {
+            Precision::Float32 => Kind::Float,
+            Precision::Float64 => Kind::Double,
+        };
+        let tables = space.tables().len();
+        let masks = vec![Mask::full(edges, operations); tables];
+        let mut net = supernet(config, first.k, masks, replicas.len(), kind, device);
+        net.params.initialise(config.seed);
+        let tables: Vec<Tensor> =
+            (0..tables).map(|table| dirichlet::initial_eta(edges, operations, config.seed, table)).collect();
+        let eta = Tensor::stack(&tables, 0).to_kind(kind).to_device(device);
+        // KL takes the place of the weight decay.
+        let weight_decay = match config.eta.regulariser {
+            Regulariser::L2 => config.eta.weight_decay,
+            Regulariser::Kl => 0.0,
+        };
+        Search {
+            adam: Adam::new(&eta, config.eta.lr, config.eta.betas, weight_decay),
+            sgd: Sgd { momentum: config.weights.momentum, weight_decay: config.weights.weight_decay },
+            schedule: Schedule::of_search(config),
+            config: config.clone(),
+            timeline,
+            replicas,
+            net,
+            eta,
+            step: 0,
+            stage: 0,
+        }
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Number of the stage, from 0.
+    pub fn stage(&self) -> usize {
+        self.stage
+    }
+
+    /// The network.
+    pub fn net(&self) -> &Supernet {
+        &self.net
+    }
+
+    /// eta, [T, E, O]. For tests that disturb it.
+    pub fn eta_mut(&mut self) -> &mut Tensor {
+        &mut self.eta
+    }
+
+    /// One bilevel step: eta on a batch of the second set (when its time has come), then the weights on a batch of the
+    /// first. Collective; gradients are averaged over all replicas.
+    pub fn bilevel_step(
+        &mut self,
+        weights: &mut Loader,
+        architecture: &mut Loader,
+        comm: &dyn Communicator,
+    ) -> Result<StepOutcome> {
+        let mut outcome = StepOutcome {
+            weights: Vec::new(),
+            architecture: Vec::new(),
+            num_skipped: 0,
+            reduce_wait_ms: 0.0,
+        };
+        if self.timeline.moment(self.step).architecture {
+            self.architecture_step(architecture, comm, &mut outcome)?;
+        }
+        self.weight_step(weights, comm, &mut outcome)?;
+        self.step += 1;
+        Ok(outcome)
+    }
+
+    /// First order: gradients of theta alone, carried to eta along the sample's path.
+    fn architecture_step(
+        &mut self,
+        loader: &mut Loader,
+        comm: &dyn Communicator,
+        outcome: &mut StepOutcome,
+    ) -> Result<()> {
+        let grad = self.eta.zeros_like();
+        for local in 0..self.replicas.len() {
+            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let samples = self.draw(Purpose::ThetaArchitectureStep, local);
+            let theta: Vec<Tensor> =
+                samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
+            let logits = self.net.logits(&images, &theta, Mode::Train, local);
+            let loss = logits.cross_entropy_for_logits(&labels);
+            let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
+            for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
+                let table = table as i64;
+                let _ = grad.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), grad_theta));
+            }
+            outcome.architecture.push(tally::measure(&logits, &labels, &loss));
+        }
+        let mut grad = grad / self.replicas.len() as f64;
+        comm.start_mean(&grad)?;
+        timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+        if self.config.eta.regulariser == Regulariser::Kl {
+            for table in 0..grad.size()[0] {
+                let pull = dirichlet::kl_grad(&self.eta.get(table)) * self.config.eta.kl_scale;
+                let _ = grad.get(table).g_add_(&pull);
+            }
+        }
+        let coefficient = clip_coefficient(std::iter::once(&grad), self.config.search.grad_clip);
+        let _ = grad.g_mul_(&coefficient);
+        self.adam.step(&mut self.eta, &grad);
+        Ok(())
+    }
+
+    /// A bucket's reduction starts as soon as the last local replica has its gradients, and travels while the segments
+    /// before it are differentiated.
+    fn weight_step(
+        &mut self,
+        loader: &mut Loader,
+        comm: &dyn Communicator,
+        outcome: &mut StepOutcome,
+    ) -> Result<()> {
+        let share = 1.0 / self.replicas.len() as f64;
+        for local in 0..self.replicas.len() {
+            let last = local + 1 == self.replicas.len();
+            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let theta: Vec<Tensor> =
+                self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
+            let tape = self.net.forward(&images, &theta, local);
+            let loss = tape.logits().cross_entropy_for_logits(&labels);
+            outcome.weights.push(tally::measure(tape.logits(), &labels, &loss));
+            let buckets = &self.net.params.buckets;
+            tape.backward(&loss, |number, grads| {
+                let bucket = &buckets[number];
+                bucket.add(&grads);
+                if last {
+                    let _ = bucket.grads.shallow_clone().g_mul_scalar_(share);
+                    comm.start_mean(&bucket.grads)?;
+                }
+                comm.progress()
+            })?;
+        }
+        timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+        let buckets = &mut self.net.params.buckets;
+        let coefficient =
+            clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), self.config.search.grad_clip);
+        let lr = self.schedule.lr(self.timeline.moment(self.step).epoch);
+        self.sgd.step(buckets, &coefficient, lr);
+        Ok(())
+    }
+
+    /// The mixing weights of local replica `local` for this step, one sample per table.
+    fn draw(&self, purpose: Purpose, local: usize) -> Vec<Sample> {
+        let replica = match self.config.search.theta {
+            config::Theta::PerReplica => (self.replicas.start + local) as u64,
+            config::Theta::Shared => 0,
+        };
+        (0..self.eta.size()[0])
+            .map(|table| {
+                let seed = dirichlet::theta_seed(self.config.seed, purpose, self.step, replica, table as u64);
+                dirichlet::sample(&self.eta.get(table), self.net.masks().table(table as usize), seed)
+            })
+            .collect()
+    }
+
+    /// A batch on the device: normalised images, labels.
+    fn prepare(&self, batch: Batch, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
+        outcome.num_skipped += batch.num_skipped;
+        let device = self.net.params.device();
+        let images = batch.images.to_device(device);
+        let (mean, std) = (&self.config.data.mean, &self.config.data.std);
+        (normalise(&images, mean, std), batch.labels.to_device(device))
+    }
+
+    /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
+    pub fn advance(&mut self) -> Result<()> {
+        self.stage += 1;
+        let next = self.config.search.stages[self.stage];
+        let mut eta = self.eta_on_host()?;
+        let masks = stage::pruned(&mut eta, &self.net.shape().masks, next.ops_kept);
+        let tables: Vec<Tensor> = eta
+            .iter()
+            .map(|table| {
+                Tensor::stack(&table.iter().map(|row| Tensor::from_slice(row)).collect::<Vec<_>>(), 0)
+            })
+            .collect();
+        self.eta.copy_(&Tensor::stack(&tables, 0));
+        self.net = stage::next_network(&self.net, masks, next.k, self.config.seed, self.stage as u64)?;
+        Ok(())
+    }
+
+    /// eta as numbers, [T][E][O].
+    pub fn eta_on_host(&self) -> Result<Vec<Vec<Vec<f64>>>> {
+        let eta = self.eta.to_device(Device::Cpu).to_kind(Kind::Double);
+        (0..eta.size()[0]).map(|table| Ok(Vec::<Vec<f64>>::try_from(eta.get(table))?)).collect()
+    }
+
+    /// The weights that choose the architecture, [T][E][O]: softmax of eta over the kept operations.
+    pub fn mean_weights(&self) -> Result<Vec<Vec<Vec<f64>>>> {
+        let eta = self.eta_on_host()?;
+        Ok(eta.iter().zip(&self.net.shape().masks).map(|(eta, mask)| mean_weights(eta, mask)).collect())
+    }
+
+    /// The architecture chosen now.
+    pub fn genotype(&self) -> Result<Genotype> {
+        Ok(Genotype::from_weights(self.space(), &self.mean_weights()?))
+    }
+
+    /// The space that is searched.
+    pub fn space(&self) -> SearchSpace {
+        self.config.model.space
+    }
+}
+
+/// Runs `f` and adds its milliseconds to `total_ms`.
+fn timed<T>(total_ms: &mut f64, f: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = f();
+    *total_ms += start.elapsed().as_secs_f64() * 1e3;
+    result
+}
+
+/// The supernet of one stage.
+fn supernet(
+    config: &Config,
+    k: i64,
+    masks: Vec<Mask>,
+    replicas: usize,
+    kind: Kind,
+    device: Device,
+) -> Supernet {
+    let shape = Shape {
+        space: config.model.space,
+        init_channels: config.model.init_channels,
+        layers: config.model.layers as usize,
+        num_classes: config.model.num_classes,
+        k,
+        masks,
+    };
+    let bucket_bytes = (config.run.bucket_mib * 1024.0 * 1024.0) as usize;
+    Supernet::new(shape, Placement { kind, device, channels_last: true, replicas, bucket_bytes })
+}

@@ -1,0 +1,105 @@
+//! Tally: losses and hits of the steps, kept on the device until somebody looks.
+
+use crate::comm::Communicator;
+use crate::error::Result;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// Numbers of one step: means over all its images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measures {
+    /// Cross entropy of the weight step.
+    pub loss: f64,
+    /// Part of its images whose class came first.
+    pub top1: f64,
+    /// Part of its images whose class was among the first five.
+    pub top5: f64,
+    /// Cross entropy of the architecture step, 0 without one.
+    pub architecture_loss: f64,
+    /// Top-1 of the architecture step.
+    pub architecture_top1: f64,
+}
+
+/// Loss, top-1 and top-5 of one batch, as [3] in float64 on the device.
+pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
+    let classes = logits.size()[1];
+    let (_, best) = logits.detach().topk(classes.min(5), 1, true, true);
+    let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
+    let top1 = hits.narrow(1, 0, 1).mean(Kind::Double);
+    let top5 = hits.sum_dim_intlist(1, false, Kind::Double).mean(Kind::Double);
+    Tensor::stack(&[loss.detach().to_kind(Kind::Double), top1, top5], 0)
+}
+
+/// Steps whose numbers nobody has looked at.
+#[derive(Default)]
+pub struct Tally {
+    /// [5] each, mean over this rank's replicas.
+    waiting: Vec<Tensor>,
+}
+
+impl Tally {
+    /// Keeps the numbers of one step: per local replica of the weight step, and of the architecture step if there was one.
+    pub fn add(&mut self, weights: &[Tensor], architecture: &[Tensor]) {
+        let mean = |batches: &[Tensor]| match batches {
+            [] => Tensor::zeros([3], (Kind::Double, Device::Cpu)),
+            batches => Tensor::stack(batches, 0).mean_dim(0, false, Kind::Double),
+        };
+        let weights = mean(weights);
+        let architecture = mean(architecture).to_device(weights.device());
+        self.waiting.push(Tensor::cat(&[weights, architecture.narrow(0, 0, 2)], 0));
+    }
+
+    /// Steps that wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The numbers of all waiting steps, averaged over the ranks, oldest first. Collective.
+    pub fn take(&mut self, comm: &dyn Communicator) -> Result<Vec<Measures>> {
+        if self.waiting.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = Tensor::stack(&std::mem::take(&mut self.waiting), 0);
+        comm.start_mean(&rows)?;
+        comm.finish()?;
+        let rows = Vec::<Vec<f64>>::try_from(rows.to_device(Device::Cpu))?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Measures {
+                loss: row[0],
+                top1: row[1],
+                top5: row[2],
+                architecture_loss: row[3],
+                architecture_top1: row[4],
+            })
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::Solo;
+
+    #[test]
+    fn numbers_of_a_step() {
+        let logits = Tensor::from_slice(&[3.0, 1.0, 2.0, 0.0, 0.0, 5.0]).view([2, 3]);
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        let loss = Tensor::from(1.5);
+        let one = measure(&logits, &labels, &loss);
+        let mut tally = Tally::default();
+        tally.add(&[one.copy(), &one * 3.0], &[]);
+        tally.add(&[one.copy()], &[&one * 2.0]);
+        let measures = tally.take(&Solo).unwrap();
+        assert_eq!(measures.len(), 2);
+        assert_eq!((measures[0].loss, measures[0].top1, measures[0].top5), (3.0, 1.0, 2.0));
+        assert_eq!((measures[1].loss, measures[1].top1, measures[1].top5), (1.5, 0.5, 1.0));
+        assert_eq!((measures[1].architecture_loss, measures[1].architecture_top1), (3.0, 1.0));
+        assert!(tally.is_empty());
+    }
+}
