@@ -81,7 +81,8 @@ fn main() {
                 .expect("backward");
                 cpu_ms() - start
             };
-            (obvious(), stacked());
+            obvious();
+            stacked();
             let (mut slow, mut fast) = (Vec::new(), Vec::new());
             for _ in 0..pairs {
                 slow.push(obvious());

@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn leaves_see_updates_and_gradients_sum() {
-        let bucket = Bucket::new(&[vec![2, 2], vec![3]], Kind::Double, Device::Cpu);
+        let mut bucket = Bucket::new(&[vec![2, 2], vec![3]], Kind::Double, Device::Cpu);
         let leaf = bucket.leaf(1);
         let _ = tch::no_grad(|| bucket.weights.g_add_scalar_(2.0));
         assert_eq!(leaf.double_value(&[0]), 2.0);

@@ -186,7 +186,7 @@ pub struct Slots {
 impl Slots {
     /// `edges`: the position of the out-edge of each slot, below `num_edges`.
     pub fn new(edges: Vec<usize>, num_edges: usize) -> Slots {
-        let whole = edges.len() % num_edges == 0
+        let whole = edges.len().is_multiple_of(num_edges)
             && edges.iter().enumerate().all(|(slot, &edge)| edge == slot % num_edges);
         Slots { edges, num_edges, whole }
     }

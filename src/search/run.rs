@@ -255,13 +255,15 @@ impl<'a> Run<'a> {
         println!("{text}");
         let world = self.world;
         println!(
-            "{} ranks on {} hosts, {} threads each; {} replicas, {} steps; run folder {}",
+            "{} ranks on {} hosts, {} threads each; {} replicas, {} steps; run folder {}\n\
+             interrupted, it goes on with: {}",
             world.size(),
             world.num_hosts(),
             world.threads(),
             self.config.search.replicas,
             self.timeline.num_steps(),
-            self.out.display()
+            self.out.display(),
+            self.command
         );
         let progress = Progress::start(step, self.timeline.num_steps(), self.config.run.log_every);
         Ok(Desk { log, progress })
@@ -367,7 +369,8 @@ impl<'a> Run<'a> {
     /// Reads the losses of the steps since the last look. Collective.
     fn look(&mut self) -> Result<()> {
         let measures = self.tally.take(self.world.communicator())?;
-        for (pending, measures) in std::mem::take(&mut self.pending).into_iter().zip(measures) {
+        let pending = std::mem::take(&mut self.pending);
+        for (pending, measures) in pending.iter().zip(&measures) {
             if !measures.loss.is_finite() || !measures.architecture_loss.is_finite() {
                 return Err(Error::LossNotFinite {
                     step: pending.step,
@@ -375,9 +378,28 @@ impl<'a> Run<'a> {
                     architecture_loss: measures.architecture_loss,
                 });
             }
-            self.count(&pending, &measures)?;
+            self.count(pending, measures)?;
         }
+        self.show(&pending, &measures);
         Ok(())
+    }
+
+    /// Shows the last of some steps, with the means of all of them.
+    fn show(&mut self, pending: &[Pending], measures: &[Measures]) {
+        let (Some(desk), Some(last)) = (&mut self.desk, pending.last()) else { return };
+        let moment = self.timeline.moment(last.step - 1);
+        let mean = |of: fn(&Measures) -> f64| measures.iter().map(of).sum::<f64>() / measures.len() as f64;
+        let images: u64 = pending.iter().map(|step| step.images).sum();
+        desk.progress.step(&Status {
+            stage: moment.stage as u64 + 1,
+            num_stages: self.timeline.stages().len() as u64,
+            epoch: moment.epoch + 1,
+            num_epochs: self.timeline.num_epochs(),
+            step: last.step,
+            loss: mean(|measures| measures.loss),
+            top1: mean(|measures| measures.top1),
+            images_per_s: images as f64 / pending.iter().map(|step| step.wall_s).sum::<f64>(),
+        });
     }
 
     /// Adds one step to the epoch; rank 0 logs it.
@@ -397,7 +419,6 @@ impl<'a> Run<'a> {
         epoch.wall_s += pending.wall_s;
         self.images += pending.images;
         let Some(desk) = &mut self.desk else { return Ok(()) };
-        let images_per_s = pending.images as f64 / pending.wall_s;
         desk.log.write(&Record::Step(StepRecord {
             stage: moment.stage as u64 + 1,
             epoch: moment.epoch + 1,
@@ -408,20 +429,10 @@ impl<'a> Run<'a> {
             architecture_loss: moment.architecture.then_some(measures.architecture_loss),
             lr: self.schedule.lr(moment.epoch),
             eta_lr: if moment.architecture { self.config.eta.lr } else { 0.0 },
-            images_per_s,
+            images_per_s: pending.images as f64 / pending.wall_s,
             data_wait_ms: pending.data_wait_ms,
             reduce_wait_ms: pending.reduce_wait_ms,
         }))?;
-        desk.progress.step(&Status {
-            stage: moment.stage as u64 + 1,
-            num_stages: self.timeline.stages().len() as u64,
-            epoch: moment.epoch + 1,
-            num_epochs: self.timeline.num_epochs(),
-            step: pending.step,
-            loss: measures.loss,
-            top1: measures.top1,
-            images_per_s,
-        });
         Ok(())
     }
 
