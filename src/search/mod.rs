@@ -13,6 +13,7 @@ pub mod tally;
 pub mod timeline;
 
 use crate::comm::Communicator;
+use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Precision, Regulariser};
 use crate::data::{Batch, Loader, normalise};
 use crate::error::Result;
@@ -144,7 +145,7 @@ impl Search {
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<()> {
-        let grad = self.eta.zeros_like();
+        let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
             let (images, labels) = self.prepare(loader.next()?, outcome);
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
@@ -170,6 +171,7 @@ impl Search {
         }
         let coefficient = clip_coefficient(std::iter::once(&grad), self.config.search.grad_clip);
         let _ = grad.g_mul_(&coefficient);
+        let grad = grad.to_kind(self.eta.kind());
         self.adam.step(&mut self.eta, &grad);
         Ok(())
     }

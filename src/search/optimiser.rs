@@ -1,7 +1,7 @@
 //! SGD of the weights, Adam of eta, and the clipping of their gradients; all on flat buffers, no scalar is read back.
 
 use crate::comm::bucket::Bucket;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// What is added to a norm before dividing by it (`torch.nn.utils.clip_grad_norm_`).
 const CLIP_EPS: f64 = 1e-6;
@@ -25,13 +25,14 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// One step with gradients times `coefficient` (see [`clip_coefficient`]); the gradients are used up. Local: every
+    /// One step with gradients times `coefficient` (see [`clip_coefficient`]); the next ones may be added then. Local: every
     /// rank has the same gradients and does the same.
     pub fn step(&self, buckets: &mut [Bucket], coefficient: &Tensor, lr: f64) {
         tch::no_grad(|| {
             for bucket in buckets {
-                let _ = bucket.grads.g_mul_(coefficient).g_add_(&(&bucket.weights * self.weight_decay));
-                let _ = bucket.momentum.g_mul_scalar_(self.momentum).g_add_(&bucket.grads);
+                let grads = (&bucket.grads * coefficient).to_kind(bucket.weights.kind());
+                let grads = grads + &bucket.weights * self.weight_decay;
+                let _ = bucket.momentum.g_mul_scalar_(self.momentum).g_add_(&grads);
                 let _ = bucket.weights.g_sub_(&(&bucket.momentum * lr));
                 bucket.clear();
             }
@@ -74,15 +75,10 @@ impl Adam {
     }
 }
 
-/// One number of a tensor on its device, for `coefficient` when nothing is clipped.
-pub fn one(kind: Kind, device: tch::Device) -> Tensor {
-    Tensor::ones([], (kind, device))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     #[test]
     fn sgd_is_the_textbook_one() {

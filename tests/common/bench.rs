@@ -1,0 +1,227 @@
+//! A place to run searches in: a small packed set, the real program under a real mpirun, and what a run leaves behind.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tch::Tensor;
+
+/// Two stages of two epochs of five steps: 20 steps, the stage changes after the 10th.
+pub const STEPS: u64 = 20;
+pub const STAGE_CHANGE: u64 = 10;
+
+const CONFIG: &str = "
+[model]
+init_channels = 12
+layers = 3
+num_classes = 4
+[data]
+px = 64
+crop_area_min = 0.3
+[search]
+replicas = 4
+global_batch = 32
+architecture_from_epoch = 1
+steps_per_epoch = 5
+[[search.stage]]
+k = 6
+ops_kept = 7
+epochs = 2
+[[search.stage]]
+k = 3
+ops_kept = 4
+epochs = 2
+[weights]
+lr = 0.003
+warmup_epochs = 1
+[run]
+log_every = 3
+compare_every = 4
+checkpoint_every = 100
+time_limit_s = 100
+threads = 1
+";
+
+/// A folder with a packed set (made once per test program) and a configuration.
+pub struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// The one of this test program.
+    pub fn get() -> &'static Bench {
+        static BENCH: OnceLock<Bench> = OnceLock::new();
+        BENCH.get_or_init(|| {
+            let bench = Bench { folder: tempfile::tempdir().unwrap() };
+            std::fs::write(bench.path("search.toml"), CONFIG).unwrap();
+            let run = |arguments: &[&str]| {
+                let output = bench.program().args(arguments).output().unwrap();
+                assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+            };
+            run(&["demo-data", "images", "--classes", "4", "--per-class", "70", "--px", "56..72"]);
+            run(&["split", "images", "--fractions", "0.6,0.3", "--names", "train,valid", "--out", "lists"]);
+            run(&["pack", "images", "train", "--list", "lists/train.txt", "--shard-images", "40"]);
+            run(&["pack", "images", "valid", "--list", "lists/valid.txt"]);
+            bench
+        })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The program itself, in this folder.
+    pub fn program(&self) -> Command {
+        self.at_home(env!("CARGO_BIN_EXE_drnas-dist"))
+    }
+
+    fn at_home(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(self.folder.path())
+            .env("TMPDIR", self.folder.path())
+            // Killed ranks leave their shared memory behind: in this folder, not in /dev/shm.
+            .env("OMPI_MCA_btl_sm_backing_directory", self.folder.path())
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+            .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
+            .env_remove("DRNAS_PROGRESS")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// mpirun of the native parts, or of the path.
+    pub fn mpirun(&self) -> Command {
+        let native = Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/mpirun");
+        let mut command = if native.exists() { self.at_home(native) } else { self.at_home("mpirun") };
+        command.args(["--bind-to", "none"]);
+        command
+    }
+
+    /// The command of a search on `ranks` ranks (0: the program alone, without mpirun) into the folder `run`.
+    pub fn search(&self, ranks: usize, run: &str, more: &[&str]) -> Command {
+        let mut command = if ranks == 0 { self.program() } else { self.mpirun() };
+        if ranks > 0 {
+            command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_drnas-dist")]);
+        }
+        command.args(["search-imagenet", "--config", "search.toml", "--train", "train", "--valid", "valid"]);
+        command.args(["--out", run]).args(more);
+        command
+    }
+
+    /// Runs a search that has to end well.
+    pub fn searched(&self, ranks: usize, run: &str, more: &[&str]) -> Run {
+        let output = finish(self.search(ranks, run, more), Duration::from_secs(300));
+        assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", said(&output));
+        self.run(run)
+    }
+
+    pub fn run(&self, run: &str) -> Run {
+        Run { folder: self.path(run) }
+    }
+}
+
+/// What a run left behind.
+pub struct Run {
+    pub folder: PathBuf,
+}
+
+impl Run {
+    /// The lines of the log, without what a clock gave.
+    pub fn log(&self) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(self.folder.join("metrics.jsonl")).unwrap();
+        text.lines()
+            .map(|line| {
+                let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+                let fields = line.as_object_mut().unwrap();
+                for clock in ["images_per_s", "data_wait_ms", "reduce_wait_ms", "wall_s", "ranks"] {
+                    fields.remove(clock);
+                }
+                line
+            })
+            .collect()
+    }
+
+    /// A number of every step.
+    pub fn of_steps(&self, name: &str) -> Vec<f64> {
+        let steps = self.log().into_iter().filter(|line| line["event"] == "step");
+        steps.filter_map(|line| line[name].as_f64()).collect()
+    }
+
+    pub fn genotype(&self) -> String {
+        std::fs::read_to_string(self.folder.join("genotype.json")).unwrap()
+    }
+
+    /// Steps that have a whole checkpoint, in order.
+    pub fn checkpoints(&self) -> Vec<u64> {
+        let mut steps = drnas_dist::checkpoint::list(&self.folder.join("checkpoints")).unwrap_or_default();
+        steps.sort();
+        steps
+    }
+
+    /// The tensors after step `step`.
+    pub fn state(&self, step: u64) -> BTreeMap<String, Tensor> {
+        let saved = drnas_dist::checkpoint::read(&self.folder.join("checkpoints"), step).unwrap();
+        saved.tensors.into_iter().collect()
+    }
+}
+
+/// Asserts that two runs ended with the same bits.
+pub fn assert_same_end(ours: &Run, theirs: &Run) {
+    let (a, b) = (ours.state(STEPS), theirs.state(STEPS));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, tensor) in &a {
+        assert!(tensor.equal(&b[name]), "{name} differs");
+    }
+    assert_eq!(ours.genotype(), theirs.genotype());
+    assert_eq!(ours.log(), theirs.log());
+}
+
+/// Runs a command to its end, killing it when it takes longer than `limit`.
+pub fn finish(mut command: Command, limit: Duration) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let id = child.id();
+    let (done, waiting) = std::sync::mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if waiting.recv_timeout(limit).is_err_and(|why| why == std::sync::mpsc::RecvTimeoutError::Timeout) {
+            signal(id, "KILL");
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(done);
+    watch.join().unwrap();
+    output
+}
+
+/// Both streams of a program.
+pub fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+pub fn signal(id: u32, name: &str) {
+    Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().unwrap();
+}
+
+/// Kills a running search for good: mpirun and every rank that it started, none of which can do a thing about it.
+pub fn kill_all(mut child: Child, run: &Path) {
+    signal(child.id(), "KILL");
+    // Ranks are known by the folder they write to.
+    let mark = run.file_name().unwrap().to_str().unwrap();
+    let ours = |id: u32| {
+        let text = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = text.split(|byte| *byte == 0).collect();
+        words.contains(&b"search-imagenet".as_slice()) && words.contains(&mark.as_bytes())
+    };
+    let living = || -> Vec<u32> {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|&id| ours(id)).collect()
+    };
+    living().into_iter().for_each(|id| signal(id, "KILL"));
+    child.wait().unwrap();
+    let start = Instant::now();
+    while !living().is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(20), "killed ranks are still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,239 @@
+//! Whole searches: any number of ranks gives the same result; interrupted ones end as if they had not been.
+
+#[path = "common/bench.rs"]
+mod bench;
+
+use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
+use drnas_dist::config::Config;
+use drnas_dist::launch::World;
+use drnas_dist::search::Search;
+use drnas_dist::search::timeline::Timeline;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// Relative distance of two tensors.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    let norm = |x: Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
+    let size = norm(b.shallow_clone());
+    let off = norm(a.to_kind(Kind::Double) - b.to_kind(Kind::Double));
+    if off == 0.0 { 0.0 } else { off / size }
+}
+
+/// Losses within `losses`, weights and eta within `state`, relative; the same architecture.
+fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
+    for name in ["loss", "architecture_loss"] {
+        let (a, b) = (ours.of_steps(name), theirs.of_steps(name));
+        assert_eq!((a.len(), b.len()), if name == "loss" { (20, 20) } else { (10, 10) });
+        for (step, (a, b)) in a.iter().zip(&b).enumerate() {
+            assert!((a - b).abs() <= losses * b.abs(), "{name} {step}: {a} and {b}");
+        }
+    }
+    let (a, b) = (ours.state(STEPS), theirs.state(STEPS));
+    // All weights as one vector: single tensors can be next to nothing.
+    let all = |state: &std::collections::BTreeMap<String, Tensor>| {
+        let weights = state.iter().filter(|(name, _)| name.starts_with("weights/"));
+        Tensor::cat(&weights.map(|(_, tensor)| tensor.reshape([-1])).collect::<Vec<_>>(), 0)
+    };
+    println!("weights {:e}, eta {:e}", distance(&all(&a), &all(&b)), distance(&a["eta"], &b["eta"]));
+    assert!(distance(&all(&a), &all(&b)) <= state, "weights: {}", distance(&all(&a), &all(&b)));
+    assert!(distance(&a["eta"], &b["eta"]) <= state, "eta: {}", distance(&a["eta"], &b["eta"]));
+    assert_eq!(ours.genotype(), theirs.genotype());
+}
+
+#[test]
+fn any_number_of_ranks_gives_the_same_search() {
+    let bench = Bench::get();
+    let one = bench.searched(0, "float-1", &[]);
+    for ranks in [2, 4] {
+        let several = bench.searched(ranks, &format!("float-{ranks}"), &[]);
+        assert_agree(&several, &one, 1e-4, 1e-3);
+    }
+    // Rounding aside, they are equal.
+    let double = ["--set", "precision=float64"];
+    let one = bench.searched(1, "double-1", &double);
+    for ranks in [2, 4] {
+        let several = bench.searched(ranks, &format!("double-{ranks}"), &double);
+        assert_agree(&several, &one, 1e-9, 1e-9);
+    }
+    let losses = one.of_steps("loss");
+    assert!(losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(), "it learns: {losses:?}");
+}
+
+#[test]
+fn a_shared_theta_is_another_search() {
+    let bench = Bench::get();
+    let shared = ["--set", "search.theta=shared", "--set", "precision=float64"];
+    let one = bench.searched(0, "shared-1", &shared);
+    let two = bench.searched(2, "shared-2", &shared);
+    assert_agree(&two, &one, 1e-9, 1e-9);
+    let own = bench.searched(0, "own-1", &["--set", "precision=float64"]);
+    assert_ne!(one.of_steps("loss"), own.of_steps("loss"));
+}
+
+#[test]
+fn killed_and_resumed_equals_never_stopped() {
+    let bench = Bench::get();
+    let whole = bench.searched(2, "whole", &["--set", "run.checkpoint_every=1"]);
+    let again = bench.searched(2, "again", &["--set", "run.checkpoint_every=7"]);
+    assert_same_end(&again, &whole);
+    // In the middle of an epoch, before eta moves and after, just before, at and after the stage change.
+    for kill_after in [2, 7, STAGE_CHANGE - 1, STAGE_CHANGE, STAGE_CHANGE + 1, 18] {
+        let name = format!("killed-{kill_after}");
+        let more = ["--set", "run.checkpoint_every=1", "--resume"];
+        let mut command = bench.search(2, &name, &more);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let run = bench.run(&name);
+        let start = Instant::now();
+        while run.checkpoints().last().is_none_or(|&step| step < kill_after) {
+            assert!(start.elapsed() < Duration::from_secs(200), "no checkpoint after step {kill_after}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        kill_all(child, &run.folder);
+        let found = run.checkpoints();
+        println!("killed after step {kill_after} was saved; whole checkpoints: {found:?}");
+        assert!(!run.folder.join("genotype.json").exists(), "it was killed before the end");
+        let output = finish(bench.search(2, &name, &more), Duration::from_secs(300));
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(said(&output).contains("resumed after step"), "{}", said(&output));
+        assert_same_end(&run, &whole);
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_skipped() {
+    let bench = Bench::get();
+    let every = ["--set", "run.checkpoint_every=3"];
+    let whole = bench.searched(0, "undamaged", &every);
+    bench.searched(0, "damaged", &every);
+    let run = bench.run("damaged");
+    let steps = run.checkpoints();
+    assert_eq!(steps, [15, 18, 20], "the newest three are kept");
+    let newest = run.folder.join("checkpoints/step-000000020/state.safetensors");
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    std::fs::remove_file(run.folder.join("genotype.json")).unwrap();
+    let output = finish(bench.search(0, "damaged", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("warning: "), "{}", said(&output));
+    assert!(said(&output).contains("resumed after step 18"), "{}", said(&output));
+    assert_same_end(&run, &whole);
+}
+
+#[test]
+fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
+    let bench = Bench::get();
+    let whole = bench.searched(0, "uninterrupted", &[]);
+    let child = bench.search(0, "interrupted", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = bench.run("interrupted");
+    let start = Instant::now();
+    let logged = || std::fs::read_to_string(run.folder.join("metrics.jsonl")).unwrap_or_default();
+    while !logged().contains("\"step\":3,") {
+        assert!(start.elapsed() < Duration::from_secs(100));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    signal(child.id(), "INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    let command = "drnas-dist search-imagenet --config search.toml --train train --valid valid --out interrupted --resume";
+    assert!(said(&output).contains(command), "{}", said(&output));
+    let steps = run.checkpoints();
+    assert!(steps.len() == 1 && steps[0] < STEPS, "{steps:?}");
+    let output = finish(bench.search(0, "interrupted", &["--resume"]), Duration::from_secs(300));
+    assert!(output.status.success(), "{}", said(&output));
+    assert_same_end(&run, &whole);
+}
+
+#[test]
+fn what_cannot_go_well_is_refused_before_the_first_step() {
+    let bench = Bench::get();
+    bench.searched(0, "first", &["--set", "search.stage.2.epochs=2"]);
+    let refused = |ranks: usize, run: &str, more: &[&str], words: &[&str]| {
+        let output = finish(bench.search(ranks, run, more), Duration::from_secs(100));
+        assert!(!output.status.success(), "{more:?} was accepted: {}", said(&output));
+        for word in words {
+            assert!(said(&output).contains(word), "{more:?}: '{word}' is not in {}", said(&output));
+        }
+    };
+    refused(0, "first", &[], &["first holds a run already", "--resume"]);
+    refused(0, "first", &["--resume", "--set", "weights.lr=0.02"], &["lr = 0.003", "now it is lr = 0.02"]);
+    refused(0, "first", &["--resume", "--train", "valid"], &["cannot be used multiple times"]);
+    refused(3, "three", &[], &["3 ranks cannot share search.replicas = 4"]);
+    refused(0, "classes", &["--set", "model.num_classes=7"], &["4 classes", "model.num_classes is 7"]);
+    refused(0, "large", &["--set", "search.global_batch=400"], &["168", "400"]);
+    refused(0, "nan", &["--set", "weights.lr=1e30"], &["step ", "the loss is", "weights.lr"]);
+    assert!(!bench.path("three").exists() && !bench.path("classes").exists());
+
+    // Other data under the same names.
+    std::fs::rename(bench.path("first"), bench.path("moved")).unwrap();
+    let mut command = bench.program();
+    command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "train"]);
+    let output = finish_with(command, &["--out", "moved", "--resume"]);
+    assert!(said(&output).contains("the run began with --train with content"), "{}", said(&output));
+}
+
+fn finish_with(mut command: std::process::Command, more: &[&str]) -> std::process::Output {
+    command.args(more);
+    finish(command, Duration::from_secs(100))
+}
+
+#[test]
+fn ranks_that_were_started_differently_are_told() {
+    let bench = Bench::get();
+    let mut command = bench.mpirun();
+    for (index, seed) in ["seed=1", "seed=2"].iter().enumerate() {
+        if index > 0 {
+            command.arg(":");
+        }
+        command.args(["-n", "1", env!("CARGO_BIN_EXE_drnas-dist"), "search-imagenet", "--config", "search.toml"]);
+        command.args(["--train", "train", "--valid", "valid", "--out", "mixed", "--set", seed]);
+    }
+    let output = finish(command, Duration::from_secs(100));
+    assert!(!output.status.success());
+    assert!(said(&output).contains("rank 1 and rank 0 do not have the same configuration"), "{}", said(&output));
+    assert!(!bench.path("mixed").exists());
+}
+
+// -- a rank that computes wrongly ----------------------------------------------------------------------------------
+
+const SCENE: &str = "DRNAS_TEST_SCENE";
+
+/// What each rank runs: a search of which rank 2 loses one bit of eta.
+#[test]
+#[ignore = "another test starts it under mpirun"]
+fn rank_program() {
+    if std::env::var(SCENE).is_err() {
+        return;
+    }
+    let world = World::start(Duration::from_secs(60), Some(1)).expect("a world");
+    let mut config = Config::default();
+    (config.model.init_channels, config.model.layers, config.search.replicas) = (12, 3, 3);
+    let timeline = Timeline::new(&config, 10);
+    let mut search = Search::new(&config, timeline, world.rank()..world.rank() + 1, Device::Cpu);
+    let outcome = search.compare_ranks(world.communicator()).and_then(|()| {
+        println!("equal at first");
+        if world.rank() == 2 {
+            let eta = search.eta_mut();
+            let value = eta.double_value(&[1, 13, 6]) as f32;
+            let _ = eta.get(1).get(13).narrow(0, 6, 1).fill_(f64::from(f32::from_bits(value.to_bits() ^ 1)));
+        }
+        search.compare_ranks(world.communicator())
+    });
+    world.end(outcome).expect("only a world of one comes here");
+}
+
+#[test]
+fn one_wrong_bit_on_one_rank_ends_the_run() {
+    let bench = Bench::get();
+    let mut command = bench.mpirun();
+    command.args(["-n", "3"]).arg(std::env::current_exe().unwrap());
+    command.args(["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"]);
+    command.env(SCENE, "1");
+    let output = finish(command, Duration::from_secs(100));
+    assert!(!output.status.success());
+    let said = said(&output);
+    assert!(said.contains("equal at first"), "{said}");
+    assert!(said.contains("after step 0 ranks [2] of 3 hold other weights, eta or masks"), "{said}");
+}
