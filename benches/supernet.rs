@@ -7,7 +7,7 @@
 mod naive;
 
 use drnas_dist::net::params::Named;
-use drnas_dist::net::supernet::{Placement, Shape, Supernet};
+use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;
 use tch::{Device, Kind, Tensor};
@@ -66,14 +66,14 @@ fn main() {
             let obvious = || {
                 let start = cpu_ms();
                 let naive = Naive { shape: &shape, weights: &weights, running: &running };
-                let loss = naive.logits(&images, &theta).cross_entropy_for_logits(&labels);
+                let loss = cross_entropy(&naive.logits(&images, &theta), &labels);
                 std::hint::black_box(Tensor::run_backward(&[&loss], &leaves, false, false));
                 cpu_ms() - start
             };
             let stacked = || {
                 let start = cpu_ms();
                 let tape = net.forward(&images, &theta, 0);
-                let loss = tape.logits().cross_entropy_for_logits(&labels);
+                let loss = cross_entropy(tape.logits(), &labels);
                 tape.backward(&loss, |_, grads| {
                     std::hint::black_box(grads);
                     Ok(())

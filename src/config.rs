@@ -167,7 +167,7 @@ pub struct Eta {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Run {
-    /// Steps between two lines when the output is not a terminal.
+    /// Steps between two looks at the losses: the progress moves, the log gets its lines, a NaN ends the run.
     pub log_every: u64,
     /// Steps between comparisons of the hash of eta, masks and weights over the ranks.
     pub compare_every: u64,
@@ -177,7 +177,7 @@ pub struct Run {
     pub checkpoints_kept: usize,
     /// Size of a gradient bucket, MiB: what travels at once while backward goes on.
     pub bucket_mib: f64,
-    /// libtorch threads per rank; 0 = automatic.
+    /// libtorch threads per rank; 0 = automatic. Another number adds in another order: results differ by rounding.
     pub threads: usize,
     /// A collective that takes longer ends the run, seconds.
     pub time_limit_s: f64,
@@ -261,7 +261,7 @@ impl Default for Run {
             checkpoints_kept: 3,
             bucket_mib: 1.0,
             threads: 0,
-            time_limit_s: 120.0,
+            time_limit_s: 300.0,
         }
     }
 }

@@ -185,9 +185,12 @@ pub enum Error {
     },
     /// Fewer images than one global batch.
     #[error(
-        "the set has {images} images, one global batch needs {global_batch} ({num_replicas} replicas x {batch}); use a smaller batch or more images"
+        "{}: the set has {images} images, one global batch needs {global_batch} ({num_replicas} replicas x {batch}); use a smaller batch or more images",
+        set.display()
     )]
     SetTooSmall {
+        /// Folder of the set.
+        set: PathBuf,
         /// Images of the set.
         images: usize,
         /// Images of a step over all replicas.
@@ -395,9 +398,38 @@ pub enum Error {
         of: usize,
     },
 
+    /// Weights or eta that are not numbers, or infinite.
+    #[error(
+        "after step {step} the {what} are no longer finite, the checkpoint is not written; begin another run with a lower weights.lr or longer weights.warmup_epochs"
+    )]
+    StateNotFinite {
+        /// Steps done.
+        step: u64,
+        /// "weights" or "eta".
+        what: &'static str,
+    },
+
+    /// The weights and the architecture would be trained on the same images.
+    #[error("--train {} and --valid {} hold the same images; eta has to be trained on images that the weights do not see (`drnas-dist split` makes two lists)", train.display(), valid.display())]
+    SameSets {
+        /// Shards of the weights.
+        train: PathBuf,
+        /// Shards of eta.
+        valid: PathBuf,
+    },
+
+    /// `--resume` where there are checkpoints, but none that can be read.
+    #[error("none of the {count} checkpoints in {} can be read (see the warnings); restore one, or remove the folder to begin again", folder.display())]
+    NoGoodCheckpoint {
+        /// The folder of checkpoints.
+        folder: PathBuf,
+        /// Checkpoints looked at.
+        count: usize,
+    },
+
     /// A loss that is not a number, or infinite.
     #[error(
-        "step {step}: the loss is {loss} (weights), {architecture_loss} (architecture); lower weights.lr or lengthen weights.warmup_epochs, and go on from the newest checkpoint with --resume"
+        "step {step}: the loss is {loss} (weights), {architecture_loss} (architecture); begin another run with a lower weights.lr or longer weights.warmup_epochs"
     )]
     LossNotFinite {
         /// The step, from 1.
@@ -453,9 +485,6 @@ pub enum Error {
         what: String,
     },
 
-    /// A signal ended the run in good order: not a failure, exit code 130.
-    #[error("interrupted")]
-    Interrupted,
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

@@ -1,7 +1,7 @@
 //! drnas-dist: Dirichlet neural architecture search (DrNAS, ICLR 2021) over many ranks.
 //!
-//! One direction: cli -> config -> launch -> data -> space -> net -> search -> report; a file uses only what stands
-//! before it.
+//! One direction: cli -> config -> launch -> data -> space -> net -> search -> report -> run; a file uses only what
+//! stands before it, but for the plain types of `space` (in the configuration) and `comm::bucket` (the network's buffers).
 
 pub mod checkpoint;
 pub mod cli;
@@ -15,6 +15,7 @@ pub mod launch;
 pub mod net;
 pub mod random;
 pub mod report;
+pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod space;
@@ -44,7 +45,7 @@ fn search_imagenet(args: &SearchArgs) -> Result<()> {
     let config = Config::load(&args.config, &args.sets)?;
     let threads = (config.run.threads > 0).then_some(config.run.threads);
     let world = World::start(Duration::from_secs_f64(config.run.time_limit_s), threads)?;
-    let outcome = search::run::run(&config, args, &world);
+    let outcome = run::run(&config, args, &world);
     world.end(outcome)
 }
 

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(drnas_dist::Error::Interrupted) => ExitCode::from(130),
         Err(error) => {
             eprintln!("error: {}", chain(&error));
             ExitCode::FAILURE

@@ -2,7 +2,7 @@
 //!
 //! The cosine is the closed form. The published ImageNet search steps PyTorch's recursive form and overwrites the rate
 //! by hand during warm-up, so that all its later rates are 2 / (1 + cos(4 pi / 50)) = 1.016 times these; the rates that
-//! its authors meant, and that `tests/schedules.json` lists, are the closed ones.
+//! its authors meant, and that `tests/golden/schedules.json` lists, are the closed ones.
 
 use crate::config::Config;
 use std::f64::consts::PI;

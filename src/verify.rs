@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::net::ops::Mode;
 use crate::net::params::Named;
-use crate::net::supernet::{Placement, Shape, Supernet};
+use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::net::widen::{Copied, Indices, widen, widen_running};
 use crate::schedule::{Decay, Schedule};
 use crate::search::dirichlet::{self, Sample};
@@ -75,10 +75,16 @@ impl fmt::Display for Outcome {
 pub fn verify(path: &Path) -> Result<Outcome> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
     if name.ends_with(".json") {
-        return if name.starts_with("schedules") {
-            schedules(path).map(Outcome::Compared)
-        } else {
-            Ok(Outcome::NotYet(format!("{name}: figures of the final networks")))
+        std::fs::read(path).map_err(Error::io("read", path))?;
+        return match &name {
+            name if name.starts_with("schedules") => schedules(path).map(Outcome::Compared),
+            name if name.starts_with("eval_") => {
+                Ok(Outcome::NotYet(format!("{name}: figures of the final networks")))
+            }
+            _ => Err(Error::Golden {
+                path: path.display().to_string(),
+                what: "not a golden file: schedules*.json or *.safetensors is expected".into(),
+            }),
         };
     }
     let golden = Golden::read(path)?;
@@ -233,7 +239,7 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
     let logits = tape.logits().shallow_clone();
     findings
         .push(Comparison::new("logits, training", VALUES, 0.0).one(&logits, golden.tensor("logits.train")?));
-    let loss = logits.cross_entropy_for_logits(labels);
+    let loss = cross_entropy(&logits, labels);
     findings.push(Comparison::new("loss", VALUES, 0.0).one(&loss, golden.tensor("loss")?));
     let mut gradients: Vec<(usize, Vec<Tensor>)> = Vec::new();
     tape.backward(&loss, |bucket, grads| {
@@ -266,7 +272,7 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
 
     net.load(&weights)?;
     let leaves: Vec<Tensor> = theta.iter().map(|theta| theta.detach().set_requires_grad(true)).collect();
-    let loss = net.logits(images, &leaves, Mode::Train, 0).cross_entropy_for_logits(labels);
+    let loss = cross_entropy(&net.logits(images, &leaves, Mode::Train, 0), labels);
     let grads = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
     let mut comparison = Comparison::new("gradients of theta", GRADIENTS, 1e-5 * largest);
     for (table, grad) in space.tables().iter().zip(&grads) {

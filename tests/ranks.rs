@@ -420,7 +420,7 @@ fn a_rank_that_never_arrives_is_told_by_all_others_within_the_limit() {
         &[
             "stalled 0 within true",
             "stalled 1 within true",
-            "in operation 3 (1 means (1000000 Float))",
+            "in operation 3 (1 means of 1000000 (1000000 Float))",
             "rank 0 on ",
         ],
     );
@@ -461,7 +461,11 @@ fn ranks_that_do_different_things_are_told_so() {
         ],
     );
     at_once(&ended);
-    at_once(&bad("lengths", 2, &["rank 0: 1 means (100000 Float); rank 1: 1 means (99999 Float)"]));
+    at_once(&bad(
+        "lengths",
+        2,
+        &["rank 0: 1 means of 100000 (100000 Float); rank 1: 1 means of 99999 (99999 Float)"],
+    ));
     at_once(&bad("early", 2, &["rank 0: end of the run; rank 1: barrier"]));
 }
 

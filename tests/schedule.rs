@@ -7,7 +7,7 @@ use drnas_dist::Config;
 use drnas_dist::schedule::{Decay, Schedule};
 
 fn golden(name: &str) -> Vec<f64> {
-    let all: serde_json::Value = serde_json::from_str(include_str!("schedules.json")).unwrap();
+    let all: serde_json::Value = serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
     serde_json::from_value(all[name].clone()).unwrap()
 }
 
@@ -35,6 +35,6 @@ fn published_schedules_are_met() {
         "imagenet_eval_linear_0.5_250_warmup5",
         Schedule { lr: 0.5, epochs: 250, warmup_epochs: 5, decay: Decay::Linear },
     );
-    let all: serde_json::Map<_, _> = serde_json::from_str(include_str!("schedules.json")).unwrap();
+    let all: serde_json::Map<_, _> = serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
     assert_eq!(all.len(), 5, "a series of the file is not compared");
 }

@@ -115,7 +115,8 @@ fn a_damaged_checkpoint_is_skipped() {
     bytes[middle] ^= 1;
     std::fs::write(&newest, bytes).unwrap();
     std::fs::remove_file(run.folder.join("genotype.json")).unwrap();
-    let output = finish(bench.search(0, "damaged", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
+    let output =
+        finish(bench.search(0, "damaged", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("warning: "), "{}", said(&output));
     assert!(said(&output).contains("resumed after step 18"), "{}", said(&output));
@@ -123,10 +124,58 @@ fn a_damaged_checkpoint_is_skipped() {
 }
 
 #[test]
+fn nothing_of_an_old_run_is_lost_by_resuming() {
+    let bench = Bench::get();
+    let resume = |run: &str| finish(bench.search(0, run, &["--resume"]), Duration::from_secs(300));
+    // A finished run is shown, not touched.
+    let run = bench.searched(0, "done", &[]);
+    let files = |run: &Run| {
+        ["metrics.jsonl", "report.txt", "genotype.json"]
+            .map(|name| std::fs::read(run.folder.join(name)).unwrap())
+    };
+    let before = files(&run);
+    let output = resume("done");
+    assert!(output.status.success() && said(&output).contains("this run has finished"), "{}", said(&output));
+    assert_eq!(files(&run), before);
+    // With no checkpoint that can be read it does not begin again by itself.
+    for step in run.checkpoints() {
+        let marker = run.folder.join(format!("checkpoints/step-{step:09}/DONE"));
+        std::fs::write(marker, "{}").unwrap();
+    }
+    let output = resume("done");
+    assert!(!output.status.success());
+    assert!(
+        said(&output).contains("checkpoints can be read") || said(&output).contains("can be read"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(files(&run), before);
+    // A run that was killed before its first checkpoint begins again, with one log.
+    std::fs::create_dir_all(bench.path("early")).unwrap();
+    std::fs::write(bench.path("early/metrics.jsonl"), "{\"event\":\"stage\",\"step\":0}\n").unwrap();
+    let output = resume("early");
+    assert!(output.status.success(), "{}", said(&output));
+    assert_same_end(&bench.run("early"), &bench.searched(0, "early-whole", &[]));
+}
+
+#[test]
+fn without_clipping_it_learns_too() {
+    let bench = Bench::get();
+    let run = bench.searched(0, "unclipped", &["--set", "search.grad_clip=0"]);
+    assert_ne!(
+        run.of_steps("loss"),
+        bench.searched(0, "clipped", &["--set", "search.grad_clip=0.1"]).of_steps("loss")
+    );
+    let losses = run.of_steps("loss");
+    assert!(losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(), "it learns: {losses:?}");
+}
+
+#[test]
 fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
     let bench = Bench::get();
     let whole = bench.searched(0, "uninterrupted", &[]);
-    let child = bench.search(0, "interrupted", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child =
+        bench.search(0, "interrupted", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let run = bench.run("interrupted");
     let start = Instant::now();
     let logged = || std::fs::read_to_string(run.folder.join("metrics.jsonl")).unwrap_or_default();
@@ -166,6 +215,16 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
     refused(0, "nan", &["--set", "weights.lr=1e30"], &["step ", "the loss is", "weights.lr"]);
     assert!(!bench.path("three").exists() && !bench.path("classes").exists());
 
+    // The same images on both sides.
+    let mut command = bench.program();
+    command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "valid"]);
+    let output = finish_with(command, &["--out", "same"]);
+    assert!(
+        said(&output).contains("--train valid and --valid valid hold the same images"),
+        "{}",
+        said(&output)
+    );
+
     // Other data under the same names.
     std::fs::rename(bench.path("first"), bench.path("moved")).unwrap();
     let mut command = bench.program();
@@ -187,12 +246,23 @@ fn ranks_that_were_started_differently_are_told() {
         if index > 0 {
             command.arg(":");
         }
-        command.args(["-n", "1", env!("CARGO_BIN_EXE_drnas-dist"), "search-imagenet", "--config", "search.toml"]);
+        command.args([
+            "-n",
+            "1",
+            env!("CARGO_BIN_EXE_drnas-dist"),
+            "search-imagenet",
+            "--config",
+            "search.toml",
+        ]);
         command.args(["--train", "train", "--valid", "valid", "--out", "mixed", "--set", seed]);
     }
     let output = finish(command, Duration::from_secs(100));
     assert!(!output.status.success());
-    assert!(said(&output).contains("rank 1 and rank 0 do not have the same configuration"), "{}", said(&output));
+    assert!(
+        said(&output).contains("rank 1 and rank 0 do not have the same configuration"),
+        "{}",
+        said(&output)
+    );
     assert!(!bench.path("mixed").exists());
 }
 

@@ -4,7 +4,7 @@
 mod naive;
 
 use drnas_dist::net::params::Named;
-use drnas_dist::net::supernet::{Placement, Shape, Supernet};
+use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use drnas_dist::net::widen::{draw_indices, widen, widen_running};
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::space::{Mask, SearchSpace};
@@ -64,7 +64,7 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
         .collect();
     let running = net.params.export_running(0);
     let theirs = Naive { shape: &shape, weights: &weights, running: &running }.logits(&images, &theta);
-    let loss = theirs.cross_entropy_for_logits(&labels);
+    let loss = cross_entropy(&theirs, &labels);
     let leaves: Vec<&Tensor> = weights.values().chain(&theta).collect();
     let grads = Tensor::run_backward(&[&loss], &leaves, false, false);
 
@@ -73,7 +73,7 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
     assert!(relative(&ours, &theirs, 0.0) < 1e-11, "logits");
     let mut order = Vec::new();
     let mut found = Vec::new();
-    tape.backward(&ours.cross_entropy_for_logits(&labels), |bucket, grads| {
+    tape.backward(&cross_entropy(&ours, &labels), |bucket, grads| {
         order.push(bucket);
         found.push((bucket, grads));
         Ok(())
@@ -101,8 +101,7 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
     }
 
     net.params.import_running(0, &running).unwrap();
-    let loss =
-        net.logits(&images, &theta, drnas_dist::net::ops::Mode::Train, 0).cross_entropy_for_logits(&labels);
+    let loss = cross_entropy(&net.logits(&images, &theta, drnas_dist::net::ops::Mode::Train, 0), &labels);
     let ours = Tensor::run_backward(&[&loss], &theta, false, false);
     for (ours, theirs) in ours.iter().zip(&grads[weights.len()..]) {
         assert!(relative(ours, theirs, floor) < 1e-9, "gradient of theta");

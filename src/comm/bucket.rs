@@ -17,12 +17,12 @@ pub fn sum_kind(kind: Kind, device: Device) -> Kind {
 
 /// Flat buffers, all of one length.
 pub struct Bucket {
-    /// Weights, [num_elements].
+    /// Weights, `[num_elements]`.
     pub weights: Tensor,
-    /// Gradient, summed over the replicas of this rank, then averaged over the ranks; [num_elements], of the kind in
+    /// Gradient, summed over the replicas of this rank, then averaged over the ranks; `[num_elements]`, of the kind in
     /// which sums are made.
     pub grads: Tensor,
-    /// SGD momentum, [num_elements].
+    /// SGD momentum, `[num_elements]`.
     pub momentum: Tensor,
     /// Where each parameter lies: offset and shape.
     places: Vec<(i64, Vec<i64>)>,

@@ -39,7 +39,7 @@ pub struct Mpi {
     number: Cell<u64>,
     lost: Cell<bool>,
     means: RefCell<Vec<Mean>>,
-    /// Receive buffers by their place between two `finish`, kept from step to step.
+    /// Receive buffers that no mean uses now, kept from step to step.
     sums: RefCell<Vec<Tensor>>,
 }
 
@@ -233,7 +233,7 @@ impl Communicator for Mpi {
         in_host_memory("mean", buffer)?;
         let kind = buffer.f_kind()?;
         let mut means = self.means.borrow_mut();
-        let sum = self.sum_buffer(means.len(), buffer.numel(), kind)?;
+        let sum = self.sum_buffer(buffer.numel(), kind)?;
         let mut mean = Mean {
             buffer: buffer.shallow_clone(),
             flight: Flight::new(vec![buffer.shallow_clone(), sum.shallow_clone()]),
@@ -278,7 +278,7 @@ impl Communicator for Mpi {
             let flat = tch::no_grad(|| mean.buffer.f_view([-1]))?;
             let _ = tch::no_grad(|| mean.sum.f_div_out(&flat, &size))?;
         }
-        means.clear();
+        self.sums.borrow_mut().extend(means.drain(..).map(|mean| mean.sum));
         Ok(())
     }
 
@@ -336,15 +336,13 @@ impl Communicator for Mpi {
 }
 
 impl Mpi {
-    /// The receive buffer of the `place`th mean since the last `finish`.
-    fn sum_buffer(&self, place: usize, length: usize, kind: Kind) -> Result<Tensor> {
+    /// A receive buffer, one kept from an earlier mean if it fits. A mean that ends gives its buffer back.
+    fn sum_buffer(&self, length: usize, kind: Kind) -> Result<Tensor> {
         let mut sums = self.sums.borrow_mut();
-        let fits = |sum: &Tensor| sum.numel() == length && sum.kind() == kind;
-        if !sums.get(place).is_some_and(fits) {
-            sums.truncate(place);
-            sums.push(Tensor::f_empty([length as i64], (kind, Device::Cpu))?);
+        match sums.iter().position(|sum| sum.numel() == length && sum.kind() == kind) {
+            Some(at) => Ok(sums.swap_remove(at)),
+            None => Ok(Tensor::f_empty([length as i64], (kind, Device::Cpu))?),
         }
-        Ok(sums[place].shallow_clone())
     }
 }
 
@@ -363,11 +361,13 @@ pub(crate) fn end_all(code: i32) -> ! {
     }
 }
 
-/// "3 means (1200 Float, 40 Float, 7 Double)": equal on ranks that do the same.
+/// "3 means of 1247 (1200 Float, 40 Float, 7 Double)": equal on ranks that do the same.
 fn describe(means: &[Mean]) -> String {
     let lengths: Vec<_> =
         (means.iter()).map(|mean| format!("{} {:?}", mean.sum.numel(), mean.sum.kind())).collect();
-    format!("{} means ({})", means.len(), lengths.join(", "))
+    let total: usize = means.iter().map(|mean| mean.sum.numel()).sum();
+    // The total first: long texts are cut where ranks compare them.
+    format!("{} means of {total} ({})", means.len(), lengths.join(", "))
 }
 
 /// Each description once, with the first rank that gave it.

@@ -77,18 +77,25 @@ struct Shared {
     num_started: AtomicU64,
 }
 
+impl LoaderSpec {
+    /// The order in which the stream serves `set`.
+    pub fn order(&self, set: &ShardSet) -> Order {
+        Order {
+            num_samples: set.len(),
+            num_replicas: self.num_replicas,
+            batch: self.batch,
+            seed: self.seed,
+            stream: self.stream,
+        }
+    }
+}
+
 impl Loader {
     /// Starts to decode from global step `step` (counted from 0 over the whole run) on.
     /// Errors: a set smaller than one global batch, replicas that are not of the run.
     pub fn open(set: Arc<ShardSet>, spec: LoaderSpec, pool: &DecodePool, step: u64) -> Result<Loader> {
-        let order = Order {
-            num_samples: set.len(),
-            num_replicas: spec.num_replicas,
-            batch: spec.batch,
-            seed: spec.seed,
-            stream: spec.stream,
-        };
-        order.check()?;
+        let order = spec.order(&set);
+        order.check(set.dir())?;
         if spec.replicas.is_empty() || spec.replicas.end > spec.num_replicas {
             let (served, all) = (&spec.replicas, spec.num_replicas);
             return Err(Error::LoaderSpec(format!(

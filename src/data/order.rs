@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::ops::Range;
+use std::path::Path;
 
 /// The order of the samples of one stream over the whole run.
 ///
@@ -24,14 +25,15 @@ pub struct Order {
 }
 
 impl Order {
-    /// Errors: nothing to serve, or a set smaller than one step.
-    pub fn check(&self) -> Result<()> {
+    /// Errors: nothing to serve, or a set (in the folder `set`) smaller than one step.
+    pub fn check(&self, set: &Path) -> Result<()> {
         if self.num_replicas == 0 || self.batch == 0 {
             let (replicas, batch) = (self.num_replicas, self.batch);
             return Err(Error::LoaderSpec(format!("{replicas} replicas of batch {batch}; at least 1 each")));
         }
         if self.steps_per_epoch() == 0 {
             return Err(Error::SetTooSmall {
+                set: set.to_path_buf(),
                 images: self.num_samples,
                 global_batch: self.global_batch(),
                 num_replicas: self.num_replicas,
@@ -101,9 +103,10 @@ mod tests {
 
     #[test]
     fn impossible_orders_are_refused() {
-        assert!(order().check().is_ok());
-        let small = Order { num_samples: 19, ..order() }.check().unwrap_err().to_string();
-        assert!(small.starts_with("the set has 19 images, one global batch needs 20"), "{small}");
-        assert!(Order { batch: 0, ..order() }.check().is_err());
+        let set = Path::new("shards");
+        assert!(order().check(set).is_ok());
+        let small = Order { num_samples: 19, ..order() }.check(set).unwrap_err().to_string();
+        assert!(small.starts_with("shards: the set has 19 images, one global batch needs 20"), "{small}");
+        assert!(Order { batch: 0, ..order() }.check(set).is_err());
     }
 }

@@ -124,8 +124,10 @@ impl Pace {
         if let Some((step, then)) = self.last
             && status.step > step
         {
-            let step_s = (now - then).as_secs_f64() / (status.step - step) as f64;
-            self.step_s = Some(self.step_s.map_or(step_s, |old| 0.95 * old + 0.05 * step_s));
+            let steps = (status.step - step) as f64;
+            let step_s = (now - then).as_secs_f64() / steps;
+            let old_part = 0.95f64.powf(steps);
+            self.step_s = Some(self.step_s.map_or(step_s, |old| old_part * old + (1.0 - old_part) * step_s));
         }
         self.last = Some((status.step, now));
         let steps = num_steps.saturating_sub(status.step) as f64;

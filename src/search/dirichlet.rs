@@ -1,4 +1,4 @@
-//! Dirichlet: the distribution of mixing weights: concentration, sample, gradient, mean, KL, pruning.
+//! Dirichlet: the distribution of mixing weights: concentration, sample, gradient, KL, pruning.
 //!
 //! Shapes: E edges, O operations; `eta`, `beta`, `theta`, masks (0 or 1) are all [E, O]. Source: DrNAS (ICLR 2021),
 //! beta = ELU(eta) + 1. Everything stays on eta's device; no value is looked at.
@@ -77,12 +77,6 @@ impl Sample {
     }
 }
 
-/// The mean of the kept entries as mixing weights, for evaluation: beta, masked, divided by its sum.
-pub fn mean(eta: &Tensor, mask: &Tensor) -> Tensor {
-    let kept = concentration(eta) * mask;
-    &kept / kept.sum_dim_intlist(-1, true, None)
-}
-
 /// Sum over edges of KL(Dirichlet(beta) || Dirichlet(1)), a scalar:
 /// ln G(b) - sum ln G(beta_o) - ln G(O) + sum (beta_o - 1)(psi(beta_o) - psi(b)), b = sum beta_o.
 pub fn kl(eta: &Tensor) -> Tensor {
@@ -102,7 +96,7 @@ pub fn kl_grad(eta: &Tensor) -> Tensor {
 }
 
 /// Keeps the `keep` operations of largest eta on every edge (already pruned ones are out, of equals the first stay) and
-/// sets eta of the others to 0, as published. `eta`: [E][O] on the host.
+/// sets eta of the others to 0, as published. `eta`: `[E][O]` on the host.
 pub fn prune(eta: &mut [Vec<f64>], mask: &Mask, keep: usize) -> Mask {
     let mut pruned = mask.clone();
     for (edge, row) in eta.iter_mut().enumerate() {

@@ -6,7 +6,6 @@
 
 pub mod dirichlet;
 pub mod optimiser;
-pub mod run;
 pub mod stage;
 pub mod state;
 pub mod tally;
@@ -18,7 +17,7 @@ use crate::config::{self, Config, Precision, Regulariser};
 use crate::data::{Batch, Loader, normalise};
 use crate::error::Result;
 use crate::net::ops::Mode;
-use crate::net::supernet::{Placement, Shape, Supernet};
+use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
 use crate::space::genotype::{Genotype, mean_weights};
@@ -152,7 +151,7 @@ impl Search {
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
             let logits = self.net.logits(&images, &theta, Mode::Train, local);
-            let loss = logits.cross_entropy_for_logits(&labels);
+            let loss = cross_entropy(&logits, &labels);
             let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
             for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
                 let table = table as i64;
@@ -191,7 +190,7 @@ impl Search {
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
-            let loss = tape.logits().cross_entropy_for_logits(&labels);
+            let loss = cross_entropy(tape.logits(), &labels);
             outcome.weights.push(tally::measure(tape.logits(), &labels, &loss));
             let buckets = &self.net.params.buckets;
             tape.backward(&loss, |number, grads| {
@@ -253,13 +252,13 @@ impl Search {
         Ok(())
     }
 
-    /// eta as numbers, [T][E][O].
+    /// eta as numbers, `[T][E][O]`.
     pub fn eta_on_host(&self) -> Result<Vec<Vec<Vec<f64>>>> {
         let eta = self.eta.to_device(Device::Cpu).to_kind(Kind::Double);
         (0..eta.size()[0]).map(|table| Ok(Vec::<Vec<f64>>::try_from(eta.get(table))?)).collect()
     }
 
-    /// The weights that choose the architecture, [T][E][O]: softmax of eta over the kept operations.
+    /// The weights that choose the architecture, `[T][E][O]`: softmax of eta over the kept operations.
     pub fn mean_weights(&self) -> Result<Vec<Vec<Vec<f64>>>> {
         let eta = self.eta_on_host()?;
         Ok(eta.iter().zip(&self.net.shape().masks).map(|(eta, mask)| mean_weights(eta, mask)).collect())

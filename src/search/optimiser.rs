@@ -8,10 +8,14 @@ const CLIP_EPS: f64 = 1e-6;
 /// What is added to the denominator of Adam.
 const ADAM_EPS: f64 = 1e-8;
 
-/// The factor that brings the common norm of `grads` down to `max_norm`, at most 1: a scalar on their device.
+/// The factor that brings the common norm of `grads` down to `max_norm`, at most 1: a scalar on their device. A `max_norm`
+/// of 0 does not clip.
 pub fn clip_coefficient<'a>(grads: impl Iterator<Item = &'a Tensor>, max_norm: f64) -> Tensor {
     let norms: Vec<Tensor> = grads.map(Tensor::norm).collect();
     let norm = Tensor::stack(&norms, 0).norm();
+    if max_norm == 0.0 {
+        return norm.ones_like();
+    }
     ((norm + CLIP_EPS).reciprocal() * max_norm).clamp_max(1.0)
 }
 
@@ -126,6 +130,7 @@ mod tests {
     fn small_gradients_are_not_clipped() {
         let grads = [Tensor::from_slice(&[0.3]), Tensor::from_slice(&[0.4])];
         assert_eq!(clip_coefficient(grads.iter(), 5.0).double_value(&[]), 1.0);
+        assert_eq!(clip_coefficient(grads.iter(), 0.0).double_value(&[]), 1.0);
         assert!((clip_coefficient(grads.iter(), 0.25).double_value(&[]) - 0.5).abs() < 1e-5);
     }
 }

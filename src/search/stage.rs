@@ -8,7 +8,7 @@ use crate::net::supernet::{Shape, Supernet};
 use crate::net::widen::{Indices, draw_indices, widen, widen_running};
 use crate::space::Mask;
 
-/// Keeps `keep` operations per edge: the new masks and eta with 0 for what went. `eta`: one [E][O] per table.
+/// Keeps `keep` operations per edge: the new masks and eta with 0 for what went. `eta`: one `[E][O]` per table.
 pub fn pruned(eta: &mut [Vec<Vec<f64>>], masks: &[Mask], keep: usize) -> Vec<Mask> {
     eta.iter_mut().zip(masks).map(|(eta, mask)| prune(eta, mask, keep)).collect()
 }

@@ -10,6 +10,7 @@ use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::net::params::Named;
 use crate::space::Mask;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::hash::Hasher;
 use tch::{Device, Kind, Tensor};
@@ -33,13 +34,22 @@ struct Meta {
 }
 
 impl Search {
-    /// The state after the steps done, for rank 0 to write; `extra` comes back from `restore`. Collective: the running
-    /// statistics of all replicas are gathered.
-    pub fn to_checkpoint(&self, comm: &dyn Communicator, extra: serde_json::Value) -> Result<Checkpoint> {
+    /// The state after the steps done, for the rank that writes it, which gives an `extra` (see [`Search::extra`]); `None`
+    /// for the others. Collective: the running statistics of all replicas are gathered.
+    pub fn to_checkpoint(
+        &self,
+        comm: &dyn Communicator,
+        extra: Option<impl Serialize>,
+    ) -> Result<Option<Checkpoint>> {
         let running: Vec<Named> =
             (0..self.replicas.len()).map(|local| self.net.params.export_running(local)).collect();
         let mine = Tensor::stack(&running.iter().map(flat).collect::<Vec<_>>(), 0);
         let gathered = comm.all_gather(&bytes_of(&mine)?)?;
+        let Some(extra) = extra else { return Ok(None) };
+        let json = |value: serde_json::Result<serde_json::Value>| {
+            value.map_err(|error| Error::CheckpointState(error.to_string()))
+        };
+        let extra = json(serde_json::to_value(extra))?;
         let all: Vec<Tensor> = gathered
             .iter()
             .map(|bytes| Tensor::f_from_data_size(bytes, &mine.size(), mine.kind()).map_err(Error::from))
@@ -73,12 +83,17 @@ impl Search {
             replicas: all.size()[0] as usize,
             extra,
         };
-        let meta = serde_json::to_value(meta).map_err(|error| Error::CheckpointState(error.to_string()))?;
-        Ok(Checkpoint { tensors, meta })
+        Ok(Some(Checkpoint { tensors, meta: json(serde_json::to_value(meta))? }))
     }
 
-    /// Puts this search where `checkpoint` was; hands back the `extra` it was saved with. Local.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<serde_json::Value> {
+    /// The `extra` that a checkpoint was saved with. Local.
+    pub fn extra<T: DeserializeOwned>(checkpoint: &Checkpoint) -> Result<T> {
+        serde_json::from_value(checkpoint.meta["extra"].clone())
+            .map_err(|error| Error::CheckpointState(error.to_string()))
+    }
+
+    /// Puts this search where `checkpoint` was. Local.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let wrong = |what: String| Error::CheckpointState(what);
         let meta: Meta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
@@ -133,7 +148,19 @@ impl Search {
             tensor.copy_(saved);
         }
         (self.step, self.stage, self.adam.steps) = (meta.step, meta.stage, meta.adam_steps);
-        Ok(meta.extra)
+        Ok(())
+    }
+
+    /// Refuses a state that no run can go on from. Local; equal on all ranks. Reads one number per bucket.
+    pub fn check_finite(&self) -> Result<()> {
+        let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) != 0;
+        let weights = self.net.params.buckets.iter().all(|bucket| finite(&bucket.weights));
+        let what = match (weights, finite(&self.eta)) {
+            (true, true) => return Ok(()),
+            (false, _) => "weights",
+            (true, false) => "eta",
+        };
+        Err(Error::StateNotFinite { step: self.step, what })
     }
 
     /// Compares what must be equal on all ranks (step, masks, eta, weights); a difference is an error that names the

@@ -18,9 +18,23 @@ pub struct Measures {
     pub architecture_loss: f64,
     /// Top-1 of the architecture step.
     pub architecture_top1: f64,
+    /// Images of both batches that could not be decoded and were replaced, all ranks together.
+    pub skipped: f64,
 }
 
-/// Loss, top-1 and top-5 of one batch, as [3] in float64 on the device.
+impl Measures {
+    /// Adds another step's numbers to these.
+    pub fn add(&mut self, other: &Measures) {
+        self.loss += other.loss;
+        self.top1 += other.top1;
+        self.top5 += other.top5;
+        self.architecture_loss += other.architecture_loss;
+        self.architecture_top1 += other.architecture_top1;
+        self.skipped += other.skipped;
+    }
+}
+
+/// Loss, top-1 and top-5 of one batch, as `[3]` in float64 on the device.
 pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
     let classes = logits.size()[1];
     let (_, best) = logits.detach().topk(classes.min(5), 1, true, true);
@@ -33,30 +47,22 @@ pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
 /// Steps whose numbers nobody has looked at.
 #[derive(Default)]
 pub struct Tally {
-    /// [5] each, mean over this rank's replicas.
+    /// [6] each, mean over this rank's replicas.
     waiting: Vec<Tensor>,
 }
 
 impl Tally {
-    /// Keeps the numbers of one step: per local replica of the weight step, and of the architecture step if there was one.
-    pub fn add(&mut self, weights: &[Tensor], architecture: &[Tensor]) {
+    /// Keeps the numbers of one step: per local replica of the weight step, and of the architecture step if there was one;
+    /// `num_skipped` images were replaced on this rank.
+    pub fn add(&mut self, weights: &[Tensor], architecture: &[Tensor], num_skipped: usize) {
         let mean = |batches: &[Tensor]| match batches {
             [] => Tensor::zeros([3], (Kind::Double, Device::Cpu)),
             batches => Tensor::stack(batches, 0).mean_dim(0, false, Kind::Double),
         };
         let weights = mean(weights);
         let architecture = mean(architecture).to_device(weights.device());
-        self.waiting.push(Tensor::cat(&[weights, architecture.narrow(0, 0, 2)], 0));
-    }
-
-    /// Steps that wait.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        let skipped = Tensor::from_slice(&[num_skipped as f64]).to_device(weights.device());
+        self.waiting.push(Tensor::cat(&[weights, architecture.narrow(0, 0, 2), skipped], 0));
     }
 
     /// The numbers of all waiting steps, averaged over the ranks, oldest first. Collective.
@@ -76,6 +82,7 @@ impl Tally {
                 top5: row[2],
                 architecture_loss: row[3],
                 architecture_top1: row[4],
+                skipped: row[5] * comm.size() as f64,
             })
             .collect())
     }
@@ -93,13 +100,14 @@ mod tests {
         let loss = Tensor::from(1.5);
         let one = measure(&logits, &labels, &loss);
         let mut tally = Tally::default();
-        tally.add(&[one.copy(), &one * 3.0], &[]);
-        tally.add(&[one.copy()], &[&one * 2.0]);
+        tally.add(&[one.copy(), &one * 3.0], &[], 0);
+        tally.add(&[one.copy()], &[&one * 2.0], 2);
         let measures = tally.take(&Solo).unwrap();
         assert_eq!(measures.len(), 2);
         assert_eq!((measures[0].loss, measures[0].top1, measures[0].top5), (3.0, 1.0, 2.0));
         assert_eq!((measures[1].loss, measures[1].top1, measures[1].top5), (1.5, 0.5, 1.0));
         assert_eq!((measures[1].architecture_loss, measures[1].architecture_top1), (3.0, 1.0));
-        assert!(tally.is_empty());
+        assert_eq!(measures[1].skipped, 2.0);
+        assert!(tally.take(&Solo).unwrap().is_empty());
     }
 }

@@ -26,7 +26,7 @@ const EDGES_PER_NODE: usize = 2;
 
 impl Genotype {
     /// The architecture that the mean of the Dirichlet points at. `weights`: one [E, O] table for the normal, one for
-    /// the reduction cells, pruned entries 0 (see [`super::super::search::dirichlet::choice`]). Per node the two input
+    /// the reduction cells, pruned entries 0 (see [`mean_weights`]). Per node the two input
     /// edges with the largest weight, each with its heaviest operation; of equals the first.
     pub fn from_weights(space: SearchSpace, weights: &[Vec<Vec<f64>>]) -> Genotype {
         let cell = |table: &Vec<Vec<f64>>| -> Edges {
@@ -110,7 +110,7 @@ impl Genotype {
 }
 
 /// Weights of the mean architecture on the host: softmax of eta over the kept operations, 0 elsewhere.
-/// `eta`: [E][O]. Source: `process_step_matrix(.., 'softmax', mask)` of the published code.
+/// `eta`: `[E][O]`. Source: `process_step_matrix(.., 'softmax', mask)` of the published code.
 pub fn mean_weights(eta: &[Vec<f64>], mask: &Mask) -> Vec<Vec<f64>> {
     eta.iter()
         .enumerate()
