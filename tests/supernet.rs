@@ -7,6 +7,7 @@ use drnas_dist::net::params::Named;
 use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use drnas_dist::net::widen::{draw_indices, widen, widen_running};
 use drnas_dist::random::{Purpose, stream};
+use drnas_dist::search::stage::next_network;
 use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;
 use rand::RngExt;
@@ -188,4 +189,40 @@ fn widening_copies_channels_and_aligns_them() {
     // All edges of a state share the pooled tensor, so they share its statistics.
     let pool = |edge: usize| &wide_running[&format!("cells.0._ops.{edge}._ops.0.op.1.running_mean")];
     assert!(pool(0).equal(pool(2)) && pool(0).equal(pool(5)) && pool(0).size() == [4]);
+}
+
+#[test]
+fn a_stage_change_carries_momentum_and_every_replicas_statistics() {
+    tch::set_num_threads(1);
+    let before = shape(SearchSpace::DartsCifar, 6, 7);
+    let mut net = Supernet::new(before, Placement { replicas: 2, ..placement(usize::MAX, true) });
+    net.params.initialise(3);
+    let images = Tensor::randn([2, 3, 16, 16], F64);
+    let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
+    // Only the second replica has seen something.
+    net.forward(&images, &theta, 1);
+    let momentum: Named = net
+        .params
+        .export(|bucket| &bucket.momentum)
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.rand_like()))
+        .collect();
+    net.params.import(&momentum, |bucket| &bucket.momentum).unwrap();
+
+    let masks = vec![random_mask(5, 4), random_mask(6, 4)];
+    let next = next_network(&net, masks, 3, 9, 1).unwrap();
+    assert_eq!(next.shape().k, 3);
+    let indices = draw_indices(&momentum, &net.params.export_running(0), 6, 3, 9, 1);
+    let expected = widen(&momentum, &indices);
+    let carried = next.params.export(|bucket| &bucket.momentum);
+    assert!(carried.len() < expected.len(), "pruned operations have no weights");
+    assert!(carried.iter().all(|(name, tensor)| tensor.equal(&expected[name])));
+    for replica in 0..2 {
+        let expected = widen_running(&net.params.export_running(replica), &indices);
+        let carried = next.params.export_running(replica);
+        assert!(carried.iter().all(|(name, tensor)| tensor.equal(&expected[name])), "replica {replica}");
+    }
+    let mean = |replica| next.params.export_running(replica)["stem.1.running_mean"].abs().sum(Kind::Double);
+    assert_eq!(mean(0).double_value(&[]), 0.0);
+    assert!(mean(1).double_value(&[]) > 0.0);
 }
