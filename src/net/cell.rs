@@ -17,8 +17,8 @@ enum Preprocess {
 pub struct Cell {
     preprocess0: Preprocess,
     preprocess1: ReluConvNorm,
-    /// One per state that feeds a node: the inputs and all nodes but the last.
-    states: Vec<MixedOp>,
+    /// One per node: the out-edges of the states that become ready before it, both inputs or the node before.
+    mixed: Vec<MixedOp>,
     k: i64,
     partial: i64,
 }
@@ -41,8 +41,10 @@ impl Cell {
             Preprocess::Conv(ReluConvNorm::new(specs, &name("preprocess0"), c_prev_prev, c))
         };
         let preprocess1 = ReluConvNorm::new(specs, &name("preprocess1"), c_prev, c);
-        let states = (0..NUM_INPUTS + NUM_NODES - 1).map(|from| MixedOp::new(specs, place, from)).collect();
-        Cell { preprocess0, preprocess1, states, k: place.k, partial: c / place.k }
+        let ready =
+            |node: usize| if node == 0 { 0..NUM_INPUTS } else { node + NUM_INPUTS - 1..node + NUM_INPUTS };
+        let mixed = (0..NUM_NODES).map(|node| MixedOp::new(specs, place, ready(node))).collect();
+        Cell { preprocess0, preprocess1, mixed, k: place.k, partial: c / place.k }
     }
 
     /// Outputs of the two cells before to this cell's output [N, 4*C, H', W'].
@@ -51,33 +53,32 @@ impl Cell {
             Preprocess::Conv(conv) => conv.forward(pass, s0),
             Preprocess::Reduce(reduce) => reduce.forward(pass, &s0.relu(), None),
         };
-        let mut states = vec![s0, self.preprocess1.forward(pass, s1)];
+        let mut ready = vec![s0, self.preprocess1.forward(pass, s1)];
+        let mut nodes = Vec::with_capacity(NUM_NODES);
         // Sums over the edges into the nodes that are not complete, [N, nodes*c, H', W']; a state feeds all of them.
         let mut mixed: Option<Tensor> = None;
         let mut bypassed: Option<Tensor> = None;
-        for (from, op) in self.states.iter().enumerate() {
-            let (out, bypass) = op.forward(pass, &states[from]);
-            let mut sum = plus(mixed.take(), out);
+        for op in &self.mixed {
+            let (out, bypass) = op.forward(pass, &ready);
+            let sum = plus(mixed.take(), out);
             bypassed = bypass.map(|bypass| plus(bypassed.take(), bypass));
-            if from + 1 >= NUM_INPUTS {
-                // The nearest node has all its inputs.
-                let open = sum.size()[1] - self.partial;
-                let done = if open == 0 {
-                    sum
-                } else {
-                    let mut parts = sum.split_with_sizes([self.partial, open], 1);
-                    mixed = parts.pop();
-                    parts.remove(0)
-                };
-                states.push(match &bypassed {
-                    None => done,
-                    Some(bypassed) => shuffle(&done, bypassed, self.k),
-                });
+            // The nearest node has all its inputs.
+            let open = sum.size()[1] - self.partial;
+            let done = if open == 0 {
+                sum
             } else {
-                mixed = Some(std::mem::replace(&mut sum, Tensor::new()));
-            }
+                let mut parts = sum.split_with_sizes([self.partial, open], 1);
+                mixed = parts.pop();
+                parts.remove(0)
+            };
+            let node = match &bypassed {
+                None => done,
+                Some(bypassed) => shuffle(&done, bypassed, self.k),
+            };
+            nodes.push(node.shallow_clone());
+            ready = vec![node];
         }
-        Tensor::cat(&states[NUM_INPUTS..], 1)
+        Tensor::cat(&nodes, 1)
     }
 }
 

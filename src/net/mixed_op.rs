@@ -1,12 +1,15 @@
-//! MixedOp: all out-edges of one state at once: partial channels, every kept operation, weighted sum.
+//! MixedOp: all out-edges of the states that are ready together, at once: partial channels, every kept operation,
+//! weighted sum.
 //!
-//! Shapes: N batch, C channels of a state, c = C/k of them computed with, M out-edges, H W (H' W' after the stride).
+//! Shapes: N batch, I states (a cell's two inputs, or one node), C channels of a state, c = C/k of them computed with,
+//! M nodes that every one of the states feeds, H W (H' W' after the stride).
 
 use super::mixing::Entries;
-use super::ops::{FactorizedReduce, Pass, conv};
+use super::ops::{FactorizedReduce, Pass, cat, pointwise};
 use super::params::{Specs, StatId};
 use super::separable::{Branch, Separable, Slots};
 use crate::space::{Mask, NUM_INPUTS, Operation, SearchSpace, edge, nodes_fed_by};
+use std::ops::Range;
 use tch::Tensor;
 
 /// Where a cell's operations stand: what every state's `MixedOp` is built from.
@@ -27,74 +30,107 @@ pub struct Place<'a> {
     pub reduction: bool,
 }
 
-/// The operations without weights, each computed once for all out-edges.
-struct Shared {
-    /// Pooling and its statistics.
-    pools: Vec<(Operation, StatId)>,
-    /// Whether the skip connection (the identity here) is kept anywhere.
-    identity: bool,
-    /// M times (pools, identity).
+/// Pooling, computed once for all out-edges of a state.
+struct Pools {
+    operations: Vec<Operation>,
+    /// Statistics of all pooled states, one after another.
+    stat: StatId,
+    /// M times operations times I.
     entries: Entries,
 }
 
-/// The out-edges of one state.
+/// The skip connections of stride 2 of one state.
+struct Skip {
+    /// Which of the states.
+    state: usize,
+    reduce: FactorizedReduce,
+    slots: Slots,
+    entries: Entries,
+}
+
+/// The out-edges of the states that are ready together.
 pub struct MixedOp {
-    num_edges: usize,
+    num_nodes: usize,
     channels: i64,
     partial: i64,
     stride: i64,
-    shared: Option<Shared>,
+    pools: Option<Pools>,
+    /// M times I: the skip connection of stride 1.
+    identity: Option<Entries>,
     /// Chains of separable convolutions: plain ones (3x3, 5x5), dilated ones (3x3, 5x5).
     separable: Vec<(Separable, Entries)>,
-    /// The skip connection of stride 2.
-    reduce: Option<(FactorizedReduce, Slots, Entries)>,
+    skips: Vec<Skip>,
+}
+
+/// The edges that keep an operation, by state.
+struct Kept {
+    column: usize,
+    /// Per state: (position among the M nodes, edge).
+    edges: Vec<Vec<(usize, usize)>>,
 }
 
 impl MixedOp {
-    /// Declares the out-edges of state `from`.
-    pub fn new(specs: &mut Specs, place: &Place, from: usize) -> MixedOp {
-        let edges: Vec<usize> = nodes_fed_by(from).map(|node| edge(node, from)).collect();
-        let num_edges = edges.len();
-        let stride = if place.reduction && from < NUM_INPUTS { 2 } else { 1 };
+    /// Declares the out-edges of `states`, which feed the same nodes.
+    pub fn new(specs: &mut Specs, place: &Place, states: Range<usize>) -> MixedOp {
+        let nodes = nodes_fed_by(states.start);
+        debug_assert!(states.clone().all(|from| nodes_fed_by(from) == nodes));
+        let stride = if place.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
         let partial = place.channels / place.k;
-        let column = |operation: Operation| {
-            let mut operations = place.space.operations().iter();
-            operations.position(|&other| other == operation)
+        let kept = |operation: Operation| -> Option<Kept> {
+            let column = place.space.operations().iter().position(|&other| other == operation)?;
+            let out_edges = |from| {
+                let edges = nodes.clone().map(|node| edge(node, from)).enumerate();
+                edges.filter(|&(_, edge)| place.mask.keeps(edge, column)).collect()
+            };
+            let edges: Vec<Vec<_>> = states.clone().map(out_edges).collect();
+            edges.iter().any(|edges| !edges.is_empty()).then_some(Kept { column, edges })
         };
         let prefix = |edge: usize, column: usize| format!("{}._ops.{edge}._ops.{column}", place.cell);
-        // Positions of the out-edges that keep an operation, and its names there.
-        let kept = |operation: Operation| -> Option<(usize, Vec<usize>, Vec<String>)> {
-            let column = column(operation)?;
-            let positions: Vec<usize> =
-                (0..num_edges).filter(|&at| place.mask.keeps(edges[at], column)).collect();
-            let prefixes = positions.iter().map(|&at| prefix(edges[at], column)).collect();
-            (!positions.is_empty()).then_some((column, positions, prefixes))
-        };
         let entries = |places: Vec<(usize, usize)>| Entries { table: place.table, places };
 
-        let mut pools = Vec::new();
-        let mut columns = Vec::new();
+        // What is mixed by a product: per node, the given operations of all states.
+        let product = |columns: &[usize]| {
+            let mut places = Vec::new();
+            for node in nodes.clone() {
+                for &column in columns {
+                    places.extend(states.clone().map(|from| (edge(node, from), column)));
+                }
+            }
+            entries(places)
+        };
+        let (mut operations, mut columns, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rows = 0..partial;
         for operation in [Operation::MaxPool3x3, Operation::AvgPool3x3] {
-            if let Some((column, ..)) = kept(operation) {
-                let names = edges.iter().map(|&edge| (format!("{}.op.1", prefix(edge, column)), 0..partial));
-                pools.push((operation, specs.stat(partial, names.collect())));
+            if let Some(Kept { column, .. }) = kept(operation) {
+                operations.push(operation);
                 columns.push(column);
+                for from in states.clone() {
+                    let edges = nodes.clone().map(|node| edge(node, from));
+                    names.extend(edges.map(|edge| (format!("{}.op.1", prefix(edge, column)), rows.clone())));
+                    rows = rows.end..rows.end + partial;
+                }
             }
         }
+        let pools = (!operations.is_empty()).then(|| Pools {
+            operations,
+            stat: specs.stat(rows.start, names),
+            entries: product(&columns),
+        });
         let skip = kept(Operation::SkipConnect);
-        let identity = stride == 1 && skip.is_some();
-        if let Some((column, ..)) = skip.as_ref().filter(|_| identity) {
-            columns.push(*column);
+        let identity = skip.as_ref().filter(|_| stride == 1).map(|skip| product(&[skip.column]));
+        let mut skips = Vec::new();
+        if let Some(skip) = skip.filter(|_| stride == 2) {
+            for (state, edges) in skip.edges.iter().enumerate().filter(|(_, edges)| !edges.is_empty()) {
+                let prefixes: Vec<String> =
+                    edges.iter().map(|&(_, edge)| prefix(edge, skip.column)).collect();
+                skips.push(Skip {
+                    state,
+                    reduce: FactorizedReduce::new(specs, &prefixes, partial, partial),
+                    slots: Slots::new(edges.iter().map(|&(node, _)| node).collect(), nodes.len()),
+                    entries: entries(edges.iter().map(|&(_, edge)| (edge, skip.column)).collect()),
+                });
+            }
         }
-        let shared = (!columns.is_empty()).then(|| {
-            let places = edges.iter().flat_map(|&edge| columns.iter().map(move |&column| (edge, column)));
-            Shared { pools, identity, entries: entries(places.collect()) }
-        });
-        let reduce = skip.filter(|_| stride == 2).map(|(column, positions, prefixes)| {
-            let places = positions.iter().map(|&at| (edges[at], column)).collect();
-            let reduce = FactorizedReduce::new(specs, &prefixes, partial, partial);
-            (reduce, Slots::new(positions, num_edges), entries(places))
-        });
         let mut separable = Vec::new();
         for (kernels, at, dilation) in [
             ([(Operation::SepConv3x3, 3), (Operation::SepConv5x5, 5)], [1, 5].as_slice(), 1),
@@ -102,59 +138,83 @@ impl MixedOp {
         ] {
             let (mut branches, mut places) = (Vec::new(), Vec::new());
             for (operation, kernel) in kernels {
-                if let Some((column, positions, prefixes)) = kept(operation) {
-                    places.extend(positions.iter().map(|&at| (edges[at], column)));
-                    branches.push(Branch { kernel, prefixes, positions });
+                if let Some(Kept { column, edges }) = kept(operation) {
+                    let times = edges.iter().map(Vec::len).collect();
+                    let edges = edges.concat();
+                    places.extend(edges.iter().map(|&(_, edge)| (edge, column)));
+                    branches.push(Branch {
+                        kernel,
+                        times,
+                        prefixes: edges.iter().map(|&(_, edge)| prefix(edge, column)).collect(),
+                        positions: edges.iter().map(|&(node, _)| node).collect(),
+                    });
                 }
             }
             if !branches.is_empty() {
-                let chain = Separable::new(specs, branches, num_edges, partial, at, stride, dilation);
+                let chain = Separable::new(specs, branches, nodes.len(), partial, at, stride, dilation);
                 separable.push((chain, entries(places)));
             }
         }
-        MixedOp { num_edges, channels: place.channels, partial, stride, shared, separable, reduce }
+        MixedOp {
+            num_nodes: nodes.len(),
+            channels: place.channels,
+            partial,
+            stride,
+            pools,
+            identity,
+            separable,
+            skips,
+        }
     }
 
-    /// `x` [N, C, H, W] to the weighted sum of operations on every out-edge [N, M*c, H', W'] (nearest node first) and
-    /// the channels that bypass them [N, C - c, H', W'], `None` for k = 1.
-    pub fn forward(&self, pass: &Pass, x: &Tensor) -> (Tensor, Option<Tensor>) {
-        let head = x.narrow(1, 0, self.partial);
-        let bypass = (self.partial < self.channels).then(|| {
-            let rest = x.narrow(1, self.partial, self.channels - self.partial);
-            if self.stride == 2 { rest.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false) } else { rest }
+    /// `states`, I of [N, C, H, W], to the weighted sum of operations on all their out-edges [N, M*c, H', W'] (nearest
+    /// node first) and the sum of the channels that bypass them [N, C - c, H', W'], `None` for k = 1.
+    pub fn forward(&self, pass: &Pass, states: &[Tensor]) -> (Tensor, Option<Tensor>) {
+        let bypass = self.channels - self.partial;
+        // Split, not narrowed: the gradients of narrow views would be put together channels first.
+        let parts: Vec<Vec<Tensor>> =
+            states.iter().map(|x| x.split_with_sizes([self.partial, bypass], 1)).collect();
+        let bypassed = (bypass > 0).then(|| {
+            sum(parts.iter().map(|parts| match self.stride {
+                2 => parts[1].max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false),
+                _ => parts[1].shallow_clone(),
+            }))
         });
+        let heads = cat(parts.iter().map(|parts| parts[0].shallow_clone()).collect(), 1);
         let mut terms = Vec::new();
-        if let Some(shared) = &self.shared {
-            terms.push(self.mix(pass, shared, &head));
+        let mix =
+            |x: &Tensor, entries| pointwise(x, &pass.mixing.matrix(entries, self.num_nodes, self.partial), 1);
+        if let Some(Pools { operations, stat, entries }) = &self.pools {
+            let pooled =
+                cat(operations.iter().map(|&operation| pool(operation, &heads, self.stride)).collect(), 1);
+            terms.push(mix(&pass.batch_norm(&pooled, *stat, None), entries));
         }
-        if self.reduce.is_some() || !self.separable.is_empty() {
-            let rectified = head.relu();
+        // A product of its own: behind a concatenation the gradient of the batch norm would be a view, 5 times slower.
+        terms.extend(self.identity.as_ref().map(|entries| mix(&heads, entries)));
+        if !(self.skips.is_empty() && self.separable.is_empty()) {
+            let rectified = heads.relu();
             let scale = |entries| pass.mixing.scale(entries, self.partial);
-            if let Some((reduce, slots, entries)) = &self.reduce {
-                let y = reduce.forward(pass, &rectified, Some(&scale(entries)));
+            for Skip { state, reduce, slots, entries } in &self.skips {
+                let x = &rectified.split(self.partial, 1)[*state];
+                let y = reduce.forward(pass, x, Some(&scale(entries)));
                 terms.push(slots.sum(&y, self.partial));
             }
             for (chain, entries) in &self.separable {
                 terms.push(chain.forward(pass, &rectified, &scale(entries)));
             }
         }
-        let sum = terms.into_iter().reduce(|sum, term| sum + term);
-        (sum.expect("every edge keeps an operation"), bypass)
+        (sum(terms.into_iter()), bypassed)
     }
+}
 
-    /// Operations without weights: computed once, then mixed into all edges by one product.
-    fn mix(&self, pass: &Pass, shared: &Shared, head: &Tensor) -> Tensor {
-        let stride = [self.stride, self.stride];
-        let pool = |&(operation, stat): &(Operation, StatId)| {
-            let pooled = match operation {
-                Operation::MaxPool3x3 => head.max_pool2d([3, 3], stride, [1, 1], [1, 1], false),
-                _ => head.avg_pool2d([3, 3], stride, [1, 1], false, false, None::<i64>),
-            };
-            pass.batch_norm(&pooled, stat, None)
-        };
-        let mut tensors: Vec<Tensor> = shared.pools.iter().map(pool).collect();
-        tensors.extend(shared.identity.then(|| head.shallow_clone()));
-        let matrix = pass.mixing.matrix(&shared.entries, self.num_edges, self.partial);
-        conv(&Tensor::cat(&tensors, 1), &matrix, 1, 0, 1, 1)
+fn pool(operation: Operation, x: &Tensor, stride: i64) -> Tensor {
+    match operation {
+        Operation::MaxPool3x3 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
+        _ => x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, false, None::<i64>),
     }
+}
+
+/// The sum of at least one term.
+fn sum(terms: impl Iterator<Item = Tensor>) -> Tensor {
+    terms.reduce(|sum, term| sum + term).expect("every edge keeps an operation")
 }

@@ -51,7 +51,7 @@ impl Mixing {
         Mixing { tables, cache: RefCell::default() }
     }
 
-    /// theta of `entries`, each repeated for `channels` channels: [S*C], the scale of a batch norm.
+    /// theta of `entries`, each repeated for `channels` channels: `[S*C]`, the scale of a batch norm.
     pub fn scale(&self, entries: &Entries, channels: i64) -> Tensor {
         self.cached(entries, channels, false, |values| {
             // Contiguous: `reshape` would hand out a view of stride 0 for one entry, and batch norm's backward reads

@@ -34,7 +34,7 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Batch norm over [N, C, H, W] without affine parameters; `scale` [C] multiplies the normalised result: the place
+    /// Batch norm over `[N, C, H, W]` without affine parameters; `scale` `[C]` multiplies the normalised result: the place
     /// where mixing weights enter at no cost.
     pub fn batch_norm(&self, x: &Tensor, stat: StatId, scale: Option<&Tensor>) -> Tensor {
         self.norm(x, stat, scale, None)
@@ -72,31 +72,32 @@ impl AffineNorm {
     }
 }
 
+/// Tensors one after another along `dim`; one tensor is handed on.
+pub fn cat(mut tensors: Vec<Tensor>, dim: i64) -> Tensor {
+    if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(&tensors, dim) }
+}
+
 /// Convolution without bias.
 pub fn conv(x: &Tensor, weight: &Tensor, stride: i64, padding: i64, dilation: i64, groups: i64) -> Tensor {
     x.conv2d(weight, None::<&Tensor>, [stride, stride], [padding, padding], [dilation, dilation], groups)
 }
 
-/// Elements below which a tensor is small: on a CPU a convolution then costs its call and not its arithmetic.
-const SMALL: usize = 1 << 16;
-
-/// Whether a CPU spends more on calling than on computing.
-pub fn is_small(x: &Tensor) -> bool {
-    x.device() == Device::Cpu && x.numel() < SMALL
-}
+/// Pixels (N*H*W) up to which a convolution on a CPU costs its call and not its arithmetic.
+const FEW_PIXELS: i64 = 256;
 
 /// The stacked 1x1 convolution: `x` [N, G*C, H, W], `weight` [G*C', C, 1, 1], group by group.
 pub fn pointwise(x: &Tensor, weight: &Tensor, groups: i64) -> Tensor {
     let (rows, c) = (weight.size()[0], weight.size()[1]);
-    if groups > 1 && is_small(x) && c < 16 {
-        // One dense block-diagonal product: grouped convolutions of few channels leave most of a vector unit idle.
-        let eye = Tensor::eye(groups, (weight.kind(), weight.device()));
-        let blocks = weight.view([groups, rows / groups, 1, c]) * eye.view([groups, 1, groups, 1]);
-        return conv(x, &blocks.view([rows, groups * c, 1, 1]), 1, 0, 1, 1);
+    let (n, _, h, w) = x.size4().expect("four dimensions");
+    let on_cpu = x.device() == Device::Cpu;
+    let few = n * h * w <= FEW_PIXELS;
+    if on_cpu && few && groups > 1 {
+        let pixels = x.permute([0, 2, 3, 1]).reshape([n * h * w, groups, c]).transpose(0, 1);
+        let products = pixels.bmm(&weight.view([groups, rows / groups, c]).transpose(1, 2));
+        return products.transpose(0, 1).reshape([n, h, w, rows]).permute([0, 3, 1, 2]);
     }
-    // A 1x1 kernel cannot be dilated, but saying so keeps libtorch from its im2col path for one thread, which is 2 to
-    // 4 times slower on grouped convolutions.
-    let dilation = if x.device() == Device::Cpu && groups > 1 { 2 } else { 1 };
+    // A 1x1 kernel cannot be dilated, but saying so keeps libtorch from the im2col path that it takes for one thread.
+    let dilation = if on_cpu && !few { 2 } else { 1 };
     conv(x, weight, 1, 0, dilation, groups)
 }
 
@@ -163,6 +164,6 @@ impl ReluConvNorm {
 
     /// `x` [N, c_in, H, W] to [N, c_out, H, W].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        pass.batch_norm(&conv(&x.relu(), pass.params.weight(self.weight), 1, 0, 1, 1), self.stat, None)
+        pass.batch_norm(&pointwise(&x.relu(), pass.params.weight(self.weight), 1), self.stat, None)
     }
 }

@@ -1,9 +1,9 @@
-//! Separable convolutions of several kernels on the out-edges of one state, all at once.
+//! Separable convolutions of several kernels on all out-edges of some states at once.
 //!
-//! Shapes: N batch, C channels that one edge computes with, M out-edges, S = sum over kernels of the edges that keep
-//! it, H W (H' W' after the stride).
+//! Shapes: N batch, I states, C channels that one edge computes with, M nodes they feed, S = sum over kernels of the
+//! edges that keep it, H W (H' W' after the stride).
 
-use super::ops::{Pass, conv, is_small, pointwise};
+use super::ops::{Pass, cat, conv, pointwise};
 use super::params::{Init, Specs, StatId, WeightId};
 use tch::{Device, Tensor};
 
@@ -11,9 +11,11 @@ use tch::{Device, Tensor};
 pub struct Branch {
     /// Width of the kernel.
     pub kernel: i64,
-    /// Published names of the operation on those edges.
+    /// How many of them leave each state.
+    pub times: Vec<usize>,
+    /// Published names of the operation on those edges, state by state.
     pub prefixes: Vec<String>,
-    /// Positions of the edges among the state's out-edges.
+    /// Which of the M nodes each edge feeds.
     pub positions: Vec<usize>,
 }
 
@@ -31,8 +33,8 @@ struct Link {
 /// A chain of separable convolutions with a ReLU between its links (the ReLU in front of the first is the state's).
 pub struct Separable {
     links: Vec<Link>,
-    /// Edges of each branch.
-    edges: Vec<usize>,
+    /// Edges of each branch, by state.
+    edges: Vec<Vec<usize>>,
     placement: Slots,
     channels: i64,
     dilation: i64,
@@ -40,11 +42,11 @@ pub struct Separable {
 
 impl Separable {
     /// Declares the chain. `at`: published positions of the depthwise convolutions inside the operation; the pointwise
-    /// convolution and the batch norm follow each. `num_edges`: all out-edges, M.
+    /// convolution and the batch norm follow each. `num_nodes`: M.
     pub fn new(
         specs: &mut Specs,
         branches: Vec<Branch>,
-        num_edges: usize,
+        num_nodes: usize,
         channels: i64,
         at: &[usize],
         stride: i64,
@@ -78,15 +80,15 @@ impl Separable {
         let slots = branches.iter().flat_map(|branch| branch.positions.clone()).collect();
         Separable {
             links,
-            edges: branches.iter().map(|branch| branch.prefixes.len()).collect(),
-            placement: Slots::new(slots, num_edges),
+            edges: branches.into_iter().map(|branch| branch.times).collect(),
+            placement: Slots::new(slots, num_nodes),
             channels,
             dilation,
         }
     }
 
-    /// `x`: the rectified state [N, C, H, W]; `scale` [S*C]: the mixing weights. Result [N, M*C, H', W']: per edge the
-    /// weighted sum of the branches, 0 where it keeps none.
+    /// `x`: the rectified states `[N, I*C, H, W]`; `scale` `[S*C]`: the mixing weights. Result `[N, M*C, H', W']`: per node the
+    /// weighted sum of the branches on its edges, 0 where they keep none.
     pub fn forward(&self, pass: &Pass, x: &Tensor, scale: &Tensor) -> Tensor {
         // On CPUs the backward pass of a dilated depthwise convolution falls to a reference implementation (7 to 12
         // times slower than an undilated one). Dilation 2 is therefore computed without dilation on every second pixel.
@@ -96,23 +98,31 @@ impl Separable {
         let (x, parities) = match (undilate, stride) {
             (false, _) => (x.shallow_clone(), None),
             // Output o takes pixels 2 (o + t): even ones only.
-            (true, 2) => (x.slice(2, 0, None, 2).slice(3, 0, None, 2), None),
+            (true, 2) => (x.avg_pool2d([1, 1], [2, 2], [0, 0], false, false, None::<i64>), None),
             (true, _) => (to_parities(x), Some((h, w))),
         };
         // For even H and W the parities hold just the pixels of the image, so the pointwise convolution, the batch norm
-        // and the sum can be computed there.
+        // and the sum can be computed there. Else the image is put together early, before the zeros count.
         let early = parities.is_some() && (h % 2 == 1 || w % 2 == 1);
-        let mut inputs: Vec<Tensor> =
-            self.edges.iter().map(|&edges| Tensor::cat(&vec![&x; edges], 1)).collect();
+        let mut inputs: Vec<Tensor> = self.edges.iter().map(|_| x.shallow_clone()).collect();
         let last = self.links.len() - 1;
         for (number, link) in self.links.iter().enumerate() {
             let (stride, dilation) = if undilate { (1, 1) } else { (link.stride, self.dilation) };
-            let weights: Vec<&Tensor> = link.depthwise.iter().map(|&id| pass.params.weight(id)).collect();
-            let mut y = depthwise(&inputs, &weights, stride, dilation);
+            let branches: Vec<Depthwise> = inputs
+                .into_iter()
+                .zip(&self.edges)
+                .zip(&link.depthwise)
+                .map(|((x, edges), &weight)| Depthwise {
+                    x,
+                    times: if number == 0 { edges } else { &[1] },
+                    weight: pass.params.weight(weight),
+                })
+                .collect();
+            let mut y = depthwise(&branches, stride, dilation);
             if let Some((h, w)) = parities.filter(|_| early) {
                 y = from_parities(&y, h, w);
             }
-            let slots = self.edges.iter().sum::<usize>() as i64;
+            let slots = self.edges.iter().flatten().sum::<usize>() as i64;
             let y = pointwise(&y, pass.params.weight(link.pointwise), slots);
             if number == last {
                 let y = self.placement.sum(&pass.batch_norm(&y, link.stat, Some(scale)), self.channels);
@@ -122,33 +132,92 @@ impl Separable {
                 };
             }
             let y = pass.batch_norm(&y, link.stat, None).relu_();
-            let sizes: Vec<i64> = self.edges.iter().map(|&edges| edges as i64 * self.channels).collect();
+            let sizes: Vec<i64> =
+                self.edges.iter().map(|edges| edges.iter().sum::<usize>() as i64 * self.channels).collect();
             inputs = if sizes.len() == 1 { vec![y] } else { y.split_with_sizes(sizes, 1) };
         }
         unreachable!("the last link returns")
     }
 }
 
-/// Depthwise convolutions, same padding, of each input with its weights; results one after another.
-fn depthwise(inputs: &[Tensor], weights: &[&Tensor], stride: i64, dilation: i64) -> Tensor {
-    let one = |x: &Tensor, weight: &Tensor| {
-        let (channels, reach) = (weight.size()[0], weight.size()[2] / 2);
-        conv(x, weight, stride, dilation * reach, dilation, channels)
-    };
-    if inputs.len() > 1 && is_small(&inputs[0]) {
-        // One call instead of several: smaller kernels stand in the middle of the largest.
-        let widest = weights.iter().map(|weight| weight.size()[2]).max().unwrap_or(1);
-        let padded: Vec<Tensor> = weights
-            .iter()
-            .map(|weight| {
-                let margin = (widest - weight.size()[2]) / 2;
-                if margin == 0 { weight.shallow_clone() } else { weight.constant_pad_nd([margin; 4]) }
-            })
-            .collect();
-        return one(&Tensor::cat(inputs, 1), &Tensor::cat(&padded, 0));
+/// What a branch's depthwise convolution computes with.
+struct Depthwise<'a> {
+    x: Tensor,
+    /// How often each equal part of the channels is taken: the edges of each state, or 1 when `x` holds all edges.
+    times: &'a [usize],
+    /// [times*C, 1, K, K].
+    weight: &'a Tensor,
+}
+
+impl Depthwise<'_> {
+    fn kernel(&self) -> i64 {
+        self.weight.size()[3]
     }
-    let results: Vec<Tensor> = inputs.iter().zip(weights).map(|(x, weight)| one(x, weight)).collect();
-    if results.len() == 1 { results[0].shallow_clone() } else { Tensor::cat(&results, 1) }
+}
+
+/// Depthwise convolutions with same padding: [N, sum of times*C, H', W'], branch after branch.
+fn depthwise(branches: &[Depthwise], stride: i64, dilation: i64) -> Tensor {
+    if branches[0].x.device() == Device::Cpu && dilation == 1 {
+        return depthwise_at_once(branches, stride);
+    }
+    let one = |branch: &Depthwise| {
+        let x = cat(repeated(&branch.x, branch.times), 1);
+        conv(&x, branch.weight, stride, dilation * (branch.kernel() / 2), dilation, branch.weight.size()[0])
+    };
+    cat(branches.iter().map(one).collect(), 1)
+}
+
+/// Pixels (N*H*W) up to which a CPU spends more on calling a depthwise convolution than on computing it.
+const FEW_PIXELS: i64 = 64;
+
+/// The same in one call, for CPUs, where many small calls are dear: smaller kernels get zeros around them.
+///
+/// The weight gradient of a kernel wider than 3 takes a path 20 times slower than the others. Where that counts, a 5x5
+/// kernel is computed as the sum of its left 3 and its right 2 columns, all kernels are 5x3, and each input is padded
+/// so that its columns stand where its kernel expects them.
+fn depthwise_at_once(branches: &[Depthwise], stride: i64) -> Tensor {
+    let height = branches.iter().map(Depthwise::kernel).max().unwrap_or(1);
+    let (n, _, h, w) = branches[0].x.size4().expect("four dimensions");
+    let split = height == 5 && n * h * w > FEW_PIXELS;
+    // That path also wants an input no lower than the kernel: rows of zeros above and below it.
+    let rows = if h < height { height / 2 } else { 0 };
+    let (mut inputs, mut kernels, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut piece = |branch: &Depthwise, x: &Tensor, kernel: Tensor| {
+        inputs.extend(repeated(x, branch.times));
+        sizes.push(kernel.size()[0]);
+        kernels.push(kernel);
+    };
+    for branch in branches {
+        let beside = |left: i64, right: i64| branch.x.constant_pad_nd([left, right, rows, rows]);
+        let above = (height - branch.kernel()) / 2;
+        if !split {
+            piece(branch, &branch.x, branch.weight.constant_pad_nd([above; 4]));
+        } else if branch.kernel() == 3 {
+            piece(branch, &beside(1, 1), branch.weight.constant_pad_nd([0, 0, above, above]));
+        } else {
+            let columns = branch.weight.split_with_sizes([3, 2], 3);
+            piece(branch, &beside(2, 0), columns[0].shallow_clone());
+            piece(branch, &beside(0, 2), columns[1].constant_pad_nd([1, 0, 0, 0]));
+        }
+    }
+    let (x, kernel) = (cat(inputs, 1), cat(kernels, 0));
+    let padding = if split { [height / 2 - rows, 0] } else { [height / 2; 2] };
+    let y = x.conv2d(&kernel, None::<&Tensor>, [stride; 2], padding, [1, 1], kernel.size()[0]);
+    if !split {
+        return y;
+    }
+    let mut pieces = y.split_with_sizes(&sizes, 1).into_iter();
+    let mut next = || pieces.next().expect("a piece per kernel");
+    let sum = |branch: &Depthwise| if branch.kernel() > 3 { next() + next() } else { next() };
+    cat(branches.iter().map(sum).collect(), 1)
+}
+
+/// Part `i` of the channels of `x` `times[i]` times.
+fn repeated(x: &Tensor, times: &[usize]) -> Vec<Tensor> {
+    let parts = if times.len() == 1 { vec![x.shallow_clone()] } else { x.chunk(times.len() as i64, 1) };
+    let copies =
+        |(part, &times): (&Tensor, &usize)| (0..times).map(|_| part.shallow_clone()).collect::<Vec<_>>();
+    parts.iter().zip(times).flat_map(copies).collect()
 }
 
 /// [N, C, H, W] to [4N, C, ceil(H/2), ceil(W/2)]: the pixels of each parity (row, column) as an image; zeros fill up.
@@ -172,39 +241,40 @@ fn from_parities(x: &Tensor, h: i64, w: i64) -> Tensor {
         .permute([0, 3, 1, 4, 2, 5])
         .reshape([n / 4, 2 * half_h, 2 * half_w, c])
         .permute([0, 3, 1, 2]);
-    if (h, w) == (2 * half_h, 2 * half_w) { x } else { x.narrow(2, 0, h).narrow(3, 0, w) }
+    let pad = [0, w - 2 * half_w, 0, h - 2 * half_h];
+    if pad == [0; 4] { x } else { x.constant_pad_nd(pad) }
 }
 
-/// Which out-edge each of S stacked results belongs to.
+/// Which node each of S stacked results feeds.
 pub struct Slots {
-    edges: Vec<usize>,
-    num_edges: usize,
-    /// Whether every edge appears, in order, the same number of times.
+    nodes: Vec<usize>,
+    num_nodes: usize,
+    /// Whether every node appears, in order, the same number of times.
     whole: bool,
 }
 
 impl Slots {
-    /// `edges`: the position of the out-edge of each slot, below `num_edges`.
-    pub fn new(edges: Vec<usize>, num_edges: usize) -> Slots {
-        let whole = edges.len().is_multiple_of(num_edges)
-            && edges.iter().enumerate().all(|(slot, &edge)| edge == slot % num_edges);
-        Slots { edges, num_edges, whole }
+    /// `nodes`: the node of each slot, below `num_nodes`.
+    pub fn new(nodes: Vec<usize>, num_nodes: usize) -> Slots {
+        let whole = nodes.len().is_multiple_of(num_nodes)
+            && nodes.iter().enumerate().all(|(slot, &node)| node == slot % num_nodes);
+        Slots { nodes, num_nodes, whole }
     }
 
-    /// [N, S*C, H, W] to the sum per edge, [N, M*C, H, W].
+    /// [N, S*C, H, W] to the sum per node, [N, M*C, H, W].
     pub fn sum(&self, y: &Tensor, channels: i64) -> Tensor {
         let add = |terms: Vec<Tensor>| terms.into_iter().reduce(|sum, term| sum + term);
         if self.whole {
-            let times = (self.edges.len() / self.num_edges) as i64;
+            let times = (self.nodes.len() / self.num_nodes) as i64;
             return if times == 1 { y.shallow_clone() } else { add(y.chunk(times, 1)).expect("a slot") };
         }
         let slots = y.split(channels, 1);
-        let edge = |edge: usize| {
-            let mine = (0..slots.len()).filter(|&slot| self.edges[slot] == edge);
+        let node = |node: usize| {
+            let mine = (0..slots.len()).filter(|&slot| self.nodes[slot] == node);
             add(mine.map(|slot| slots[slot].shallow_clone()).collect())
         };
         let sums: Vec<Tensor> =
-            (0..self.num_edges).map(|number| edge(number).unwrap_or_else(|| slots[0].zeros_like())).collect();
+            (0..self.num_nodes).map(|number| node(number).unwrap_or_else(|| slots[0].zeros_like())).collect();
         Tensor::cat(&sums, 1)
     }
 }

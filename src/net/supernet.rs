@@ -252,7 +252,7 @@ impl Supernet {
     }
 }
 
-/// Mean cross entropy of `logits` [N, K] against `labels` [N], in the kind of the logits.
+/// Mean cross entropy of `logits` `[N, K]` against `labels` `[N]`, in the kind of the logits.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
     logits.log_softmax(-1, logits.kind()).nll_loss(labels)
