@@ -4,11 +4,16 @@
 mod bench;
 
 use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
+use drnas_dist::comm::Communicator;
 use drnas_dist::config::Config;
+use drnas_dist::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::launch::World;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
+use drnas_dist::{Error, Result};
+use std::cell::RefCell;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -264,6 +269,91 @@ fn ranks_that_were_started_differently_are_told() {
         said(&output)
     );
     assert!(!bench.path("mixed").exists());
+}
+
+// -- when reductions start -----------------------------------------------------------------------------------------
+
+/// One process that writes down what it is asked to do, in order.
+#[derive(Default)]
+struct Recorder(RefCell<Vec<String>>);
+
+impl Communicator for Recorder {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn start_mean(&self, buffer: &Tensor) -> Result<()> {
+        self.0.borrow_mut().push(format!("start {}", buffer.numel()));
+        Ok(())
+    }
+
+    fn progress(&self) -> Result<()> {
+        self.0.borrow_mut().push("progress".into());
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.0.borrow_mut().push("finish".into());
+        Ok(())
+    }
+
+    fn broadcast(&self, _: &Tensor, _: usize) -> Result<()> {
+        unreachable!("a step broadcasts nothing")
+    }
+
+    fn all_gather(&self, _: &[u8]) -> Result<Vec<Vec<u8>>> {
+        unreachable!("a step gathers nothing")
+    }
+
+    fn barrier(&self) -> Result<()> {
+        unreachable!("a step has no barrier")
+    }
+
+    fn abort(&self, why: &Error) -> ! {
+        panic!("{why}")
+    }
+}
+
+#[test]
+fn reductions_start_while_backward_goes_on() {
+    let bench = Bench::get();
+    let sets = ["search.stage.1.epochs=1", "search.architecture_from_epoch=0", "run.bucket_mib=0.01"];
+    let config = Config::load(&bench.path("search.toml"), &sets.map(String::from)).unwrap();
+    let pool = DecodePool::new(1);
+    let loader = |stream: u64, name: &str| {
+        let spec = LoaderSpec {
+            px: 64,
+            augment: Augment::CentreCrop { resize: 64 },
+            seed: 0,
+            stream,
+            num_replicas: 2,
+            replicas: 0..2,
+            batch: 4,
+            prefetch: 1,
+            skip_bad: false,
+        };
+        Loader::open(Arc::new(ShardSet::open(&bench.path(name)).unwrap()), spec, &pool, 0).unwrap()
+    };
+    let (mut weights, mut architecture) = (loader(0, "train"), loader(1, "valid"));
+    let mut search = Search::new(&config, Timeline::new(&config, 5), 0..2, Device::Cpu);
+    let recorder = Recorder::default();
+    search.bilevel_step(&mut weights, &mut architecture, &recorder).unwrap();
+
+    // eta first; then nothing for the first replica; for the last one each bucket as soon as its segment is done, the
+    // last segment first.
+    let buckets = &search.net().params.buckets;
+    assert!(buckets.len() > 2);
+    let mut expected = vec![format!("start {}", 2 * 14 * 7), "finish".to_string()];
+    expected.extend(buckets.iter().map(|_| "progress".to_string()));
+    for bucket in buckets.iter().rev() {
+        expected.extend([format!("start {}", bucket.grads.numel()), "progress".into()]);
+    }
+    expected.push("finish".into());
+    assert_eq!(*recorder.0.borrow(), expected);
 }
 
 // -- a rank that computes wrongly ----------------------------------------------------------------------------------
