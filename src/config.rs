@@ -28,7 +28,7 @@ pub struct Config {
     pub weights: Weights,
     /// Adam of the architecture parameters.
     pub eta: Eta,
-    /// Reporting, checkpoints, communication: nothing here changes a result.
+    /// Reporting, checkpoints, communication: changes results by rounding at most.
     pub run: Run,
 }
 

@@ -242,7 +242,7 @@ impl<'a> Run<'a> {
         Ok(Some((step, extra.sums)))
     }
 
-    /// A run goes on with what it began with, but for what changes no result.
+    /// A run goes on with what it began with, but for `[run]` and what decodes images, which change results by rounding at most.
     fn check_same_run(&self, saved: &Extra) -> Result<()> {
         let mut before = Config::parse(&saved.config, "the checkpoint's configuration", &[])?;
         before.run = self.config.run.clone();

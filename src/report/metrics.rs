@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: what happened, one JSON object a line, appended and flushed at once.
+//! `metrics.jsonl`: what happened, one JSON object a line, appended when the losses are looked at (`run.log_every`).
 //!
 //! Stages and epochs count from 1 (epochs over the whole run), `step` is the number of steps done; top-1 and top-5 are
 //! in 0..1; a number that is not finite is `null`.
