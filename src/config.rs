@@ -5,12 +5,14 @@
 
 mod check;
 mod load;
+mod settings;
+
+pub use settings::Settings;
 
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
-/// A run, resolved and checked. `Config::load` makes one; `Default` is the published ImageNet search.
+/// A run, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
@@ -267,24 +269,8 @@ impl Default for Run {
 }
 
 impl Config {
-    /// The configuration as a TOML file with every key, in one order and one spelling: equal configurations give equal
-    /// text. Loading it gives this configuration again.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a checked configuration has only values that TOML can hold")
-    }
-
-    /// Identity of the configuration: ranks with different ones must not compute together.
-    pub fn hash(&self) -> u64 {
-        xxh3_64(self.to_toml().as_bytes())
-    }
-
     /// Epochs of all stages.
     pub fn num_epochs(&self) -> u64 {
         self.search.stages.iter().map(|stage| stage.epochs).sum()
-    }
-
-    /// Images of one replica in one step.
-    pub fn replica_batch(&self) -> i64 {
-        self.search.global_batch / self.search.replicas
     }
 }
