@@ -20,6 +20,7 @@ pub mod schedule;
 pub mod search;
 pub mod space;
 pub mod verify;
+pub mod whereabouts;
 
 pub use config::Config;
 pub use error::{Error, Result};
