@@ -332,6 +332,18 @@ pub enum Error {
         granted: String,
     },
 
+    // -- devices ----------------------------------------------------------------------------
+    /// The driver refused a call, or the card failed in work given to it earlier.
+    #[error("{call}: {text} (CUDA error {code}); `drnas-dist doctor` shows cards and libraries")]
+    Cuda {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        code: u32,
+        /// The same in the driver's words.
+        text: String,
+    },
+
     // -- checkpoints ------------------------------------------------------------------------
     /// A checkpoint that cannot be read back.
     #[error("checkpoint {}: {why}", path.display())]

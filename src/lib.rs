@@ -21,6 +21,7 @@ pub mod search;
 pub mod space;
 pub mod tally;
 pub mod verify;
+pub mod whereabouts;
 
 pub use config::{Config, Settings};
 pub use error::{Error, Result};
