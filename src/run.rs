@@ -114,7 +114,7 @@ impl Loaders {
         let data = &config.data;
         let spec = LoaderSpec {
             px: data.px as u32,
-            augment: Augment::RandomResizedCrop { area_min: data.crop_area_min, flip: data.flip },
+            augment: Augment::train(data),
             seed: config.seed,
             stream: WEIGHTS,
             num_replicas: config.search.replicas as usize,

@@ -97,6 +97,29 @@ impl Config {
             "data.crop_area_min must be above 0 and at most 1, found {}",
             data.crop_area_min
         );
+        require!(data.pad <= 4096, "data.pad must be at most 4096, found {}", data.pad);
+        require!(
+            data.cutout % 2 == 0 && data.cutout <= 8192,
+            "data.cutout must be even and at most 8192, found {}",
+            data.cutout
+        );
+        require!(
+            data.jitter.iter().all(|x| x.is_finite() && *x >= 0.0) && data.jitter[3] <= 0.5,
+            "data.jitter must be 0 or more, the hue at most 0.5, found {:?}",
+            data.jitter
+        );
+        require!(
+            (0..=4096).contains(&data.test_crop) && (0..=8192).contains(&data.test_resize),
+            "data.test_crop = {} must be in 0..=4096 and data.test_resize = {} in 0..=8192",
+            data.test_crop,
+            data.test_resize
+        );
+        require!(
+            data.test_resize_px() >= data.test_crop_px(),
+            "data.test_resize = {} is below the {} pixels of data.test_crop",
+            data.test_resize_px(),
+            data.test_crop_px()
+        );
         require!(
             weights.lr_min <= weights.lr,
             "weights.lr_min = {} is above weights.lr = {}",
