@@ -7,7 +7,7 @@ mod training;
 use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::comm::Communicator;
-use crate::config::{Data, Settings};
+use crate::config::Settings;
 use crate::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
 use crate::error::{Error, Result};
 use crate::launch::World;
@@ -81,17 +81,11 @@ struct Streams {
 
 impl Streams {
     /// For `replicas`, the ones that this rank computes; `threads` that decode unless the configuration says otherwise.
-    fn new<S: Settings>(
-        settings: &S,
-        seed: u64,
-        augment: Augment,
-        replicas: Range<usize>,
-        threads: usize,
-    ) -> Streams {
-        let data: &Data = settings.data();
+    fn new(settings: &impl Settings, seed: u64, replicas: Range<usize>, threads: usize) -> Streams {
+        let data = settings.data();
         let spec = LoaderSpec {
             px: data.px as u32,
-            augment,
+            augment: Augment::train(data),
             seed,
             stream: 0,
             num_replicas: settings.replicas() as usize,

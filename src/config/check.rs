@@ -135,6 +135,29 @@ impl Data {
             "data.crop_area_min must be above 0 and at most 1, found {}",
             self.crop_area_min
         );
+        require!(self.pad <= 4096, "data.pad must be at most 4096, found {}", self.pad);
+        require!(
+            self.cutout % 2 == 0 && self.cutout <= 8192,
+            "data.cutout must be even and at most 8192, found {}",
+            self.cutout
+        );
+        require!(
+            self.jitter.iter().all(|x| x.is_finite() && *x >= 0.0) && self.jitter[3] <= 0.5,
+            "data.jitter must be 0 or more, the hue at most 0.5, found {:?}",
+            self.jitter
+        );
+        require!(
+            (0..=4096).contains(&self.test_crop) && (0..=8192).contains(&self.test_resize),
+            "data.test_crop = {} must be in 0..=4096 and data.test_resize = {} in 0..=8192",
+            self.test_crop,
+            self.test_resize
+        );
+        require!(
+            self.test_resize_px() >= self.test_crop_px(),
+            "data.test_resize = {} is below the {} pixels of data.test_crop",
+            self.test_resize_px(),
+            self.test_crop_px()
+        );
         Ok(())
     }
 

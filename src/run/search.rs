@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
 use crate::config::{Config, Settings};
-use crate::data::{Augment, Loader, ShardSet};
+use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
 use crate::launch::World;
 use crate::report::{EpochRecord, FinishRecord, Record, StageRecord, final_text};
@@ -31,8 +31,7 @@ pub fn search(config: &Config, args: &SearchArgs, world: &World) -> Result<()> {
     check_sets(config, args, &sets)?;
 
     let replicas = super::replicas_of(config, world);
-    let augment = Augment::RandomResizedCrop { area_min: config.data.crop_area_min, flip: config.data.flip };
-    let streams = Streams::new(config, config.seed, augment, replicas.clone(), world.threads());
+    let streams = Streams::new(config, config.seed, replicas.clone(), world.threads());
     let [steps_per_pass, _] = [streams.steps_per_pass(&sets[0])?, streams.steps_per_pass(&sets[1])?];
     let timeline = Timeline::new(config, steps_per_pass);
     let search = Search::new(config, timeline.clone(), replicas, world.device());
