@@ -497,6 +497,18 @@ pub enum Error {
         what: String,
     },
 
+    // -- NAS-Bench-201 ----------------------------------------------------------------------
+    /// A text that names no architecture of NAS-Bench-201.
+    #[error(
+        "architecture \"{text}\": {what}; it reads like |nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    )]
+    Nb201Architecture {
+        /// The text, its first 200 characters.
+        text: String,
+        /// What is wrong and what was expected.
+        what: String,
+    },
+
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
