@@ -1,7 +1,7 @@
 //! Texts that people write or paste: configuration, `--set`, split lists, genotypes.
 
 use crate::{Target, bombard};
-use drnas_dist::config::Config;
+use drnas_dist::config::{Config, Settings};
 use drnas_dist::data::folder::Folder;
 use drnas_dist::space::genotype::Genotype;
 use std::fs;
