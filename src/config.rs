@@ -42,6 +42,30 @@ pub enum Precision {
     Float64,
 }
 
+/// In which kind gradients travel between cards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduce {
+    /// As they are.
+    #[default]
+    Fp32,
+    /// Rounded to bfloat16 before they are summed: half the bytes.
+    Bf16,
+}
+
+/// Where a rank computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// On cards if every rank has one, else on the CPU.
+    #[default]
+    Auto,
+    /// On a card, or not at all.
+    Cuda,
+    /// On the CPU.
+    Cpu,
+}
+
 /// The supernet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
