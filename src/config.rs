@@ -5,17 +5,21 @@
 
 mod check;
 mod load;
+mod settings;
+
+pub use settings::Settings;
 
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
-/// A run, resolved and checked. `Config::load` makes one; `Default` is the published ImageNet search.
+/// A run, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
     pub seed: u64,
+    /// What ranks compute on.
+    pub device: DeviceChoice,
     /// Floating-point type of weights, activations and eta.
     pub precision: Precision,
     /// The supernet.
@@ -201,6 +205,8 @@ pub struct Run {
     pub checkpoints_kept: usize,
     /// Size of a gradient bucket, MiB: what travels at once while backward goes on.
     pub bucket_mib: f64,
+    /// In which kind gradients travel between cards.
+    pub reduce: Reduce,
     /// libtorch threads per rank; 0 = automatic. Another number adds in another order: results differ by rounding.
     pub threads: usize,
     /// A collective that takes longer ends the run, seconds.
@@ -211,6 +217,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             seed: 0,
+            device: DeviceChoice::Auto,
             precision: Precision::Float32,
             model: Model::default(),
             data: Data::default(),
@@ -284,6 +291,7 @@ impl Default for Run {
             checkpoint_every: 500,
             checkpoints_kept: 3,
             bucket_mib: 1.0,
+            reduce: Reduce::Fp32,
             threads: 0,
             time_limit_s: 300.0,
         }
@@ -291,24 +299,8 @@ impl Default for Run {
 }
 
 impl Config {
-    /// The configuration as a TOML file with every key, in one order and one spelling: equal configurations give equal
-    /// text. Loading it gives this configuration again.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a checked configuration has only values that TOML can hold")
-    }
-
-    /// Identity of the configuration: ranks with different ones must not compute together.
-    pub fn hash(&self) -> u64 {
-        xxh3_64(self.to_toml().as_bytes())
-    }
-
     /// Epochs of all stages.
     pub fn num_epochs(&self) -> u64 {
         self.search.stages.iter().map(|stage| stage.epochs).sum()
-    }
-
-    /// Images of one replica in one step.
-    pub fn replica_batch(&self) -> i64 {
-        self.search.global_batch / self.search.replicas
     }
 }

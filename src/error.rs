@@ -547,7 +547,7 @@ pub enum Error {
         /// The first rank that differs.
         rank: usize,
         /// What differs.
-        what: &'static str,
+        what: String,
     },
 
     /// Ranks that must have computed the same have not.

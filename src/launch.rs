@@ -152,7 +152,7 @@ impl World {
         &self.place.host
     }
 
-    /// Where this rank's tensors belong.
+    /// The device that this rank computes on.
     pub fn device(&self) -> tch::Device {
         self.device
     }

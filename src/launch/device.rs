@@ -1,7 +1,7 @@
 //! Which device a rank computes on: its number among the ranks of its machine is the number of its card.
 
 use super::place::Place;
-use crate::comm::Communicator;
+use crate::comm::{Communicator, say};
 use crate::config::{DeviceChoice, Reduce};
 use crate::cuda::{self, Card, Context, Driver, LibtorchCuda};
 use crate::error::{Error, Result};
@@ -83,7 +83,6 @@ impl Devices {
         place: &Place,
         comm: &dyn Communicator,
     ) -> Result<Own> {
-        let on_cpu = Own { device: Device::Cpu, card: None };
         // All ranks have the same configuration, which is compared later; ranks that differ in it differ here first.
         let cards: Vec<Card> = match driver {
             Some(driver) => (0..driver.num_cards()).map(|index| driver.card(index)).collect::<Result<_>>()?,
@@ -99,9 +98,15 @@ impl Devices {
         let all: Vec<Seen> = all.iter().map(|bytes| Seen::from_bytes(bytes)).collect();
         if !self.on_cards(&all)? {
             if self.choice == DeviceChoice::Auto && comm.rank() == 0 {
-                crate::comm::say(&format!("note: device = \"auto\" is the CPU: {}", mine.why_none));
+                say(&format!("note: device = \"auto\" is the CPU: {}", mine.why_none));
             }
-            return Ok(on_cpu);
+            return match self.reduce {
+                Reduce::Fp32 => Ok(Own { device: Device::Cpu, card: None }),
+                Reduce::Bf16 => Err(Error::ConfigCheck(
+                    "run.reduce = \"bf16\" is for ranks with GPUs, these compute on the CPU; use \"fp32\""
+                        .into(),
+                )),
+            };
         }
         let index =
             if place.local_rank < cards.len() { place.local_rank } else { place.local_rank % cards.len() };
