@@ -328,9 +328,12 @@ impl Communicator for Mpi {
             std::thread::sleep(Duration::from_millis(300));
         }
         // Errors of this file name the rank themselves.
-        let who = format!("rank {} on {}: ", self.rank, self.host);
+        let who = format!("rank {} on {}", self.rank, self.host);
         let why = chain(why);
-        say(&format!("{who}{}", why.strip_prefix(&who).unwrap_or(&why)));
+        match why.starts_with(&who) {
+            true => say(&why),
+            false => say(&format!("{who}: {why}")),
+        }
         end_all(1)
     }
 }
