@@ -6,6 +6,7 @@
 mod check;
 mod load;
 
+pub use crate::precision::Precision;
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
@@ -16,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub struct Config {
     /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
     pub seed: u64,
-    /// Floating-point type of weights, activations and eta.
+    /// How exact the network computes.
     pub precision: Precision,
     /// The supernet.
     pub model: Model,
@@ -30,16 +31,6 @@ pub struct Config {
     pub eta: Eta,
     /// Reporting, checkpoints, communication: changes results by rounding at most.
     pub run: Run,
-}
-
-/// Floating-point type of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// The published precision.
-    Float32,
-    /// For checks: slower, and differences between orders of summation vanish.
-    Float64,
 }
 
 /// The supernet.
@@ -187,7 +178,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             seed: 0,
-            precision: Precision::Float32,
+            precision: Precision::Fp32,
             model: Model::default(),
             data: Data::default(),
             search: Search::default(),

@@ -5,6 +5,8 @@ pub mod mixed_op;
 pub mod mixing;
 pub mod ops;
 pub mod params;
+pub mod placement;
 pub mod separable;
 pub mod supernet;
+pub mod tape;
 pub mod widen;

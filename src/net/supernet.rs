@@ -1,4 +1,4 @@
-//! Supernet: stem, mixed cells, head; its forward pass, and a backward pass cut into segments.
+//! Supernet: stem, mixed cells, head, and its forward pass (the backward pass is in `tape`).
 //!
 //! Shapes: N batch, H W input size, K classes.
 
@@ -7,9 +7,12 @@ use super::mixed_op::Place;
 use super::mixing::{DeviceMasks, Mixing};
 use super::ops::{AffineNorm, Mode, Pass, conv};
 use super::params::{Init, Named, Params, Specs, WeightId};
+pub use super::placement::Placement;
+use super::tape::{Tape, ThetaTape};
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
-use tch::{Device, Kind, Tensor};
+use std::ops::Range;
+use tch::Tensor;
 
 /// Channels of the stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
@@ -43,20 +46,8 @@ impl Shape {
     }
 }
 
-/// How and where the network computes.
-#[derive(Clone, Copy, Debug)]
-pub struct Placement {
-    /// Float; Double for checks.
-    pub kind: Kind,
-    /// Where.
-    pub device: Device,
-    /// Channels last in memory: several times faster on CPUs (pooling 10 times, depthwise convolutions 3 times).
-    pub channels_last: bool,
-    /// Replicas that this rank computes one after another.
-    pub replicas: usize,
-    /// Bytes of weights after which a bucket is closed.
-    pub bucket_bytes: usize,
-}
+/// What a part hands on: the outputs of the last two parts; behind the head the second one is the logits.
+pub(super) type States = [Tensor; 2];
 
 struct ConvNorm {
     weight: WeightId,
@@ -99,16 +90,16 @@ impl Stem {
     }
 
     /// Images to the two inputs of the first cell.
-    fn forward(&self, pass: &Pass, x: &Tensor) -> (Tensor, Tensor) {
+    fn forward(&self, pass: &Pass, x: &Tensor) -> States {
         match self {
             Stem::Cifar(conv) => {
                 let s = conv.forward(pass, x);
-                (s.shallow_clone(), s)
+                [s.shallow_clone(), s]
             }
             Stem::Imagenet([first, second, third]) => {
                 let s0 = second.forward(pass, &first.forward(pass, x).relu_());
                 let s1 = third.forward(pass, &s0.relu());
-                (s0, s1)
+                [s0, s1]
             }
         }
     }
@@ -161,9 +152,8 @@ impl Supernet {
             specs.weight(&[classes], Init::FanIn(c_prev), rows("bias")),
         );
         specs.end_part();
-        let masks = DeviceMasks::new(&shape.masks, placement.kind, placement.device);
-        let params =
-            Params::new(specs, placement.replicas, placement.bucket_bytes, placement.kind, placement.device);
+        let masks = DeviceMasks::new(&shape.masks, placement.precision.weights(), placement.device);
+        let params = Params::new(specs, &placement);
         Supernet { shape, placement, stem, cells, classifier, masks, params }
     }
 
@@ -191,58 +181,75 @@ impl Supernet {
         Ok(())
     }
 
-    /// Logits [N, K] of images [N, 3, H, W], one graph: for evaluation, and for gradients of theta alone.
+    /// Number of parts: stem, cells, head.
+    pub(super) fn num_parts(&self) -> usize {
+        self.cells.len() + 2
+    }
+
+    /// Logits [N, K] of images [N, 3, H, W], one graph.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass { params: &self.params, mixing: &mixing, mode, replica };
-        let (mut s0, mut s1) = self.stem.forward(&pass, &self.laid_out(images));
-        for cell in &self.cells {
-            (s0, s1) = (s1.shallow_clone(), cell.forward(&pass, &s0, &s1));
-        }
-        self.head(&pass, &s1)
+        let pass = Pass::new(&self.params, &mixing, mode, replica);
+        let [_, logits] = self.run(&pass, 0..self.num_parts(), &self.laid_out(images), None);
+        logits
     }
 
     /// A training pass whose graph is cut between buckets, so that the backward pass yields one bucket's gradients at
     /// a time. theta is a constant here.
     pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
-        let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass { params: &self.params, mixing: &mixing, mode: Mode::Train, replica };
-        let mut segments = Vec::new();
-        let mut states: Option<(Tensor, Tensor)> = None;
-        let mut logits = Tensor::new();
-        for parts in self.params.segments() {
-            // The cut: a segment begins at leaves that share the values of the segment before.
-            let cut = |state: &Tensor| state.detach().set_requires_grad(true);
-            let inputs: Vec<Tensor> = match &states {
-                Some((s0, s1)) => vec![cut(s0), cut(s1)],
-                None => Vec::new(),
-            };
-            states = (inputs.len() == 2).then(|| (inputs[0].shallow_clone(), inputs[1].shallow_clone()));
-            for part in parts.clone() {
-                if part == 0 {
-                    states = Some(self.stem.forward(&pass, &self.laid_out(images)));
-                } else if part <= self.cells.len() {
-                    let (s0, s1) = states.as_ref().expect("the stem is the first part");
-                    let out = self.cells[part - 1].forward(&pass, s0, s1);
-                    states = Some((s1.shallow_clone(), out));
-                } else {
-                    let (_, s1) = states.as_ref().expect("the head is the last part");
-                    logits = self.head(&pass, s1);
-                }
-            }
-            let (s0, s1) = states.as_ref().expect("every segment has a part");
-            segments.push(Segment { inputs, outputs: [s0.shallow_clone(), s1.shallow_clone()] });
+        let theta: Vec<Tensor> = theta.iter().map(Tensor::detach).collect();
+        let mixing = Mixing::new(&theta, &self.masks);
+        let segments = self.params.segments().iter().cloned();
+        Tape::record(self, self.laid_out(images), mixing, replica, segments)
+    }
+
+    /// A training pass for the gradients of `theta` (leaves that require one), not of the weights.
+    pub fn forward_theta<'a>(
+        &'a self,
+        images: &Tensor,
+        theta: &'a [Tensor],
+        replica: usize,
+    ) -> ThetaTape<'a> {
+        if !self.placement.checkpoint_cells {
+            return ThetaTape::whole(theta, self.logits(images, theta, Mode::Train, replica));
         }
-        Tape { params: &self.params, segments, logits }
+        // Cell by cell: so the gradients of what cells share are summed in the order of the whole graph.
+        let cells = (0..self.num_parts()).map(|part| part..part + 1);
+        let mixing = Mixing::new(theta, &self.masks);
+        ThetaTape::cells(theta, Tape::record(self, self.laid_out(images), mixing, replica, cells))
+    }
+
+    /// Runs consecutive parts: `inputs` (none for the stem) to what they hand on.
+    pub(super) fn run(
+        &self,
+        pass: &Pass,
+        parts: Range<usize>,
+        images: &Tensor,
+        inputs: Option<&States>,
+    ) -> States {
+        let mut states = inputs.map(|states| states.each_ref().map(Tensor::shallow_clone));
+        for part in parts {
+            states = Some(match states {
+                None => self.stem.forward(pass, images),
+                Some([s0, s1]) => {
+                    let out = match self.cells.get(part - 1) {
+                        Some(cell) => cell.forward(pass, &s0, &s1),
+                        None => self.head(pass, &s1),
+                    };
+                    [s1, out]
+                }
+            });
+        }
+        states.expect("at least one part")
     }
 
     fn head(&self, pass: &Pass, s1: &Tensor) -> Tensor {
         let (weight, bias) = (pass.params.weight(self.classifier.0), pass.params.weight(self.classifier.1));
-        s1.mean_dim([2i64, 3].as_slice(), false, None).linear(weight, Some(bias))
+        s1.mean_dim([2i64, 3].as_slice(), false, weight.kind()).linear(weight, Some(bias))
     }
 
     fn laid_out(&self, images: &Tensor) -> Tensor {
-        let images = images.to_kind(self.placement.kind);
+        let images = images.to_kind(self.placement.precision.activations());
         if self.placement.channels_last {
             // tch has no memory-format argument.
             images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
@@ -256,53 +263,4 @@ impl Supernet {
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
     logits.log_softmax(-1, logits.kind()).nll_loss(labels)
-}
-
-struct Segment {
-    /// Leaves it begins at; empty for the first segment.
-    inputs: Vec<Tensor>,
-    /// The two states it hands on.
-    outputs: [Tensor; 2],
-}
-
-/// A forward pass, ready to be differentiated segment by segment.
-pub struct Tape<'a> {
-    params: &'a Params,
-    segments: Vec<Segment>,
-    logits: Tensor,
-}
-
-impl Tape<'_> {
-    /// Logits [N, K].
-    pub fn logits(&self) -> &Tensor {
-        &self.logits
-    }
-
-    /// Differentiates `loss` (a scalar made from `logits`): calls `done` with each segment's number (= its bucket)
-    /// and gradients, one per leaf of the bucket, last segment first, as soon as they are there.
-    pub fn backward(
-        self,
-        loss: &Tensor,
-        mut done: impl FnMut(usize, Vec<Tensor>) -> Result<()>,
-    ) -> Result<()> {
-        // Gradients of what the segment hands on; the last one hands on nothing, it ends in the loss.
-        let mut upstream: Vec<Tensor> = Vec::new();
-        for (number, segment) in self.segments.into_iter().enumerate().rev() {
-            // Root and ones: autograd starts from ones, so d(y * g) starts the segment with g.
-            let roots = if upstream.is_empty() {
-                vec![loss.shallow_clone()]
-            } else {
-                let handed_on = segment.outputs.iter().zip(&upstream);
-                // The head does not use the older state: no gradient comes back for it.
-                handed_on.filter(|(_, grad)| grad.defined()).map(|(output, grad)| output * grad).collect()
-            };
-            let leaves = self.params.leaves(number);
-            let wanted: Vec<&Tensor> = leaves.iter().chain(&segment.inputs).collect();
-            let mut grads = Tensor::f_run_backward(&roots, &wanted, false, false)?;
-            upstream = grads.split_off(leaves.len());
-            drop(segment);
-            done(number, grads)?;
-        }
-        Ok(())
-    }
 }
