@@ -7,6 +7,7 @@ pub mod ops;
 pub mod params;
 pub mod placement;
 pub mod separable;
+pub mod stem;
 pub mod supernet;
 pub mod tape;
 pub mod widen;

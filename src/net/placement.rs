@@ -1,7 +1,7 @@
 //! Placement: how and where a network computes, whatever network it is.
 
 use crate::precision::Precision;
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// How and where a network computes.
 #[derive(Clone, Copy, Debug)]
@@ -19,4 +19,17 @@ pub struct Placement {
     pub replicas: usize,
     /// Bytes of weights after which a bucket is closed.
     pub bucket_bytes: usize,
+}
+
+impl Placement {
+    /// Images [N, 3, H, W] in the kind and the layout that the network computes with.
+    pub fn laid_out(&self, images: &Tensor) -> Tensor {
+        let images = images.to_kind(self.precision.activations());
+        if self.channels_last {
+            // tch has no memory-format argument.
+            images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+        } else {
+            images.contiguous()
+        }
+    }
 }

@@ -1,18 +1,21 @@
-//! Supernet: stem, mixed cells, head, and its forward pass (the backward pass is in `tape`).
+//! Supernet: stem, mixed cells, classifier.
 //!
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
 use super::mixed_op::Place;
 use super::mixing::{DeviceMasks, Mixing};
-use super::ops::{AffineNorm, Mode, Pass, conv};
-use super::params::{Init, Named, Params, Specs, WeightId};
-pub use super::placement::Placement;
+use super::ops::{Mode, Pass};
+use super::params::{Named, Params, Specs};
+use super::stem::{Classifier, Stem};
 use super::tape::{Tape, ThetaTape};
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
 use std::ops::Range;
+use std::rc::Rc;
 use tch::Tensor;
+
+pub use super::tape::{Placement, cross_entropy};
 
 /// Channels of the stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
@@ -46,72 +49,13 @@ impl Shape {
     }
 }
 
-/// What a part hands on: the outputs of the last two parts; behind the head the second one is the logits.
-pub(super) type States = [Tensor; 2];
-
-struct ConvNorm {
-    weight: WeightId,
-    norm: AffineNorm,
-    stride: i64,
-}
-
-impl ConvNorm {
-    /// A 3x3 convolution at `name.at` and the batch norm behind it.
-    fn new(specs: &mut Specs, name: &str, at: usize, c_in: i64, c_out: i64, stride: i64) -> ConvNorm {
-        let piece = vec![(format!("{name}.{at}.weight"), 0..c_out)];
-        ConvNorm {
-            weight: specs.weight(&[c_out, c_in, 3, 3], Init::FanIn(9 * c_in), piece),
-            norm: AffineNorm::new(specs, &format!("{name}.{}", at + 1), c_out),
-            stride,
-        }
-    }
-
-    fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        let y = conv(x, pass.params.weight(self.weight), self.stride, 1, 1, 1);
-        pass.affine_batch_norm(&y, &self.norm)
-    }
-}
-
-enum Stem {
-    Cifar(ConvNorm),
-    Imagenet([ConvNorm; 3]),
-}
-
-impl Stem {
-    fn new(specs: &mut Specs, space: SearchSpace, c: i64) -> Stem {
-        match space {
-            SearchSpace::DartsCifar => Stem::Cifar(ConvNorm::new(specs, "stem", 0, 3, c, 1)),
-            SearchSpace::DartsImagenet => Stem::Imagenet([
-                ConvNorm::new(specs, "stem0", 0, 3, c / 2, 2),
-                ConvNorm::new(specs, "stem0", 3, c / 2, c, 2),
-                ConvNorm::new(specs, "stem1", 1, c, c, 2),
-            ]),
-        }
-    }
-
-    /// Images to the two inputs of the first cell.
-    fn forward(&self, pass: &Pass, x: &Tensor) -> States {
-        match self {
-            Stem::Cifar(conv) => {
-                let s = conv.forward(pass, x);
-                [s.shallow_clone(), s]
-            }
-            Stem::Imagenet([first, second, third]) => {
-                let s0 = second.forward(pass, &first.forward(pass, x).relu_());
-                let s1 = third.forward(pass, &s0.relu());
-                [s0, s1]
-            }
-        }
-    }
-}
-
 /// The network of the search, with its tensors on one rank.
 pub struct Supernet {
     shape: Shape,
     placement: Placement,
     stem: Stem,
     cells: Vec<Cell>,
-    classifier: (WeightId, WeightId),
+    classifier: Classifier,
     masks: DeviceMasks,
     /// Its tensors.
     pub params: Params,
@@ -145,12 +89,7 @@ impl Supernet {
             reduction_prev = reduction;
             (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
         }
-        let classes = shape.num_classes;
-        let rows = |name: &str| vec![(format!("classifier.{name}"), 0..classes)];
-        let classifier = (
-            specs.weight(&[classes, c_prev], Init::FanIn(c_prev), rows("weight")),
-            specs.weight(&[classes], Init::FanIn(c_prev), rows("bias")),
-        );
+        let classifier = Classifier::new(&mut specs, "classifier", c_prev, shape.num_classes);
         specs.end_part();
         let masks = DeviceMasks::new(&shape.masks, placement.precision.weights(), placement.device);
         let params = Params::new(specs, &placement);
@@ -181,26 +120,23 @@ impl Supernet {
         Ok(())
     }
 
-    /// Number of parts: stem, cells, head.
-    pub(super) fn num_parts(&self) -> usize {
-        self.cells.len() + 2
-    }
-
     /// Logits [N, K] of images [N, 3, H, W], one graph.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
         let pass = Pass::new(&self.params, &mixing, mode, replica);
-        let [_, logits] = self.run(&pass, 0..self.num_parts(), &self.laid_out(images), None);
-        logits
+        let images = vec![self.placement.laid_out(images)];
+        (0..self.num_parts()).fold(images, |states, part| self.part(&pass, part, states)).remove(0)
     }
 
-    /// A training pass whose graph is cut between buckets, so that the backward pass yields one bucket's gradients at
-    /// a time. theta is a constant here.
+    /// A training pass, ready to be differentiated; its result is the logits. theta is a constant here.
     pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
-        let theta: Vec<Tensor> = theta.iter().map(Tensor::detach).collect();
-        let mixing = Mixing::new(&theta, &self.masks);
-        let segments = self.params.segments().iter().cloned();
-        Tape::record(self, self.laid_out(images), mixing, replica, segments)
+        let mixing = Rc::new(Mixing::new(theta, &self.masks));
+        if self.placement.checkpoint_cells {
+            return self.record_inputs(images, self.params.segments(), mixing, replica);
+        }
+        let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
+        let images = self.placement.laid_out(images);
+        Tape::record(&self.params, images, |part, states| self.part(&pass, part, states))
     }
 
     /// A training pass for the gradients of `theta` (leaves that require one), not of the weights.
@@ -213,54 +149,42 @@ impl Supernet {
         if !self.placement.checkpoint_cells {
             return ThetaTape::whole(theta, self.logits(images, theta, Mode::Train, replica));
         }
-        // Cell by cell: so the gradients of what cells share are summed in the order of the whole graph.
-        let cells = (0..self.num_parts()).map(|part| part..part + 1);
-        let mixing = Mixing::new(theta, &self.masks);
-        ThetaTape::cells(theta, Tape::record(self, self.laid_out(images), mixing, replica, cells))
+        // Part by part: so the gradients of what cells share are summed in the order of the whole graph.
+        let parts: Vec<Range<usize>> = (0..self.num_parts()).map(|part| part..part + 1).collect();
+        let mixing = Rc::new(Mixing::new(theta, &self.masks));
+        ThetaTape::cells(theta, self.record_inputs(images, &parts, Rc::clone(&mixing), replica), mixing)
     }
 
-    /// Runs consecutive parts: `inputs` (none for the stem) to what they hand on.
-    pub(super) fn run(
+    fn record_inputs(
         &self,
-        pass: &Pass,
-        parts: Range<usize>,
         images: &Tensor,
-        inputs: Option<&States>,
-    ) -> States {
-        let mut states = inputs.map(|states| states.each_ref().map(Tensor::shallow_clone));
-        for part in parts {
-            states = Some(match states {
-                None => self.stem.forward(pass, images),
-                Some([s0, s1]) => {
-                    let out = match self.cells.get(part - 1) {
-                        Some(cell) => cell.forward(pass, &s0, &s1),
-                        None => self.head(pass, &s1),
-                    };
-                    [s1, out]
-                }
-            });
-        }
-        states.expect("at least one part")
+        segments: &[Range<usize>],
+        mixing: Rc<Mixing>,
+        replica: usize,
+    ) -> Tape<'_> {
+        let shared = Rc::clone(&mixing);
+        let pass = Pass::new(&self.params, &shared, Mode::Train, replica);
+        let again = move |part, states| self.part(&Pass::again(&self.params, &mixing, replica), part, states);
+        let images = self.placement.laid_out(images);
+        let part = |part, states| self.part(&pass, part, states);
+        Tape::record_inputs(&self.params, segments, images, part, again)
     }
 
-    fn head(&self, pass: &Pass, s1: &Tensor) -> Tensor {
-        let (weight, bias) = (pass.params.weight(self.classifier.0), pass.params.weight(self.classifier.1));
-        s1.mean_dim([2i64, 3].as_slice(), false, weight.kind()).linear(weight, Some(bias))
+    /// Stem, cells, classifier.
+    fn num_parts(&self) -> usize {
+        self.cells.len() + 2
     }
 
-    fn laid_out(&self, images: &Tensor) -> Tensor {
-        let images = images.to_kind(self.placement.precision.activations());
-        if self.placement.channels_last {
-            // tch has no memory-format argument.
-            images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    /// States between the parts: the outputs of the last two cells, the newer one last.
+    fn part(&self, pass: &Pass, number: usize, mut states: Vec<Tensor>) -> Vec<Tensor> {
+        let newest = states.pop().expect("the images, or two states");
+        if number == 0 {
+            self.stem.forward(pass, &newest).into()
+        } else if number <= self.cells.len() {
+            let out = self.cells[number - 1].forward(pass, &states[0], &newest);
+            vec![newest, out]
         } else {
-            images.contiguous()
+            vec![self.classifier.forward(pass, &newest)]
         }
     }
-}
-
-/// Mean cross entropy of `logits` `[N, K]` against `labels` `[N]`, in the kind of the logits.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
-    logits.log_softmax(-1, logits.kind()).nll_loss(labels)
 }
