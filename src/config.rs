@@ -9,6 +9,7 @@ mod settings;
 
 pub use settings::Settings;
 
+pub use crate::precision::Precision;
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ pub struct Config {
     pub seed: u64,
     /// What ranks compute on.
     pub device: DeviceChoice,
-    /// Floating-point type of weights, activations and eta.
+    /// How exact the network computes.
     pub precision: Precision,
     /// The supernet.
     pub model: Model,
@@ -34,16 +35,6 @@ pub struct Config {
     pub eta: Eta,
     /// Reporting, checkpoints, communication: changes results by rounding at most.
     pub run: Run,
-}
-
-/// Floating-point type of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// The published precision.
-    Float32,
-    /// For checks: slower, and differences between orders of summation vanish.
-    Float64,
 }
 
 /// In which kind gradients travel between cards.
@@ -257,7 +248,7 @@ impl Default for Config {
         Config {
             seed: 0,
             device: DeviceChoice::Auto,
-            precision: Precision::Float32,
+            precision: Precision::Fp32,
             model: Model::default(),
             data: Data::default(),
             search: Search::default(),

@@ -5,6 +5,7 @@ pub mod mixed_op;
 pub mod mixing;
 pub mod ops;
 pub mod params;
+pub mod placement;
 pub mod separable;
 pub mod stem;
 pub mod supernet;
