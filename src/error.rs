@@ -45,6 +45,17 @@ pub enum Error {
         /// The folder, or the list, that names the images.
         root: PathBuf,
     },
+    /// A data set, or a list of its images, that is not what it should be.
+    #[error("{}: {what} (datasets/README.md says what is expected)", path.display())]
+    Source {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Arguments about a data set that do not fit it.
+    #[error("{0}; datasets/README.md has examples")]
+    SourceArgs(String),
     /// A line of a split list that cannot be used.
     #[error("{} line {line}: {what}", path.display())]
     ListLine {
