@@ -44,6 +44,11 @@ impl DeviceMasks {
 }
 
 impl Mixing {
+    /// What a network passes that mixes nothing.
+    pub fn none() -> Mixing {
+        Mixing { tables: Vec::new(), cache: RefCell::default() }
+    }
+
     /// `theta`: one [E, O] per table. Pruned entries are multiplied by 0, so that neither they nor their gradients
     /// count, whatever the caller passes.
     pub fn new(theta: &[Tensor], masks: &DeviceMasks) -> Mixing {

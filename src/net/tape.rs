@@ -4,7 +4,7 @@
 //! A network is a chain of parts (stem, cells, head). A part turns the states that the part before handed on (the images
 //! for the first one) into the states that it hands on; the last part hands on the results.
 //!
-//! Shapes: N batch, H W input size, K classes.
+//! Shapes: N batch, K classes.
 
 use super::params::Params;
 use crate::error::Result;
@@ -36,12 +36,6 @@ impl Placement {
             images.contiguous()
         }
     }
-}
-
-/// Mean cross entropy of `logits` `[N, K]` against `labels` `[N]`, in the kind of the logits.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
-    logits.log_softmax(-1, logits.kind()).nll_loss(labels)
 }
 
 struct Segment {

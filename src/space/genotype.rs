@@ -22,7 +22,7 @@ pub struct Genotype {
 }
 
 /// Edges into a node of the final network.
-const EDGES_PER_NODE: usize = 2;
+pub const EDGES_PER_NODE: usize = 2;
 
 impl Genotype {
     /// The architecture that the mean of the Dirichlet points at. `weights`: one [E, O] table for the normal, one for
@@ -80,32 +80,53 @@ impl Genotype {
         )
     }
 
-    /// Reads JSON, checking that every edge exists in the space.
+    /// Reads JSON, checking that the architecture exists in the space.
     pub fn from_json(text: &str) -> Result<Genotype> {
         let genotype: Genotype =
             serde_json::from_str(text).map_err(|source| Error::Genotype(source.to_string()))?;
-        for (table, edges) in [("normal", &genotype.normal), ("reduce", &genotype.reduce)] {
+        genotype.check()?;
+        Ok(genotype)
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::Genotype(what));
+        for (table, edges, concat) in
+            [("normal", &self.normal, &self.normal_concat), ("reduce", &self.reduce, &self.reduce_concat)]
+        {
             if edges.len() != NUM_NODES * EDGES_PER_NODE {
-                return Err(Error::Genotype(format!(
+                return wrong(format!(
                     "{table} has {} edges, expected {}",
                     edges.len(),
                     NUM_NODES * EDGES_PER_NODE
-                )));
+                ));
             }
             for (index, (operation, from)) in edges.iter().enumerate() {
                 let node = index / EDGES_PER_NODE;
                 if Operation::from_name(operation).is_none() {
-                    return Err(Error::Genotype(format!("{table} names an unknown operation '{operation}'")));
+                    return wrong(format!("{table} names an unknown operation '{operation}'"));
                 }
                 if *from >= node + NUM_INPUTS {
-                    return Err(Error::Genotype(format!(
+                    return wrong(format!(
                         "{table}: node {node} cannot come from state {from}, only from 0..{}",
                         node + NUM_INPUTS - 1
-                    )));
+                    ));
                 }
             }
+            let states = 0..NUM_INPUTS + NUM_NODES;
+            let twice = (1..concat.len()).any(|at| concat[..at].contains(&concat[at]));
+            if concat.is_empty() || twice || concat.iter().any(|state| !states.contains(state)) {
+                return wrong(format!(
+                    "{table}_concat is {concat:?}, expected different states of {states:?}, one at least"
+                ));
+            }
+            // Inputs have another resolution in a reduction cell.
+            if table == "reduce" && concat.iter().any(|&state| state < NUM_INPUTS) {
+                return wrong(format!(
+                    "reduce_concat is {concat:?}, the inputs 0 and 1 cannot be part of it"
+                ));
+            }
         }
-        Ok(genotype)
+        Ok(())
     }
 }
 
