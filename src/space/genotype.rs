@@ -80,53 +80,42 @@ impl Genotype {
         )
     }
 
-    /// Reads JSON, checking that the architecture exists in the space.
+    /// Reads JSON, checking that every edge exists in the space and that outputs are made of nodes.
     pub fn from_json(text: &str) -> Result<Genotype> {
         let genotype: Genotype =
             serde_json::from_str(text).map_err(|source| Error::Genotype(source.to_string()))?;
-        genotype.check()?;
-        Ok(genotype)
-    }
-
-    fn check(&self) -> Result<()> {
-        let wrong = |what: String| Err(Error::Genotype(what));
-        for (table, edges, concat) in
-            [("normal", &self.normal, &self.normal_concat), ("reduce", &self.reduce, &self.reduce_concat)]
-        {
+        for (table, edges, concat) in [
+            ("normal", &genotype.normal, &genotype.normal_concat),
+            ("reduce", &genotype.reduce, &genotype.reduce_concat),
+        ] {
+            let nodes = NUM_INPUTS..NUM_INPUTS + NUM_NODES;
+            let rising = concat.windows(2).all(|pair| pair[0] < pair[1]);
+            if concat.is_empty() || !rising || !concat.iter().all(|state| nodes.contains(state)) {
+                return Err(Error::Genotype(format!(
+                    "{table}_concat = {concat:?}, expected some of the nodes 2, 3, 4, 5, rising"
+                )));
+            }
             if edges.len() != NUM_NODES * EDGES_PER_NODE {
-                return wrong(format!(
+                return Err(Error::Genotype(format!(
                     "{table} has {} edges, expected {}",
                     edges.len(),
                     NUM_NODES * EDGES_PER_NODE
-                ));
+                )));
             }
             for (index, (operation, from)) in edges.iter().enumerate() {
                 let node = index / EDGES_PER_NODE;
                 if Operation::from_name(operation).is_none() {
-                    return wrong(format!("{table} names an unknown operation '{operation}'"));
+                    return Err(Error::Genotype(format!("{table} names an unknown operation '{operation}'")));
                 }
                 if *from >= node + NUM_INPUTS {
-                    return wrong(format!(
+                    return Err(Error::Genotype(format!(
                         "{table}: node {node} cannot come from state {from}, only from 0..{}",
                         node + NUM_INPUTS - 1
-                    ));
+                    )));
                 }
             }
-            let states = 0..NUM_INPUTS + NUM_NODES;
-            let twice = (1..concat.len()).any(|at| concat[..at].contains(&concat[at]));
-            if concat.is_empty() || twice || concat.iter().any(|state| !states.contains(state)) {
-                return wrong(format!(
-                    "{table}_concat is {concat:?}, expected different states of {states:?}, one at least"
-                ));
-            }
-            // Inputs have another resolution in a reduction cell.
-            if table == "reduce" && concat.iter().any(|&state| state < NUM_INPUTS) {
-                return wrong(format!(
-                    "reduce_concat is {concat:?}, the inputs 0 and 1 cannot be part of it"
-                ));
-            }
         }
-        Ok(())
+        Ok(genotype)
     }
 }
 
@@ -180,6 +169,11 @@ mod tests {
         assert!(Genotype::from_json(&wrong).unwrap_err().to_string().contains("cannot come from state 2"));
         let wrong = json.replacen("sep_conv_5x5", "sep_conv_9x9", 1);
         assert!(Genotype::from_json(&wrong).unwrap_err().to_string().contains("sep_conv_9x9"));
+        for concat in ["[]", "[2,3,4,6]", "[1,2]", "[3,2]", "[2,2]"] {
+            let wrong = json.replacen("[2,3,4,5]", concat, 1);
+            let error = Genotype::from_json(&wrong).unwrap_err().to_string();
+            assert!(error.contains("normal_concat"), "{concat}: {error}");
+        }
     }
 
     #[test]

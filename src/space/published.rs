@@ -166,8 +166,8 @@ mod tests {
         };
         refused("DrNAS_imagnet", "neither a file nor a published name (DARTS_V1, ");
         refused(&line.replacen("sep_conv_3x3", "sep_conv_7x7", 1), "unknown operation 'sep_conv_7x7'");
-        refused(&line.replacen("range(2, 6)", "range(2, 7)", 1), "normal_concat is [2, 3, 4, 5, 6]");
-        refused(&line.replace("range(2, 6)", "range(1, 6)"), "the inputs 0 and 1 cannot be part of it");
+        refused(&line.replacen("range(2, 6)", "range(2, 7)", 1), "normal_concat = [2, 3, 4, 5, 6], expected");
+        refused(&line.replace("range(2, 6)", "range(1, 6)"), "expected some of the nodes 2, 3, 4, 5");
         refused(&line.replacen("reduce_concat", "reduction_concat", 1), "expected Genotype(normal=");
         refused(&line.replacen(", normal_concat=range(2, 6)", "", 1), "missing field `normal_concat`");
         refused("Genotype(", "the text is no genotype");
