@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod error;
 pub mod launch;
 pub mod net;
+pub mod precision;
 pub mod random;
 pub mod report;
 pub mod run;

@@ -8,6 +8,7 @@ use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::net::widen::{Copied, Indices, widen, widen_running};
+use crate::precision::Precision;
 use crate::schedule::{Decay, Schedule};
 use crate::search::dirichlet::{self, Sample};
 use crate::space::genotype::{Genotype, mean_weights};
@@ -247,9 +248,10 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
         masks: masks.clone(),
     };
     let placement = Placement {
-        kind: Kind::Float,
+        precision: Precision::Fp32,
         device: Device::Cpu,
         channels_last: true,
+        checkpoint_cells: false,
         replicas: 1,
         bucket_bytes: 1, // a bucket per cell: every cut is exercised
     };

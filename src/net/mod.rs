@@ -9,6 +9,7 @@ pub mod mixing;
 pub mod network;
 pub mod ops;
 pub mod params;
+pub mod placement;
 pub mod separable;
 pub mod stem;
 pub mod supernet;

@@ -13,6 +13,7 @@ use super::tape::{Placement, Tape};
 use crate::error::Result;
 use crate::space::genotype::Genotype;
 use crate::space::{Operation, SearchSpace};
+use std::rc::Rc;
 use tch::Tensor;
 
 /// What a network is, apart from its weights.
@@ -182,13 +183,7 @@ impl Network {
         Network {
             num_parameters: specs.num_elements() - auxiliary_elements,
             multiply_adds: specs.multiply_adds(),
-            params: Params::new(
-                specs,
-                placement.replicas,
-                placement.bucket_bytes,
-                placement.kind,
-                placement.device,
-            ),
+            params: Params::new(specs, &placement),
             shape,
             placement,
             parts,
@@ -219,30 +214,40 @@ impl Network {
         Ok(())
     }
 
-    /// The factors of drop path for `n` images of `replica` at `step`.
+    /// The factors of drop path for `n` images of `replica` at `step`; `at`: seed, step, replica.
     pub fn drop_path(&self, probability: f64, at: (u64, u64, u64), n: i64) -> Option<DropPath> {
-        let edges = self.shape.genotype.normal.len().max(self.shape.genotype.reduce.len());
+        let edges = self.shape.genotype.normal.len();
+        let kind = self.placement.precision.activations();
         let size = [self.shape.layers as i64, edges as i64, n];
-        DropPath::draw(probability, at, size, (self.placement.kind, self.placement.device))
+        DropPath::draw(probability, at, size, (kind, self.placement.device))
     }
 
     /// Logits [N, K] of images [N, 3, H, W], with the running statistics of local replica `replica`.
     pub fn logits(&self, images: &Tensor, replica: usize) -> Tensor {
         let mixing = Mixing::none();
-        let pass = Pass { params: &self.params, mixing: &mixing, mode: Mode::Eval, replica };
+        let pass = Pass::new(&self.params, &mixing, Mode::Eval, replica);
         let images = vec![self.placement.laid_out(images)];
         self.parts.iter().fold(images, |states, part| forward(part, &pass, None, states)).remove(0)
     }
 
     /// A training pass, ready to be differentiated; its results are the logits and, if there is such a head, the auxiliary
     /// logits.
-    pub fn forward(&self, images: &Tensor, drop_path: Option<&DropPath>, replica: usize) -> Tape<'_> {
+    pub fn forward(&self, images: &Tensor, drop_path: Option<DropPath>, replica: usize) -> Tape<'_> {
         let mixing = Mixing::none();
-        let pass = Pass { params: &self.params, mixing: &mixing, mode: Mode::Train, replica };
+        let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
         let images = self.placement.laid_out(images);
-        Tape::record(&self.params, images, |part, states| {
-            forward(&self.parts[part], &pass, drop_path, states)
-        })
+        let drop_path = Rc::new(drop_path);
+        let shared = Rc::clone(&drop_path);
+        let part = |part: usize, states| forward(&self.parts[part], &pass, (*drop_path).as_ref(), states);
+        if !self.placement.checkpoint_cells {
+            return Tape::record(&self.params, images, part);
+        }
+        let again = move |part: usize, states| {
+            let mixing = Mixing::none();
+            let pass = Pass::again(&self.params, &mixing, replica);
+            forward(&self.parts[part], &pass, (*shared).as_ref(), states)
+        };
+        Tape::record_inputs(&self.params, self.params.segments(), images, part, again)
     }
 }
 

@@ -5,21 +5,23 @@ use crate::error::{Error, Result};
 use crate::net::loss::smoothed_cross_entropy;
 use crate::net::network::{Network, Shape};
 use crate::net::tape::Placement;
+use crate::precision::Precision;
 use crate::space::SearchSpace;
 use crate::space::genotype::Genotype;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 const FLOAT64_GRADIENTS: &str = "gradients, in float64";
 
 /// How a network is computed here.
-fn placement(kind: Kind) -> Placement {
+fn placement(precision: Precision) -> Placement {
     Placement {
-        kind,
+        precision,
         device: Device::Cpu,
         channels_last: true,
+        checkpoint_cells: false,
         replicas: 1,
         bucket_bytes: 1, // a bucket per part: every cut is exercised
     }
@@ -39,8 +41,8 @@ pub fn network(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
         px: golden.tensor("input")?.size()[3],
         auxiliary: golden.text("auxiliary")? == "True",
     };
-    let mut findings = step(golden, Network::new(shape.clone(), placement(Kind::Float)), false)?;
-    let exact = step(golden, Network::new(shape, placement(Kind::Double)), true)?;
+    let mut findings = step(golden, Network::new(shape.clone(), placement(Precision::Fp32)), false)?;
+    let exact = step(golden, Network::new(shape, placement(Precision::Fp64)), true)?;
     findings.extend(exact.into_iter().filter(|finding| finding.kind == FLOAT64_GRADIENTS));
     Ok(findings)
 }
@@ -112,7 +114,7 @@ pub fn counts(path: &Path) -> Result<Vec<Finding>> {
     for (name, &theirs) in &counts.parameters_without_auxiliary {
         let shape =
             shape_of(name).ok_or_else(|| wrong(format!("'{name}' is not SPACE-CHANNELS-CELLS-GENOTYPE")))?;
-        let net = Network::new(shape, placement(Kind::Float));
+        let net = Network::new(shape, placement(Precision::Fp32));
         parameters.add(name, &Tensor::from(net.num_parameters()), &Tensor::from(theirs));
     }
     Ok(vec![genotypes.finding, parameters.finding])
