@@ -6,5 +6,7 @@ pub mod mixing;
 pub mod ops;
 pub mod params;
 pub mod separable;
+pub mod stem;
 pub mod supernet;
+pub mod tape;
 pub mod widen;

@@ -1,15 +1,19 @@
-//! Supernet: stem, mixed cells, head; its forward pass, and a backward pass cut into segments.
+//! Supernet: stem, mixed cells, classifier.
 //!
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
 use super::mixed_op::Place;
 use super::mixing::{DeviceMasks, Mixing};
-use super::ops::{AffineNorm, Mode, Pass, conv};
-use super::params::{Init, Named, Params, Specs, WeightId};
+use super::ops::{Mode, Pass};
+use super::params::{Named, Params, Specs};
+use super::stem::{Classifier, Stem};
+use super::tape::Tape;
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
+
+pub use super::tape::{Placement, cross_entropy};
 
 /// Channels of the stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
@@ -43,84 +47,13 @@ impl Shape {
     }
 }
 
-/// How and where the network computes.
-#[derive(Clone, Copy, Debug)]
-pub struct Placement {
-    /// Float; Double for checks.
-    pub kind: Kind,
-    /// Where.
-    pub device: Device,
-    /// Channels last in memory: several times faster on CPUs (pooling 10 times, depthwise convolutions 3 times).
-    pub channels_last: bool,
-    /// Replicas that this rank computes one after another.
-    pub replicas: usize,
-    /// Bytes of weights after which a bucket is closed.
-    pub bucket_bytes: usize,
-}
-
-struct ConvNorm {
-    weight: WeightId,
-    norm: AffineNorm,
-    stride: i64,
-}
-
-impl ConvNorm {
-    /// A 3x3 convolution at `name.at` and the batch norm behind it.
-    fn new(specs: &mut Specs, name: &str, at: usize, c_in: i64, c_out: i64, stride: i64) -> ConvNorm {
-        let piece = vec![(format!("{name}.{at}.weight"), 0..c_out)];
-        ConvNorm {
-            weight: specs.weight(&[c_out, c_in, 3, 3], Init::FanIn(9 * c_in), piece),
-            norm: AffineNorm::new(specs, &format!("{name}.{}", at + 1), c_out),
-            stride,
-        }
-    }
-
-    fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        let y = conv(x, pass.params.weight(self.weight), self.stride, 1, 1, 1);
-        pass.affine_batch_norm(&y, &self.norm)
-    }
-}
-
-enum Stem {
-    Cifar(ConvNorm),
-    Imagenet([ConvNorm; 3]),
-}
-
-impl Stem {
-    fn new(specs: &mut Specs, space: SearchSpace, c: i64) -> Stem {
-        match space {
-            SearchSpace::DartsCifar => Stem::Cifar(ConvNorm::new(specs, "stem", 0, 3, c, 1)),
-            SearchSpace::DartsImagenet => Stem::Imagenet([
-                ConvNorm::new(specs, "stem0", 0, 3, c / 2, 2),
-                ConvNorm::new(specs, "stem0", 3, c / 2, c, 2),
-                ConvNorm::new(specs, "stem1", 1, c, c, 2),
-            ]),
-        }
-    }
-
-    /// Images to the two inputs of the first cell.
-    fn forward(&self, pass: &Pass, x: &Tensor) -> (Tensor, Tensor) {
-        match self {
-            Stem::Cifar(conv) => {
-                let s = conv.forward(pass, x);
-                (s.shallow_clone(), s)
-            }
-            Stem::Imagenet([first, second, third]) => {
-                let s0 = second.forward(pass, &first.forward(pass, x).relu_());
-                let s1 = third.forward(pass, &s0.relu());
-                (s0, s1)
-            }
-        }
-    }
-}
-
 /// The network of the search, with its tensors on one rank.
 pub struct Supernet {
     shape: Shape,
     placement: Placement,
     stem: Stem,
     cells: Vec<Cell>,
-    classifier: (WeightId, WeightId),
+    classifier: Classifier,
     masks: DeviceMasks,
     /// Its tensors.
     pub params: Params,
@@ -154,12 +87,7 @@ impl Supernet {
             reduction_prev = reduction;
             (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
         }
-        let classes = shape.num_classes;
-        let rows = |name: &str| vec![(format!("classifier.{name}"), 0..classes)];
-        let classifier = (
-            specs.weight(&[classes, c_prev], Init::FanIn(c_prev), rows("weight")),
-            specs.weight(&[classes], Init::FanIn(c_prev), rows("bias")),
-        );
+        let classifier = Classifier::new(&mut specs, "classifier", c_prev, shape.num_classes);
         specs.end_part();
         let masks = DeviceMasks::new(&shape.masks, placement.kind, placement.device);
         let params =
@@ -195,114 +123,33 @@ impl Supernet {
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
         let pass = Pass { params: &self.params, mixing: &mixing, mode, replica };
-        let (mut s0, mut s1) = self.stem.forward(&pass, &self.laid_out(images));
-        for cell in &self.cells {
-            (s0, s1) = (s1.shallow_clone(), cell.forward(&pass, &s0, &s1));
-        }
-        self.head(&pass, &s1)
+        let images = vec![self.placement.laid_out(images)];
+        (0..self.num_parts()).fold(images, |states, part| self.part(&pass, part, states)).remove(0)
     }
 
-    /// A training pass whose graph is cut between buckets, so that the backward pass yields one bucket's gradients at
-    /// a time. theta is a constant here.
+    /// A training pass, ready to be differentiated; its result is the logits. theta is a constant here.
     pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
         let mixing = Mixing::new(theta, &self.masks);
         let pass = Pass { params: &self.params, mixing: &mixing, mode: Mode::Train, replica };
-        let mut segments = Vec::new();
-        let mut states: Option<(Tensor, Tensor)> = None;
-        let mut logits = Tensor::new();
-        for parts in self.params.segments() {
-            // The cut: a segment begins at leaves that share the values of the segment before.
-            let cut = |state: &Tensor| state.detach().set_requires_grad(true);
-            let inputs: Vec<Tensor> = match &states {
-                Some((s0, s1)) => vec![cut(s0), cut(s1)],
-                None => Vec::new(),
-            };
-            states = (inputs.len() == 2).then(|| (inputs[0].shallow_clone(), inputs[1].shallow_clone()));
-            for part in parts.clone() {
-                if part == 0 {
-                    states = Some(self.stem.forward(&pass, &self.laid_out(images)));
-                } else if part <= self.cells.len() {
-                    let (s0, s1) = states.as_ref().expect("the stem is the first part");
-                    let out = self.cells[part - 1].forward(&pass, s0, s1);
-                    states = Some((s1.shallow_clone(), out));
-                } else {
-                    let (_, s1) = states.as_ref().expect("the head is the last part");
-                    logits = self.head(&pass, s1);
-                }
-            }
-            let (s0, s1) = states.as_ref().expect("every segment has a part");
-            segments.push(Segment { inputs, outputs: [s0.shallow_clone(), s1.shallow_clone()] });
-        }
-        Tape { params: &self.params, segments, logits }
+        let images = self.placement.laid_out(images);
+        Tape::record(&self.params, images, |part, states| self.part(&pass, part, states))
     }
 
-    fn head(&self, pass: &Pass, s1: &Tensor) -> Tensor {
-        let (weight, bias) = (pass.params.weight(self.classifier.0), pass.params.weight(self.classifier.1));
-        s1.mean_dim([2i64, 3].as_slice(), false, None).linear(weight, Some(bias))
+    /// Stem, cells, classifier.
+    fn num_parts(&self) -> usize {
+        self.cells.len() + 2
     }
 
-    fn laid_out(&self, images: &Tensor) -> Tensor {
-        let images = images.to_kind(self.placement.kind);
-        if self.placement.channels_last {
-            // tch has no memory-format argument.
-            images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    /// States between the parts: the outputs of the last two cells, the newer one last.
+    fn part(&self, pass: &Pass, number: usize, mut states: Vec<Tensor>) -> Vec<Tensor> {
+        let newest = states.pop().expect("the images, or two states");
+        if number == 0 {
+            self.stem.forward(pass, &newest).into()
+        } else if number <= self.cells.len() {
+            let out = self.cells[number - 1].forward(pass, &states[0], &newest);
+            vec![newest, out]
         } else {
-            images.contiguous()
+            vec![self.classifier.forward(pass, &newest)]
         }
-    }
-}
-
-/// Mean cross entropy of `logits` `[N, K]` against `labels` `[N]`, in the kind of the logits.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
-    logits.log_softmax(-1, logits.kind()).nll_loss(labels)
-}
-
-struct Segment {
-    /// Leaves it begins at; empty for the first segment.
-    inputs: Vec<Tensor>,
-    /// The two states it hands on.
-    outputs: [Tensor; 2],
-}
-
-/// A forward pass, ready to be differentiated segment by segment.
-pub struct Tape<'a> {
-    params: &'a Params,
-    segments: Vec<Segment>,
-    logits: Tensor,
-}
-
-impl Tape<'_> {
-    /// Logits [N, K].
-    pub fn logits(&self) -> &Tensor {
-        &self.logits
-    }
-
-    /// Differentiates `loss` (a scalar made from `logits`): calls `done` with each segment's number (= its bucket)
-    /// and gradients, one per leaf of the bucket, last segment first, as soon as they are there.
-    pub fn backward(
-        self,
-        loss: &Tensor,
-        mut done: impl FnMut(usize, Vec<Tensor>) -> Result<()>,
-    ) -> Result<()> {
-        // Gradients of what the segment hands on; the last one hands on nothing, it ends in the loss.
-        let mut upstream: Vec<Tensor> = Vec::new();
-        for (number, segment) in self.segments.into_iter().enumerate().rev() {
-            // Root and ones: autograd starts from ones, so d(y * g) starts the segment with g.
-            let roots = if upstream.is_empty() {
-                vec![loss.shallow_clone()]
-            } else {
-                let handed_on = segment.outputs.iter().zip(&upstream);
-                // The head does not use the older state: no gradient comes back for it.
-                handed_on.filter(|(_, grad)| grad.defined()).map(|(output, grad)| output * grad).collect()
-            };
-            let leaves = self.params.leaves(number);
-            let wanted: Vec<&Tensor> = leaves.iter().chain(&segment.inputs).collect();
-            let mut grads = Tensor::f_run_backward(&roots, &wanted, false, false)?;
-            upstream = grads.split_off(leaves.len());
-            drop(segment);
-            done(number, grads)?;
-        }
-        Ok(())
     }
 }

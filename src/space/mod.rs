@@ -1,6 +1,7 @@
 //! The search space: which operations stand on which edges of which tables.
 
 pub mod genotype;
+pub mod nb201;
 
 use serde::{Deserialize, Serialize};
 
