@@ -30,6 +30,9 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Compare finished runs.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
@@ -66,6 +69,17 @@ pub struct RunArgs {
     /// Go on from the newest good checkpoint in RUN; without one, begin.
     #[arg(long)]
     pub resume: bool,
+}
+
+/// What `report` can tell.
+#[derive(Debug, Subcommand)]
+pub enum ReportCommand {
+    /// How the speed grows with the ranks: images/s of the last epoch of each run, as a Markdown table.
+    Scaling {
+        /// Run folders, see launch/slurm/scaling.sh.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+    },
 }
 
 /// Arguments of `verify`.

@@ -26,7 +26,7 @@ pub mod whereabouts;
 pub use config::{Config, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, SearchArgs, VerifyArgs};
+use cli::{Command, ReportCommand, SearchArgs, VerifyArgs};
 use launch::World;
 use std::time::Duration;
 
@@ -37,6 +37,10 @@ pub fn run(command: Command) -> Result<()> {
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::Report(ReportCommand::Scaling { runs }) => {
+            print!("{}", report::scaling(&runs)?);
+            Ok(())
+        }
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(Duration::from_secs(60), None),
     }
