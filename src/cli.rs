@@ -30,6 +30,9 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Compare finished runs.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
@@ -69,6 +72,17 @@ pub struct RunArgs {
     /// Let several ranks share one GPU, for trying things out: needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
     #[arg(long)]
     pub share_gpu: bool,
+}
+
+/// What `report` can tell.
+#[derive(Debug, Subcommand)]
+pub enum ReportCommand {
+    /// How the speed grows with the ranks: images/s of the last epoch of each run, as a Markdown table.
+    Scaling {
+        /// Run folders, see launch/slurm/scaling.sh.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+    },
 }
 
 /// Arguments of `verify`.

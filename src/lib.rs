@@ -27,7 +27,7 @@ pub mod whereabouts;
 pub use config::{Config, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, RunArgs, SearchArgs, VerifyArgs};
+use cli::{Command, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
 use launch::{Devices, World};
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ pub fn run(command: Command) -> Result<()> {
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::Report(ReportCommand::Scaling { runs }) => {
+            print!("{}", report::scaling(&runs)?);
+            Ok(())
+        }
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(Duration::from_secs(60), None),
     }
