@@ -3,6 +3,7 @@
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
+use crate::nb201::Nb201Args;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -33,6 +34,8 @@ pub enum Command {
     /// Compare finished runs.
     #[command(subcommand)]
     Report(ReportCommand),
+    /// Look up what architectures of NAS-Bench-201 reach.
+    Nb201(Nb201Args),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.

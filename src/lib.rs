@@ -12,6 +12,7 @@ pub mod data;
 pub mod doctor;
 pub mod error;
 pub mod launch;
+pub mod nb201;
 pub mod net;
 pub mod precision;
 pub mod random;
@@ -42,6 +43,7 @@ pub fn run(command: Command) -> Result<()> {
             print!("{}", report::scaling(&runs)?);
             Ok(())
         }
+        Command::Nb201(args) => nb201::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(Duration::from_secs(60), None),
     }
