@@ -268,8 +268,8 @@ fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: 
     let placement = Placement {
         precision: config.precision,
         device,
-        channels_last: true,
-        checkpoint_cells: false,
+        channels_last: config.channels_last,
+        checkpoint_cells: config.checkpoint_cells,
         replicas,
         bucket_bytes,
     };
