@@ -16,6 +16,7 @@ pub mod set;
 pub mod shard;
 pub mod split;
 pub mod test_loader;
+pub mod upload;
 
 pub use augment::{Augment, Crop, Jitter, normalise};
 pub use loader::{Loader, LoaderSpec};
@@ -23,3 +24,4 @@ pub use pool::DecodePool;
 pub use reader::Batch;
 pub use set::{Sample, ShardSet};
 pub use test_loader::{TestLoader, TestSpec};
+pub use upload::Upload;
