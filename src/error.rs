@@ -45,6 +45,17 @@ pub enum Error {
         /// The folder, or the list, that names the images.
         root: PathBuf,
     },
+    /// A data set, or a list of its images, that is not what it should be.
+    #[error("{}: {what} (datasets/README.md says what is expected)", path.display())]
+    Source {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Arguments about a data set that do not fit it.
+    #[error("{0}; datasets/README.md has examples")]
+    SourceArgs(String),
     /// A line of a split list that cannot be used.
     #[error("{} line {line}: {what}", path.display())]
     ListLine {
@@ -242,8 +253,8 @@ pub enum Error {
     // -- ranks ------------------------------------------------------------------------------
     /// The other ranks did not come to a collective operation within the time limit.
     #[error(
-        "rank {rank} on {host}: waited {waited_s:.1} s in operation {number} ({operation}) and not every rank came; \
-         look for a rank that hangs or a link that is cut, then go on with --resume"
+        "rank {rank} on {host}: waited {waited_s:.1} s in operation {number} ({operation}) and not every rank \
+         came{missing}; look for a rank that hangs or a link that is cut, then go on with --resume"
     )]
     Stalled {
         /// The rank that waited.
@@ -256,6 +267,45 @@ pub enum Error {
         number: u64,
         /// Seconds waited.
         waited_s: f64,
+        /// Who did not come and where they are, in brackets; empty if that is not known.
+        missing: String,
+    },
+
+    /// A rank that died or stopped, as another one sees it.
+    #[error("rank {rank} on {host}: lost {lost}: {how}; all ranks are ended, go on with --resume")]
+    RankLost {
+        /// The rank that noticed.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// The lost rank, its host, step and phase when it was last heard of.
+        lost: String,
+        /// How it shows.
+        how: String,
+    },
+
+    /// Heartbeats cannot begin.
+    #[error("heartbeats: {what}: {source}; run.heartbeat_s = 0 goes without them")]
+    Watch {
+        /// What was tried.
+        what: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// A rank that does not reach rank 0 outside MPI.
+    #[error(
+        "heartbeats: rank {rank} on {host} does not reach rank 0 at {}; let a firewall between the machines pass TCP, or \
+         go without heartbeats by run.heartbeat_s = 0",
+        doors.iter().map(|door| door.to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    WatchLink {
+        /// The rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// Where it tried.
+        doors: Vec<std::net::SocketAddr>,
     },
 
     /// The ranks called different collective operations, or the same one with other lengths.

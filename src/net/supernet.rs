@@ -15,7 +15,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
 
-pub use super::tape::{Placement, cross_entropy};
+pub use super::loss::cross_entropy;
+pub use super::tape::Placement;
 
 /// Channels of the stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
@@ -66,7 +67,7 @@ impl Supernet {
     pub fn new(shape: Shape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
         let stem_channels = STEM_MULTIPLIER * shape.init_channels;
-        let stem = Stem::new(&mut specs, shape.space, stem_channels);
+        let stem = Stem::new(&mut specs, shape.space, stem_channels, 0);
         specs.end_part();
         let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
         // The ImageNet stem halves the resolution between its two outputs.

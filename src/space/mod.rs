@@ -2,6 +2,7 @@
 
 pub mod genotype;
 pub mod nb201;
+pub mod published;
 
 use serde::{Deserialize, Serialize};
 
