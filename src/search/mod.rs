@@ -13,7 +13,7 @@ pub mod timeline;
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Regulariser};
-use crate::data::{Batch, Loader, normalise};
+use crate::data::{Batch, Loader, Upload};
 use crate::error::Result;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::random::Purpose;
@@ -35,6 +35,7 @@ pub struct Search {
     /// The replicas that this rank computes.
     replicas: Range<usize>,
     net: Supernet,
+    upload: Upload,
     /// [T, E, O]: one table per kind of cell.
     eta: Tensor,
     adam: Adam,
@@ -72,6 +73,7 @@ impl Search {
             timeline,
             replicas,
             net,
+            upload: Upload::new(&config.data.mean, &config.data.std, device),
             eta,
             step: 0,
             stage: 0,
@@ -125,7 +127,7 @@ impl Search {
     ) -> Result<()> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let (images, labels) = self.prepare(loader.next()?, outcome)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
@@ -165,7 +167,7 @@ impl Search {
         let share = 1.0 / self.replicas.len() as f64;
         for local in 0..self.replicas.len() {
             let last = local + 1 == self.replicas.len();
-            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let (images, labels) = self.prepare(loader.next()?, outcome)?;
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
@@ -206,12 +208,9 @@ impl Search {
     }
 
     /// A batch on the device: normalised images, labels.
-    fn prepare(&self, batch: Batch, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
+    fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
         outcome.num_skipped += batch.num_skipped;
-        let device = self.net.params.device();
-        let images = batch.images.to_device(device);
-        let (mean, std) = (&self.config.data.mean, &self.config.data.std);
-        (normalise(&images, mean, std), batch.labels.to_device(device))
+        self.upload.input(&batch)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
@@ -268,8 +267,8 @@ fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: 
     let placement = Placement {
         precision: config.precision,
         device,
-        channels_last: true,
-        checkpoint_cells: false,
+        channels_last: config.channels_last,
+        checkpoint_cells: config.checkpoint_cells,
         replicas,
         bucket_bytes,
     };
