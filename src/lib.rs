@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod error;
 pub mod launch;
 pub mod net;
+pub mod optimiser;
 pub mod precision;
 pub mod random;
 pub mod report;
@@ -20,8 +21,10 @@ pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod space;
+pub mod state;
 pub mod tally;
 pub mod verify;
+pub mod weight_step;
 pub mod whereabouts;
 
 pub use config::{Config, Settings};
