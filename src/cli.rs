@@ -66,6 +66,9 @@ pub struct RunArgs {
     /// Go on from the newest good checkpoint in RUN; without one, begin.
     #[arg(long)]
     pub resume: bool,
+    /// Let several ranks share one GPU, for trying things out: needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
+    #[arg(long)]
+    pub share_gpu: bool,
 }
 
 /// Arguments of `verify`.

@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, Regulariser, Run, Settings, Weights};
+use super::{Config, Data, DeviceChoice, Regulariser, Run, Settings, Weights};
 use crate::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -51,6 +51,10 @@ impl Settings for Config {
         self.model.num_classes
     }
 
+    fn device(&self) -> DeviceChoice {
+        self.device
+    }
+
     fn data(&self) -> &Data {
         &self.data
     }
@@ -60,6 +64,7 @@ impl Settings for Config {
     }
 
     fn take_free_keys(&mut self, now: &Self) {
+        self.device = now.device;
         self.run = now.run.clone();
         self.data.take_free_keys(&now.data);
     }
