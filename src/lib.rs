@@ -14,6 +14,7 @@ pub mod error;
 pub mod launch;
 pub mod nb201;
 pub mod net;
+pub mod optimiser;
 pub mod precision;
 pub mod random;
 pub mod report;
@@ -21,8 +22,10 @@ pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod space;
+pub mod state;
 pub mod tally;
 pub mod verify;
+pub mod weight_step;
 pub mod whereabouts;
 
 pub use config::{Config, Settings};
