@@ -3,8 +3,10 @@
 pub mod cell;
 pub mod mixed_op;
 pub mod mixing;
+pub mod nb201;
 pub mod ops;
 pub mod params;
+pub mod residual;
 pub mod separable;
 pub mod supernet;
 pub mod widen;

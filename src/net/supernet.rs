@@ -1,17 +1,20 @@
-//! Supernet: stem, mixed cells, head; its forward pass, and a backward pass cut into segments.
+//! Supernet: stem, mixed cells (and residual blocks between them), head; its forward pass, and a backward pass cut into
+//! segments.
 //!
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
 use super::mixed_op::Place;
 use super::mixing::{DeviceMasks, Mixing};
+use super::nb201::Nb201Cell;
 use super::ops::{AffineNorm, Mode, Pass, conv};
 use super::params::{Init, Named, Params, Specs, WeightId};
+use super::residual::Residual;
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
 use tch::{Device, Kind, Tensor};
 
-/// Channels of the stem per channel of the first cell.
+/// Channels of a DARTS stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
 
 /// What a supernet is, apart from its weights.
@@ -21,7 +24,7 @@ pub struct Shape {
     pub space: SearchSpace,
     /// Channels of the first cells, C.
     pub init_channels: i64,
-    /// Number of cells.
+    /// Number of cells; of NAS-Bench-201 the cells of each of the three groups, N.
     pub layers: usize,
     /// Number of classes.
     pub num_classes: i64,
@@ -32,9 +35,30 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Whether cell `index` halves the resolution.
+    /// Cells and, of NAS-Bench-201, residual blocks: whatever is called `cells.N`.
+    pub fn num_cells(&self) -> usize {
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => self.layers,
+            SearchSpace::NasBench201 => 3 * self.layers + 2,
+        }
+    }
+
+    /// Whether cell `index` halves the resolution; of NAS-Bench-201 that is a residual block.
     pub fn is_reduction(&self, index: usize) -> bool {
-        index == self.layers / 3 || index == 2 * self.layers / 3
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => {
+                index == self.layers / 3 || index == 2 * self.layers / 3
+            }
+            SearchSpace::NasBench201 => index == self.layers || index == 2 * self.layers + 1,
+        }
+    }
+
+    /// Which eta table cell `index` uses.
+    pub fn table(&self, index: usize) -> usize {
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => usize::from(self.is_reduction(index)),
+            SearchSpace::NasBench201 => 0,
+        }
     }
 
     /// Channels C of cell `index`.
@@ -84,12 +108,15 @@ impl ConvNorm {
 enum Stem {
     Cifar(ConvNorm),
     Imagenet([ConvNorm; 3]),
+    NasBench201(ConvNorm),
 }
 
 impl Stem {
+    /// Declares the stem of `space` with `c` channels at its end.
     fn new(specs: &mut Specs, space: SearchSpace, c: i64) -> Stem {
         match space {
             SearchSpace::DartsCifar => Stem::Cifar(ConvNorm::new(specs, "stem", 0, 3, c, 1)),
+            SearchSpace::NasBench201 => Stem::NasBench201(ConvNorm::new(specs, "stem", 0, 3, c, 1)),
             SearchSpace::DartsImagenet => Stem::Imagenet([
                 ConvNorm::new(specs, "stem0", 0, 3, c / 2, 2),
                 ConvNorm::new(specs, "stem0", 3, c / 2, c, 2),
@@ -98,18 +125,68 @@ impl Stem {
         }
     }
 
-    /// Images to the two inputs of the first cell.
-    fn forward(&self, pass: &Pass, x: &Tensor) -> (Tensor, Tensor) {
+    /// Images to the inputs of the first cell: two, of NAS-Bench-201 one.
+    fn forward(&self, pass: &Pass, x: &Tensor) -> Vec<Tensor> {
         match self {
             Stem::Cifar(conv) => {
                 let s = conv.forward(pass, x);
-                (s.shallow_clone(), s)
+                vec![s.shallow_clone(), s]
             }
+            Stem::NasBench201(conv) => vec![conv.forward(pass, x)],
             Stem::Imagenet([first, second, third]) => {
                 let s0 = second.forward(pass, &first.forward(pass, x).relu_());
                 let s1 = third.forward(pass, &s0.relu());
-                (s0, s1)
+                vec![s0, s1]
             }
+        }
+    }
+}
+
+/// Global average pooling and the linear classifier; of NAS-Bench-201 behind a batch norm and a ReLU.
+struct Head {
+    norm: Option<AffineNorm>,
+    weight: WeightId,
+    bias: WeightId,
+}
+
+impl Head {
+    fn new(specs: &mut Specs, space: SearchSpace, channels: i64, classes: i64) -> Head {
+        let rows = |name: &str| vec![(format!("classifier.{name}"), 0..classes)];
+        Head {
+            norm: (space == SearchSpace::NasBench201).then(|| AffineNorm::new(specs, "lastact.0", channels)),
+            weight: specs.weight(&[classes, channels], Init::FanIn(channels), rows("weight")),
+            bias: specs.weight(&[classes], Init::FanIn(channels), rows("bias")),
+        }
+    }
+
+    fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
+        let (weight, bias) = (pass.params.weight(self.weight), pass.params.weight(self.bias));
+        let activated = self.norm.as_ref().map(|norm| pass.affine_batch_norm(x, norm).relu_());
+        let x = activated.as_ref().unwrap_or(x);
+        x.mean_dim([2i64, 3].as_slice(), false, None).linear(weight, Some(bias))
+    }
+}
+
+/// What buckets are made of, in the order of the forward pass.
+enum Part {
+    Stem(Stem),
+    Darts(Cell),
+    NasBench201(Nb201Cell),
+    Residual(Residual),
+    Head(Head),
+}
+
+impl Part {
+    /// What the parts before hand on (images; then the states that the next cell needs) to what this one does; the head
+    /// hands on the logits.
+    fn forward(&self, pass: &Pass, states: &[Tensor]) -> Vec<Tensor> {
+        let newest = states.last().expect("a part has an input");
+        match self {
+            Part::Stem(stem) => stem.forward(pass, newest),
+            Part::Darts(cell) => vec![newest.shallow_clone(), cell.forward(pass, &states[0], newest)],
+            Part::NasBench201(cell) => vec![cell.forward(pass, newest)],
+            Part::Residual(block) => vec![block.forward(pass, newest)],
+            Part::Head(head) => vec![head.forward(pass, newest)],
         }
     }
 }
@@ -118,9 +195,8 @@ impl Stem {
 pub struct Supernet {
     shape: Shape,
     placement: Placement,
-    stem: Stem,
-    cells: Vec<Cell>,
-    classifier: (WeightId, WeightId),
+    /// Stem, cells, head.
+    parts: Vec<Part>,
     masks: DeviceMasks,
     /// Its tensors.
     pub params: Params,
@@ -130,41 +206,14 @@ impl Supernet {
     /// Builds the network with all weights zero: `params.initialise` or `import` follows.
     pub fn new(shape: Shape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
-        let stem_channels = STEM_MULTIPLIER * shape.init_channels;
-        let stem = Stem::new(&mut specs, shape.space, stem_channels);
-        specs.end_part();
-        let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
-        // The ImageNet stem halves the resolution between its two outputs.
-        let mut reduction_prev = shape.space == SearchSpace::DartsImagenet;
-        let mut cells = Vec::with_capacity(shape.layers);
-        for index in 0..shape.layers {
-            let reduction = shape.is_reduction(index);
-            let table = usize::from(reduction);
-            let place = Place {
-                space: shape.space,
-                table,
-                mask: &shape.masks[table],
-                cell: format!("cells.{index}"),
-                channels: shape.channels(index),
-                k: shape.k,
-                reduction,
-            };
-            cells.push(Cell::new(&mut specs, &place, c_prev_prev, c_prev, reduction_prev));
-            specs.end_part();
-            reduction_prev = reduction;
-            (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
-        }
-        let classes = shape.num_classes;
-        let rows = |name: &str| vec![(format!("classifier.{name}"), 0..classes)];
-        let classifier = (
-            specs.weight(&[classes, c_prev], Init::FanIn(c_prev), rows("weight")),
-            specs.weight(&[classes], Init::FanIn(c_prev), rows("bias")),
-        );
-        specs.end_part();
+        let parts = match shape.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => darts_parts(&mut specs, &shape),
+            SearchSpace::NasBench201 => nas_bench_201_parts(&mut specs, &shape),
+        };
         let masks = DeviceMasks::new(&shape.masks, placement.kind, placement.device);
         let params =
             Params::new(specs, placement.replicas, placement.bucket_bytes, placement.kind, placement.device);
-        Supernet { shape, placement, stem, cells, classifier, masks, params }
+        Supernet { shape, placement, parts, masks, params }
     }
 
     /// What it is.
@@ -195,11 +244,9 @@ impl Supernet {
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
         let pass = Pass { params: &self.params, mixing: &mixing, mode, replica };
-        let (mut s0, mut s1) = self.stem.forward(&pass, &self.laid_out(images));
-        for cell in &self.cells {
-            (s0, s1) = (s1.shallow_clone(), cell.forward(&pass, &s0, &s1));
-        }
-        self.head(&pass, &s1)
+        let states = vec![self.laid_out(images)];
+        let mut end = self.parts.iter().fold(states, |states, part| part.forward(&pass, &states));
+        end.pop().expect("the head hands on the logits")
     }
 
     /// A training pass whose graph is cut between buckets, so that the backward pass yields one bucket's gradients at
@@ -207,38 +254,25 @@ impl Supernet {
     pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
         let mixing = Mixing::new(theta, &self.masks);
         let pass = Pass { params: &self.params, mixing: &mixing, mode: Mode::Train, replica };
-        let mut segments = Vec::new();
-        let mut states: Option<(Tensor, Tensor)> = None;
-        let mut logits = Tensor::new();
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut states = vec![self.laid_out(images)];
         for parts in self.params.segments() {
-            // The cut: a segment begins at leaves that share the values of the segment before.
-            let cut = |state: &Tensor| state.detach().set_requires_grad(true);
-            let inputs: Vec<Tensor> = match &states {
-                Some((s0, s1)) => vec![cut(s0), cut(s1)],
-                None => Vec::new(),
+            let inputs: Vec<Tensor> = match segments.is_empty() {
+                true => Vec::new(),
+                // The cut: a segment begins at leaves that share the values of the segment before.
+                false => states.iter().map(|state| state.detach().set_requires_grad(true)).collect(),
             };
-            states = (inputs.len() == 2).then(|| (inputs[0].shallow_clone(), inputs[1].shallow_clone()));
-            for part in parts.clone() {
-                if part == 0 {
-                    states = Some(self.stem.forward(&pass, &self.laid_out(images)));
-                } else if part <= self.cells.len() {
-                    let (s0, s1) = states.as_ref().expect("the stem is the first part");
-                    let out = self.cells[part - 1].forward(&pass, s0, s1);
-                    states = Some((s1.shallow_clone(), out));
-                } else {
-                    let (_, s1) = states.as_ref().expect("the head is the last part");
-                    logits = self.head(&pass, s1);
-                }
+            if !inputs.is_empty() {
+                states = inputs.iter().map(Tensor::shallow_clone).collect();
             }
-            let (s0, s1) = states.as_ref().expect("every segment has a part");
-            segments.push(Segment { inputs, outputs: [s0.shallow_clone(), s1.shallow_clone()] });
+            for part in &self.parts[parts.clone()] {
+                states = part.forward(&pass, &states);
+            }
+            let outputs = states.iter().map(Tensor::shallow_clone).collect();
+            segments.push(Segment { inputs, outputs });
         }
+        let logits = states.pop().expect("the head hands on the logits");
         Tape { params: &self.params, segments, logits }
-    }
-
-    fn head(&self, pass: &Pass, s1: &Tensor) -> Tensor {
-        let (weight, bias) = (pass.params.weight(self.classifier.0), pass.params.weight(self.classifier.1));
-        s1.mean_dim([2i64, 3].as_slice(), false, None).linear(weight, Some(bias))
     }
 
     fn laid_out(&self, images: &Tensor) -> Tensor {
@@ -252,6 +286,55 @@ impl Supernet {
     }
 }
 
+/// Stem, cells with two inputs, head.
+fn darts_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+    let stem_channels = STEM_MULTIPLIER * shape.init_channels;
+    let mut parts = vec![Part::Stem(Stem::new(specs, shape.space, stem_channels))];
+    specs.end_part();
+    let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
+    // The ImageNet stem halves the resolution between its two outputs.
+    let mut reduction_prev = shape.space == SearchSpace::DartsImagenet;
+    for index in 0..shape.num_cells() {
+        let reduction = shape.is_reduction(index);
+        let table = shape.table(index);
+        let place = Place {
+            space: shape.space,
+            table,
+            mask: &shape.masks[table],
+            cell: format!("cells.{index}"),
+            channels: shape.channels(index),
+            k: shape.k,
+            reduction,
+        };
+        parts.push(Part::Darts(Cell::new(specs, &place, c_prev_prev, c_prev, reduction_prev)));
+        specs.end_part();
+        reduction_prev = reduction;
+        (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
+    }
+    parts.push(Part::Head(Head::new(specs, shape.space, c_prev, shape.num_classes)));
+    specs.end_part();
+    parts
+}
+
+/// Stem, three groups of cells with residual blocks between them, head.
+fn nas_bench_201_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+    let mut c = shape.init_channels;
+    let mut parts = vec![Part::Stem(Stem::new(specs, shape.space, c))];
+    specs.end_part();
+    for index in 0..shape.num_cells() {
+        let (name, channels) = (format!("cells.{index}"), shape.channels(index));
+        parts.push(match shape.is_reduction(index) {
+            true => Part::Residual(Residual::new(specs, &name, c, channels)),
+            false => Part::NasBench201(Nb201Cell::new(specs, &name, channels, shape.k, &shape.masks[0])),
+        });
+        specs.end_part();
+        c = channels;
+    }
+    parts.push(Part::Head(Head::new(specs, shape.space, c, shape.num_classes)));
+    specs.end_part();
+    parts
+}
+
 /// Mean cross entropy of `logits` `[N, K]` against `labels` `[N]`, in the kind of the logits.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
@@ -261,8 +344,8 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
 struct Segment {
     /// Leaves it begins at; empty for the first segment.
     inputs: Vec<Tensor>,
-    /// The two states it hands on.
-    outputs: [Tensor; 2],
+    /// The states it hands on; of the last one the logits.
+    outputs: Vec<Tensor>,
 }
 
 /// A forward pass, ready to be differentiated segment by segment.
