@@ -40,16 +40,24 @@ pub enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = SEARCH_EXAMPLES)]
 pub struct SearchArgs {
-    /// The configuration, a TOML file; configs/README.md explains every key.
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    /// What every run is given.
+    #[command(flatten)]
+    pub run: RunArgs,
     /// Folder of shards that train the weights.
     #[arg(long, value_name = "SHARDS")]
     pub train: PathBuf,
     /// Folder of shards that train the architecture.
     #[arg(long, value_name = "SHARDS")]
     pub valid: PathBuf,
-    /// Run folder: checkpoints, metrics, genotype. Made if need be; an older run in it is never overwritten.
+}
+
+/// Arguments of everything that makes a run folder.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The configuration, a TOML file; configs/README.md explains every key.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Run folder: checkpoints, metrics, results. Made if need be; an older run in it is never overwritten.
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
     /// Change one key of the configuration; may be repeated.

@@ -1,4 +1,12 @@
-//! Opens the CUDA half of libtorch, which the binary is not linked with: one binary serves machines with and without GPUs.
+//! Cards: the CUDA half of libtorch, which the binary is not linked with (one binary serves machines with and without
+//! GPUs), the driver, and the order of work on a card.
+
+mod driver;
+pub(crate) mod library;
+mod stream;
+
+pub use driver::{Card, DRIVER_FILE, Driver};
+pub use stream::{Context, Event, Stream};
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

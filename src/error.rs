@@ -332,6 +332,18 @@ pub enum Error {
         granted: String,
     },
 
+    // -- devices ----------------------------------------------------------------------------
+    /// The driver refused a call, or the card failed in work given to it earlier.
+    #[error("{call}: {text} (CUDA error {code}); `drnas-dist doctor` shows cards and libraries")]
+    Cuda {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        code: u32,
+        /// The same in the driver's words.
+        text: String,
+    },
+
     // -- checkpoints ------------------------------------------------------------------------
     /// A checkpoint that cannot be read back.
     #[error("checkpoint {}: {why}", path.display())]
@@ -382,7 +394,7 @@ pub enum Error {
         /// The first rank that differs.
         rank: usize,
         /// What differs.
-        what: &'static str,
+        what: String,
     },
 
     /// Ranks that must have computed the same have not.
@@ -514,7 +526,8 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|key| format!("; did you mean \"{key}\"?")).unwrap_or_default()
 }
 
-/// The error and what caused it, in one line; a cause that is quoted already is not said twice.
+/// The error and what caused it, in one line; a cause that is quoted already is not said twice. Control characters, which
+/// come from names and contents of files, are escaped: they would break the line or move the terminal's cursor.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -525,7 +538,15 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text.replace('\n', " ")
+    let mut line = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '\n' => line.push(' '),
+            char if char.is_control() => line.extend(char.escape_default()),
+            char => line.push(char),
+        }
+    }
+    line
 }
 
 #[cfg(test)]
@@ -542,5 +563,6 @@ mod tests {
         let error = Error::io("write", "a/b")(inner);
         assert_eq!(chain(&error), "write a/b: the disk is full");
         assert_eq!(chain(&Outer(error)), "outer: write a/b: the disk is full");
+        assert_eq!(chain(&Error::Demo("\u{1b}[2Jä\r".into())), "demo-data: \\u{1b}[2Jä\\r");
     }
 }

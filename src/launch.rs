@@ -133,6 +133,11 @@ impl World {
         &self.place.host
     }
 
+    /// The device that this rank computes on.
+    pub fn device(&self) -> tch::Device {
+        tch::Device::Cpu
+    }
+
     /// Threads that libtorch uses in this rank.
     pub fn threads(&self) -> usize {
         self.threads

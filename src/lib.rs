@@ -19,9 +19,11 @@ pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod space;
+pub mod tally;
 pub mod verify;
+pub mod whereabouts;
 
-pub use config::Config;
+pub use config::{Config, Settings};
 pub use error::{Error, Result};
 
 use cli::{Command, SearchArgs, VerifyArgs};
@@ -42,10 +44,16 @@ pub fn run(command: Command) -> Result<()> {
 
 /// Every rank: load the configuration, join the world, search.
 fn search_imagenet(args: &SearchArgs) -> Result<()> {
-    let config = Config::load(&args.config, &args.sets)?;
-    let threads = (config.run.threads > 0).then_some(config.run.threads);
-    let world = World::start(Duration::from_secs_f64(config.run.time_limit_s), threads)?;
-    let outcome = run::run(&config, args, &world);
+    let config = Config::load(&args.run.config, &args.run.sets)?;
+    in_world(&config, |world| run::search::search(&config, args, world))
+}
+
+/// Every rank: joins the world, does `work` in it.
+fn in_world<S: Settings>(settings: &S, work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
+    let run = settings.run();
+    let threads = (run.threads > 0).then_some(run.threads);
+    let world = World::start(Duration::from_secs_f64(run.time_limit_s), threads)?;
+    let outcome = work(&world);
     world.end(outcome)
 }
 

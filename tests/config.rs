@@ -1,8 +1,8 @@
 //! Configurations: what is read, what is refused, and in which words.
 
-use drnas_dist::Config;
 use drnas_dist::config::{Precision, Regulariser, Stage, Theta};
 use drnas_dist::space::SearchSpace;
+use drnas_dist::{Config, Settings};
 
 fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();

@@ -6,11 +6,11 @@ mod bench;
 use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
 use drnas_dist::comm::Communicator;
 use drnas_dist::config::Config;
-use drnas_dist::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
+use drnas_dist::data::{Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::launch::World;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
-use drnas_dist::{Error, Result};
+use drnas_dist::{Error, Result, Settings};
 use std::cell::RefCell;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -328,7 +328,7 @@ fn reductions_start_while_backward_goes_on() {
     let loader = |stream: u64, name: &str| {
         let spec = LoaderSpec {
             px: 64,
-            augment: Augment::CentreCrop { resize: 64 },
+            augment: Crop::Centre { resize: 64 }.into(),
             seed: 0,
             stream,
             num_replicas: 2,

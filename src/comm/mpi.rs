@@ -11,7 +11,7 @@
 
 use super::flight::{Flight, Pause, text_of};
 use super::{Communicator, contiguous, reducible, root_within, say};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
 use std::cell::{Cell, RefCell};
 use std::os::raw::{c_int, c_void};
@@ -329,7 +329,7 @@ impl Communicator for Mpi {
         }
         // Errors of this file name the rank themselves.
         let who = format!("rank {} on {}: ", self.rank, self.host);
-        let why = why.to_string();
+        let why = chain(why);
         say(&format!("{who}{}", why.strip_prefix(&who).unwrap_or(&why)));
         end_all(1)
     }

@@ -11,11 +11,15 @@ pub mod order;
 pub mod pack;
 pub mod plan;
 pub mod pool;
+mod reader;
 pub mod set;
 pub mod shard;
 pub mod split;
+pub mod test_loader;
 
-pub use augment::{Augment, normalise};
-pub use loader::{Batch, Loader, LoaderSpec};
+pub use augment::{Augment, Crop, Jitter, normalise};
+pub use loader::{Loader, LoaderSpec};
 pub use pool::DecodePool;
+pub use reader::Batch;
 pub use set::{Sample, ShardSet};
+pub use test_loader::{TestLoader, TestSpec};

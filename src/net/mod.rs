@@ -8,5 +8,7 @@ pub mod ops;
 pub mod params;
 pub mod residual;
 pub mod separable;
+pub mod stem;
 pub mod supernet;
+pub mod tape;
 pub mod widen;

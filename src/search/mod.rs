@@ -8,7 +8,6 @@ pub mod dirichlet;
 pub mod optimiser;
 pub mod stage;
 pub mod state;
-pub mod tally;
 pub mod timeline;
 
 use crate::comm::Communicator;
@@ -22,10 +21,10 @@ use crate::random::Purpose;
 use crate::schedule::Schedule;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::{Mask, SearchSpace};
+use crate::tally::{StepOutcome, measure, timed};
 use dirichlet::Sample;
 use optimiser::{Adam, Sgd, clip_coefficient};
 use std::ops::Range;
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
 
@@ -45,18 +44,6 @@ pub struct Search {
     step: u64,
     /// Number of the stage, from 0.
     stage: usize,
-}
-
-/// Numbers of one step that only this rank knows.
-pub struct StepOutcome {
-    /// Loss, top-1, top-5 of each local replica's weight batch, on the device.
-    pub weights: Vec<Tensor>,
-    /// The same of the architecture batches; empty without an architecture step.
-    pub architecture: Vec<Tensor>,
-    /// Images that could not be decoded and were replaced.
-    pub num_skipped: usize,
-    /// Milliseconds spent waiting for other ranks.
-    pub reduce_wait_ms: f64,
 }
 
 impl Search {
@@ -123,17 +110,13 @@ impl Search {
         architecture: &mut Loader,
         comm: &dyn Communicator,
     ) -> Result<StepOutcome> {
-        let mut outcome = StepOutcome {
-            weights: Vec::new(),
-            architecture: Vec::new(),
-            num_skipped: 0,
-            reduce_wait_ms: 0.0,
-        };
+        let mut outcome = StepOutcome::default();
         if self.timeline.moment(self.step).architecture {
             self.architecture_step(architecture, comm, &mut outcome)?;
         }
         self.weight_step(weights, comm, &mut outcome)?;
         self.step += 1;
+        outcome.data_wait_ms = weights.wait_ms() + architecture.wait_ms();
         Ok(outcome)
     }
 
@@ -157,7 +140,7 @@ impl Search {
                 let table = table as i64;
                 let _ = grad.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), grad_theta));
             }
-            outcome.architecture.push(tally::measure(&logits, &labels, &loss));
+            outcome.architecture.push(measure(&logits, &labels, &loss));
         }
         let mut grad = grad / self.replicas.len() as f64;
         comm.start_mean(&grad)?;
@@ -191,7 +174,7 @@ impl Search {
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
-            outcome.weights.push(tally::measure(tape.logits(), &labels, &loss));
+            outcome.weights.push(measure(tape.logits(), &labels, &loss));
             let buckets = &self.net.params.buckets;
             tape.backward(&loss, |number, grads| {
                 let bucket = &buckets[number];
@@ -273,14 +256,6 @@ impl Search {
     pub fn space(&self) -> SearchSpace {
         self.config.model.space
     }
-}
-
-/// Runs `f` and adds its milliseconds to `total_ms`.
-fn timed<T>(total_ms: &mut f64, f: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let result = f();
-    *total_ms += start.elapsed().as_secs_f64() * 1e3;
-    result
 }
 
 /// The supernet of one stage.

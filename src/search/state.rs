@@ -10,7 +10,6 @@ use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::net::params::Named;
 use crate::space::Mask;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::hash::Hasher;
 use tch::{Device, Kind, Tensor};
@@ -34,7 +33,7 @@ struct Meta {
 }
 
 impl Search {
-    /// The state after the steps done, for the rank that writes it, which gives an `extra` (see [`Search::extra`]); `None`
+    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as `meta["extra"]`); `None`
     /// for the others. Collective: the running statistics of all replicas are gathered.
     pub fn to_checkpoint(
         &self,
@@ -84,12 +83,6 @@ impl Search {
             extra,
         };
         Ok(Some(Checkpoint { tensors, meta: json(serde_json::to_value(meta))? }))
-    }
-
-    /// The `extra` that a checkpoint was saved with. Local.
-    pub fn extra<T: DeserializeOwned>(checkpoint: &Checkpoint) -> Result<T> {
-        serde_json::from_value(checkpoint.meta["extra"].clone())
-            .map_err(|error| Error::CheckpointState(error.to_string()))
     }
 
     /// Puts this search where `checkpoint` was. Local.
