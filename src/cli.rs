@@ -3,6 +3,7 @@
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
+use crate::nb201::Nb201Args;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -30,6 +31,8 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Look up what architectures of NAS-Bench-201 reach.
+    Nb201(Nb201Args),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.

@@ -509,6 +509,82 @@ pub enum Error {
         what: String,
     },
 
+    /// Not a table at all.
+    #[error("{}: not a drnas-dist table (its first 8 bytes are not \"DRNAS201\"); make one with `drnas-dist nb201 import`", path.display())]
+    Nb201Magic {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A table of another format version.
+    #[error("{}: format version {found}, this program reads version {expected}; import the table again", path.display())]
+    Nb201Version {
+        /// The file.
+        path: PathBuf,
+        /// Version in the file.
+        found: u32,
+        /// Version of this program.
+        expected: u32,
+    },
+    /// A table that ends too early.
+    #[error("{}: cut short: {expected} bytes expected, {found} found; copy it again or import it again", path.display())]
+    Nb201CutShort {
+        /// The file.
+        path: PathBuf,
+        /// Bytes there are.
+        found: usize,
+        /// Bytes there should be.
+        expected: usize,
+    },
+    /// A checksum or a bound of a table does not hold.
+    #[error("{}: damaged: {what}; copy it again or import it again", path.display())]
+    Nb201Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The part, expected and found.
+        what: String,
+    },
+    /// A column that the table does not have.
+    #[error("{}: no column \"{name}\"; there are {columns}", path.display())]
+    Nb201NoColumn {
+        /// The table.
+        path: PathBuf,
+        /// The column asked for.
+        name: String,
+        /// Those there are.
+        columns: String,
+    },
+    /// An index that no architecture has.
+    #[error("no architecture has the index {0}; they go from 0 to 15624")]
+    Nb201NoIndex(String),
+    /// A source of a table that cannot be read.
+    #[error("{}{place}: {what}", path.display())]
+    Nb201Source {
+        /// The JSON or CSV file.
+        path: PathBuf,
+        /// " row 12", " line 12", or nothing.
+        place: String,
+        /// What is wrong, expected and found.
+        what: String,
+    },
+
+    // -- figures ----------------------------------------------------------------------------
+    /// A run that has not what a figure shows.
+    #[error("{}: {what}", path.display())]
+    PlotSource {
+        /// The run's file.
+        path: PathBuf,
+        /// What is missing or wrong, and what to do.
+        what: String,
+    },
+    /// A figure that could not be drawn or encoded.
+    #[error("draw {}: {what}", path.display())]
+    PlotDraw {
+        /// The file it was for.
+        path: PathBuf,
+        /// What the drawing library said.
+        what: String,
+    },
+
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
