@@ -9,6 +9,7 @@ mod settings;
 
 pub use settings::Settings;
 
+pub use crate::precision::Precision;
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
     pub seed: u64,
-    /// Floating-point type of weights, activations and eta.
+    /// How exact the network computes.
     pub precision: Precision,
     /// The supernet.
     pub model: Model,
@@ -32,16 +33,6 @@ pub struct Config {
     pub eta: Eta,
     /// Reporting, checkpoints, communication: changes results by rounding at most.
     pub run: Run,
-}
-
-/// Floating-point type of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// The published precision.
-    Float32,
-    /// For checks: slower, and differences between orders of summation vanish.
-    Float64,
 }
 
 /// The supernet.
@@ -228,7 +219,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             seed: 0,
-            precision: Precision::Float32,
+            precision: Precision::Fp32,
             model: Model::default(),
             data: Data::default(),
             search: Search::default(),

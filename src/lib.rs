@@ -14,6 +14,7 @@ pub mod error;
 pub mod launch;
 pub mod nb201;
 pub mod net;
+pub mod precision;
 pub mod random;
 pub mod report;
 pub mod run;

@@ -6,6 +6,7 @@ use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::net::widen::{Copied, Indices, widen, widen_running};
+use crate::precision::Precision;
 use crate::schedule::{Decay, Schedule};
 use crate::search::dirichlet::{self, Sample};
 use crate::space::found::Found;
@@ -235,9 +236,10 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
         masks: masks.clone(),
     };
     let placement = Placement {
-        kind: Kind::Float,
+        precision: Precision::Fp32,
         device: Device::Cpu,
         channels_last: true,
+        checkpoint_cells: false,
         replicas: 1,
         bucket_bytes: 1, // a bucket per cell: every cut is exercised
     };

@@ -6,6 +6,7 @@ mod naive;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use drnas_dist::net::widen::{draw_indices, widen, widen_running};
+use drnas_dist::precision::Precision;
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::search::stage::next_network;
 use drnas_dist::space::{Mask, SearchSpace};
@@ -39,7 +40,14 @@ fn shape(space: SearchSpace, k: i64, keep: usize) -> Shape {
 }
 
 fn placement(bucket_bytes: usize, channels_last: bool) -> Placement {
-    Placement { kind: Kind::Double, device: Device::Cpu, channels_last, replicas: 1, bucket_bytes }
+    Placement {
+        precision: Precision::Fp64,
+        device: Device::Cpu,
+        channels_last,
+        checkpoint_cells: false,
+        replicas: 1,
+        bucket_bytes,
+    }
 }
 
 fn relative(ours: &Tensor, theirs: &Tensor, floor: f64) -> f64 {

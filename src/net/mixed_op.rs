@@ -182,8 +182,10 @@ impl MixedOp {
         });
         let heads = cat(parts.iter().map(|parts| parts[0].shallow_clone()).collect(), 1);
         let mut terms = Vec::new();
-        let mix =
-            |x: &Tensor, entries| pointwise(x, &pass.mixing.matrix(entries, self.num_nodes, self.partial), 1);
+        let mix = |x: &Tensor, entries| {
+            let matrix = pass.mixing.matrix(entries, self.num_nodes, self.partial);
+            pointwise(x, &matrix.to_kind(x.kind()), 1)
+        };
         if let Some(Pools { operations, stat, entries }) = &self.pools {
             let pooled =
                 cat(operations.iter().map(|&operation| pool(operation, &heads, self.stride)).collect(), 1);

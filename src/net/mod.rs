@@ -6,6 +6,7 @@ pub mod mixing;
 pub mod nb201;
 pub mod ops;
 pub mod params;
+pub mod placement;
 pub mod residual;
 pub mod separable;
 pub mod stem;

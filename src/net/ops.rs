@@ -31,9 +31,21 @@ pub struct Pass<'a> {
     pub mode: Mode,
     /// Which local replica's running statistics move.
     pub replica: usize,
+    /// Whether the statistics have moved already.
+    again: bool,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    /// A pass with the weights as they are now.
+    pub fn new(params: &'a Params, mixing: &'a Mixing, mode: Mode, replica: usize) -> Pass<'a> {
+        params.refresh();
+        Pass { params, mixing, mode, replica, again: false }
+    }
+
+    /// The same pass once more, in training mode: the same weights, no statistics move.
+    pub fn again(params: &'a Params, mixing: &'a Mixing, replica: usize) -> Pass<'a> {
+        Pass { params, mixing, mode: Mode::Train, replica, again: true }
+    }
     /// Batch norm over `[N, C, H, W]` without affine parameters; `scale` `[C]` multiplies the normalised result: the place
     /// where mixing weights enter at no cost.
     pub fn batch_norm(&self, x: &Tensor, stat: StatId, scale: Option<&Tensor>) -> Tensor {
@@ -47,8 +59,11 @@ impl Pass<'_> {
     }
 
     fn norm(&self, x: &Tensor, stat: StatId, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Tensor {
-        let (mean, var) = self.params.running(stat, self.replica);
         let train = self.mode == Mode::Train;
+        let (mean, var) = match self.again {
+            true => self.params.scratch(stat),
+            false => self.params.running(stat, self.replica),
+        };
         x.batch_norm(weight, bias, Some(mean), Some(var), train, MOMENTUM, EPS, true)
     }
 }

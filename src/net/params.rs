@@ -3,7 +3,10 @@
 //! The network stacks what the published code keeps apart (one tensor per edge) along dimension 0, so that all
 //! out-edges of a state compute at once. A `Spec` says which rows belong to which published tensor; everything that
 //! leaves or enters (checkpoints, golden files, widening) speaks of published tensors only.
+//!
+//! In bf16 the weights stay float32; every pass computes with a copy, and autograd differentiates for the copy.
 
+use super::placement::Placement;
 use crate::comm::bucket::Bucket;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, seed_of};
@@ -79,8 +82,10 @@ impl Specs {
 pub struct Params {
     weights: Vec<WeightSpec>,
     stats: Vec<StatSpec>,
-    /// Views of the flat buffers, one per weight.
+    /// What autograd differentiates for, one per weight: views of the flat weights or of their copies.
     leaves: Vec<Tensor>,
+    /// The flat weights of each bucket in the kind of activations; empty where that is their own kind.
+    copies: Vec<Tensor>,
     /// (bucket, place in it) of each weight.
     places: Vec<(usize, usize)>,
     /// Parts of each bucket.
@@ -90,14 +95,18 @@ pub struct Params {
     /// Running (mean, variance) per local replica and batch norm. Every replica has its own, as it would on a rank of
     /// its own; their average is what a test uses (they are linear in the batch statistics).
     running: Vec<Vec<(Tensor, Tensor)>>,
+    /// Statistics that nobody reads, all in the same memory: what a pass that is computed again moves.
+    scratch: Vec<(Tensor, Tensor)>,
     kind: Kind,
     device: Device,
 }
 
 impl Params {
-    /// Allocates. `replicas`: how many replicas this rank computes; `bucket_bytes`: a bucket takes whole parts, from
-    /// the last, until it has so many bytes (the first bucket, whose reduction nothing hides, is the small remainder).
-    pub fn new(specs: Specs, replicas: usize, bucket_bytes: usize, kind: Kind, device: Device) -> Params {
+    /// Allocates. A bucket takes whole parts, from the last, until it has `placement.bucket_bytes` (the first bucket, whose
+    /// reduction nothing hides, is the small remainder).
+    pub fn new(specs: Specs, placement: &Placement) -> Params {
+        let (kind, activations) = (placement.precision.weights(), placement.precision.activations());
+        let Placement { device, replicas, bucket_bytes, .. } = *placement;
         let part_starts: Vec<usize> = std::iter::once(0).chain(specs.part_ends.iter().copied()).collect();
         let part = |index: usize| part_starts[index]..part_starts[index + 1];
         let bytes = |index: usize| -> usize {
@@ -115,26 +124,46 @@ impl Params {
             }
         }
         let (mut buckets, mut leaves, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut copies = Vec::new();
         for parts in &bucket_parts {
             let range = part_starts[parts.start]..part_starts[parts.end];
             let shapes: Vec<Vec<i64>> = specs.weights[range].iter().map(|spec| spec.shape.clone()).collect();
             let bucket = Bucket::new(&shapes, kind, device);
             places.extend((0..shapes.len()).map(|place| (buckets.len(), place)));
-            leaves.extend((0..shapes.len()).map(|place| bucket.leaf(place)));
+            if kind == activations {
+                leaves.extend((0..shapes.len()).map(|place| bucket.leaf(place)));
+            } else {
+                let copy = bucket.weights.to_kind(activations);
+                leaves.extend(shapes.iter().enumerate().map(|(place, shape)| match shape.len() {
+                    4 => bucket.view(&copy, place).detach().set_requires_grad(true),
+                    // Batch norms and the head compute in the kind of the weights.
+                    _ => bucket.leaf(place),
+                }));
+                copies.push(copy);
+            }
             buckets.push(bucket);
         }
         let fresh = |spec: &StatSpec| {
             (Tensor::zeros([spec.channels], (kind, device)), Tensor::ones([spec.channels], (kind, device)))
         };
+        let longest = StatSpec {
+            channels: specs.stats.iter().map(|spec| spec.channels).max().unwrap_or(0),
+            pieces: Pieces::new(),
+        };
+        let (mean, var) = fresh(&longest);
+        let first = |rows: &StatSpec| (mean.narrow(0, 0, rows.channels), var.narrow(0, 0, rows.channels));
+        let scratch = specs.stats.iter().map(first).collect();
         let running = (0..replicas).map(|_| specs.stats.iter().map(fresh).collect()).collect();
         Params {
             weights: specs.weights,
             stats: specs.stats,
             leaves,
+            copies,
             places,
             bucket_parts,
             buckets,
             running,
+            scratch,
             kind,
             device,
         }
@@ -165,7 +194,16 @@ impl Params {
         self.buckets.iter().map(|bucket| bucket.weights.size()[0]).sum()
     }
 
-    /// A weight, as the network computes with it.
+    /// Takes over what has become of the weights since the last pass ([`super::ops::Pass::new`] calls it).
+    pub(super) fn refresh(&self) {
+        tch::no_grad(|| {
+            for (copy, bucket) in self.copies.iter().zip(&self.buckets) {
+                copy.shallow_clone().copy_(&bucket.weights);
+            }
+        });
+    }
+
+    /// A weight, as the network computes with it: convolutions in the kind of activations.
     pub fn weight(&self, id: WeightId) -> &Tensor {
         &self.leaves[id.0]
     }
@@ -173,6 +211,11 @@ impl Params {
     /// Running mean and variance of a batch norm for local replica `replica`.
     pub fn running(&self, id: StatId, replica: usize) -> &(Tensor, Tensor) {
         &self.running[replica][id.0]
+    }
+
+    /// A place for running statistics of batch norm `id` that are not to be kept.
+    pub(super) fn scratch(&self, id: StatId) -> &(Tensor, Tensor) {
+        &self.scratch[id.0]
     }
 
     /// The leaves of bucket `bucket`, in the order of its buffers.
@@ -185,16 +228,18 @@ impl Params {
     pub fn initialise(&mut self, seed: u64) {
         for (index, spec) in self.weights.iter().enumerate() {
             tch::manual_seed(seed_of(seed, Purpose::Weights, &[index as u64]) as i64);
-            let mut leaf = self.leaves[index].detach();
+            let (bucket, place) = self.places[index];
+            let bucket = &self.buckets[bucket];
+            let mut weight = bucket.view(&bucket.weights, place);
             match spec.init {
                 Init::FanIn(fan_in) => {
                     let bound = 1.0 / (fan_in as f64).sqrt();
                     // Drawn on the CPU, so that all devices start from the same weights.
                     let drawn = Tensor::empty(&spec.shape, (self.kind, Device::Cpu)).uniform_(-bound, bound);
-                    leaf.copy_(&drawn);
+                    weight.copy_(&drawn);
                 }
                 Init::Constant(value) => {
-                    let _ = leaf.fill_(value);
+                    let _ = weight.fill_(value);
                 }
             }
         }

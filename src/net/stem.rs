@@ -87,9 +87,9 @@ impl Classifier {
         }
     }
 
-    /// [N, C, H, W] to logits [N, K].
+    /// [N, C, H, W] to logits [N, K], in the kind of the weights.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let (weight, bias) = (pass.params.weight(self.weight), pass.params.weight(self.bias));
-        x.mean_dim([2i64, 3].as_slice(), false, None).linear(weight, Some(bias))
+        x.mean_dim([2i64, 3].as_slice(), false, weight.kind()).linear(weight, Some(bias))
     }
 }

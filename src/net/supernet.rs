@@ -10,9 +10,11 @@ use super::ops::{AffineNorm, Mode, Pass};
 use super::params::{Named, Params, Specs};
 use super::residual::Residual;
 use super::stem::{Classifier, ConvNorm, Stem};
-use super::tape::Tape;
+use super::tape::{Tape, ThetaTape};
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
+use std::ops::Range;
+use std::rc::Rc;
 use tch::Tensor;
 
 pub use super::tape::{Placement, cross_entropy};
@@ -121,9 +123,8 @@ impl Supernet {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => darts_parts(&mut specs, &shape),
             SearchSpace::NasBench201 => nb201_parts(&mut specs, &shape),
         };
-        let masks = DeviceMasks::new(&shape.masks, placement.kind, placement.device);
-        let params =
-            Params::new(specs, placement.replicas, placement.bucket_bytes, placement.kind, placement.device);
+        let masks = DeviceMasks::new(&shape.masks, placement.precision.weights(), placement.device);
+        let params = Params::new(specs, &placement);
         Supernet { shape, placement, parts, masks, params }
     }
 
@@ -151,20 +152,56 @@ impl Supernet {
         Ok(())
     }
 
-    /// Logits [N, K] of images [N, 3, H, W], one graph: for evaluation, and for gradients of theta alone.
+    /// Logits [N, K] of images [N, 3, H, W], one graph.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass { params: &self.params, mixing: &mixing, mode, replica };
+        let pass = Pass::new(&self.params, &mixing, mode, replica);
         let images = vec![self.placement.laid_out(images)];
         self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
     }
 
     /// A training pass, ready to be differentiated; its result is the logits. theta is a constant here.
     pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
-        let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass { params: &self.params, mixing: &mixing, mode: Mode::Train, replica };
+        let mixing = Rc::new(Mixing::new(theta, &self.masks));
+        if self.placement.checkpoint_cells {
+            return self.record_inputs(images, self.params.segments(), mixing, replica);
+        }
+        let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
         let images = self.placement.laid_out(images);
         Tape::record(&self.params, images, |part, states| self.parts[part].forward(&pass, states))
+    }
+
+    /// A training pass for the gradients of `theta` (leaves that require one), not of the weights.
+    pub fn forward_theta<'a>(
+        &'a self,
+        images: &Tensor,
+        theta: &'a [Tensor],
+        replica: usize,
+    ) -> ThetaTape<'a> {
+        if !self.placement.checkpoint_cells {
+            return ThetaTape::whole(theta, self.logits(images, theta, Mode::Train, replica));
+        }
+        // Part by part: so the gradients of what cells share are summed in the order of the whole graph.
+        let parts: Vec<Range<usize>> = (0..self.parts.len()).map(|part| part..part + 1).collect();
+        let mixing = Rc::new(Mixing::new(theta, &self.masks));
+        ThetaTape::cells(theta, self.record_inputs(images, &parts, Rc::clone(&mixing), replica), mixing)
+    }
+
+    fn record_inputs(
+        &self,
+        images: &Tensor,
+        segments: &[Range<usize>],
+        mixing: Rc<Mixing>,
+        replica: usize,
+    ) -> Tape<'_> {
+        let shared = Rc::clone(&mixing);
+        let pass = Pass::new(&self.params, &shared, Mode::Train, replica);
+        let again = move |part: usize, states| {
+            self.parts[part].forward(&Pass::again(&self.params, &mixing, replica), states)
+        };
+        let images = self.placement.laid_out(images);
+        let part = |part: usize, states| self.parts[part].forward(&pass, states);
+        Tape::record_inputs(&self.params, segments, images, part, again)
     }
 }
 

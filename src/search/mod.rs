@@ -12,10 +12,9 @@ pub mod timeline;
 
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
-use crate::config::{self, Config, Precision, Regulariser};
+use crate::config::{self, Config, Regulariser};
 use crate::data::{Batch, Loader, normalise};
 use crate::error::Result;
-use crate::net::ops::Mode;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
@@ -52,13 +51,10 @@ impl Search {
         let space = config.model.space;
         let first = config.search.stages[0];
         let (edges, operations) = (space.num_edges(), space.operations().len());
-        let kind = match config.precision {
-            Precision::Float32 => Kind::Float,
-            Precision::Float64 => Kind::Double,
-        };
+        let kind = config.precision.weights();
         let tables = space.tables().len();
         let masks = vec![Mask::full(edges, operations); tables];
-        let mut net = supernet(config, first.k, masks, replicas.len(), kind, device);
+        let mut net = supernet(config, first.k, masks, replicas.len(), device);
         net.params.initialise(config.seed);
         let tables: Vec<Tensor> =
             (0..tables).map(|table| dirichlet::initial_eta(edges, operations, config.seed, table)).collect();
@@ -133,14 +129,14 @@ impl Search {
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
-            let logits = self.net.logits(&images, &theta, Mode::Train, local);
-            let loss = cross_entropy(&logits, &labels);
-            let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
+            let tape = self.net.forward_theta(&images, &theta, local);
+            let loss = cross_entropy(tape.logits(), &labels);
+            outcome.architecture.push(measure(tape.logits(), &labels, &loss));
+            let grads = tape.backward(&loss)?;
             for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
                 let table = table as i64;
                 let _ = grad.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), grad_theta));
             }
-            outcome.architecture.push(measure(&logits, &labels, &loss));
         }
         let mut grad = grad / self.replicas.len() as f64;
         comm.start_mean(&grad)?;
@@ -259,14 +255,7 @@ impl Search {
 }
 
 /// The supernet of one stage.
-fn supernet(
-    config: &Config,
-    k: i64,
-    masks: Vec<Mask>,
-    replicas: usize,
-    kind: Kind,
-    device: Device,
-) -> Supernet {
+fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: Device) -> Supernet {
     let shape = Shape {
         space: config.model.space,
         init_channels: config.model.init_channels,
@@ -276,5 +265,13 @@ fn supernet(
         masks,
     };
     let bucket_bytes = (config.run.bucket_mib * 1024.0 * 1024.0) as usize;
-    Supernet::new(shape, Placement { kind, device, channels_last: true, replicas, bucket_bytes })
+    let placement = Placement {
+        precision: config.precision,
+        device,
+        channels_last: true,
+        checkpoint_cells: false,
+        replicas,
+        bucket_bytes,
+    };
+    Supernet::new(shape, placement)
 }

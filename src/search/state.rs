@@ -110,8 +110,8 @@ impl Search {
                 })
                 .collect()
         };
-        let (kind, device) = (self.net.params.kind(), self.net.params.device());
-        let mut net = supernet(&self.config, meta.k, meta.masks, self.replicas.len(), kind, device);
+        let device = self.net.params.device();
+        let mut net = supernet(&self.config, meta.k, meta.masks, self.replicas.len(), device);
         net.params.import(&group("weights/"), |bucket| &bucket.weights)?;
         net.params.import(&group("momentum/"), |bucket| &bucket.momentum)?;
         for (local, replica) in self.replicas.clone().enumerate() {
