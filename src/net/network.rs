@@ -55,7 +55,7 @@ impl Shape {
     fn stem_side(&self) -> i64 {
         match self.space {
             SearchSpace::DartsImagenet => self.px / 8,
-            SearchSpace::DartsCifar => self.px,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.px,
         }
     }
 }
@@ -68,7 +68,7 @@ pub fn smallest_auxiliary_side(space: SearchSpace) -> i64 {
 fn auxiliary_stride(space: SearchSpace) -> i64 {
     match space {
         SearchSpace::DartsImagenet => 2,
-        SearchSpace::DartsCifar => 3,
+        SearchSpace::DartsCifar | SearchSpace::NasBench201 => 3,
     }
 }
 
