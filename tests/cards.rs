@@ -45,6 +45,9 @@ fn rank_program() {
         tensors: Some(if scene == "elsewhere" { Device::Cuda(0) } else { Device::Cpu }),
     };
     let limit = if flag("TEST_IMPATIENT") { LIMIT } else { PATIENCE };
+    if scene == "doctor" {
+        return drnas_dist::doctor::run(limit, None).unwrap();
+    }
     if flag("TEST_CROSSED") && std::env::var("OMPI_COMM_WORLD_RANK").is_ok_and(|rank| rank == "1") {
         // SAFETY: no other thread of this process runs yet that reads the environment.
         unsafe { std::env::set_var("CUDA_VISIBLE_DEVICES", "1,0") };
@@ -632,6 +635,20 @@ fn each_rank_has_a_card_of_its_own() {
     assert!(output.contains("rank 1 has 0000:11:00.0"), "{output}");
     let output = good("card", 0, &[("CUDA_VISIBLE_DEVICES", "5")]).output;
     assert!(output.contains("rank 0 has 0000:15:00.0"), "{output}");
+}
+
+#[test]
+fn doctor_shows_cards_and_libraries_with_their_paths() {
+    let ended = run_on(double(), "doctor", 2, &[("DOUBLE_CARDS", "2")]);
+    assert_eq!(ended.code, Some(0), "{}", ended.output);
+    let folder = double().display();
+    for line in [
+        format!("CUDA driver    CUDA 13.0  {folder}/libcuda.so.1"),
+        format!("NCCL           2.30.0  {folder}/libnccl.so.2"),
+        "GPU 0 Double 0 (80 GiB) at 0000:10:00.0, GPU 1 Double 1 (80 GiB) at 0000:11:00.0".into(),
+    ] {
+        assert!(ended.output.contains(&line), "no {line:?} in: {}", ended.output);
+    }
 }
 
 #[test]
