@@ -1,5 +1,6 @@
 //! What a user may type.
 
+use crate::config::{DeviceChoice, Precision};
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
@@ -94,6 +95,18 @@ pub struct VerifyArgs {
     /// Golden files, safetensors or JSON.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// How exact the networks compute; what is allowed follows from it.
+    #[arg(long, default_value_t = Precision::Fp32)]
+    pub precision: Precision,
+    /// What to compute on.
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// Activations lie in memory channel by channel, not pixel by pixel.
+    #[arg(long)]
+    pub channels_first: bool,
+    /// Compute cells again for the backward pass.
+    #[arg(long)]
+    pub checkpoint_cells: bool,
 }
 
 const EXAMPLES: &str = "\

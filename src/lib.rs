@@ -28,12 +28,17 @@ pub mod verify;
 pub mod weight_step;
 pub mod whereabouts;
 
+use config::DeviceChoice;
 pub use config::{Config, Settings};
 pub use error::{Error, Result};
 
 use cli::{Command, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
 use launch::{Devices, World};
 use std::time::Duration;
+use tch::Device;
+
+/// How long commands without a configuration wait for other ranks.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Does what the command line says, and returns when it is done.
 pub fn run(command: Command) -> Result<()> {
@@ -48,7 +53,7 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::Nb201(args) => nb201::run(&args),
         Command::Verify(args) => verify_files(&args),
-        Command::Doctor => doctor::run(Duration::from_secs(60), None),
+        Command::Doctor => doctor::run(LIMIT, None),
     }
 }
 
@@ -75,9 +80,26 @@ fn in_world<S: Settings>(
 
 /// Compares golden files with this program's network; an error if one differs.
 fn verify_files(args: &VerifyArgs) -> Result<()> {
+    if args.device == DeviceChoice::Cpu {
+        return verify_on(args, Device::Cpu);
+    }
+    let devices = Devices { choice: args.device, ..Devices::default() };
+    let world = World::start_on(devices, LIMIT, None)?;
+    let outcome = verify_on(args, world.device());
+    world.end(outcome)
+}
+
+fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
+    let placement = net::placement::Placement {
+        precision: args.precision,
+        device,
+        channels_last: !args.channels_first,
+        checkpoint_cells: args.checkpoint_cells,
+        ..verify::PLACEMENT
+    };
     let mut failed = 0;
     for file in &args.files {
-        let outcome = verify::verify(file)?;
+        let outcome = verify::verify(file, placement)?;
         println!("{}\n{outcome}", file.display());
         if let verify::Outcome::Compared(findings) = &outcome {
             failed += usize::from(!findings.iter().all(verify::Finding::passes));

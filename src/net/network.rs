@@ -195,6 +195,11 @@ impl Network {
         &self.shape
     }
 
+    /// How and where it computes.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
     /// Learned scalars, without the auxiliary head, as papers count.
     pub fn num_parameters(&self) -> i64 {
         self.num_parameters
