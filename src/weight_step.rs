@@ -4,7 +4,7 @@
 use crate::comm::Communicator;
 use crate::comm::bucket::Bucket;
 use crate::config::Data;
-use crate::data::{Batch, normalise};
+use crate::data::Batch;
 use crate::error::Result;
 use crate::net::tape::Tape;
 use crate::optimiser::{Sgd, clip_coefficient};
@@ -14,8 +14,7 @@ use tch::{Device, Tensor};
 /// A batch on the device: normalised images, labels.
 pub fn prepare(batch: Batch, data: &Data, device: Device, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
     outcome.num_skipped += batch.num_skipped;
-    let images = batch.images.to_device(device);
-    (normalise(&images, &data.mean, &data.std), batch.labels.to_device(device))
+    (batch.input(&data.mean, &data.std, device), batch.labels.to_device(device))
 }
 
 /// Differentiates the loss of local replica `local` of `num_local`, the ones of this rank in order. A bucket's reduction
