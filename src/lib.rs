@@ -11,6 +11,8 @@ pub mod cuda;
 pub mod data;
 pub mod doctor;
 pub mod error;
+pub mod eval;
+pub mod export;
 pub mod launch;
 pub mod nb201;
 pub mod net;
@@ -29,11 +31,12 @@ pub mod weight_step;
 pub mod whereabouts;
 
 use config::DeviceChoice;
-pub use config::{Config, Settings};
+pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
+use cli::{Command, EvaluateArgs, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
 use launch::{Devices, World};
+use space::SearchSpace;
 use std::time::Duration;
 use tch::Device;
 
@@ -47,6 +50,9 @@ pub fn run(command: Command) -> Result<()> {
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::EvaluateImagenet(args) => evaluate(&args, SearchSpace::DartsImagenet),
+        Command::EvaluateCifar(args) => evaluate(&args, SearchSpace::DartsCifar),
+        Command::Export(args) => export::run(&args),
         Command::Report(ReportCommand::Scaling { runs }) => {
             print!("{}", report::scaling(&runs)?);
             Ok(())
@@ -61,6 +67,13 @@ pub fn run(command: Command) -> Result<()> {
 fn search_imagenet(args: &SearchArgs) -> Result<()> {
     let config = Config::load(&args.run.config, &args.run.sets)?;
     in_world(&config, &args.run, |world| run::search::search(&config, args, world))
+}
+
+/// Every rank: load the configuration, join the world, train and test.
+fn evaluate(args: &EvaluateArgs, space: SearchSpace) -> Result<()> {
+    let config = EvaluateConfig::load(&args.run.config, &args.run.sets)?;
+    config.check_space(space)?;
+    in_world(&config, &args.run, |world| run::evaluate::evaluate(&config, args, world))
 }
 
 /// Every rank: joins the world, does `work` in it.
