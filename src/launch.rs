@@ -4,10 +4,12 @@ mod heartbeat;
 mod place;
 mod signals;
 
+pub(crate) use heartbeat::{born, machine, token};
 pub use signals::{INTERRUPTED, STOPPED};
 
 use crate::comm::{Communicator, Mpi, Solo, at_last, end_all, last_acts, say};
 use crate::error::{Error, Result};
+use crate::whereabouts;
 use heartbeat::Watch;
 use mpi::Threading;
 use mpi::environment::Universe;
@@ -92,6 +94,7 @@ impl World {
             end_all_on_panic(rank, place.host.clone());
         }
         standing.join(rank, size);
+        whereabouts::set_identity(rank, &place.host);
         Ok(World { ranks, place, threads, standing, signals })
     }
 
@@ -314,7 +317,7 @@ fn end_all_on_panic(rank: usize, host: String) {
             .unwrap_or("no text")
             .replace('\n', " ");
         let at = panic.location().map_or(String::new(), |at| format!(" at {at}"));
-        say(&format!("rank {rank} on {host}: panicked{at}: {text}"));
+        say(&format!("rank {rank} on {host}{}: panicked{at}: {text}", whereabouts::in_step()));
         let trace = std::backtrace::Backtrace::capture();
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
             say(&trace.to_string());

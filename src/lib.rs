@@ -53,7 +53,8 @@ fn in_world<S: Settings>(settings: &S, work: impl FnOnce(&World) -> Result<()>) 
     let run = settings.run();
     let threads = (run.threads > 0).then_some(run.threads);
     let world = World::start(Duration::from_secs_f64(run.time_limit_s), threads)?;
-    let outcome = work(&world);
+    let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
+    let outcome = watched.and_then(|()| work(&world));
     world.end(outcome)
 }
 

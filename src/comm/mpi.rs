@@ -12,6 +12,7 @@
 use super::flight::{Flight, Pause, text_of};
 use super::{Communicator, contiguous, last_acts, reducible, roll, root_within, say};
 use crate::error::{Error, Result, chain};
+use crate::whereabouts;
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
 use std::cell::{Cell, RefCell};
 use std::os::raw::{c_int, c_void};
@@ -330,9 +331,10 @@ impl Communicator for Mpi {
             std::thread::sleep(Duration::from_millis(300));
         }
         // Errors of this file name the rank themselves.
-        let who = format!("rank {} on {}: ", self.rank, self.host);
+        let who = format!("rank {} on {}", self.rank, self.host);
         let why = chain(why);
-        say(&format!("{who}{}", why.strip_prefix(&who).unwrap_or(&why)));
+        let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
+        say(&format!("{who}{}: {why}", whereabouts::in_step()));
         end_all(1)
     }
 }

@@ -22,6 +22,7 @@ use crate::schedule::Schedule;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::{Mask, SearchSpace};
 use crate::tally::{StepOutcome, measure, timed};
+use crate::whereabouts::{Phase, begin};
 use dirichlet::Sample;
 use optimiser::{Adam, Sgd, clip_coefficient};
 use std::ops::Range;
@@ -129,12 +130,15 @@ impl Search {
     ) -> Result<()> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
+            begin(Phase::Data)?;
             let (images, labels) = self.prepare(loader.next()?, outcome);
+            begin(Phase::Forward)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
             let logits = self.net.logits(&images, &theta, Mode::Train, local);
             let loss = cross_entropy(&logits, &labels);
+            begin(Phase::Backward)?;
             let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
             for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
                 let table = table as i64;
@@ -144,7 +148,9 @@ impl Search {
         }
         let mut grad = grad / self.replicas.len() as f64;
         comm.start_mean(&grad)?;
+        begin(Phase::AllReduce)?;
         timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+        begin(Phase::Optimiser)?;
         if self.config.eta.regulariser == Regulariser::Kl {
             for table in 0..grad.size()[0] {
                 let pull = dirichlet::kl_grad(&self.eta.get(table)) * self.config.eta.kl_scale;
@@ -169,13 +175,16 @@ impl Search {
         let share = 1.0 / self.replicas.len() as f64;
         for local in 0..self.replicas.len() {
             let last = local + 1 == self.replicas.len();
+            begin(Phase::Data)?;
             let (images, labels) = self.prepare(loader.next()?, outcome);
+            begin(Phase::Forward)?;
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
             outcome.weights.push(measure(tape.logits(), &labels, &loss));
             let buckets = &self.net.params.buckets;
+            begin(Phase::Backward)?;
             tape.backward(&loss, |number, grads| {
                 let bucket = &buckets[number];
                 bucket.add(&grads);
@@ -186,7 +195,9 @@ impl Search {
                 comm.progress()
             })?;
         }
+        begin(Phase::AllReduce)?;
         timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+        begin(Phase::Optimiser)?;
         let buckets = &mut self.net.params.buckets;
         let coefficient =
             clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), self.config.search.grad_clip);
