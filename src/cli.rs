@@ -164,7 +164,12 @@ Examples:
       --train demo/train --valid demo/valid --out runs/first
 
 Exit codes:
-  0 done   1 error (one line on stderr says which)   2 wrong usage   130 interrupted, can be resumed";
+  0    done
+  1    error; one line on stderr says which
+  2    wrong usage
+  75   stopped by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM) with a checkpoint; go on with --resume
+  130  interrupted at once; go on with --resume from the newest checkpoint
+A run has finished when RUN/finished.json is there, whatever mpirun answers.";
 
 const EVALUATE_EXAMPLES: &str = "\
 Examples:

@@ -247,6 +247,8 @@ pub struct Run {
     pub threads: usize,
     /// A collective that takes longer ends the run, seconds.
     pub time_limit_s: f64,
+    /// A rank that gives no sign of life for so long ends the run, seconds; 0 = it is not watched.
+    pub heartbeat_s: f64,
 }
 
 impl Default for Config {
@@ -338,6 +340,7 @@ impl Default for Run {
             reduce: Reduce::Fp32,
             threads: 0,
             time_limit_s: 300.0,
+            heartbeat_s: 20.0,
         }
     }
 }

@@ -585,6 +585,29 @@ pub enum Error {
         why: String,
     },
 
+    /// A run folder that another job writes to.
+    #[error(
+        "{} is held by {who}: another job writes this run; wait for it, end it, or choose another --out",
+        path.display()
+    )]
+    RunLocked {
+        /// The lock.
+        path: PathBuf,
+        /// Its holder.
+        who: String,
+    },
+
+    /// A lock that this job held and that is another's now.
+    #[error(
+        "{} was taken by another job (this one did not answer for long, or the file was removed); this job ends and \
+         writes nothing more",
+        path.display()
+    )]
+    LockLost {
+        /// The lock.
+        path: PathBuf,
+    },
+
     // -- search -----------------------------------------------------------------------------
     /// A run folder that holds a run, without `--resume`.
     #[error("{} holds a run already; add --resume to go on with it, or choose another --out", .0.display())]

@@ -87,7 +87,8 @@ fn in_world<S: Settings>(
     let devices =
         Devices { choice: settings.device(), share_gpu: args.share_gpu, reduce: run.reduce, tensors: None };
     let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
-    let outcome = work(&world);
+    let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
+    let outcome = watched.and_then(|()| work(&world));
     world.end(outcome)
 }
 

@@ -3,15 +3,23 @@
 
 use crate::comm::Communicator;
 use crate::comm::bucket::Bucket;
-use crate::data::{Batch, Upload};
+use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::tape::Tape;
 use crate::optimiser::{Sgd, clip_coefficient};
 use crate::tally::{StepOutcome, timed};
+use crate::whereabouts::{Phase, begin};
 use tch::Tensor;
 
-/// A batch on the device: normalised images, labels.
-pub fn prepare(batch: Batch, upload: &mut Upload, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+/// The next batch on the device: normalised images, labels.
+pub fn prepare(
+    loader: &mut Loader,
+    upload: &mut Upload,
+    outcome: &mut StepOutcome,
+) -> Result<(Tensor, Tensor)> {
+    begin(Phase::Data)?;
+    let batch = loader.next()?;
+    begin(Phase::Forward)?;
     outcome.num_skipped += batch.num_skipped;
     upload.input(&batch)
 }
@@ -26,6 +34,7 @@ pub fn backward(
     (local, num_local): (usize, usize),
     comm: &dyn Communicator,
 ) -> Result<()> {
+    begin(Phase::Backward)?;
     let (last, share) = (local + 1 == num_local, 1.0 / num_local as f64);
     tape.backward(loss, |number, grads| {
         let bucket = &buckets[number];
@@ -46,7 +55,9 @@ pub fn descend(
     comm: &dyn Communicator,
     outcome: &mut StepOutcome,
 ) -> Result<()> {
+    begin(Phase::AllReduce)?;
     timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+    begin(Phase::Optimiser)?;
     let coefficient = clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), grad_clip);
     sgd.step(buckets, &coefficient, lr);
     Ok(())

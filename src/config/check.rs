@@ -229,6 +229,12 @@ impl Model {
 impl Run {
     /// Every key for itself.
     pub(super) fn check(&self) -> Result<()> {
+        not_negative(&[("run.heartbeat_s", &[self.heartbeat_s])])?;
+        require!(
+            self.heartbeat_s == 0.0 || (1.0..=3600.0).contains(&self.heartbeat_s),
+            "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600 seconds, found {}",
+            self.heartbeat_s
+        );
         positive(&[("run.bucket_mib", &[self.bucket_mib]), ("run.time_limit_s", &[self.time_limit_s])])?;
         at_least_one(&[
             ("run.log_every", self.log_every),

@@ -188,7 +188,7 @@ impl Evaluation {
         let epoch = self.epoch_of(self.step);
         let probability = self.drop_path(epoch);
         for (local, replica) in self.replicas.clone().enumerate() {
-            let (images, labels) = weight_step::prepare(loader.next()?, &mut self.upload, &mut outcome)?;
+            let (images, labels) = weight_step::prepare(loader, &mut self.upload, &mut outcome)?;
             let at = (self.config.seed, self.step, replica as u64);
             let drop_path = self.net.drop_path(probability, at, images.size()[0]);
             let tape = self.net.forward(&images, drop_path, local);

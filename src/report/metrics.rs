@@ -57,6 +57,8 @@ pub struct StepRecord {
     pub data_wait_ms: f64,
     /// Time that rank 0 waited for other ranks, milliseconds.
     pub reduce_wait_ms: f64,
+    /// Time for which a checkpoint held training up before this step, milliseconds; most of it is written meanwhile.
+    pub checkpoint_ms: f64,
 }
 
 /// One epoch: means over its steps.
@@ -298,6 +300,13 @@ impl MetricsLog {
         self.file.write_all(&line).map_err(Error::io("write", &self.path))
     }
 
+    /// What brings the lines written so far to the disk, on any thread.
+    pub fn syncer(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
+        let path = self.path.clone();
+        let file = self.file.try_clone().map_err(Error::io("write", &path))?;
+        Ok(move || file.sync_data().map_err(Error::io("write", path)))
+    }
+
     /// Returns when all lines are on the disk. Before a checkpoint that stands for them.
     pub fn sync(&mut self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("write", &self.path))
@@ -328,6 +337,7 @@ mod tests {
             images_per_s: 90.0,
             data_wait_ms: 0.5,
             reduce_wait_ms: 1.5,
+            checkpoint_ms: 0.0,
         })
     }
 

@@ -12,7 +12,7 @@ pub mod timeline;
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Regulariser};
-use crate::data::{Batch, Loader, Upload};
+use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::optimiser::{Adam, Sgd, clip_coefficient};
@@ -22,6 +22,7 @@ use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::{Mask, SearchSpace};
 use crate::tally::{StepOutcome, measure, timed};
 use crate::weight_step;
+use crate::whereabouts::{Phase, begin};
 use dirichlet::Sample;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -127,13 +128,14 @@ impl Search {
     ) -> Result<()> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader.next()?, outcome)?;
+            let (images, labels) = self.prepare(loader, outcome)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
             let tape = self.net.forward_theta(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
             outcome.architecture.push(measure(tape.logits(), &labels, &loss));
+            begin(Phase::Backward)?;
             let grads = tape.backward(&loss)?;
             for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
                 let table = table as i64;
@@ -142,7 +144,9 @@ impl Search {
         }
         let mut grad = grad / self.replicas.len() as f64;
         comm.start_mean(&grad)?;
+        begin(Phase::AllReduce)?;
         timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+        begin(Phase::Optimiser)?;
         if self.config.eta.regulariser == Regulariser::Kl {
             for table in 0..grad.size()[0] {
                 let pull = dirichlet::kl_grad(&self.eta.get(table)) * self.config.eta.kl_scale;
@@ -163,7 +167,7 @@ impl Search {
         outcome: &mut StepOutcome,
     ) -> Result<()> {
         for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader.next()?, outcome)?;
+            let (images, labels) = self.prepare(loader, outcome)?;
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
@@ -191,9 +195,9 @@ impl Search {
             .collect()
     }
 
-    /// A batch on the device: normalised images, labels.
-    fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
-        weight_step::prepare(batch, &mut self.upload, outcome)
+    /// The next batch on the device: normalised images, labels.
+    fn prepare(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+        weight_step::prepare(loader, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.

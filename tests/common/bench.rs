@@ -77,7 +77,7 @@ impl Bench {
         self.at_home(env!("CARGO_BIN_EXE_drnas-dist"))
     }
 
-    fn at_home(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn at_home(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .current_dir(self.folder.path())
@@ -136,7 +136,9 @@ impl Run {
             .map(|line| {
                 let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
                 let fields = line.as_object_mut().unwrap();
-                for clock in ["images_per_s", "data_wait_ms", "reduce_wait_ms", "wall_s", "ranks"] {
+                for clock in
+                    ["images_per_s", "data_wait_ms", "reduce_wait_ms", "checkpoint_ms", "wall_s", "ranks"]
+                {
                     fields.remove(clock);
                 }
                 line
