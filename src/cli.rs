@@ -3,6 +3,7 @@
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
+use crate::nb201::Nb201Args;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -33,6 +34,8 @@ pub enum Command {
     /// Compare finished runs.
     #[command(subcommand)]
     Report(ReportCommand),
+    /// Look up what architectures of NAS-Bench-201 reach.
+    Nb201(Nb201Args),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
@@ -69,6 +72,9 @@ pub struct RunArgs {
     /// Go on from the newest good checkpoint in RUN; without one, begin.
     #[arg(long)]
     pub resume: bool,
+    /// Let several ranks share one GPU, for trying things out: needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
+    #[arg(long)]
+    pub share_gpu: bool,
 }
 
 /// What `report` can tell.

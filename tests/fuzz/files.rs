@@ -13,6 +13,7 @@ use drnas_dist::data::demo::{self, DemoArgs};
 use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
+use drnas_dist::data::source::SourceArgs;
 use drnas_dist::report::MetricsLog;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
@@ -32,6 +33,7 @@ fn packed(shard_images: u32) -> (tempfile::TempDir, PathBuf) {
     let args = PackArgs {
         root,
         out: out.clone(),
+        source: SourceArgs::default(),
         list: None,
         skip_bad: false,
         no_decode: true,
