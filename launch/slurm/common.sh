@@ -50,12 +50,15 @@ go() {
             wait "$pid" || rc=$?
         done
         pid=''
-        if [ -e "$run/report.txt" ]; then
+        if [ -e "$run/finished.json" ]; then
             say "$run has finished"
             return
         fi
         [ -z "$ended" ] || exit 143
-        [ -z "$warned" ] || again
+        # 75: stopped by a signal that somebody else sent.
+        if [ -n "$warned" ] || [ "$rc" = 75 ]; then
+            again
+        fi
         if [ ! -d "$run/checkpoints" ]; then
             say "$run failed before its first checkpoint, with exit code $rc: most likely a mistake, told above"
             exit 1
