@@ -29,6 +29,8 @@ pub enum Purpose {
     Split = 8,
     /// Demonstration images.
     Demo = 9,
+    /// Dirichlet samples of the virtual weight step inside a second-order architecture step.
+    ThetaVirtualStep = 11,
 }
 
 /// The seed of the stream at `place` (step, replica, sample ... whatever tells two uses apart).

@@ -209,6 +209,7 @@ impl Config {
         not_negative(&[
             ("eta.weight_decay", &[eta.weight_decay]),
             ("eta.kl_scale", &[eta.kl_scale]),
+            ("eta.grad_clip", &[eta.grad_clip]),
             ("search.grad_clip", &[self.search.grad_clip]),
         ])?;
         positive(&[("eta.lr", &[eta.lr])])?;
