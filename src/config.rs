@@ -5,6 +5,7 @@
 
 mod check;
 mod load;
+pub mod published;
 mod settings;
 
 pub use settings::Settings;
@@ -19,6 +20,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
     pub seed: u64,
+    /// What ranks compute on.
+    pub device: DeviceChoice,
     /// How exact the network computes.
     pub precision: Precision,
     /// The supernet.
@@ -33,6 +36,30 @@ pub struct Config {
     pub eta: Eta,
     /// Reporting, checkpoints, communication: changes results by rounding at most.
     pub run: Run,
+}
+
+/// In which kind gradients travel between cards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduce {
+    /// As they are.
+    #[default]
+    Fp32,
+    /// Rounded to bfloat16 before they are summed: half the bytes.
+    Bf16,
+}
+
+/// Where a rank computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// On cards if every rank has one, else on the CPU.
+    #[default]
+    Auto,
+    /// On a card, or not at all.
+    Cuda,
+    /// On the CPU.
+    Cpu,
 }
 
 /// The supernet.
@@ -244,6 +271,8 @@ pub struct Run {
     pub checkpoints_kept: usize,
     /// Size of a gradient bucket, MiB: what travels at once while backward goes on.
     pub bucket_mib: f64,
+    /// In which kind gradients travel between cards.
+    pub reduce: Reduce,
     /// libtorch threads per rank; 0 = automatic. Another number adds in another order: results differ by rounding.
     pub threads: usize,
     /// A collective that takes longer ends the run, seconds.
@@ -254,6 +283,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             seed: 0,
+            device: DeviceChoice::Auto,
             precision: Precision::Fp32,
             model: Model::default(),
             data: Data::default(),
@@ -335,6 +365,7 @@ impl Default for Run {
             checkpoint_every: 500,
             checkpoints_kept: 3,
             bucket_mib: 1.0,
+            reduce: Reduce::Fp32,
             threads: 0,
             time_limit_s: 300.0,
         }

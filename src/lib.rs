@@ -14,6 +14,7 @@ pub mod error;
 pub mod launch;
 pub mod nb201;
 pub mod net;
+pub mod optimiser;
 pub mod precision;
 pub mod random;
 pub mod report;
@@ -21,15 +22,21 @@ pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod space;
+pub mod state;
 pub mod tally;
 pub mod verify;
+pub mod weight_step;
 pub mod whereabouts;
 
 pub use config::{Config, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, SearchArgs, VerifyArgs};
-use launch::World;
+use cli::{Command, RunArgs, SearchArgs, SearchNb201Args, VerifyArgs};
+use config::published;
+use launch::{Devices, World};
+use nb201::Table;
+use run::benchmark::Benchmark;
+use space::SearchSpace;
 use std::time::Duration;
 
 /// Does what the command line says, and returns when it is done.
@@ -38,7 +45,9 @@ pub fn run(command: Command) -> Result<()> {
         Command::DemoData(args) => data::demo::run(&args),
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
-        Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::SearchImagenet(args) => search(&args, SearchSpace::DartsImagenet, published::IMAGENET),
+        Command::SearchCifar(args) => search(&args, SearchSpace::DartsCifar, published::CIFAR),
+        Command::SearchNb201(args) => search_nb201(&args),
         Command::Nb201(args) => nb201::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(Duration::from_secs(60), None),
@@ -46,16 +55,36 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 /// Every rank: load the configuration, join the world, search.
-fn search_imagenet(args: &SearchArgs) -> Result<()> {
-    let config = Config::load(&args.run.config, &args.run.sets)?;
-    in_world(&config, |world| run::search::search(&config, args, world))
+fn search(args: &SearchArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
+    let config: Config = args.run.settings(published, &[])?;
+    config.check_space(space)?;
+    in_world(&config, &args.run, |world| run::search::search(&config, args, None, world))
+}
+
+/// The same on NAS-Bench-201. The table is rank 0's business.
+fn search_nb201(args: &SearchNb201Args) -> Result<()> {
+    let published = if args.progressive { published::NB201_PROGRESSIVE } else { published::NB201 };
+    let config: Config = args.search.run.settings(published, &published::sets_of(args.dataset))?;
+    config.check_space(SearchSpace::NasBench201)?;
+    in_world(&config, &args.search.run, |world| {
+        let path = args.table.as_ref().filter(|_| world.rank() == 0);
+        let table = path.map(|path| Table::open(path)).transpose()?;
+        let benchmark = table.map(|table| Benchmark::new(table, args.dataset)).transpose()?;
+        run::search::search(&config, &args.search, benchmark, world)
+    })
 }
 
 /// Every rank: joins the world, does `work` in it.
-fn in_world<S: Settings>(settings: &S, work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
+fn in_world<S: Settings>(
+    settings: &S,
+    args: &RunArgs,
+    work: impl FnOnce(&World) -> Result<()>,
+) -> Result<()> {
     let run = settings.run();
     let threads = (run.threads > 0).then_some(run.threads);
-    let world = World::start(Duration::from_secs_f64(run.time_limit_s), threads)?;
+    let devices =
+        Devices { choice: settings.device(), share_gpu: args.share_gpu, reduce: run.reduce, tensors: None };
+    let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
     let outcome = work(&world);
     world.end(outcome)
 }

@@ -29,6 +29,8 @@ pub enum Purpose {
     Split = 8,
     /// Demonstration images.
     Demo = 9,
+    /// Operations left out of a training pass.
+    DropPath = 10,
     /// Dirichlet samples of the virtual weight step inside a second-order architecture step.
     ThetaVirtualStep = 11,
 }

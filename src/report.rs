@@ -3,7 +3,7 @@
 mod metrics;
 mod progress;
 
-pub use metrics::{EpochRecord, FinishRecord, MetricsLog, Record, StageRecord, StepRecord};
+pub use metrics::{Accuracies, EpochRecord, FinishRecord, MetricsLog, Record, StageRecord, StepRecord};
 pub use progress::{Progress, Status};
 
 use crate::error::{Error, Result};
@@ -12,8 +12,9 @@ use std::{fs, path::Path, time::Duration};
 /// Name of the report inside the run folder; it is there when, and only when, the run has finished.
 pub const REPORT_FILE: &str = "report.txt";
 
-/// The end of a run, for people: the architecture, where everything lies, and what can be done with it.
-pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
+/// The end of a search, for people: the architecture, what it is to be seen beside (`beside`, whole lines or nothing), where
+/// everything lies, and what can be done with it (`next`, one thing a line).
+pub fn final_text(run: &Path, finish: &FinishRecord, beside: &str, next: &[&str]) -> String {
     let rows = [
         ("genotype.json", "the architecture, for programs"),
         ("metrics.jsonl", "every step and epoch, one JSON object a line"),
@@ -21,13 +22,11 @@ pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
         ("checkpoints/", "the newest states; the last one holds the trained supernet"),
     ];
     let files: String = rows.iter().map(|(file, what)| format!("  {file:<14} {what}\n")).collect();
+    let next: String = next.iter().map(|what| format!("- {what}\n")).collect();
+    let beside = if beside.is_empty() { String::new() } else { format!("{beside}\n") };
     format!(
         "Found architecture, after {} stages, {} epochs, {} steps ({}, {} images, {} ranks):\n\n{}\n\n\
-         Run folder: {}\n{files}\n\
-         What next:\n\
-         - Paste the line above into `genotypes.py` of the DARTS, PC-DARTS or DrNAS code to train that network.\n\
-         - Watch how it came about: the epoch lines of metrics.jsonl hold the genotype of each epoch.\n\
-         - Search again with another seed (--set seed=1) and compare: one search is one sample.\n",
+         {beside}Run folder: {}\n{files}\nWhat next:\n{next}",
         finish.stages,
         finish.epochs,
         finish.step,
@@ -81,9 +80,10 @@ mod tests {
             images: 1280,
             ranks: 2,
             genotype: "Genotype(normal=[('skip_connect', 0)])".into(),
+            benchmark: None,
             wall_s: 161.0,
         };
-        finish(folder.path(), &final_text(folder.path(), &record)).unwrap();
+        finish(folder.path(), &final_text(folder.path(), &record, "", &[])).unwrap();
         let text = fs::read_to_string(folder.path().join(REPORT_FILE)).unwrap();
         assert!(text.contains("2 stages, 4 epochs, 40 steps (2 min 41 s, 1280 images, 2 ranks)"));
         assert!(text.contains("\n\nGenotype(normal=[('skip_connect', 0)])\n\n"));

@@ -1,5 +1,6 @@
 //! A run: from checked inputs to the result, with its log, its checkpoints and its end, whatever it trains.
 
+pub mod benchmark;
 mod journal;
 pub mod search;
 mod training;

@@ -1,6 +1,8 @@
 //! `verify`: runs golden files (inputs, weights and every result of the published code) through this program's own
 //! network and tells how far apart they are.
 
+mod network;
+
 use crate::error::{Error, Result};
 use crate::net::ops::Mode;
 use crate::net::params::Named;
@@ -81,16 +83,24 @@ pub fn verify(path: &Path) -> Result<Outcome> {
         std::fs::read(path).map_err(Error::io("read", path))?;
         return match &name {
             name if name.starts_with("schedules") => schedules(path).map(Outcome::Compared),
-            name if name.starts_with("eval_") => {
-                Ok(Outcome::NotYet(format!("{name}: figures of the final networks")))
-            }
+            name if name.starts_with("eval_counts") => network::counts(path).map(Outcome::Compared),
             _ => Err(Error::Golden {
                 path: path.display().to_string(),
-                what: "not a golden file: schedules*.json or *.safetensors is expected".into(),
+                what: "not a golden file: schedules*.json, eval_counts*.json or *.safetensors is expected"
+                    .into(),
             }),
         };
     }
     let golden = Golden::read(path)?;
+    match golden.metadata.get("network").map(String::as_str) {
+        Some("eval-imagenet") => {
+            return network::network(&golden, SearchSpace::DartsImagenet).map(Outcome::Compared);
+        }
+        Some("eval-cifar") => {
+            return network::network(&golden, SearchSpace::DartsCifar).map(Outcome::Compared);
+        }
+        _ => (),
+    }
     match golden.metadata.get("space").map(String::as_str) {
         Some("darts-imagenet") => supernet(&golden, SearchSpace::DartsImagenet).map(Outcome::Compared),
         Some("darts-cifar") => supernet(&golden, SearchSpace::DartsCifar).map(Outcome::Compared),
@@ -127,8 +137,21 @@ impl Golden {
         self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor '{name}'")))
     }
 
-    fn number(&self, key: &str) -> Result<i64> {
+    fn text(&self, key: &str) -> Result<&str> {
         let text = self.metadata.get(key).ok_or_else(|| self.wrong(format!("no setting '{key}'")))?;
+        Ok(text)
+    }
+
+    fn number(&self, key: &str) -> Result<i64> {
+        self.parsed(key)
+    }
+
+    fn decimal(&self, key: &str) -> Result<f64> {
+        self.parsed(key)
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, key: &str) -> Result<T> {
+        let text = self.text(key)?;
         text.parse().map_err(|_| self.wrong(format!("setting '{key}' is '{text}', expected a number")))
     }
 

@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, Regulariser, Run, Settings, Weights};
+use super::{Config, Data, DeviceChoice, Regulariser, Run, Settings, Weights};
 use crate::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -51,6 +51,10 @@ impl Settings for Config {
         self.model.num_classes
     }
 
+    fn device(&self) -> DeviceChoice {
+        self.device
+    }
+
     fn data(&self) -> &Data {
         &self.data
     }
@@ -60,6 +64,7 @@ impl Settings for Config {
     }
 
     fn take_free_keys(&mut self, now: &Self) {
+        self.device = now.device;
         self.run = now.run.clone();
         self.data.take_free_keys(&now.data);
     }
@@ -203,6 +208,22 @@ impl Run {
 }
 
 impl Config {
+    /// Whether the configuration is one of `space`: each has a command of its own.
+    pub fn check_space(&self, space: SearchSpace) -> Result<()> {
+        let command = |space| match space {
+            SearchSpace::DartsImagenet => "search-imagenet",
+            SearchSpace::DartsCifar => "search-cifar",
+            SearchSpace::NasBench201 => "search-nb201",
+        };
+        require!(
+            self.model.space == space,
+            "this is {}, the configuration is one for {}: give it to that, or set model.space",
+            command(space),
+            command(self.model.space)
+        );
+        Ok(())
+    }
+
     fn check_numbers(&self) -> Result<()> {
         let eta = &self.eta;
         check_seed(self.seed)?;

@@ -9,11 +9,14 @@ pub mod folder;
 pub mod loader;
 pub mod order;
 pub mod pack;
+pub mod pickle;
 pub mod plan;
 pub mod pool;
 mod reader;
+pub mod records;
 pub mod set;
 pub mod shard;
+pub mod source;
 pub mod split;
 pub mod test_loader;
 

@@ -1,4 +1,4 @@
-//! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge.
+//! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge. And the inputs of any cell.
 
 use super::mixed_op::{MixedOp, Place};
 use super::ops::{FactorizedReduce, Pass, ReluConvNorm};
@@ -13,10 +13,45 @@ enum Preprocess {
     Reduce(FactorizedReduce),
 }
 
-/// A mixed cell.
-pub struct Cell {
+/// The two inputs of a cell, brought to its channels and one resolution.
+pub struct Inputs {
     preprocess0: Preprocess,
     preprocess1: ReluConvNorm,
+}
+
+impl Inputs {
+    /// Declares them for the cell `cell` of `c` channels. `c_prev_prev`, `c_prev`: channels of the two cells before;
+    /// `reduction_prev`: whether the cell before halved the resolution.
+    pub fn new(
+        specs: &mut Specs,
+        cell: &str,
+        (c_prev_prev, c_prev): (i64, i64),
+        c: i64,
+        reduction_prev: bool,
+    ) -> Inputs {
+        let older = format!("{cell}.preprocess0");
+        let preprocess0 = if reduction_prev {
+            Preprocess::Reduce(FactorizedReduce::new(specs, &[older], c_prev_prev, c))
+        } else {
+            Preprocess::Conv(ReluConvNorm::new(specs, &older, c_prev_prev, c))
+        };
+        let preprocess1 = ReluConvNorm::new(specs, &format!("{cell}.preprocess1"), c_prev, c);
+        Inputs { preprocess0, preprocess1 }
+    }
+
+    /// Outputs of the two cells before to states 0 and 1, [N, C, H, W].
+    pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Vec<Tensor> {
+        let s0 = match &self.preprocess0 {
+            Preprocess::Conv(conv) => conv.forward(pass, s0),
+            Preprocess::Reduce(reduce) => reduce.forward(pass, &s0.relu(), None),
+        };
+        vec![s0, self.preprocess1.forward(pass, s1)]
+    }
+}
+
+/// A mixed cell.
+pub struct Cell {
+    inputs: Inputs,
     /// One per node: the out-edges of the states that become ready before it, both inputs or the node before.
     mixed: Vec<MixedOp>,
     k: i64,
@@ -33,30 +68,20 @@ impl Cell {
         c_prev: i64,
         reduction_prev: bool,
     ) -> Cell {
-        let name = |which: &str| format!("{}.{which}", place.cell);
         let c = place.channels;
-        let preprocess0 = if reduction_prev {
-            Preprocess::Reduce(FactorizedReduce::new(specs, &[name("preprocess0")], c_prev_prev, c))
-        } else {
-            Preprocess::Conv(ReluConvNorm::new(specs, &name("preprocess0"), c_prev_prev, c))
-        };
-        let preprocess1 = ReluConvNorm::new(specs, &name("preprocess1"), c_prev, c);
+        let inputs = Inputs::new(specs, &place.cell, (c_prev_prev, c_prev), c, reduction_prev);
         let ready =
             |node: usize| if node == 0 { 0..NUM_INPUTS } else { node + NUM_INPUTS - 1..node + NUM_INPUTS };
         let mixed = (0..NUM_NODES).map(|node| MixedOp::new(specs, place, ready(node))).collect();
-        Cell { preprocess0, preprocess1, mixed, k: place.k, partial: c / place.k }
+        Cell { inputs, mixed, k: place.k, partial: c / place.k }
     }
 
     /// Outputs of the two cells before to this cell's output [N, 4*C, H', W'].
     pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Tensor {
-        let s0 = match &self.preprocess0 {
-            Preprocess::Conv(conv) => conv.forward(pass, s0),
-            Preprocess::Reduce(reduce) => reduce.forward(pass, &s0.relu(), None),
-        };
-        let inputs = vec![s0, self.preprocess1.forward(pass, s1)];
-        let nodes = mix_nodes(inputs, NUM_NODES, self.partial, self.k, |node, ready| {
-            self.mixed[node].forward(pass, ready)
-        });
+        let nodes =
+            mix_nodes(self.inputs.forward(pass, s0, s1), NUM_NODES, self.partial, self.k, |node, ready| {
+                self.mixed[node].forward(pass, ready)
+            });
         Tensor::cat(&nodes, 1)
     }
 }

@@ -34,8 +34,8 @@ pub enum Init {
     Constant(f64),
 }
 
-/// Published tensors inside a stacked one.
-type Pieces = Vec<(String, Range<i64>)>;
+/// Published tensors inside a stacked one: name and rows.
+pub type Pieces = Vec<(String, Range<i64>)>;
 
 struct WeightSpec {
     shape: Vec<i64>,
@@ -57,11 +57,45 @@ pub struct Specs {
     stats: Vec<StatSpec>,
     /// Number of weights at the end of each part (stem, cells, head).
     part_ends: Vec<usize>,
+    affine: bool,
+    /// Side of the maps that the next weights make; 0 where nobody counts.
+    out_side: i64,
+    multiply_adds: i64,
 }
 
 impl Specs {
+    /// The tensors of a network whose batch norms have learned weights and biases (but for those behind pooling): one that
+    /// is trained for good.
+    pub fn affine() -> Specs {
+        Specs { affine: true, ..Specs::default() }
+    }
+
+    /// Whether batch norms have learned weights and biases.
+    pub fn is_affine(&self) -> bool {
+        self.affine
+    }
+
+    /// From here on weights make maps of `side` times `side` pixels and their multiply-adds are counted; 0 does not count.
+    pub fn count_for(&mut self, side: i64) {
+        self.out_side = side;
+    }
+
+    /// Multiply-adds of the convolutions and linear layers so far, for one image.
+    pub fn multiply_adds(&self) -> i64 {
+        self.multiply_adds
+    }
+
+    /// Learned scalars so far.
+    pub fn num_elements(&self) -> i64 {
+        self.weights.iter().map(|spec| spec.shape.iter().product::<i64>()).sum()
+    }
+
     /// Asks for a weight. `pieces`: published name and rows of dimension 0, together all rows.
     pub fn weight(&mut self, shape: &[i64], init: Init, pieces: Pieces) -> WeightId {
+        // Batch norms and biases, of one dimension, are not counted, as nobody does.
+        if shape.len() > 1 {
+            self.multiply_adds += shape.iter().product::<i64>() * self.out_side * self.out_side;
+        }
         self.weights.push(WeightSpec { shape: shape.to_vec(), pieces, init });
         WeightId(self.weights.len() - 1)
     }

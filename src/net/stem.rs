@@ -41,16 +41,21 @@ enum Kind {
 }
 
 impl Stem {
-    /// Declares the stem of `space`, which is one of DARTS, to `c` channels.
-    pub fn new(specs: &mut Specs, space: SearchSpace, c: i64) -> Stem {
+    /// Declares the stem of `space`, which is one of DARTS, to `c` channels, for images of `px` (see `Specs::count_for`; 0
+    /// counts nothing).
+    pub fn new(specs: &mut Specs, space: SearchSpace, c: i64, px: i64) -> Stem {
+        let mut conv_norm = |name: &str, at: usize, c_in: i64, c_out: i64, side: i64, stride: i64| {
+            specs.count_for(side);
+            ConvNorm::new(specs, name, at, c_in, c_out, stride)
+        };
         Stem(match space {
             SearchSpace::DartsCifar | SearchSpace::NasBench201 => {
-                Kind::Cifar(ConvNorm::new(specs, "stem", 0, 3, c, 1))
+                Kind::Cifar(conv_norm("stem", 0, 3, c, px, 1))
             }
             SearchSpace::DartsImagenet => Kind::Imagenet([
-                ConvNorm::new(specs, "stem0", 0, 3, c / 2, 2),
-                ConvNorm::new(specs, "stem0", 3, c / 2, c, 2),
-                ConvNorm::new(specs, "stem1", 1, c, c, 2),
+                conv_norm("stem0", 0, 3, c / 2, px / 2, 2),
+                conv_norm("stem0", 3, c / 2, c, px / 4, 2),
+                conv_norm("stem1", 1, c, c, px / 8, 2),
             ]),
         })
     }

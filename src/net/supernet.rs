@@ -16,7 +16,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
 
-pub use super::tape::{Placement, Tape, ThetaTape, cross_entropy};
+pub use super::loss::cross_entropy;
+pub use super::tape::{Placement, Tape, ThetaTape};
 
 /// Channels of a DARTS stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
@@ -216,7 +217,7 @@ impl Supernet {
 /// Stem, cells, classifier.
 fn darts_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
     let stem_channels = STEM_MULTIPLIER * shape.init_channels;
-    let mut parts = vec![Part::Stem(Stem::new(specs, shape.space, stem_channels))];
+    let mut parts = vec![Part::Stem(Stem::new(specs, shape.space, stem_channels, 0))];
     specs.end_part();
     let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
     // The ImageNet stem halves the resolution between its two outputs.

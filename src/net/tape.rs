@@ -18,12 +18,6 @@ use tch::Tensor;
 
 pub use super::placement::Placement;
 
-/// Mean cross entropy of `logits` `[N, K]` against `labels` `[N]`, in the kind of the logits.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
-    logits.log_softmax(-1, logits.kind()).nll_loss(labels)
-}
-
 struct Segment {
     parts: Range<usize>,
     /// Leaves it begins at, one per state; empty for the first segment.

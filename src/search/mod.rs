@@ -5,8 +5,6 @@
 //! of the replicas one after another, so the result does not depend on the number of ranks.
 
 pub mod dirichlet;
-pub mod gradients;
-pub mod optimiser;
 pub mod stage;
 pub mod state;
 pub mod timeline;
@@ -15,18 +13,18 @@ pub mod unrolled;
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Order, Regulariser};
-use crate::data::{Batch, Loader, normalise};
+use crate::data::{Batch, Loader};
 use crate::error::Result;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use crate::optimiser::{Adam, Sgd, clip_coefficient};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
 use crate::space::found::Found;
 use crate::space::genotype::mean_weights;
 use crate::space::{Mask, SearchSpace};
 use crate::tally::{StepOutcome, measure, timed};
+use crate::weight_step;
 use dirichlet::Sample;
-use gradients::weight_grads;
-use optimiser::{Adam, Sgd, clip_coefficient};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
@@ -195,8 +193,7 @@ impl Search {
         Ok(())
     }
 
-    /// A bucket's reduction starts as soon as the last local replica has its gradients, and travels while the segments
-    /// before it are differentiated. `batches`: the local ones, if they have been taken already.
+    /// `batches`: the local ones, if they have been taken already.
     fn weight_step(
         &mut self,
         batches: Option<Vec<(Tensor, Tensor)>>,
@@ -205,8 +202,7 @@ impl Search {
         outcome: &mut StepOutcome,
     ) -> Result<()> {
         let mut batches = batches.map(Vec::into_iter);
-        let num_local = self.replicas.len();
-        for local in 0..num_local {
+        for local in 0..self.replicas.len() {
             let (images, labels) = match &mut batches {
                 Some(batches) => batches.next().expect("a batch per local replica"),
                 None => self.prepare(loader.next()?, outcome),
@@ -216,16 +212,12 @@ impl Search {
             let tape = self.net.forward(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
             outcome.weights.push(measure(tape.logits(), &labels, &loss));
-            let last = local + 1 == num_local;
-            weight_grads(&self.net.params.buckets, tape, &loss, last, num_local, comm)?;
+            let turn = (local, self.replicas.len());
+            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
         let lr = self.lr();
-        let buckets = &mut self.net.params.buckets;
-        let coefficient =
-            clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), self.config.search.grad_clip);
-        self.sgd.step(buckets, &coefficient, lr);
-        Ok(())
+        let (buckets, grad_clip) = (&mut self.net.params.buckets, self.config.search.grad_clip);
+        weight_step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
     }
 
     /// The batch of every local replica, taken from `loader`.
@@ -254,11 +246,7 @@ impl Search {
 
     /// A batch on the device: normalised images, labels.
     fn prepare(&self, batch: Batch, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
-        outcome.num_skipped += batch.num_skipped;
-        let device = self.net.params.device();
-        let images = batch.images.to_device(device);
-        let (mean, std) = (&self.config.data.mean, &self.config.data.std);
-        (normalise(&images, mean, std), batch.labels.to_device(device))
+        weight_step::prepare(batch, &self.config.data, self.net.params.device(), outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.

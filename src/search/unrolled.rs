@@ -14,13 +14,13 @@
 //! drops it for all); the virtual networks leave running statistics alone.
 
 use super::dirichlet::Sample;
-use super::gradients::{start_mean, weight_grads};
-use super::optimiser::Sgd;
 use crate::comm::Communicator;
 use crate::comm::bucket::{Bucket, sum_kind};
 use crate::error::Result;
 use crate::net::supernet::{Supernet, cross_entropy};
+use crate::optimiser::Sgd;
 use crate::tally::{StepOutcome, measure, timed};
+use crate::weight_step::{backward, start_mean};
 use tch::Tensor;
 
 /// Length of the step in the weights over which gradients are compared.
@@ -100,8 +100,7 @@ impl Unrolled<'_> {
                 share.train_samples.iter().map(|sample| sample.theta.shallow_clone()).collect();
             let tape = self.net.forward(&share.train.0, &theta, local);
             let loss = cross_entropy(tape.logits(), &share.train.1);
-            let last = local + 1 == shares.len();
-            weight_grads(&self.net.params.buckets, tape, &loss, last, shares.len(), comm)?;
+            backward(tape, &loss, &self.net.params.buckets, (local, shares.len()), comm)?;
         }
         timed(&mut outcome.reduce_wait_ms, || comm.finish())
     }

@@ -3,6 +3,7 @@
 pub mod found;
 pub mod genotype;
 pub mod nb201;
+pub mod published;
 
 use serde::{Deserialize, Serialize};
 
