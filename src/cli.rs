@@ -38,6 +38,9 @@ pub enum Command {
     SearchCifar(SearchArgs),
     /// Search a NAS-Bench-201 cell, and look up what it reaches.
     SearchNb201(SearchNb201Args),
+    /// Compare finished runs.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Look up what architectures of NAS-Bench-201 reach.
     Nb201(Nb201Args),
     /// Run golden files through the network and compare.
@@ -107,6 +110,17 @@ impl RunArgs {
             None => S::parse(published.1, published.0, &sets),
         }
     }
+}
+
+/// What `report` can tell.
+#[derive(Debug, Subcommand)]
+pub enum ReportCommand {
+    /// How the speed grows with the ranks: images/s of the last epoch of each run, as a Markdown table.
+    Scaling {
+        /// Run folders, see launch/slurm/scaling.sh.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+    },
 }
 
 /// Arguments of `verify`.

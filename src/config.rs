@@ -24,6 +24,10 @@ pub struct Config {
     pub device: DeviceChoice,
     /// How exact the network computes.
     pub precision: Precision,
+    /// Channels last in memory.
+    pub channels_last: bool,
+    /// Keep only the inputs of cells for the backward pass and compute the rest again.
+    pub checkpoint_cells: bool,
     /// The supernet.
     pub model: Model,
     /// Images: size, augmentation, workers.
@@ -285,6 +289,8 @@ impl Default for Config {
             seed: 0,
             device: DeviceChoice::Auto,
             precision: Precision::Fp32,
+            channels_last: true,
+            checkpoint_cells: false,
             model: Model::default(),
             data: Data::default(),
             search: Search::default(),

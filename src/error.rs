@@ -547,6 +547,16 @@ pub enum Error {
         oldest: String,
     },
 
+    // -- report -----------------------------------------------------------------------------
+    /// A run that cannot stand in a table of speeds.
+    #[error("{}: no {what} in its log (metrics.jsonl); only finished runs can be compared", run.display())]
+    NotMeasured {
+        /// The run folder.
+        run: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
+
     // -- checkpoints ------------------------------------------------------------------------
     /// A checkpoint that cannot be read back.
     #[error("checkpoint {}: {why}", path.display())]

@@ -31,7 +31,7 @@ pub mod whereabouts;
 pub use config::{Config, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, RunArgs, SearchArgs, SearchNb201Args, VerifyArgs};
+use cli::{Command, ReportCommand, RunArgs, SearchArgs, SearchNb201Args, VerifyArgs};
 use config::published;
 use launch::{Devices, World};
 use nb201::Table;
@@ -48,6 +48,10 @@ pub fn run(command: Command) -> Result<()> {
         Command::SearchImagenet(args) => search(&args, SearchSpace::DartsImagenet, published::IMAGENET),
         Command::SearchCifar(args) => search(&args, SearchSpace::DartsCifar, published::CIFAR),
         Command::SearchNb201(args) => search_nb201(&args),
+        Command::Report(ReportCommand::Scaling { runs }) => {
+            print!("{}", report::scaling(&runs)?);
+            Ok(())
+        }
         Command::Nb201(args) => nb201::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(Duration::from_secs(60), None),

@@ -3,19 +3,17 @@
 
 use crate::comm::Communicator;
 use crate::comm::bucket::Bucket;
-use crate::config::Data;
-use crate::data::{Batch, normalise};
+use crate::data::{Batch, Upload};
 use crate::error::Result;
 use crate::net::tape::Tape;
 use crate::optimiser::{Sgd, clip_coefficient};
 use crate::tally::{StepOutcome, timed};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// A batch on the device: normalised images, labels.
-pub fn prepare(batch: Batch, data: &Data, device: Device, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
+pub fn prepare(batch: Batch, upload: &mut Upload, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
     outcome.num_skipped += batch.num_skipped;
-    let images = batch.images.to_device(device);
-    (normalise(&images, &data.mean, &data.std), batch.labels.to_device(device))
+    upload.input(&batch)
 }
 
 /// Differentiates the loss of local replica `local` of `num_local`, the ones of this rank in order. A bucket's reduction

@@ -65,6 +65,7 @@ impl Settings for Config {
 
     fn take_free_keys(&mut self, now: &Self) {
         self.device = now.device;
+        self.checkpoint_cells = now.checkpoint_cells;
         self.run = now.run.clone();
         self.data.take_free_keys(&now.data);
     }

@@ -19,6 +19,7 @@ pub mod shard;
 pub mod source;
 pub mod split;
 pub mod test_loader;
+pub mod upload;
 
 pub use augment::{Augment, Crop, Jitter, normalise};
 pub use loader::{Loader, LoaderSpec};
@@ -26,3 +27,4 @@ pub use pool::DecodePool;
 pub use reader::Batch;
 pub use set::{Sample, ShardSet};
 pub use test_loader::{TestLoader, TestSpec};
+pub use upload::Upload;

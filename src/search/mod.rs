@@ -13,7 +13,7 @@ pub mod unrolled;
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Order, Regulariser};
-use crate::data::{Batch, Loader};
+use crate::data::{Batch, Loader, Upload};
 use crate::error::Result;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::optimiser::{Adam, Sgd, clip_coefficient};
@@ -38,6 +38,7 @@ pub struct Search {
     /// The replicas that this rank computes.
     replicas: Range<usize>,
     net: Supernet,
+    upload: Upload,
     /// [T, E, O]: one table per kind of cell.
     eta: Tensor,
     adam: Adam,
@@ -75,6 +76,7 @@ impl Search {
             timeline,
             replicas,
             net,
+            upload: Upload::new(&config.data.mean, &config.data.std, device),
             eta,
             step: 0,
             stage: 0,
@@ -129,10 +131,10 @@ impl Search {
     }
 
     /// Gradients of theta alone, carried to eta along the sample's path: their sum over the local replicas.
-    fn first_order(&self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<Tensor> {
+    fn first_order(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<Tensor> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let (images, labels) = self.prepare(loader.next()?, outcome)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
@@ -150,7 +152,7 @@ impl Search {
 
     /// The same through a virtual weight step on `batches`.
     fn second_order(
-        &self,
+        &mut self,
         batches: &[(Tensor, Tensor)],
         loader: &mut Loader,
         comm: &dyn Communicator,
@@ -161,7 +163,7 @@ impl Search {
             shares.push(Share {
                 train: (images.shallow_clone(), labels.shallow_clone()),
                 train_samples: self.draw(Purpose::ThetaVirtualStep, local),
-                valid: self.prepare(loader.next()?, outcome),
+                valid: self.prepare(loader.next()?, outcome)?,
                 valid_samples: self.draw(Purpose::ThetaArchitectureStep, local),
             });
         }
@@ -205,7 +207,7 @@ impl Search {
         for local in 0..self.replicas.len() {
             let (images, labels) = match &mut batches {
                 Some(batches) => batches.next().expect("a batch per local replica"),
-                None => self.prepare(loader.next()?, outcome),
+                None => self.prepare(loader.next()?, outcome)?,
             };
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
@@ -221,8 +223,12 @@ impl Search {
     }
 
     /// The batch of every local replica, taken from `loader`.
-    fn local_batches(&self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<Vec<(Tensor, Tensor)>> {
-        (0..self.replicas.len()).map(|_| Ok(self.prepare(loader.next()?, outcome))).collect()
+    fn local_batches(
+        &mut self,
+        loader: &mut Loader,
+        outcome: &mut StepOutcome,
+    ) -> Result<Vec<(Tensor, Tensor)>> {
+        (0..self.replicas.len()).map(|_| self.prepare(loader.next()?, outcome)).collect()
     }
 
     /// Learning rate of the weights in the next step.
@@ -245,8 +251,8 @@ impl Search {
     }
 
     /// A batch on the device: normalised images, labels.
-    fn prepare(&self, batch: Batch, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
-        weight_step::prepare(batch, &self.config.data, self.net.params.device(), outcome)
+    fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+        weight_step::prepare(batch, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
@@ -303,8 +309,8 @@ fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: 
     let placement = Placement {
         precision: config.precision,
         device,
-        channels_last: true,
-        checkpoint_cells: false,
+        channels_last: config.channels_last,
+        checkpoint_cells: config.checkpoint_cells,
         replicas,
         bucket_bytes,
     };
