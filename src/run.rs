@@ -1,5 +1,6 @@
 //! A run: from checked inputs to the result, with its log, its checkpoints and its end, whatever it trains.
 
+pub mod benchmark;
 pub mod evaluate;
 mod journal;
 mod lock;
