@@ -27,15 +27,16 @@ done
 out=${CARGO_TARGET_DIR:-$PWD/target}/coverage
 mkdir -p "$out"
 rm -rf "$out/counts"
-# Counters in this package alone, in a file that is mapped: a rank that is killed leaves what it has counted.
+# Counters in this package alone, in a file that is mapped: a rank that is killed leaves what it has counted. Bash, since sh
+# may drop variables with a dash in their name.
 cat >"$out/rustc" <<'WRAPPER'
-#!/bin/sh
+#!/usr/bin/env bash
 exec "$@" -C instrument-coverage -C llvm-args=-runtime-counter-relocation
 WRAPPER
 chmod +x "$out/rustc"
 export RUSTC_WORKSPACE_WRAPPER=$out/rustc LLVM_PROFILE_FILE="$out/counts/%p-%m%c.profraw"
 arguments=(test --release --locked --target-dir "$out" --config 'profile.release.package.drnas-dist.opt-level=0' --test cards)
-program=$(cargo "${arguments[@]}" --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*cards-[^"]*\)".*/\1/p')
+program=$(cargo "${arguments[@]}" --no-run --message-format=json-render-diagnostics | sed -n 's/.*"executable":"\([^"]*cards-[^"]*\)".*/\1/p')
 cargo "${arguments[@]}" -- "$@"
 
 "$llvm/llvm-profdata" merge --sparse "$out"/counts/*.profraw -o "$out/all.profdata"
