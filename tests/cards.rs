@@ -12,9 +12,10 @@ use bench::{Bench, assert_same_end};
 use clap::Parser;
 use drnas_dist::comm::Communicator;
 use drnas_dist::config::{DeviceChoice, Reduce};
+use drnas_dist::cuda::{Event, Stream};
 use drnas_dist::launch::{Devices, World};
 use drnas_dist::whereabouts::{self, Phase};
-use drnas_dist::{Config, Result, Settings};
+use drnas_dist::{Config, Error, Result, Settings};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,7 +26,7 @@ use tch::{Device, Kind, Tensor};
 
 const SCENE: &str = "DRNAS_TEST_SCENE";
 /// Time limit of the scenes in which something never ends.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(4);
 /// Time limit of the others: a busy machine must not fail them.
 const PATIENCE: Duration = Duration::from_secs(100);
 
@@ -74,6 +75,9 @@ fn rank_program() {
         "groups" => groups(&world, &Double::open()),
         "steps" => steps(&world, &Double::open()),
         "lengths" => lengths(&world),
+        "kept" => kept(&world),
+        "time" => time(&world, &Double::open()),
+        "abort" => world.communicator().abort(&Error::ConfigCheck("a planned mistake".into())),
         "dropped" => return dropped(world),
         "card" => card(&world),
         "search" => search(&world),
@@ -347,11 +351,52 @@ fn groups(world: &World, double: &Double) -> Result<()> {
     Ok(())
 }
 
+/// Buffers that the caller has dropped live until `finish` at least. Their size makes the allocator give memory back at once.
+fn kept(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    for _ in 0..3 {
+        for kind in [Kind::Float, Kind::Double] {
+            comm.start_mean(&Tensor::ones([1 << 19], (kind, Device::Cpu)))?;
+        }
+        comm.finish()?;
+    }
+    Ok(())
+}
+
+/// Copies to the card and back in time: a stream of its own, and stream 0, which waits for it.
+fn time(world: &World, double: &Double) -> Result<()> {
+    let context = world.context().expect("a card");
+    let (zero, side) = (Stream::legacy(context), Stream::new(context)?);
+    let [start, end] = [Event::timed(context)?, Event::timed(context)?];
+    let copied = Event::new(context)?;
+    let (from, between, to) = (
+        content(0, 1, 5_000, Kind::Float),
+        content(0, 2, 5_000, Kind::Float),
+        content(0, 3, 5_000, Kind::Float),
+    );
+    start.record(&zero)?;
+    // SAFETY: two tensors of one size that live until the end of the scene.
+    unsafe { side.copy_to_card(between.data_ptr(), from.data_ptr(), 20_000)? };
+    copied.record(&side)?;
+    zero.wait(&copied)?;
+    double.copy(&to, &between);
+    end.record(&zero)?;
+    assert!(!end.is_done()? && end.ms_since(&start).is_err());
+    end.synchronize()?;
+    assert!(end.is_done()? && copied.is_done()?);
+    assert!(end.ms_since(&start)? > 0.0);
+    assert_eq!(bytes_of(&to), bytes_of(&from));
+    Ok(())
+}
+
 /// A loop as a training has it, with a loss that is read at the end of every step. `TEST_ABSENT=N`: the last rank does not
 /// come to step N.
 fn steps(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
     let absent = std::env::var("TEST_ABSENT").ok().and_then(|step| step.parse().ok());
+    if absent.is_some() {
+        world.keep_watch(Duration::from_secs(10))?;
+    }
     let weights = Tensor::zeros([10], tch::kind::FLOAT_CPU);
     comm.broadcast(&weights, 0)?;
     let buffer = Tensor::zeros([1_000], tch::kind::FLOAT_CPU);
@@ -408,8 +453,8 @@ fn search(world: &World) -> Result<()> {
     let cli::Command::SearchImagenet(args) = Cli::parse_from(words.split(' ')).command else {
         panic!("{words} is no search");
     };
-    let config = Config::load(&args.run.config, &args.run.sets)?;
-    drnas_dist::run::search::search(&config, &args, world)
+    let config = Config::load(args.run.config.as_deref().unwrap(), &args.run.sets)?;
+    drnas_dist::run::search::search(&config, &args, None, world)
 }
 
 // -- the tests ------------------------------------------------------------------------------------
@@ -580,6 +625,30 @@ fn small_buffers_share_a_group() {
 }
 
 #[test]
+fn buffers_are_kept_until_their_means_are_there() {
+    good("kept", 2, &[("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "5000")]);
+}
+
+#[test]
+fn streams_copy_and_events_tell_the_time() {
+    good("time", 0, &[("DOUBLE_LATE_US", "20000")]);
+    for call in ["cuMemcpyHtoDAsync", "cuEventSynchronize"] {
+        let fail = format!("{call}:1");
+        bad(
+            "time",
+            0,
+            &[("DOUBLE_FAIL", &fail)],
+            &[&format!("{call}: unspecified launch failure (CUDA error 719)")],
+        );
+    }
+}
+
+#[test]
+fn one_rank_ends_all() {
+    bad("abort", 2, &[], &["rank 0 on ", "a planned mistake"]);
+}
+
+#[test]
 fn a_search_is_the_one_of_mpi_bit_for_bit() {
     let bench = Bench::get();
     let by_mpi = bench.searched(2, "by-mpi", &[]);
@@ -687,6 +756,8 @@ fn no_card_is_told_and_auto_is_then_the_cpu() {
         1
     );
     assert!(ended.output.contains("rank 1 has nothing on Cpu"), "{}", ended.output);
+    let bf16 = "run.reduce = \"bf16\" is for ranks with GPUs";
+    bad("bf16", 0, &[none, auto], &[bf16]);
     // No driver at all: the folder of the double is not there.
     let nowhere = Path::new("/nonexistent");
     bad_on(
@@ -709,6 +780,8 @@ fn a_missing_wrong_or_old_library_is_told() {
     );
     // One rank with one card sends nothing and needs no NCCL.
     good("card", 0, &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")]);
+    // A name without a folder is looked for as the system does it.
+    good("card", 2, &[("DRNAS_NCCL", "libnccl.so.2")]);
     let other = double().join("libcuda.so.1");
     let other = other.to_str().unwrap();
     bad(
@@ -828,14 +901,14 @@ fn what_never_ends_is_told_within_the_limit() {
         &[impatient, ("TEST_ABSENT", "5")],
         &[
             "rank 0 on ",
-            ", step 5, backward: waited 3.",
-            " s in all-reduce of 1 means of 1000 (1000 Float) and it does not end",
+            ", step 5, backward: waited ",
+            " s in all-reduce of 1 means of 1000 (1000 Float) and it does not end (furthest behind: rank 2 on ",
         ],
     );
     // Calls that never return: of the library, of the driver, of the watchdog itself; and the end.
     for (call, said) in [
-        ("ncclCommInitRank:1", "step 0, start-up: waited 3."),
-        ("ncclGroupEnd:6", "step 6, backward: waited 3."),
+        ("ncclCommInitRank:1", "step 0, start-up: waited "),
+        ("ncclGroupEnd:6", "step 6, backward: waited "),
         ("cuEventQuery:9", "s in all-reduce of 1 means of 1000"),
         ("ncclCommGetAsyncError:3", "s in a"),
         ("ncclCommDestroy:1", "s in ncclCommDestroy and it does not end"),
