@@ -31,6 +31,12 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Train a found network from scratch on ImageNet-like images, and test it; under mpirun, over many ranks.
+    EvaluateImagenet(EvaluateArgs),
+    /// The same on CIFAR-like images.
+    EvaluateCifar(EvaluateArgs),
+    /// Take a trained network to PyTorch: weights, genotype, and one Python file that loads them.
+    Export(ExportArgs),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
@@ -50,6 +56,45 @@ pub struct SearchArgs {
     /// Folder of shards that train the architecture.
     #[arg(long, value_name = "SHARDS")]
     pub valid: PathBuf,
+}
+
+/// Arguments of `evaluate-imagenet` and `evaluate-cifar`.
+#[derive(Args, Debug)]
+#[command(after_help = EVALUATE_EXAMPLES)]
+pub struct EvaluateArgs {
+    /// What every run is given.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The architecture: a file (the genotype.json of a search), a published name (DrNAS_imagenet, DrNAS_cifar10,
+    /// PC_DARTS_image, PC_DARTS_cifar, DARTS_V1, DARTS_V2), or the one-line text of DARTS code.
+    #[arg(long, value_name = "FILE|NAME|TEXT")]
+    pub genotype: String,
+    /// Folder of shards that train the network.
+    #[arg(long, value_name = "SHARDS", required_unless_present = "test_only")]
+    pub train: Option<PathBuf>,
+    /// Folder of shards that test it.
+    #[arg(long, value_name = "SHARDS")]
+    pub test: PathBuf,
+    /// Only test the weights of --weights; the result goes to RUN/test.json.
+    #[arg(long, requires = "weights", conflicts_with_all = ["train", "resume"])]
+    pub test_only: bool,
+    /// Weights to test: a safetensors file of an export, RUN/best.safetensors, or a checkpoint's state.safetensors.
+    #[arg(long, value_name = "FILE", requires = "test_only")]
+    pub weights: Option<PathBuf>,
+}
+
+/// Arguments of `export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// Run folder of an evaluation.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Where to write; made if need be.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The weights of the best test instead of the newest checkpoint's.
+    #[arg(long)]
+    pub best: bool,
 }
 
 /// Arguments of everything that makes a run folder.
@@ -103,6 +148,14 @@ Examples:
 
 Exit codes:
   0 done   1 error (one line on stderr says which)   2 wrong usage   130 interrupted, can be resumed";
+
+const EVALUATE_EXAMPLES: &str = "\
+Examples:
+  mpirun -n 8 drnas-dist evaluate-imagenet --config configs/evaluate-imagenet.toml \\
+      --genotype runs/imagenet/genotype.json --train shards/all --test shards/val --out runs/evaluation
+  ... the same with --resume      goes on after an interruption; other numbers of ranks will do
+  drnas-dist evaluate-cifar --config runs/evaluation/config.toml --genotype runs/evaluation/genotype.json \\
+      --test shards/test --test-only --weights runs/evaluation/best.safetensors --out runs/test";
 
 const SEARCH_EXAMPLES: &str = "\
 Examples:

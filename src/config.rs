@@ -4,9 +4,11 @@
 //! an empty file is that run.
 
 mod check;
+mod evaluate;
 mod load;
 mod settings;
 
+pub use evaluate::{DecayKind, Evaluate, EvaluateConfig};
 pub use settings::Settings;
 
 pub use crate::precision::Precision;

@@ -11,8 +11,11 @@ pub mod cuda;
 pub mod data;
 pub mod doctor;
 pub mod error;
+pub mod eval;
+pub mod export;
 pub mod launch;
 pub mod net;
+pub mod optimiser;
 pub mod precision;
 pub mod random;
 pub mod report;
@@ -20,16 +23,19 @@ pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod space;
+pub mod state;
 pub mod tally;
 pub mod verify;
+pub mod weight_step;
 pub mod whereabouts;
 
-use config::DeviceChoice;
-pub use config::{Config, Settings};
+pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, RunArgs, SearchArgs, VerifyArgs};
+use cli::{Command, EvaluateArgs, RunArgs, SearchArgs, VerifyArgs};
+use config::DeviceChoice;
 use launch::{Devices, World};
+use space::SearchSpace;
 use std::time::Duration;
 use tch::Device;
 
@@ -43,6 +49,9 @@ pub fn run(command: Command) -> Result<()> {
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::EvaluateImagenet(args) => evaluate(&args, SearchSpace::DartsImagenet),
+        Command::EvaluateCifar(args) => evaluate(&args, SearchSpace::DartsCifar),
+        Command::Export(args) => export::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(LIMIT, None),
     }
@@ -52,6 +61,13 @@ pub fn run(command: Command) -> Result<()> {
 fn search_imagenet(args: &SearchArgs) -> Result<()> {
     let config = Config::load(&args.run.config, &args.run.sets)?;
     in_world(&config, &args.run, |world| run::search::search(&config, args, world))
+}
+
+/// Every rank: load the configuration, join the world, train and test.
+fn evaluate(args: &EvaluateArgs, space: SearchSpace) -> Result<()> {
+    let config = EvaluateConfig::load(&args.run.config, &args.run.sets)?;
+    config.check_space(space)?;
+    in_world(&config, &args.run, |world| run::evaluate::evaluate(&config, args, world))
 }
 
 /// Every rank: joins the world, does `work` in it.

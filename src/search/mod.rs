@@ -5,7 +5,6 @@
 //! of the replicas one after another, so the result does not depend on the number of ranks.
 
 pub mod dirichlet;
-pub mod optimiser;
 pub mod stage;
 pub mod state;
 pub mod timeline;
@@ -16,13 +15,14 @@ use crate::config::{self, Config, Regulariser};
 use crate::data::{Batch, Loader, Upload};
 use crate::error::Result;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use crate::optimiser::{Adam, Sgd, clip_coefficient};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::{Mask, SearchSpace};
 use crate::tally::{StepOutcome, measure, timed};
+use crate::weight_step;
 use dirichlet::Sample;
-use optimiser::{Adam, Sgd, clip_coefficient};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
@@ -156,41 +156,25 @@ impl Search {
         Ok(())
     }
 
-    /// A bucket's reduction starts as soon as the last local replica has its gradients, and travels while the segments
-    /// before it are differentiated.
     fn weight_step(
         &mut self,
         loader: &mut Loader,
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<()> {
-        let share = 1.0 / self.replicas.len() as f64;
         for local in 0..self.replicas.len() {
-            let last = local + 1 == self.replicas.len();
             let (images, labels) = self.prepare(loader.next()?, outcome)?;
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
             outcome.weights.push(measure(tape.logits(), &labels, &loss));
-            let buckets = &self.net.params.buckets;
-            tape.backward(&loss, |number, grads| {
-                let bucket = &buckets[number];
-                bucket.add(&grads);
-                if last {
-                    let _ = bucket.grads.shallow_clone().g_mul_scalar_(share);
-                    comm.start_mean(&bucket.grads)?;
-                }
-                comm.progress()
-            })?;
+            let turn = (local, self.replicas.len());
+            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
-        let buckets = &mut self.net.params.buckets;
-        let coefficient =
-            clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), self.config.search.grad_clip);
         let lr = self.schedule.lr(self.timeline.moment(self.step).epoch);
-        self.sgd.step(buckets, &coefficient, lr);
-        Ok(())
+        let (buckets, grad_clip) = (&mut self.net.params.buckets, self.config.search.grad_clip);
+        weight_step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
     }
 
     /// The mixing weights of local replica `local` for this step, one sample per table.
@@ -209,8 +193,7 @@ impl Search {
 
     /// A batch on the device: normalised images, labels.
     fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
-        outcome.num_skipped += batch.num_skipped;
-        self.upload.input(&batch)
+        weight_step::prepare(batch, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
