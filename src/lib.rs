@@ -3,6 +3,7 @@
 //! One direction: cli -> config -> launch -> data -> space -> net -> search -> report -> run; a file uses only what
 //! stands before it, but for the plain types of `space` (in the configuration) and `comm::bucket` (the network's buffers).
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;
@@ -32,7 +33,7 @@ pub mod whereabouts;
 pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, EvaluateArgs, RunArgs, SearchArgs, VerifyArgs};
+use cli::{BenchArgs, Command, EvaluateArgs, SearchArgs, VerifyArgs};
 use config::DeviceChoice;
 use launch::{Devices, World};
 use space::SearchSpace;
@@ -54,32 +55,46 @@ pub fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(LIMIT, None),
+        Command::Bench(args) => measure(&args),
     }
 }
 
 /// Every rank: load the configuration, join the world, search.
 fn search_imagenet(args: &SearchArgs) -> Result<()> {
     let config = Config::load(&args.run.config, &args.run.sets)?;
-    in_world(&config, &args.run, |world| run::search::search(&config, args, world))
+    in_world(&config, args.run.share_gpu, |world| run::search::search(&config, args, world))
 }
 
 /// Every rank: load the configuration, join the world, train and test.
 fn evaluate(args: &EvaluateArgs, space: SearchSpace) -> Result<()> {
     let config = EvaluateConfig::load(&args.run.config, &args.run.sets)?;
     config.check_space(space)?;
-    in_world(&config, &args.run, |world| run::evaluate::evaluate(&config, args, world))
+    in_world(&config, args.run.share_gpu, |world| run::evaluate::evaluate(&config, args, world))
+}
+
+/// Every rank: load the configuration, join the world, measure.
+fn measure(args: &BenchArgs) -> Result<()> {
+    match &args.genotype {
+        None => {
+            let config = Config::load(&args.config, &args.sets)?;
+            in_world(&config, args.share_gpu, |world| bench::search(&config, args, world))
+        }
+        Some(genotype) => {
+            let config = EvaluateConfig::load(&args.config, &args.sets)?;
+            in_world(&config, args.share_gpu, |world| bench::network(&config, genotype, args, world))
+        }
+    }
 }
 
 /// Every rank: joins the world, does `work` in it.
 fn in_world<S: Settings>(
     settings: &S,
-    args: &RunArgs,
+    share_gpu: bool,
     work: impl FnOnce(&World) -> Result<()>,
 ) -> Result<()> {
     let run = settings.run();
     let threads = (run.threads > 0).then_some(run.threads);
-    let devices =
-        Devices { choice: settings.device(), share_gpu: args.share_gpu, reduce: run.reduce, tensors: None };
+    let devices = Devices { choice: settings.device(), share_gpu, reduce: run.reduce, tensors: None };
     let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
     let outcome = work(&world);
     world.end(outcome)

@@ -57,6 +57,10 @@ pub struct StepRecord {
     pub data_wait_ms: f64,
     /// Time that rank 0 waited for other ranks, milliseconds.
     pub reduce_wait_ms: f64,
+    /// Memory in use on rank 0's card at the look after this step, by all processes, MiB; libtorch gives nothing back, so
+    /// this is the largest need so far. Only on cards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card_memory_mib: Option<f64>,
 }
 
 /// One epoch: means over its steps.
@@ -328,6 +332,7 @@ mod tests {
             images_per_s: 90.0,
             data_wait_ms: 0.5,
             reduce_wait_ms: 1.5,
+            card_memory_mib: None,
         })
     }
 
