@@ -53,6 +53,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
     Doctor,
+    /// Measure training steps on synthetic images; what is trained is thrown away.
+    Bench(BenchArgs),
 }
 
 /// Arguments of `search-nb201`.
@@ -110,6 +112,48 @@ pub struct EvaluateArgs {
     /// Weights to test: a safetensors file of an export, RUN/best.safetensors, or a checkpoint's state.safetensors.
     #[arg(long, value_name = "FILE", requires = "test_only")]
     pub weights: Option<PathBuf>,
+}
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// The configuration of a search or, with --genotype, of an evaluation.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Change one key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Stage of the search whose supernet is trained, from 1.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub stage: usize,
+    /// Train the final network of this architecture instead.
+    #[arg(long, value_name = "FILE|NAME|TEXT")]
+    pub genotype: Option<String>,
+    /// No architecture steps.
+    #[arg(long)]
+    pub weights_only: bool,
+    /// Steps before the measurement.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
+    pub warmup: usize,
+    /// Steps of one block.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = at_least_one)]
+    pub steps: usize,
+    /// Blocks; the median counts.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
+    pub blocks: usize,
+    /// Let several ranks share one GPU, as in a search.
+    #[arg(long)]
+    pub share_gpu: bool,
+    /// Append the result to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("a whole number from 1 on is expected".into()),
+    }
 }
 
 /// Arguments of `export`.

@@ -64,6 +64,10 @@ pub struct StepRecord {
     pub reduce_wait_ms: f64,
     /// Time for which a checkpoint held training up before this step, milliseconds; most of it is written meanwhile.
     pub checkpoint_ms: f64,
+    /// Memory in use on rank 0's card at the look after this step, by all processes, MiB; libtorch gives nothing back, so
+    /// this is the largest need so far. Only on cards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card_memory_mib: Option<f64>,
 }
 
 /// One epoch: means over its steps.
@@ -352,6 +356,7 @@ mod tests {
             data_wait_ms: 0.5,
             reduce_wait_ms: 1.5,
             checkpoint_ms: 0.0,
+            card_memory_mib: None,
         })
     }
 
