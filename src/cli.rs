@@ -30,7 +30,7 @@ pub enum Command {
     DemoData(DemoArgs),
     /// Choose class-balanced subsets and write their lists.
     Split(SplitArgs),
-    /// Pack an ImageFolder, or a list of its images, into memory-mapped shards.
+    /// Pack an ImageFolder, CIFAR or ImageNet16, whole or in part, into memory-mapped shards.
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
