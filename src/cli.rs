@@ -3,6 +3,7 @@
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
+use crate::nb201::Nb201Args;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -30,6 +31,11 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Compare finished runs.
+    #[command(subcommand)]
+    Report(ReportCommand),
+    /// Look up what architectures of NAS-Bench-201 reach.
+    Nb201(Nb201Args),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
@@ -66,6 +72,20 @@ pub struct RunArgs {
     /// Go on from the newest good checkpoint in RUN; without one, begin.
     #[arg(long)]
     pub resume: bool,
+    /// Let several ranks share one GPU, for trying things out: needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
+    #[arg(long)]
+    pub share_gpu: bool,
+}
+
+/// What `report` can tell.
+#[derive(Debug, Subcommand)]
+pub enum ReportCommand {
+    /// How the speed grows with the ranks: images/s of the last epoch of each run, as a Markdown table.
+    Scaling {
+        /// Run folders, see launch/slurm/scaling.sh.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+    },
 }
 
 /// Arguments of `verify`.

@@ -9,6 +9,7 @@ mod settings;
 
 pub use settings::Settings;
 
+pub use crate::precision::Precision;
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +19,14 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
     pub seed: u64,
-    /// Floating-point type of weights, activations and eta.
+    /// What ranks compute on.
+    pub device: DeviceChoice,
+    /// How exact the network computes.
     pub precision: Precision,
+    /// Channels last in memory.
+    pub channels_last: bool,
+    /// Keep only the inputs of cells for the backward pass and compute the rest again.
+    pub checkpoint_cells: bool,
     /// The supernet.
     pub model: Model,
     /// Images: size, augmentation, workers.
@@ -34,14 +41,28 @@ pub struct Config {
     pub run: Run,
 }
 
-/// Floating-point type of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// In which kind gradients travel between cards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// The published precision.
-    Float32,
-    /// For checks: slower, and differences between orders of summation vanish.
-    Float64,
+pub enum Reduce {
+    /// As they are.
+    #[default]
+    Fp32,
+    /// Rounded to bfloat16 before they are summed: half the bytes.
+    Bf16,
+}
+
+/// Where a rank computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// On cards if every rank has one, else on the CPU.
+    #[default]
+    Auto,
+    /// On a card, or not at all.
+    Cuda,
+    /// On the CPU.
+    Cpu,
 }
 
 /// The supernet.
@@ -218,6 +239,8 @@ pub struct Run {
     pub checkpoints_kept: usize,
     /// Size of a gradient bucket, MiB: what travels at once while backward goes on.
     pub bucket_mib: f64,
+    /// In which kind gradients travel between cards.
+    pub reduce: Reduce,
     /// libtorch threads per rank; 0 = automatic. Another number adds in another order: results differ by rounding.
     pub threads: usize,
     /// A collective that takes longer ends the run, seconds.
@@ -230,7 +253,10 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             seed: 0,
-            precision: Precision::Float32,
+            device: DeviceChoice::Auto,
+            precision: Precision::Fp32,
+            channels_last: true,
+            checkpoint_cells: false,
             model: Model::default(),
             data: Data::default(),
             search: Search::default(),
@@ -309,6 +335,7 @@ impl Default for Run {
             checkpoint_every: 500,
             checkpoints_kept: 3,
             bucket_mib: 1.0,
+            reduce: Reduce::Fp32,
             threads: 0,
             time_limit_s: 300.0,
             heartbeat_s: 20.0,

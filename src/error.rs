@@ -1,5 +1,6 @@
 //! Everything that can go wrong, one variant each: what, where, expected, found, and a way out.
 
+use crate::whereabouts::Whereabouts;
 use std::path::PathBuf;
 
 /// The result of everything that can fail.
@@ -44,6 +45,17 @@ pub enum Error {
         /// The folder, or the list, that names the images.
         root: PathBuf,
     },
+    /// A data set, or a list of its images, that is not what it should be.
+    #[error("{}: {what} (datasets/README.md says what is expected)", path.display())]
+    Source {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Arguments about a data set that do not fit it.
+    #[error("{0}; datasets/README.md has examples")]
+    SourceArgs(String),
     /// A line of a split list that cannot be used.
     #[error("{} line {line}: {what}", path.display())]
     ListLine {
@@ -383,6 +395,168 @@ pub enum Error {
         text: String,
     },
 
+    /// A card is wanted, and there is none.
+    #[error("device = \"cuda\": no GPU can be used on {host}: {why}, or compute there with --set device=cpu")]
+    NoGpu {
+        /// The machine.
+        host: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+
+    /// Some machines have cards, some have none.
+    #[error(
+        "{with} has a GPU that can be used, {host} has none: {why}; leave {host} out, or compute everywhere with \
+         --set device=cpu"
+    )]
+    SomeHaveNoGpu {
+        /// A machine with cards.
+        with: String,
+        /// A machine without.
+        host: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+
+    /// More ranks than cards on a machine.
+    #[error(
+        "{host}: {ranks} ranks, but {gpus} GPUs; start at most one rank for each GPU, or let ranks share one with \
+         --share-gpu"
+    )]
+    TooFewGpus {
+        /// The machine.
+        host: String,
+        /// Its ranks.
+        ranks: usize,
+        /// Its cards.
+        gpus: usize,
+    },
+
+    /// NCCL is not there.
+    #[error("NCCL is not found, ranks on several cards need it ({why}); {advice}")]
+    NcclMissing {
+        /// What the loader said.
+        why: String,
+        /// How to get it.
+        advice: &'static str,
+    },
+
+    /// A library that is not NCCL, or an NCCL that lacks something.
+    #[error("{}: has no {symbol}, so this NCCL is too old or another library; {advice}", path.display())]
+    NcclSymbol {
+        /// The library.
+        path: PathBuf,
+        /// The missing function.
+        symbol: &'static str,
+        /// How to get another.
+        advice: &'static str,
+    },
+
+    /// An NCCL that lacks what is needed.
+    #[error("{}: NCCL {found} is too old, {oldest} or newer is needed; {advice}", path.display())]
+    NcclTooOld {
+        /// The library.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+        /// The oldest that will do.
+        oldest: String,
+        /// How to get another.
+        advice: &'static str,
+    },
+
+    /// Ranks with different versions of NCCL.
+    #[error(
+        "rank {rank} has NCCL {found}, rank 0 has {first}; give all hosts the same one (rank 0 or {rank} uses {})",
+        path.display()
+    )]
+    NcclVersions {
+        /// The first rank that differs.
+        rank: usize,
+        /// Version of rank 0.
+        first: String,
+        /// Version of that rank.
+        found: String,
+        /// The library of the rank that says it.
+        path: PathBuf,
+    },
+
+    /// NCCL does not start.
+    #[error("{call}: {text}; NCCL_DEBUG=INFO makes NCCL say more, `drnas-dist doctor` shows what it runs on")]
+    NcclStart {
+        /// The call that failed.
+        call: &'static str,
+        /// The library's words.
+        text: String,
+    },
+
+    /// NCCL or the card failed in a collective operation.
+    #[error(
+        "{at}: {operation}: {call}: {text}; look at the cards and links of the hosts, then go on with --resume"
+    )]
+    NcclLost {
+        /// The rank that found it, and where it was.
+        at: Box<Whereabouts>,
+        /// The operation.
+        operation: String,
+        /// The call that told it.
+        call: &'static str,
+        /// The library's words.
+        text: String,
+    },
+
+    /// A collective operation on the cards that does not end.
+    #[error(
+        "{at}: waited {waited_s:.1} s in {operation} and it does not end; \
+         look for a rank that hangs or a link that is cut, then go on with --resume"
+    )]
+    NcclStalled {
+        /// The rank that waited, and where it was.
+        at: Box<Whereabouts>,
+        /// The operation.
+        operation: String,
+        /// Seconds waited.
+        waited_s: f64,
+    },
+
+    /// Two ranks with one card.
+    #[error(
+        "ranks {first} and {second} both have the card at {bus_id}; start as many ranks as there are cards, or let \
+         them share with --share-gpu"
+    )]
+    SameCard {
+        /// A rank.
+        first: usize,
+        /// The other.
+        second: usize,
+        /// Where the card is plugged in.
+        bus_id: String,
+    },
+
+    /// Ranks may share a card, but NCCL will not let them.
+    #[error(
+        "ranks are to share the card at {bus_id} (--share-gpu): that needs NCCL {oldest} or newer and \
+         NCCL_MULTI_RANK_GPU_ENABLE=1 in the environment; this is NCCL {found}"
+    )]
+    CannotShare {
+        /// Where the card is plugged in.
+        bus_id: String,
+        /// Version of NCCL.
+        found: String,
+        /// The oldest that will do.
+        oldest: String,
+    },
+
+    // -- report -----------------------------------------------------------------------------
+    /// A run that cannot stand in a table of speeds.
+    #[error("{}: no {what} in its log (metrics.jsonl); only finished runs can be compared", run.display())]
+    NotMeasured {
+        /// The run folder.
+        run: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
+
     // -- checkpoints ------------------------------------------------------------------------
     /// A checkpoint that cannot be read back.
     #[error("checkpoint {}: {why}", path.display())]
@@ -568,6 +742,82 @@ pub enum Error {
         /// The text, its first 200 characters.
         text: String,
         /// What is wrong and what was expected.
+        what: String,
+    },
+
+    /// Not a table at all.
+    #[error("{}: not a drnas-dist table (its first 8 bytes are not \"DRNAS201\"); make one with `drnas-dist nb201 import`", path.display())]
+    Nb201Magic {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A table of another format version.
+    #[error("{}: format version {found}, this program reads version {expected}; import the table again", path.display())]
+    Nb201Version {
+        /// The file.
+        path: PathBuf,
+        /// Version in the file.
+        found: u32,
+        /// Version of this program.
+        expected: u32,
+    },
+    /// A table that ends too early.
+    #[error("{}: cut short: {expected} bytes expected, {found} found; copy it again or import it again", path.display())]
+    Nb201CutShort {
+        /// The file.
+        path: PathBuf,
+        /// Bytes there are.
+        found: usize,
+        /// Bytes there should be.
+        expected: usize,
+    },
+    /// A checksum or a bound of a table does not hold.
+    #[error("{}: damaged: {what}; copy it again or import it again", path.display())]
+    Nb201Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The part, expected and found.
+        what: String,
+    },
+    /// A column that the table does not have.
+    #[error("{}: no column \"{name}\"; there are {columns}", path.display())]
+    Nb201NoColumn {
+        /// The table.
+        path: PathBuf,
+        /// The column asked for.
+        name: String,
+        /// Those there are.
+        columns: String,
+    },
+    /// An index that no architecture has.
+    #[error("no architecture has the index {0}; they go from 0 to 15624")]
+    Nb201NoIndex(String),
+    /// A source of a table that cannot be read.
+    #[error("{}{place}: {what}", path.display())]
+    Nb201Source {
+        /// The JSON or CSV file.
+        path: PathBuf,
+        /// " row 12", " line 12", or nothing.
+        place: String,
+        /// What is wrong, expected and found.
+        what: String,
+    },
+
+    // -- figures ----------------------------------------------------------------------------
+    /// A run that has not what a figure shows.
+    #[error("{}: {what}", path.display())]
+    PlotSource {
+        /// The run's file.
+        path: PathBuf,
+        /// What is missing or wrong, and what to do.
+        what: String,
+    },
+    /// A figure that could not be drawn or encoded.
+    #[error("draw {}: {what}", path.display())]
+    PlotDraw {
+        /// The file it was for.
+        path: PathBuf,
+        /// What the drawing library said.
         what: String,
     },
 

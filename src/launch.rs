@@ -1,21 +1,26 @@
 //! The world of a run: MPI start, this rank's place in it, its threads; what ends it: Drop, a panic, a signal.
 
+mod device;
 mod heartbeat;
 mod place;
 mod signals;
 
+pub use device::Devices;
 pub(crate) use heartbeat::{born, machine, token};
 pub use signals::{INTERRUPTED, STOPPED};
 
-use crate::comm::{Communicator, Mpi, Solo, at_last, end_all, last_acts, say};
+use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms, at_last, end_all, last_acts, say};
+use crate::cuda::{Card, Context};
 use crate::error::{Error, Result};
 use crate::whereabouts;
+use device::Own;
 use heartbeat::Watch;
 use mpi::Threading;
 use mpi::environment::Universe;
 use place::{Place, Seat, host_name, place, threads_per_rank};
 use signal_hook::iterator::Handle;
 use signals::{Deadline, Standing};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +32,8 @@ const LAUNCHED: [&str; 5] =
 pub struct World {
     ranks: Ranks,
     place: Place,
+    device: tch::Device,
+    card: Option<(Card, Context)>,
     threads: usize,
     standing: Arc<Standing>,
     signals: Handle,
@@ -36,8 +43,8 @@ pub struct World {
 enum Ranks {
     /// One process, with MPI started if a launcher started the process.
     Alone(Solo, Option<(Universe, Threading)>),
-    /// Several.
-    Joined(Mpi, Option<(Universe, Threading)>),
+    /// Several; with a card each, tensors go another way.
+    Joined(Rc<Mpi>, Option<Nccl>, Option<(Universe, Threading)>),
 }
 
 impl World {
@@ -46,8 +53,15 @@ impl World {
     ///
     /// `limit` is the longest that one operation may wait for the other ranks. `threads` per rank; by default the cores of
     /// the machine that these ranks may use, divided among its ranks. Errors: the launcher and MPI count different
-    /// numbers of ranks. All ranks call it, once, before the first tensor.
+    /// numbers of ranks. All ranks call it, once, before the first tensor. Ranks compute on the CPU.
     pub fn start(limit: Duration, threads: Option<usize>) -> Result<World> {
+        Self::start_on(Devices::cpu(), limit, threads)
+    }
+
+    /// `start`, on the devices that are wanted. With cards, each rank has one, bound before the first tensor, and NCCL joins
+    /// the ranks.
+    pub fn start_on(devices: Devices, limit: Duration, threads: Option<usize>) -> Result<World> {
+        let seen = devices.look();
         let (standing, signals) = Standing::watch_signals()?;
         let variable = |name: &str| std::env::var(name).ok();
         let universe = if LAUNCHED.iter().any(|name| variable(name).is_some()) {
@@ -65,10 +79,10 @@ impl World {
         let size =
             (universe.as_ref()).map_or(1, |(universe, _)| mpi::traits::Communicator::size(&universe.world()));
         let host = host_name();
-        let ranks = match size {
+        let mut ranks = match size {
             1 => Ranks::Alone(Solo, universe),
             _ => match Mpi::join(host.clone(), limit) {
-                Ok(mpi) => Ranks::Joined(mpi, universe),
+                Ok(mpi) => Ranks::Joined(Rc::new(mpi), None, universe),
                 Err(why) => {
                     say(&why.to_string());
                     end_all(1)
@@ -90,12 +104,14 @@ impl World {
             tch::set_num_interop_threads(1);
         }
         let (rank, size) = (comm.rank(), comm.size());
+        whereabouts::set_identity(rank, &place.host);
+        let own = ranks.or_end(devices.choose(seen, &place, comm))?;
+        ranks.join_cards(&devices, &own, limit);
         if size > 1 {
             end_all_on_panic(rank, place.host.clone());
         }
         standing.join(rank, size);
-        whereabouts::set_identity(rank, &place.host);
-        Ok(World { ranks, place, threads, standing, signals })
+        Ok(World { ranks, place, device: own.device, card: own.card, threads, standing, signals })
     }
 
     /// Watches the other ranks by heartbeats, outside the collective library: one that dies, or gives no sign of life for
@@ -148,7 +164,17 @@ impl World {
 
     /// The device that this rank computes on.
     pub fn device(&self) -> tch::Device {
-        tch::Device::Cpu
+        self.device
+    }
+
+    /// This rank's card; none on the CPU.
+    pub fn card(&self) -> Option<&Card> {
+        self.card.as_ref().map(|(card, _)| card)
+    }
+
+    /// The context of this rank's card, current on the thread that started the world; none on the CPU.
+    pub fn context(&self) -> Option<Context> {
+        self.card.as_ref().map(|(_, context)| *context)
     }
 
     /// Threads that libtorch uses in this rank.
@@ -159,7 +185,7 @@ impl World {
     /// The thread level that MPI granted; none if MPI was not needed.
     pub fn threading(&self) -> Option<Threading> {
         match &self.ranks {
-            Ranks::Alone(_, universe) | Ranks::Joined(_, universe) => {
+            Ranks::Alone(_, universe) | Ranks::Joined(_, _, universe) => {
                 universe.as_ref().map(|(_, level)| *level)
             }
         }
@@ -181,7 +207,7 @@ impl World {
         if let Some(text) = self.standing.farewell() {
             say(&text);
         }
-        if let Ranks::Joined(mpi, _) = &self.ranks {
+        if let Ranks::Joined(mpi, ..) = &self.ranks {
             if let Err(why) = mpi.agree("stop of the run") {
                 mpi.abort(&why);
             }
@@ -219,9 +245,10 @@ impl Drop for World {
         let watch = self.standing.watch.get();
         match &mut self.ranks {
             Ranks::Alone(_, universe) => drop(universe.take()),
-            Ranks::Joined(mpi, universe) => {
+            Ranks::Joined(mpi, nccl, universe) => {
                 let (rank, host) = (mpi.rank(), &self.place.host);
-                if !mpi.idle() || std::thread::panicking() {
+                let idle = mpi.idle() && nccl.as_ref().is_none_or(Nccl::idle);
+                if !idle || std::thread::panicking() {
                     say(&format!(
                         "rank {rank} on {host}: leaves with operations under way, all ranks are ended"
                     ));
@@ -229,6 +256,9 @@ impl Drop for World {
                 }
                 if let Err(why) = mpi.agree("end of the run") {
                     mpi.abort(&why);
+                }
+                if let Some(nccl) = nccl.take() {
+                    nccl.close();
                 }
                 if let Some(watch) = watch {
                     watch.goodbye();
@@ -244,14 +274,33 @@ impl Ranks {
     fn communicator(&self) -> &dyn Communicator {
         match self {
             Ranks::Alone(solo, _) => solo,
-            Ranks::Joined(mpi, _) => mpi,
+            Ranks::Joined(_, Some(nccl), _) => nccl,
+            Ranks::Joined(mpi, None, _) => &**mpi,
+        }
+    }
+
+    /// Several ranks with cards are joined by NCCL too. Collective.
+    fn join_cards(&mut self, devices: &Devices, own: &Own, limit: Duration) {
+        if let (Ranks::Joined(mpi, nccl, _), Some((card, context))) = (self, &own.card) {
+            let terms = Terms {
+                card: card.clone(),
+                context: *context,
+                device: own.device,
+                reduce: devices.reduce,
+                share: devices.share_gpu,
+                limit,
+            };
+            *nccl = match Nccl::join(mpi, terms) {
+                Ok(nccl) => Some(nccl),
+                Err(why) => mpi.abort(&why),
+            };
         }
     }
 
     /// An error ends all ranks; alone, it is handed back.
     fn or_end<T>(&self, outcome: Result<T>) -> Result<T> {
         match (self, outcome) {
-            (Ranks::Joined(mpi, _), Err(why)) => mpi.abort(&why),
+            (Ranks::Joined(mpi, ..), Err(why)) => mpi.abort(&why),
             (_, outcome) => outcome,
         }
     }

@@ -29,6 +29,8 @@ pub enum Purpose {
     Split = 8,
     /// Demonstration images.
     Demo = 9,
+    /// Operations left out of a training pass.
+    DropPath = 10,
 }
 
 /// The seed of the stream at `place` (step, replica, sample ... whatever tells two uses apart).

@@ -2,9 +2,11 @@
 
 mod metrics;
 mod progress;
+mod scaling;
 
 pub use metrics::{EpochRecord, FinishRecord, MetricsLog, Record, StageRecord, StepRecord};
 pub use progress::{Progress, Status};
+pub use scaling::scaling;
 
 use crate::error::{Error, Result};
 use std::{fs, io::Write, path::Path, time::Duration};

@@ -24,6 +24,7 @@ fn pack_args(root: &Path, out: &Path) -> PackArgs {
     PackArgs {
         root: root.into(),
         out: out.into(),
+        source: Default::default(),
         list: None,
         skip_bad: false,
         no_decode: false,
@@ -292,6 +293,7 @@ fn empty_and_one_image_classes() {
 fn split_args(root: &Path, out: &Path) -> SplitArgs {
     SplitArgs {
         root: root.into(),
+        source: Default::default(),
         fractions: vec![0.6, 0.3],
         names: vec!["train".into(), "valid".into()],
         out: out.into(),

@@ -33,6 +33,7 @@ fn pack_args(root: &Path, out: &Path) -> PackArgs {
     PackArgs {
         root: root.into(),
         out: out.into(),
+        source: Default::default(),
         list: None,
         skip_bad: false,
         no_decode: false,
@@ -154,6 +155,7 @@ fn imagenette_is_split_packed_and_served() {
     let (root, lists) = (root.join("train"), dir.path().join("lists"));
     split::run(&SplitArgs {
         root: root.clone(),
+        source: Default::default(),
         fractions: vec![0.6, 0.3],
         names: vec!["train".into(), "valid".into()],
         out: lists.clone(),

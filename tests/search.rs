@@ -56,7 +56,7 @@ fn any_number_of_ranks_gives_the_same_search() {
         // More than that: gradients are summed in float64, where the order leaves no trace in float32.
         assert_same_end(&several, &one);
     }
-    let double = ["--set", "precision=float64"];
+    let double = ["--set", "precision=fp64"];
     let one = bench.searched(1, "double-1", &double);
     for ranks in [2, 4] {
         let several = bench.searched(ranks, &format!("double-{ranks}"), &double);
@@ -69,11 +69,11 @@ fn any_number_of_ranks_gives_the_same_search() {
 #[test]
 fn a_shared_theta_is_another_search() {
     let bench = Bench::get();
-    let shared = ["--set", "search.theta=shared", "--set", "precision=float64"];
+    let shared = ["--set", "search.theta=shared", "--set", "precision=fp64"];
     let one = bench.searched(0, "shared-1", &shared);
     let two = bench.searched(2, "shared-2", &shared);
     assert_agree(&two, &one, 1e-9, 1e-9);
-    let own = bench.searched(0, "own-1", &["--set", "precision=float64"]);
+    let own = bench.searched(0, "own-1", &["--set", "precision=fp64"]);
     assert_ne!(one.of_steps("loss"), own.of_steps("loss"));
 }
 

@@ -3,10 +3,14 @@
 pub mod bucket;
 mod flight;
 mod mpi;
+mod nccl;
 pub(crate) mod roll;
 
 pub use mpi::Mpi;
 pub(crate) use mpi::end_all;
+pub use nccl::NCCL_VARIABLE;
+pub use nccl::Nccl;
+pub(crate) use nccl::Terms;
 
 use crate::error::{Error, Result};
 use std::io::Write;
@@ -32,7 +36,8 @@ pub trait Communicator {
     /// meanwhile. Local.
     fn progress(&self) -> Result<()>;
 
-    /// Waits for every reduction that was started. Collective.
+    /// Ends every reduction that was started: what is read or computed from now on finds the means. On cards the host does
+    /// not wait for them. Collective.
     fn finish(&self) -> Result<()>;
 
     /// Copies `buffer` of rank `root` to all. Shape and kind as for `start_mean`. Collective.

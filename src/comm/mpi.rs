@@ -333,8 +333,12 @@ impl Communicator for Mpi {
         // Errors of this file name the rank themselves.
         let who = format!("rank {} on {}", self.rank, self.host);
         let why = chain(why);
+        // Some errors say more of where they come from.
         let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
-        say(&format!("{who}{}: {why}", whereabouts::in_step()));
+        match why.starts_with(&who) {
+            true => say(why),
+            false => say(&format!("{who}{}: {why}", whereabouts::in_step())),
+        }
         end_all(1)
     }
 }

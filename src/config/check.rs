@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, Regulariser, Run, Settings, Weights};
+use super::{Config, Data, DeviceChoice, Regulariser, Run, Settings, Weights};
 use crate::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -51,6 +51,10 @@ impl Settings for Config {
         self.model.num_classes
     }
 
+    fn device(&self) -> DeviceChoice {
+        self.device
+    }
+
     fn data(&self) -> &Data {
         &self.data
     }
@@ -60,6 +64,8 @@ impl Settings for Config {
     }
 
     fn take_free_keys(&mut self, now: &Self) {
+        self.device = now.device;
+        self.checkpoint_cells = now.checkpoint_cells;
         self.run = now.run.clone();
         self.data.take_free_keys(&now.data);
     }
@@ -232,10 +238,11 @@ impl Config {
         let (model, px) = (&self.model, self.data.px);
         require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
         require!(
-            model.layers >= 3,
+            model.layers >= 3 || model.space == SearchSpace::NasBench201,
             "model.layers must be 3 or more (two cells reduce, one comes first), found {}",
             model.layers
         );
+        require!(model.layers >= 1, "model.layers must be 1 or more, found {}", model.layers);
         require!(
             (1..=1 << 16).contains(&model.init_channels),
             "model.init_channels must be in 1..=65536, found {}",
@@ -245,7 +252,7 @@ impl Config {
         // a FactorizedReduce must agree: whatever is halved must be even. ImageNet: stem / 8, then two reductions.
         let multiple = match model.space {
             SearchSpace::DartsImagenet => 32,
-            SearchSpace::DartsCifar => 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => 4,
         };
         require!(
             px > 0 && px <= 4096 && px % multiple == 0,
@@ -261,6 +268,7 @@ impl Config {
 
     fn check_stages(&self) -> Result<()> {
         let (search, channels) = (&self.search, self.model.init_channels);
+        let operations = self.model.space.operations().len();
         require!(
             !search.stages.is_empty(),
             "there is no stage; write one or more [[search.stage]] with k, ops_kept and epochs"
@@ -274,9 +282,10 @@ impl Config {
                 divisors(channels)
             );
             require!(
-                (1..=7).contains(&stage.ops_kept),
-                "stage {number}: ops_kept = {} must be in 1..=7, the operations of the DARTS space",
-                stage.ops_kept
+                (1..=operations).contains(&stage.ops_kept),
+                "stage {number}: ops_kept = {} must be in 1..={operations}, the operations of the {} space",
+                stage.ops_kept,
+                self.model.space.name()
             );
             require!(
                 (1..=1_000_000).contains(&stage.epochs),
@@ -292,8 +301,8 @@ impl Config {
             );
         }
         require!(
-            search.stages[0].ops_kept == 7,
-            "stage 1: ops_kept = {} must be 7: nothing is known yet that could be pruned",
+            search.stages[0].ops_kept == operations,
+            "stage 1: ops_kept = {} must be {operations}: nothing is known yet that could be pruned",
             search.stages[0].ops_kept
         );
         for (index, pair) in search.stages.windows(2).enumerate() {
@@ -318,7 +327,7 @@ impl Config {
         check_share(self)?;
         let deepest = match self.model.space {
             SearchSpace::DartsImagenet => self.data.px / 32,
-            SearchSpace::DartsCifar => self.data.px / 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.data.px / 4,
         };
         require!(
             self.replica_batch() * deepest * deepest >= 2,

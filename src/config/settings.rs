@@ -1,7 +1,7 @@
 //! Settings: what every kind of run's configuration can be asked, whatever else it holds.
 
 use super::check::{divisors, require};
-use super::{Data, Run, load};
+use super::{Data, DeviceChoice, Run, load};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,14 +28,17 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     /// Outputs of the head.
     fn num_classes(&self) -> i64;
 
+    /// What ranks compute on.
+    fn device(&self) -> DeviceChoice;
+
     /// The images.
     fn data(&self) -> &Data;
 
     /// Reporting, checkpoints, communication.
     fn run(&self) -> &Run;
 
-    /// Takes over what may be another in a run that goes on: `[run]` and what decodes images, which change results by
-    /// rounding at most.
+    /// Takes over what may be another in a run that goes on: `device`, `[run]` and what decodes images, which change
+    /// results by rounding at most.
     fn take_free_keys(&mut self, now: &Self);
 
     /// Reads `path`, applies `sets` and checks everything that can be known without data and ranks.

@@ -62,11 +62,33 @@ pub struct Batch {
 impl Batch {
     /// The network's input, on `device`: normalised as `normalise` does, then 0 in the holes.
     pub fn input(&self, mean: &[f64; 3], std: &[f64; 3], device: Device) -> Tensor {
-        let images = normalise(&self.images.to_device(device), mean, std);
+        self.without_holes(normalise(&self.images.to_device(device), mean, std))
+    }
+
+    /// Normalised images, 0 in the holes.
+    pub(super) fn without_holes(&self, images: Tensor) -> Tensor {
         match self.holes.as_slice() {
             [] => images,
-            holes => images * mask(holes, self.images.size()[3] as usize).to_device(device),
+            holes => {
+                let mask = mask(holes, self.images.size()[3] as usize);
+                let device = images.device();
+                images * mask.to_device(device)
+            }
         }
+    }
+
+    /// What is known of each image in numbers: its label and, if there are holes, first row, end of rows, first column,
+    /// end of columns. Shape [N, 1] or [N, 5], kind Int64.
+    pub(super) fn facts(&self) -> Tensor {
+        let labels = self.labels.unsqueeze(1);
+        if self.holes.is_empty() {
+            return labels;
+        }
+        let edges = |hole: &Rect| {
+            [hole.top, hole.top + hole.height, hole.left, hole.left + hole.width].map(i64::from)
+        };
+        let edges: Vec<i64> = self.holes.iter().flat_map(edges).collect();
+        Tensor::cat(&[labels, Tensor::from_slice(&edges).view([-1, 4])], 1)
     }
 }
 

@@ -5,26 +5,25 @@
 //! of the replicas one after another, so the result does not depend on the number of ranks.
 
 pub mod dirichlet;
-pub mod optimiser;
 pub mod stage;
 pub mod state;
 pub mod timeline;
 
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
-use crate::config::{self, Config, Precision, Regulariser};
-use crate::data::{Batch, Loader, normalise};
+use crate::config::{self, Config, Regulariser};
+use crate::data::{Batch, Loader, Upload};
 use crate::error::Result;
-use crate::net::ops::Mode;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use crate::optimiser::{Adam, Sgd, clip_coefficient};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::{Mask, SearchSpace};
 use crate::tally::{StepOutcome, measure, timed};
+use crate::weight_step;
 use crate::whereabouts::{Phase, begin};
 use dirichlet::Sample;
-use optimiser::{Adam, Sgd, clip_coefficient};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
@@ -37,6 +36,7 @@ pub struct Search {
     /// The replicas that this rank computes.
     replicas: Range<usize>,
     net: Supernet,
+    upload: Upload,
     /// [T, E, O]: one table per kind of cell.
     eta: Tensor,
     adam: Adam,
@@ -53,13 +53,10 @@ impl Search {
         let space = config.model.space;
         let first = config.search.stages[0];
         let (edges, operations) = (space.num_edges(), space.operations().len());
-        let kind = match config.precision {
-            Precision::Float32 => Kind::Float,
-            Precision::Float64 => Kind::Double,
-        };
+        let kind = config.precision.weights();
         let tables = space.tables().len();
         let masks = vec![Mask::full(edges, operations); tables];
-        let mut net = supernet(config, first.k, masks, replicas.len(), kind, device);
+        let mut net = supernet(config, first.k, masks, replicas.len(), device);
         net.params.initialise(config.seed);
         let tables: Vec<Tensor> =
             (0..tables).map(|table| dirichlet::initial_eta(edges, operations, config.seed, table)).collect();
@@ -77,6 +74,7 @@ impl Search {
             timeline,
             replicas,
             net,
+            upload: Upload::new(&config.data.mean, &config.data.std, device),
             eta,
             step: 0,
             stage: 0,
@@ -131,20 +129,20 @@ impl Search {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
             begin(Phase::Data)?;
-            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let (images, labels) = self.prepare(loader.next()?, outcome)?;
             begin(Phase::Forward)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
-            let logits = self.net.logits(&images, &theta, Mode::Train, local);
-            let loss = cross_entropy(&logits, &labels);
+            let tape = self.net.forward_theta(&images, &theta, local);
+            let loss = cross_entropy(tape.logits(), &labels);
+            outcome.architecture.push(measure(tape.logits(), &labels, &loss));
             begin(Phase::Backward)?;
-            let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
+            let grads = tape.backward(&loss)?;
             for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
                 let table = table as i64;
                 let _ = grad.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), grad_theta));
             }
-            outcome.architecture.push(measure(&logits, &labels, &loss));
         }
         let mut grad = grad / self.replicas.len() as f64;
         comm.start_mean(&grad)?;
@@ -164,46 +162,27 @@ impl Search {
         Ok(())
     }
 
-    /// A bucket's reduction starts as soon as the last local replica has its gradients, and travels while the segments
-    /// before it are differentiated.
     fn weight_step(
         &mut self,
         loader: &mut Loader,
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<()> {
-        let share = 1.0 / self.replicas.len() as f64;
         for local in 0..self.replicas.len() {
-            let last = local + 1 == self.replicas.len();
             begin(Phase::Data)?;
-            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let (images, labels) = self.prepare(loader.next()?, outcome)?;
             begin(Phase::Forward)?;
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
             outcome.weights.push(measure(tape.logits(), &labels, &loss));
-            let buckets = &self.net.params.buckets;
-            begin(Phase::Backward)?;
-            tape.backward(&loss, |number, grads| {
-                let bucket = &buckets[number];
-                bucket.add(&grads);
-                if last {
-                    let _ = bucket.grads.shallow_clone().g_mul_scalar_(share);
-                    comm.start_mean(&bucket.grads)?;
-                }
-                comm.progress()
-            })?;
+            let turn = (local, self.replicas.len());
+            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
-        begin(Phase::AllReduce)?;
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
-        begin(Phase::Optimiser)?;
-        let buckets = &mut self.net.params.buckets;
-        let coefficient =
-            clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), self.config.search.grad_clip);
         let lr = self.schedule.lr(self.timeline.moment(self.step).epoch);
-        self.sgd.step(buckets, &coefficient, lr);
-        Ok(())
+        let (buckets, grad_clip) = (&mut self.net.params.buckets, self.config.search.grad_clip);
+        weight_step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
     }
 
     /// The mixing weights of local replica `local` for this step, one sample per table.
@@ -221,12 +200,8 @@ impl Search {
     }
 
     /// A batch on the device: normalised images, labels.
-    fn prepare(&self, batch: Batch, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
-        outcome.num_skipped += batch.num_skipped;
-        let device = self.net.params.device();
-        let images = batch.images.to_device(device);
-        let (mean, std) = (&self.config.data.mean, &self.config.data.std);
-        (normalise(&images, mean, std), batch.labels.to_device(device))
+    fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+        weight_step::prepare(batch, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
@@ -270,14 +245,7 @@ impl Search {
 }
 
 /// The supernet of one stage.
-fn supernet(
-    config: &Config,
-    k: i64,
-    masks: Vec<Mask>,
-    replicas: usize,
-    kind: Kind,
-    device: Device,
-) -> Supernet {
+fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: Device) -> Supernet {
     let shape = Shape {
         space: config.model.space,
         init_channels: config.model.init_channels,
@@ -287,5 +255,13 @@ fn supernet(
         masks,
     };
     let bucket_bytes = (config.run.bucket_mib * 1024.0 * 1024.0) as usize;
-    Supernet::new(shape, Placement { kind, device, channels_last: true, replicas, bucket_bytes })
+    let placement = Placement {
+        precision: config.precision,
+        device,
+        channels_last: config.channels_last,
+        checkpoint_cells: config.checkpoint_cells,
+        replicas,
+        bucket_bytes,
+    };
+    Supernet::new(shape, placement)
 }

@@ -22,7 +22,7 @@ pub struct Genotype {
 }
 
 /// Edges into a node of the final network.
-const EDGES_PER_NODE: usize = 2;
+pub const EDGES_PER_NODE: usize = 2;
 
 impl Genotype {
     /// The architecture that the mean of the Dirichlet points at. `weights`: one [E, O] table for the normal, one for

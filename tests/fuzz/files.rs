@@ -11,6 +11,7 @@ use drnas_dist::data::demo::{self, DemoArgs};
 use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
+use drnas_dist::data::source::SourceArgs;
 use drnas_dist::report::MetricsLog;
 use drnas_dist::{Error, Result};
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ fn packed(shard_images: u32) -> (tempfile::TempDir, PathBuf) {
     let args = PackArgs {
         root,
         out: out.clone(),
+        source: SourceArgs::default(),
         list: None,
         skip_bad: false,
         no_decode: true,
