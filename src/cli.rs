@@ -1,5 +1,6 @@
 //! What a user may type.
 
+use crate::config::{DeviceChoice, Precision};
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
@@ -31,6 +32,12 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Train a found network from scratch on ImageNet-like images, and test it; under mpirun, over many ranks.
+    EvaluateImagenet(EvaluateArgs),
+    /// The same on CIFAR-like images.
+    EvaluateCifar(EvaluateArgs),
+    /// Take a trained network to PyTorch: weights, genotype, and one Python file that loads them.
+    Export(ExportArgs),
     /// Compare finished runs.
     #[command(subcommand)]
     Report(ReportCommand),
@@ -55,6 +62,45 @@ pub struct SearchArgs {
     /// Folder of shards that train the architecture.
     #[arg(long, value_name = "SHARDS")]
     pub valid: PathBuf,
+}
+
+/// Arguments of `evaluate-imagenet` and `evaluate-cifar`.
+#[derive(Args, Debug)]
+#[command(after_help = EVALUATE_EXAMPLES)]
+pub struct EvaluateArgs {
+    /// What every run is given.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The architecture: a file (the genotype.json of a search), a published name (DrNAS_imagenet, DrNAS_cifar10,
+    /// PC_DARTS_image, PC_DARTS_cifar, DARTS_V1, DARTS_V2), or the one-line text of DARTS code.
+    #[arg(long, value_name = "FILE|NAME|TEXT")]
+    pub genotype: String,
+    /// Folder of shards that train the network.
+    #[arg(long, value_name = "SHARDS", required_unless_present = "test_only")]
+    pub train: Option<PathBuf>,
+    /// Folder of shards that test it.
+    #[arg(long, value_name = "SHARDS")]
+    pub test: PathBuf,
+    /// Only test the weights of --weights; the result goes to RUN/test.json.
+    #[arg(long, requires = "weights", conflicts_with_all = ["train", "resume"])]
+    pub test_only: bool,
+    /// Weights to test: a safetensors file of an export, RUN/best.safetensors, or a checkpoint's state.safetensors.
+    #[arg(long, value_name = "FILE", requires = "test_only")]
+    pub weights: Option<PathBuf>,
+}
+
+/// Arguments of `export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// Run folder of an evaluation.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Where to write; made if need be.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The weights of the best test instead of the newest checkpoint's.
+    #[arg(long)]
+    pub best: bool,
 }
 
 /// Arguments of everything that makes a run folder.
@@ -94,6 +140,18 @@ pub struct VerifyArgs {
     /// Golden files, safetensors or JSON.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// How exact the networks compute; what is allowed follows from it.
+    #[arg(long, default_value_t = Precision::Fp32)]
+    pub precision: Precision,
+    /// What to compute on.
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// Activations lie in memory channel by channel, not pixel by pixel.
+    #[arg(long)]
+    pub channels_first: bool,
+    /// Compute cells again for the backward pass.
+    #[arg(long)]
+    pub checkpoint_cells: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -112,6 +170,14 @@ Exit codes:
   75   stopped by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM) with a checkpoint; go on with --resume
   130  interrupted at once; go on with --resume from the newest checkpoint
 A run has finished when RUN/finished.json is there, whatever mpirun answers.";
+
+const EVALUATE_EXAMPLES: &str = "\
+Examples:
+  mpirun -n 8 drnas-dist evaluate-imagenet --config configs/evaluate-imagenet.toml \\
+      --genotype runs/imagenet/genotype.json --train shards/all --test shards/val --out runs/evaluation
+  ... the same with --resume      goes on after an interruption; other numbers of ranks will do
+  drnas-dist evaluate-cifar --config runs/evaluation/config.toml --genotype runs/evaluation/genotype.json \\
+      --test shards/test --test-only --weights runs/evaluation/best.safetensors --out runs/test";
 
 const SEARCH_EXAMPLES: &str = "\
 Examples:

@@ -4,9 +4,11 @@
 //! an empty file is that run.
 
 mod check;
+mod evaluate;
 mod load;
 mod settings;
 
+pub use evaluate::{DecayKind, Evaluate, EvaluateConfig};
 pub use settings::Settings;
 
 pub use crate::precision::Precision;
@@ -53,7 +55,7 @@ pub enum Reduce {
 }
 
 /// Where a rank computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
     /// On cards if every rank has one, else on the CPU.

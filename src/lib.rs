@@ -11,6 +11,8 @@ pub mod cuda;
 pub mod data;
 pub mod doctor;
 pub mod error;
+pub mod eval;
+pub mod export;
 pub mod launch;
 pub mod nb201;
 pub mod net;
@@ -28,12 +30,18 @@ pub mod verify;
 pub mod weight_step;
 pub mod whereabouts;
 
-pub use config::{Config, Settings};
+use config::DeviceChoice;
+pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
+use cli::{Command, EvaluateArgs, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
 use launch::{Devices, World};
+use space::SearchSpace;
 use std::time::Duration;
+use tch::Device;
+
+/// How long commands without a configuration wait for other ranks.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Does what the command line says, and returns when it is done.
 pub fn run(command: Command) -> Result<()> {
@@ -42,13 +50,16 @@ pub fn run(command: Command) -> Result<()> {
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::EvaluateImagenet(args) => evaluate(&args, SearchSpace::DartsImagenet),
+        Command::EvaluateCifar(args) => evaluate(&args, SearchSpace::DartsCifar),
+        Command::Export(args) => export::run(&args),
         Command::Report(ReportCommand::Scaling { runs }) => {
             print!("{}", report::scaling(&runs)?);
             Ok(())
         }
         Command::Nb201(args) => nb201::run(&args),
         Command::Verify(args) => verify_files(&args),
-        Command::Doctor => doctor::run(Duration::from_secs(60), None),
+        Command::Doctor => doctor::run(LIMIT, None),
     }
 }
 
@@ -56,6 +67,13 @@ pub fn run(command: Command) -> Result<()> {
 fn search_imagenet(args: &SearchArgs) -> Result<()> {
     let config = Config::load(&args.run.config, &args.run.sets)?;
     in_world(&config, &args.run, |world| run::search::search(&config, args, world))
+}
+
+/// Every rank: load the configuration, join the world, train and test.
+fn evaluate(args: &EvaluateArgs, space: SearchSpace) -> Result<()> {
+    let config = EvaluateConfig::load(&args.run.config, &args.run.sets)?;
+    config.check_space(space)?;
+    in_world(&config, &args.run, |world| run::evaluate::evaluate(&config, args, world))
 }
 
 /// Every rank: joins the world, does `work` in it.
@@ -76,9 +94,26 @@ fn in_world<S: Settings>(
 
 /// Compares golden files with this program's network; an error if one differs.
 fn verify_files(args: &VerifyArgs) -> Result<()> {
+    if args.device == DeviceChoice::Cpu {
+        return verify_on(args, Device::Cpu);
+    }
+    let devices = Devices { choice: args.device, ..Devices::default() };
+    let world = World::start_on(devices, LIMIT, None)?;
+    let outcome = verify_on(args, world.device());
+    world.end(outcome)
+}
+
+fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
+    let placement = net::placement::Placement {
+        precision: args.precision,
+        device,
+        channels_last: !args.channels_first,
+        checkpoint_cells: args.checkpoint_cells,
+        ..verify::PLACEMENT
+    };
     let mut failed = 0;
     for file in &args.files {
-        let outcome = verify::verify(file)?;
+        let outcome = verify::verify(file, placement)?;
         println!("{}\n{outcome}", file.display());
         if let verify::Outcome::Compared(findings) = &outcome {
             failed += usize::from(!findings.iter().all(verify::Finding::passes));

@@ -4,7 +4,10 @@ mod metrics;
 mod progress;
 mod scaling;
 
-pub use metrics::{EpochRecord, FinishRecord, MetricsLog, Record, StageRecord, StepRecord};
+pub use metrics::{
+    EpochRecord, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, MetricsLog, NetworkRecord, Record,
+    StageRecord, StepRecord,
+};
 pub use progress::{Progress, Status};
 pub use scaling::scaling;
 
@@ -41,6 +44,39 @@ pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
         finish.images,
         finish.ranks,
         finish.genotype,
+        run.display(),
+    )
+}
+
+/// The end of an evaluation, for people: what the tests found, and what can be done with the network.
+pub fn evaluated_text(run: &Path, evaluated: &EvaluatedRecord) -> String {
+    let percent = |part: f64| format!("{:.2} %", 100.0 * part);
+    let result = |top1: f64, top5: f64| {
+        format!("top-1 {} (error {}), top-5 {}", percent(top1), percent(1.0 - top1), percent(top5))
+    };
+    format!(
+        "Evaluated, after {} epochs, {} steps ({}, {} images, {} ranks), on {} test images:\n\n  \
+         last epoch ({}): {}\n  best epoch ({}): {}\n\n\
+         The best epoch is chosen by the test images themselves: tables of papers often hold it, the last one is the\n\
+         honest figure. {:.3} M parameters, {:.1} M multiply-adds.\n\n{}\n\n\
+         Run folder: {}\n  best.safetensors  weights of the best epoch\n  metrics.jsonl     every step, epoch and test, \
+         one JSON object a line\n  checkpoints/      the newest states; the last one holds the last epoch's weights\n\n\
+         What next:\n- drnas-dist export {} --to DIR   takes the network to PyTorch.\n\
+         - Train again with another seed (--set seed=1): one training is one sample.\n",
+        evaluated.epochs,
+        evaluated.step,
+        human_time(Duration::from_secs_f64(evaluated.wall_s.max(0.0))),
+        evaluated.images,
+        evaluated.ranks,
+        evaluated.test_images,
+        evaluated.epochs,
+        result(evaluated.last_top1, evaluated.last_top5),
+        evaluated.best_epoch,
+        result(evaluated.best_top1, evaluated.best_top5),
+        evaluated.parameters as f64 / 1e6,
+        evaluated.multiply_adds as f64 / 1e6,
+        evaluated.genotype,
+        run.display(),
         run.display(),
     )
 }

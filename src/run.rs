@@ -1,5 +1,6 @@
 //! A run: from checked inputs to the result, with its log, its checkpoints and its end, whatever it trains.
 
+pub mod evaluate;
 mod journal;
 mod lock;
 pub mod search;
@@ -70,7 +71,7 @@ fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<(
         ("program (another version is installed there)".to_owned(), program),
         ("configuration".to_owned(), training.settings().hash()),
     ];
-    mine.extend(training.sets().iter().map(|(name, hash)| (format!("--{name} shards"), *hash)));
+    mine.extend(training.sets().iter().map(|(name, hash)| (format!("--{name}"), *hash)));
     let bytes: Vec<u8> = mine.iter().flat_map(|(_, hash)| hash.to_le_bytes()).collect();
     let all = comm.all_gather(&bytes)?;
     for (index, (what, _)) in mine.iter().enumerate() {

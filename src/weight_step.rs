@@ -3,7 +3,7 @@
 
 use crate::comm::Communicator;
 use crate::comm::bucket::Bucket;
-use crate::data::{Batch, Upload};
+use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::tape::Tape;
 use crate::optimiser::{Sgd, clip_coefficient};
@@ -11,8 +11,15 @@ use crate::tally::{StepOutcome, timed};
 use crate::whereabouts::{Phase, begin};
 use tch::Tensor;
 
-/// A batch on the device: normalised images, labels.
-pub fn prepare(batch: Batch, upload: &mut Upload, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+/// The next batch on the device: normalised images, labels.
+pub fn prepare(
+    loader: &mut Loader,
+    upload: &mut Upload,
+    outcome: &mut StepOutcome,
+) -> Result<(Tensor, Tensor)> {
+    begin(Phase::Data)?;
+    let batch = loader.next()?;
+    begin(Phase::Forward)?;
     outcome.num_skipped += batch.num_skipped;
     upload.input(&batch)
 }

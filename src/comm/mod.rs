@@ -8,9 +8,8 @@ pub(crate) mod roll;
 
 pub use mpi::Mpi;
 pub(crate) use mpi::end_all;
-pub use nccl::NCCL_VARIABLE;
-pub use nccl::Nccl;
 pub(crate) use nccl::Terms;
+pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
 
 use crate::error::{Error, Result};
 use std::io::Write;

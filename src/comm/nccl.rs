@@ -22,6 +22,7 @@ use crate::whereabouts;
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -347,6 +348,12 @@ fn data_type(kind: Kind) -> ncclDataType_t {
         Kind::BFloat16 => ncclDataType_t::ncclBfloat16,
         _ => ncclDataType_t::ncclFloat32,
     }
+}
+
+/// Version and path of the NCCL that ranks on cards would use. Local.
+pub fn nccl_library() -> Result<(String, &'static Path)> {
+    let library = Library::open()?;
+    Ok((version_text(library.version), library.path()))
 }
 
 /// What each rank says of its library and card before they join.

@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, DeviceChoice, Regulariser, Run, Settings, Weights};
+use super::{Config, Data, DeviceChoice, Model, Regulariser, Run, Settings, Weights};
 use crate::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -27,7 +27,8 @@ impl Settings for Config {
 
     fn check(&self) -> Result<()> {
         self.check_numbers()?;
-        self.check_model()?;
+        self.model.check(self.data.px)?;
+        self.check_stem()?;
         self.check_stages()?;
         self.check_batch()
     }
@@ -195,6 +196,36 @@ impl Weights {
     }
 }
 
+impl Model {
+    /// Every key for itself, and the side of the images, `px`.
+    pub(super) fn check(&self, px: i64) -> Result<()> {
+        let model = self;
+        require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
+        require!(
+            model.layers >= 3 || model.space == SearchSpace::NasBench201,
+            "model.layers must be 3 or more (two cells reduce, one comes first), found {}",
+            model.layers
+        );
+        require!(model.layers >= 1, "model.layers must be 1 or more, found {}", model.layers);
+        require!(
+            (1..=1 << 16).contains(&model.init_channels),
+            "model.init_channels must be in 1..=65536, found {}",
+            model.init_channels
+        );
+        // Strided operations round a map's side up, the bypass of partial channels rounds it down, and the two halves of
+        // a FactorizedReduce must agree: whatever is halved must be even. ImageNet: stem / 8, then two reductions.
+        let multiple = match model.space {
+            SearchSpace::DartsImagenet => 32,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => 4,
+        };
+        require!(
+            px > 0 && px <= 4096 && px % multiple == 0,
+            "data.px = {px} must be a multiple of {multiple}, at most 4096, so that every reduction halves an even map"
+        );
+        Ok(())
+    }
+}
+
 impl Run {
     /// Every key for itself.
     pub(super) fn check(&self) -> Result<()> {
@@ -234,30 +265,8 @@ impl Config {
         self.run.check()
     }
 
-    fn check_model(&self) -> Result<()> {
-        let (model, px) = (&self.model, self.data.px);
-        require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
-        require!(
-            model.layers >= 3 || model.space == SearchSpace::NasBench201,
-            "model.layers must be 3 or more (two cells reduce, one comes first), found {}",
-            model.layers
-        );
-        require!(model.layers >= 1, "model.layers must be 1 or more, found {}", model.layers);
-        require!(
-            (1..=1 << 16).contains(&model.init_channels),
-            "model.init_channels must be in 1..=65536, found {}",
-            model.init_channels
-        );
-        // Strided operations round a map's side up, the bypass of partial channels rounds it down, and the two halves of
-        // a FactorizedReduce must agree: whatever is halved must be even. ImageNet: stem / 8, then two reductions.
-        let multiple = match model.space {
-            SearchSpace::DartsImagenet => 32,
-            SearchSpace::DartsCifar | SearchSpace::NasBench201 => 4,
-        };
-        require!(
-            px > 0 && px <= 4096 && px % multiple == 0,
-            "data.px = {px} must be a multiple of {multiple}, at most 4096, so that every reduction halves an even map"
-        );
+    fn check_stem(&self) -> Result<()> {
+        let model = &self.model;
         require!(
             model.space != SearchSpace::DartsImagenet || model.init_channels % 2 == 0,
             "model.init_channels = {} must be even: the ImageNet stem begins with 3/2 of it",

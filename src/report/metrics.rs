@@ -21,6 +21,13 @@ pub enum Record {
     Stage(StageRecord),
     /// Once, at the end of the run.
     Finish(FinishRecord),
+    /// At the beginning of an evaluation.
+    Network(NetworkRecord),
+    /// After the last step of an epoch of an evaluation, and its test.
+    #[serde(rename = "evaluated_epoch")]
+    EvaluatedEpoch(EvaluatedEpochRecord),
+    /// Once, at the end of an evaluation.
+    Evaluated(EvaluatedRecord),
 }
 
 /// One step. The images of all replicas count.
@@ -131,6 +138,99 @@ pub struct FinishRecord {
     pub wall_s: f64,
 }
 
+/// An evaluation begins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// Steps done before it.
+    pub step: u64,
+    /// Epochs of the run.
+    pub epochs: u64,
+    /// Learned numbers without the auxiliary head, as papers count.
+    pub parameters: i64,
+    /// Learned numbers, all of them.
+    pub num_weights: i64,
+    /// Multiply-adds of convolutions and linear layers for one test image, without the auxiliary head.
+    pub multiply_adds: i64,
+    /// The architecture, DARTS one-line text.
+    pub genotype: String,
+}
+
+/// One epoch of an evaluation: means over its steps, and the test that followed, if one did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluatedEpochRecord {
+    /// Epoch, from 1.
+    pub epoch: u64,
+    /// Steps done in the run when the epoch ended.
+    pub step: u64,
+    /// Steps of the epoch.
+    pub steps: u64,
+    /// Mean of what was minimised: smoothed, with the auxiliary head's part.
+    pub loss: f64,
+    /// Part of the training images whose class came first.
+    pub top1: f64,
+    /// Part of the training images whose class was among the first five.
+    pub top5: f64,
+    /// Mean cross entropy over the test set.
+    pub test_loss: Option<f64>,
+    /// Part of the test images whose class came first.
+    pub test_top1: Option<f64>,
+    /// Part of the test images whose class was among the first five.
+    pub test_top5: Option<f64>,
+    /// Images tested.
+    pub test_images: Option<u64>,
+    /// The best `test_top1` so far.
+    pub best_top1: Option<f64>,
+    /// The epoch that had it first.
+    pub best_epoch: Option<u64>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Probability of drop path.
+    pub drop_path: f64,
+    /// Training images that went through the network, per second.
+    pub images_per_s: f64,
+    /// Time that rank 0 waited for images, milliseconds per step.
+    pub data_wait_ms: f64,
+    /// Time that rank 0 waited for other ranks, milliseconds per step.
+    pub reduce_wait_ms: f64,
+    /// Images that could not be decoded and were replaced.
+    pub skipped_images: u64,
+    /// Length of the epoch's steps, seconds.
+    pub wall_s: f64,
+}
+
+/// An evaluation has ended well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluatedRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epochs: u64,
+    /// Top-1 of the test after the last epoch.
+    pub last_top1: f64,
+    /// Top-5 of the same test.
+    pub last_top5: f64,
+    /// The epoch whose test had the highest top-1: chosen by the test images themselves.
+    pub best_epoch: u64,
+    /// Its top-1.
+    pub best_top1: f64,
+    /// Its top-5.
+    pub best_top5: f64,
+    /// Images of each test.
+    pub test_images: u64,
+    /// Learned numbers without the auxiliary head.
+    pub parameters: i64,
+    /// Multiply-adds for one test image, without the auxiliary head.
+    pub multiply_adds: i64,
+    /// Training images that went through the network.
+    pub images: u64,
+    /// Ranks that took part in the end.
+    pub ranks: u64,
+    /// The architecture, DARTS one-line text.
+    pub genotype: String,
+    /// Seconds in training steps.
+    pub wall_s: f64,
+}
+
 impl Record {
     /// Steps done when the record was written.
     pub fn step(&self) -> u64 {
@@ -139,6 +239,9 @@ impl Record {
             Record::Epoch(record) => record.step,
             Record::Stage(record) => record.step,
             Record::Finish(record) => record.step,
+            Record::Network(record) => record.step,
+            Record::EvaluatedEpoch(record) => record.step,
+            Record::Evaluated(record) => record.step,
         }
     }
 }

@@ -120,7 +120,7 @@ impl Journal {
 
     /// The run, or a stage of it, begins.
     pub fn stage(&mut self, training: &impl Training) -> Result<()> {
-        let told = training.tell_stage();
+        let told = training.tell_stage()?;
         self.progress.note(&told.text);
         self.log.write(&told.record)
     }

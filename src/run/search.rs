@@ -145,7 +145,7 @@ impl Training for SearchRun<'_> {
         self.search.compare_ranks(comm)
     }
 
-    fn tell_stage(&self) -> Told {
+    fn tell_stage(&self) -> Result<Told> {
         let (number, num_weights) = (self.search.stage(), self.search.net().params.num_elements());
         let stage = self.timeline.stages()[number];
         let record = StageRecord {
@@ -164,7 +164,7 @@ impl Training for SearchRun<'_> {
             stage.ops_kept,
             stage.epochs,
         );
-        Told { record: Record::Stage(record), text }
+        Ok(Told { record: Record::Stage(record), text })
     }
 
     fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told> {

@@ -12,7 +12,7 @@ pub mod timeline;
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Regulariser};
-use crate::data::{Batch, Loader, Upload};
+use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::optimiser::{Adam, Sgd, clip_coefficient};
@@ -128,9 +128,7 @@ impl Search {
     ) -> Result<()> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
-            begin(Phase::Data)?;
-            let (images, labels) = self.prepare(loader.next()?, outcome)?;
-            begin(Phase::Forward)?;
+            let (images, labels) = self.prepare(loader, outcome)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
@@ -169,9 +167,7 @@ impl Search {
         outcome: &mut StepOutcome,
     ) -> Result<()> {
         for local in 0..self.replicas.len() {
-            begin(Phase::Data)?;
-            let (images, labels) = self.prepare(loader.next()?, outcome)?;
-            begin(Phase::Forward)?;
+            let (images, labels) = self.prepare(loader, outcome)?;
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
@@ -199,9 +195,9 @@ impl Search {
             .collect()
     }
 
-    /// A batch on the device: normalised images, labels.
-    fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
-        weight_step::prepare(batch, &mut self.upload, outcome)
+    /// The next batch on the device: normalised images, labels.
+    fn prepare(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+        weight_step::prepare(loader, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
