@@ -331,9 +331,12 @@ impl MetricsLog {
     }
 }
 
-/// `step` of a line, of whatever kind: lines with `null` in place of a number count too.
+/// `step` of a line that is kept: lines with `null` in place of a number are, the end of a run that goes on is not.
 fn step_of(line: &[u8]) -> Option<u64> {
     let value: serde_json::Value = serde_json::from_slice(line).ok()?;
+    if value.get("event").is_some_and(|event| event == "finish") {
+        return None;
+    }
     value.get("step")?.as_u64()
 }
 
@@ -407,6 +410,11 @@ mod tests {
 
         // A line cut off just before its end would swallow the next one.
         log.file.write_all(br#"{"event":"step","step":6}"#).unwrap();
+        let mut log = MetricsLog::resume(&cut, 6).unwrap();
+        assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
+
+        // A run that was killed between its last line and its report says the last line again.
+        log.write(&finish(6)).unwrap();
         MetricsLog::resume(&cut, 6).unwrap();
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
     }
