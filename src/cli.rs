@@ -4,6 +4,7 @@ use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
 use crate::nb201::Nb201Args;
+use crate::plot::PlotArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -33,6 +34,8 @@ pub enum Command {
     SearchImagenet(SearchArgs),
     /// Look up what architectures of NAS-Bench-201 reach.
     Nb201(Nb201Args),
+    /// Draw a figure of a run.
+    Plot(PlotArgs),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.

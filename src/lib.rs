@@ -14,6 +14,7 @@ pub mod error;
 pub mod launch;
 pub mod nb201;
 pub mod net;
+pub mod plot;
 pub mod random;
 pub mod report;
 pub mod run;
@@ -37,6 +38,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search_imagenet(&args),
         Command::Nb201(args) => nb201::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(Duration::from_secs(60), None),
     }

@@ -29,6 +29,8 @@ pub enum Purpose {
     Split = 8,
     /// Demonstration images.
     Demo = 9,
+    /// Architectures drawn for the trajectory figure.
+    Trajectory = 20,
 }
 
 /// The seed of the stream at `place` (step, replica, sample ... whatever tells two uses apart).
