@@ -280,7 +280,7 @@ mod tests {
             }
             let step = 1.0 / (sorted.len() - 1) as f64;
             let mut at = 0;
-            while (at + 1) as f64 * step < part {
+            while at + 2 < sorted.len() && (at + 1) as f64 * step < part {
                 at += 1;
             }
             sorted[at] + (sorted[at + 1] - sorted[at]) * (part - at as f64 * step) / step
