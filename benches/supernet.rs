@@ -10,6 +10,7 @@ mod naive;
 
 use drnas_dist::net::params::Named;
 use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use drnas_dist::precision::Precision;
 use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;
 use tch::{Device, Kind, Tensor};
@@ -60,9 +61,10 @@ fn main() {
                 masks: vec![mask.clone(), mask],
             };
             let placement = Placement {
-                kind: Kind::Float,
+                precision: Precision::Fp32,
                 device: Device::Cpu,
                 channels_last: true,
+                checkpoint_cells: false,
                 replicas: 1,
                 bucket_bytes: 1 << 20,
             };

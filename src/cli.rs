@@ -32,6 +32,9 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Compare finished runs.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Look up what architectures of NAS-Bench-201 reach.
     Nb201(Nb201Args),
     /// Draw a figure of a run.
@@ -46,16 +49,24 @@ pub enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = SEARCH_EXAMPLES)]
 pub struct SearchArgs {
-    /// The configuration, a TOML file; configs/README.md explains every key.
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    /// What every run is given.
+    #[command(flatten)]
+    pub run: RunArgs,
     /// Folder of shards that train the weights.
     #[arg(long, value_name = "SHARDS")]
     pub train: PathBuf,
     /// Folder of shards that train the architecture.
     #[arg(long, value_name = "SHARDS")]
     pub valid: PathBuf,
-    /// Run folder: checkpoints, metrics, genotype. Made if need be; an older run in it is never overwritten.
+}
+
+/// Arguments of everything that makes a run folder.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The configuration, a TOML file; configs/README.md explains every key.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Run folder: checkpoints, metrics, results. Made if need be; an older run in it is never overwritten.
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
     /// Change one key of the configuration; may be repeated.
@@ -64,6 +75,20 @@ pub struct SearchArgs {
     /// Go on from the newest good checkpoint in RUN; without one, begin.
     #[arg(long)]
     pub resume: bool,
+    /// Let several ranks share one GPU, for trying things out: needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
+    #[arg(long)]
+    pub share_gpu: bool,
+}
+
+/// What `report` can tell.
+#[derive(Debug, Subcommand)]
+pub enum ReportCommand {
+    /// How the speed grows with the ranks: images/s of the last epoch of each run, as a Markdown table.
+    Scaling {
+        /// Run folders, see launch/slurm/scaling.sh.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+    },
 }
 
 /// Arguments of `verify`.

@@ -5,19 +5,28 @@
 
 mod check;
 mod load;
+mod settings;
 
+pub use settings::Settings;
+
+pub use crate::precision::Precision;
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
-/// A run, resolved and checked. `Config::load` makes one; `Default` is the published ImageNet search.
+/// A run, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
     pub seed: u64,
-    /// Floating-point type of weights, activations and eta.
+    /// What ranks compute on.
+    pub device: DeviceChoice,
+    /// How exact the network computes.
     pub precision: Precision,
+    /// Channels last in memory.
+    pub channels_last: bool,
+    /// Keep only the inputs of cells for the backward pass and compute the rest again.
+    pub checkpoint_cells: bool,
     /// The supernet.
     pub model: Model,
     /// Images: size, augmentation, workers.
@@ -32,14 +41,28 @@ pub struct Config {
     pub run: Run,
 }
 
-/// Floating-point type of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// In which kind gradients travel between cards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// The published precision.
-    Float32,
-    /// For checks: slower, and differences between orders of summation vanish.
-    Float64,
+pub enum Reduce {
+    /// As they are.
+    #[default]
+    Fp32,
+    /// Rounded to bfloat16 before they are summed: half the bytes.
+    Bf16,
+}
+
+/// Where a rank computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// On cards if every rank has one, else on the CPU.
+    #[default]
+    Auto,
+    /// On a card, or not at all.
+    Cuda,
+    /// On the CPU.
+    Cpu,
 }
 
 /// The supernet.
@@ -62,10 +85,22 @@ pub struct Model {
 pub struct Data {
     /// Side of the square that the network sees, pixels.
     pub px: i64,
+    /// Which part of a training picture is taken.
+    pub crop: CropKind,
     /// RandomResizedCrop: smallest part of the picture's area, in (0, 1].
     pub crop_area_min: f64,
+    /// `CropKind::Pad`: black pixels on each side.
+    pub pad: u32,
     /// Mirror half of the images left to right.
     pub flip: bool,
+    /// Colour jitter: strength of brightness, contrast, saturation, hue; 0 = none.
+    pub jitter: [f64; 4],
+    /// Side of the square that is cut out of a training picture, pixels; 0 = none.
+    pub cutout: u32,
+    /// The shorter side of a test picture becomes so long, pixels; 0 = automatic, see `test_resize_px`.
+    pub test_resize: i64,
+    /// Side of the centre of it that is tested, pixels; 0 = px.
+    pub test_crop: i64,
     /// Subtracted from each channel (red, green, blue, in 0..1).
     pub mean: [f64; 3],
     /// Each channel is divided by this.
@@ -76,6 +111,33 @@ pub struct Data {
     pub prefetch: usize,
     /// Replace an undecodable image by another one and count it, instead of ending the run.
     pub skip_bad: bool,
+}
+
+/// Which part of a training picture is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CropKind {
+    /// A random rectangle, resized (ImageNet).
+    RandomResized,
+    /// A random square of the padded picture, not resized (CIFAR).
+    Pad,
+}
+
+impl Data {
+    /// Side of a test picture, pixels.
+    pub fn test_crop_px(&self) -> i64 {
+        if self.test_crop > 0 { self.test_crop } else { self.px }
+    }
+
+    /// Length that the shorter side of a test picture gets, pixels. Automatic: the published proportion 256 : 224 where
+    /// training resizes, nothing is cut off where it does not.
+    pub fn test_resize_px(&self) -> i64 {
+        match (self.test_resize, self.crop) {
+            (0, CropKind::RandomResized) => (self.test_crop_px() * 8 + 3) / 7,
+            (0, CropKind::Pad) => self.test_crop_px(),
+            (side, _) => side,
+        }
+    }
 }
 
 /// How often theta is drawn in one step.
@@ -177,6 +239,8 @@ pub struct Run {
     pub checkpoints_kept: usize,
     /// Size of a gradient bucket, MiB: what travels at once while backward goes on.
     pub bucket_mib: f64,
+    /// In which kind gradients travel between cards.
+    pub reduce: Reduce,
     /// libtorch threads per rank; 0 = automatic. Another number adds in another order: results differ by rounding.
     pub threads: usize,
     /// A collective that takes longer ends the run, seconds.
@@ -187,7 +251,10 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             seed: 0,
-            precision: Precision::Float32,
+            device: DeviceChoice::Auto,
+            precision: Precision::Fp32,
+            channels_last: true,
+            checkpoint_cells: false,
             model: Model::default(),
             data: Data::default(),
             search: Search::default(),
@@ -208,8 +275,14 @@ impl Default for Data {
     fn default() -> Self {
         Data {
             px: 224,
+            crop: CropKind::RandomResized,
             crop_area_min: 0.08,
+            pad: 4,
             flip: true,
+            jitter: [0.0; 4],
+            cutout: 0,
+            test_resize: 0,
+            test_crop: 0,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
             decode_threads: 0,
@@ -260,6 +333,7 @@ impl Default for Run {
             checkpoint_every: 500,
             checkpoints_kept: 3,
             bucket_mib: 1.0,
+            reduce: Reduce::Fp32,
             threads: 0,
             time_limit_s: 300.0,
         }
@@ -267,24 +341,8 @@ impl Default for Run {
 }
 
 impl Config {
-    /// The configuration as a TOML file with every key, in one order and one spelling: equal configurations give equal
-    /// text. Loading it gives this configuration again.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a checked configuration has only values that TOML can hold")
-    }
-
-    /// Identity of the configuration: ranks with different ones must not compute together.
-    pub fn hash(&self) -> u64 {
-        xxh3_64(self.to_toml().as_bytes())
-    }
-
     /// Epochs of all stages.
     pub fn num_epochs(&self) -> u64 {
         self.search.stages.iter().map(|stage| stage.epochs).sum()
-    }
-
-    /// Images of one replica in one step.
-    pub fn replica_batch(&self) -> i64 {
-        self.search.global_batch / self.search.replicas
     }
 }

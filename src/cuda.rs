@@ -1,4 +1,12 @@
-//! Opens the CUDA half of libtorch, which the binary is not linked with: one binary serves machines with and without GPUs.
+//! Cards: the CUDA half of libtorch, which the binary is not linked with (one binary serves machines with and without
+//! GPUs), the driver, and the order of work on a card.
+
+mod driver;
+pub(crate) mod library;
+mod stream;
+
+pub use driver::{Card, DRIVER_FILE, Driver};
+pub use stream::{Context, Event, Stream};
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -41,6 +49,30 @@ pub fn mapped(name: &str) -> Option<PathBuf> {
             file.is_some_and(|file| file.starts_with(name))
         })
         .map(Path::to_path_buf)
+}
+
+/// Where a library of CUDA may be, best first: the file in use (its name begins with `stem`), one of `names` beside libtorch or
+/// in the wheels beside it, one of `names` where the system looks.
+pub fn candidates(stem: &str, names: &[&str]) -> Vec<PathBuf> {
+    let folders = wheel_folders(mapped("libtorch_cpu.so").as_deref());
+    let nearby = (folders.iter())
+        .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
+        .filter(|path| path.exists());
+    mapped(stem).into_iter().chain(nearby).chain(names.iter().map(PathBuf::from)).collect()
+}
+
+/// Where wheels put the CUDA libraries: beside libtorch, and in ../nvidia/*/lib of the folder torch.
+fn wheel_folders(torch: Option<&Path>) -> Vec<PathBuf> {
+    let Some(lib) = torch.and_then(Path::parent) else {
+        return Vec::new();
+    };
+    let mut folders = vec![lib.to_path_buf()];
+    if let Some(packages) = lib.parent().and_then(Path::parent)
+        && let Ok(entries) = std::fs::read_dir(packages.join("nvidia"))
+    {
+        folders.extend(entries.flatten().map(|entry| entry.path().join("lib")));
+    }
+    folders
 }
 
 /// Opens `path` for good and makes its symbols visible to libraries opened later: libtorch registers its backend so.

@@ -1,5 +1,6 @@
 //! Everything that can go wrong, one variant each: what, where, expected, found, and a way out.
 
+use crate::whereabouts::Whereabouts;
 use std::path::PathBuf;
 
 /// The result of everything that can fail.
@@ -44,6 +45,17 @@ pub enum Error {
         /// The folder, or the list, that names the images.
         root: PathBuf,
     },
+    /// A data set, or a list of its images, that is not what it should be.
+    #[error("{}: {what} (datasets/README.md says what is expected)", path.display())]
+    Source {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Arguments about a data set that do not fit it.
+    #[error("{0}; datasets/README.md has examples")]
+    SourceArgs(String),
     /// A line of a split list that cannot be used.
     #[error("{} line {line}: {what}", path.display())]
     ListLine {
@@ -241,8 +253,8 @@ pub enum Error {
     // -- ranks ------------------------------------------------------------------------------
     /// The other ranks did not come to a collective operation within the time limit.
     #[error(
-        "rank {rank} on {host}: waited {waited_s:.1} s in operation {number} ({operation}) and not every rank came; \
-         look for a rank that hangs or a link that is cut, then go on with --resume"
+        "rank {rank} on {host}: waited {waited_s:.1} s in operation {number} ({operation}) and not every rank \
+         came{missing}; look for a rank that hangs or a link that is cut, then go on with --resume"
     )]
     Stalled {
         /// The rank that waited.
@@ -255,6 +267,45 @@ pub enum Error {
         number: u64,
         /// Seconds waited.
         waited_s: f64,
+        /// Who did not come and where they are, in brackets; empty if that is not known.
+        missing: String,
+    },
+
+    /// A rank that died or stopped, as another one sees it.
+    #[error("rank {rank} on {host}: lost {lost}: {how}; all ranks are ended, go on with --resume")]
+    RankLost {
+        /// The rank that noticed.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// The lost rank, its host, step and phase when it was last heard of.
+        lost: String,
+        /// How it shows.
+        how: String,
+    },
+
+    /// Heartbeats cannot begin.
+    #[error("heartbeats: {what}: {source}; run.heartbeat_s = 0 goes without them")]
+    Watch {
+        /// What was tried.
+        what: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// A rank that does not reach rank 0 outside MPI.
+    #[error(
+        "heartbeats: rank {rank} on {host} does not reach rank 0 at {}; let a firewall between the machines pass TCP, or \
+         go without heartbeats by run.heartbeat_s = 0",
+        doors.iter().map(|door| door.to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    WatchLink {
+        /// The rank.
+        rank: usize,
+        /// Its host.
+        host: String,
+        /// Where it tried.
+        doors: Vec<std::net::SocketAddr>,
     },
 
     /// The ranks called different collective operations, or the same one with other lengths.
@@ -332,6 +383,180 @@ pub enum Error {
         granted: String,
     },
 
+    // -- devices ----------------------------------------------------------------------------
+    /// The driver refused a call, or the card failed in work given to it earlier.
+    #[error("{call}: {text} (CUDA error {code}); `drnas-dist doctor` shows cards and libraries")]
+    Cuda {
+        /// The call.
+        call: &'static str,
+        /// Its answer.
+        code: u32,
+        /// The same in the driver's words.
+        text: String,
+    },
+
+    /// A card is wanted, and there is none.
+    #[error("device = \"cuda\": no GPU can be used on {host}: {why}, or compute there with --set device=cpu")]
+    NoGpu {
+        /// The machine.
+        host: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+
+    /// Some machines have cards, some have none.
+    #[error(
+        "{with} has a GPU that can be used, {host} has none: {why}; leave {host} out, or compute everywhere with \
+         --set device=cpu"
+    )]
+    SomeHaveNoGpu {
+        /// A machine with cards.
+        with: String,
+        /// A machine without.
+        host: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+
+    /// More ranks than cards on a machine.
+    #[error(
+        "{host}: {ranks} ranks, but {gpus} GPUs; start at most one rank for each GPU, or let ranks share one with \
+         --share-gpu"
+    )]
+    TooFewGpus {
+        /// The machine.
+        host: String,
+        /// Its ranks.
+        ranks: usize,
+        /// Its cards.
+        gpus: usize,
+    },
+
+    /// NCCL is not there.
+    #[error("NCCL is not found, ranks on several cards need it ({why}); {advice}")]
+    NcclMissing {
+        /// What the loader said.
+        why: String,
+        /// How to get it.
+        advice: &'static str,
+    },
+
+    /// A library that is not NCCL, or an NCCL that lacks something.
+    #[error("{}: has no {symbol}, so this NCCL is too old or another library; {advice}", path.display())]
+    NcclSymbol {
+        /// The library.
+        path: PathBuf,
+        /// The missing function.
+        symbol: &'static str,
+        /// How to get another.
+        advice: &'static str,
+    },
+
+    /// An NCCL that lacks what is needed.
+    #[error("{}: NCCL {found} is too old, {oldest} or newer is needed; {advice}", path.display())]
+    NcclTooOld {
+        /// The library.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+        /// The oldest that will do.
+        oldest: String,
+        /// How to get another.
+        advice: &'static str,
+    },
+
+    /// Ranks with different versions of NCCL.
+    #[error(
+        "rank {rank} has NCCL {found}, rank 0 has {first}; give all hosts the same one (rank 0 or {rank} uses {})",
+        path.display()
+    )]
+    NcclVersions {
+        /// The first rank that differs.
+        rank: usize,
+        /// Version of rank 0.
+        first: String,
+        /// Version of that rank.
+        found: String,
+        /// The library of the rank that says it.
+        path: PathBuf,
+    },
+
+    /// NCCL does not start.
+    #[error("{call}: {text}; NCCL_DEBUG=INFO makes NCCL say more, `drnas-dist doctor` shows what it runs on")]
+    NcclStart {
+        /// The call that failed.
+        call: &'static str,
+        /// The library's words.
+        text: String,
+    },
+
+    /// NCCL or the card failed in a collective operation.
+    #[error(
+        "{at}: {operation}: {call}: {text}; look at the cards and links of the hosts, then go on with --resume"
+    )]
+    NcclLost {
+        /// The rank that found it, and where it was.
+        at: Box<Whereabouts>,
+        /// The operation.
+        operation: String,
+        /// The call that told it.
+        call: &'static str,
+        /// The library's words.
+        text: String,
+    },
+
+    /// A collective operation on the cards that does not end.
+    #[error(
+        "{at}: waited {waited_s:.1} s in {operation} and it does not end; \
+         look for a rank that hangs or a link that is cut, then go on with --resume"
+    )]
+    NcclStalled {
+        /// The rank that waited, and where it was.
+        at: Box<Whereabouts>,
+        /// The operation.
+        operation: String,
+        /// Seconds waited.
+        waited_s: f64,
+    },
+
+    /// Two ranks with one card.
+    #[error(
+        "ranks {first} and {second} both have the card at {bus_id}; start as many ranks as there are cards, or let \
+         them share with --share-gpu"
+    )]
+    SameCard {
+        /// A rank.
+        first: usize,
+        /// The other.
+        second: usize,
+        /// Where the card is plugged in.
+        bus_id: String,
+    },
+
+    /// Ranks may share a card, but NCCL will not let them.
+    #[error(
+        "ranks are to share the card at {bus_id} (--share-gpu): that needs NCCL {oldest} or newer and \
+         NCCL_MULTI_RANK_GPU_ENABLE=1 in the environment; this is NCCL {found}"
+    )]
+    CannotShare {
+        /// Where the card is plugged in.
+        bus_id: String,
+        /// Version of NCCL.
+        found: String,
+        /// The oldest that will do.
+        oldest: String,
+    },
+
+    // -- report -----------------------------------------------------------------------------
+    /// A run that cannot stand in a table of speeds.
+    #[error("{}: no {what} in its log (metrics.jsonl); only finished runs can be compared", run.display())]
+    NotMeasured {
+        /// The run folder.
+        run: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
+
     // -- checkpoints ------------------------------------------------------------------------
     /// A checkpoint that cannot be read back.
     #[error("checkpoint {}: {why}", path.display())]
@@ -382,7 +607,7 @@ pub enum Error {
         /// The first rank that differs.
         rank: usize,
         /// What differs.
-        what: &'static str,
+        what: String,
     },
 
     /// Ranks that must have computed the same have not.
@@ -590,7 +815,8 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|key| format!("; did you mean \"{key}\"?")).unwrap_or_default()
 }
 
-/// The error and what caused it, in one line; a cause that is quoted already is not said twice.
+/// The error and what caused it, in one line; a cause that is quoted already is not said twice. Control characters, which
+/// come from names and contents of files, are escaped: they would break the line or move the terminal's cursor.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -601,7 +827,15 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text.replace('\n', " ")
+    let mut line = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '\n' => line.push(' '),
+            char if char.is_control() => line.extend(char.escape_default()),
+            char => line.push(char),
+        }
+    }
+    line
 }
 
 #[cfg(test)]
@@ -618,5 +852,6 @@ mod tests {
         let error = Error::io("write", "a/b")(inner);
         assert_eq!(chain(&error), "write a/b: the disk is full");
         assert_eq!(chain(&Outer(error)), "outer: write a/b: the disk is full");
+        assert_eq!(chain(&Error::Demo("\u{1b}[2Jä\r".into())), "demo-data: \\u{1b}[2Jä\\r");
     }
 }

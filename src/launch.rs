@@ -1,21 +1,27 @@
 //! The world of a run: MPI start, this rank's place in it, its threads; what ends it: Drop, a panic, a signal.
 
+mod device;
+mod heartbeat;
 mod place;
+mod signals;
 
-use crate::comm::{Communicator, Mpi, Solo, end_all, say};
+pub use device::Devices;
+pub use signals::{INTERRUPTED, STOPPED};
+
+use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms, at_last, end_all, last_acts, say};
+use crate::cuda::{Card, Context};
 use crate::error::{Error, Result};
+use crate::whereabouts;
+use device::Own;
+use heartbeat::Watch;
 use mpi::Threading;
 use mpi::environment::Universe;
 use place::{Place, Seat, host_name, place, threads_per_rank};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::{Handle, Signals};
-use std::io::{IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use signal_hook::iterator::Handle;
+use signals::{Deadline, Standing};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
-
-/// Exit code after a signal: the run is not finished and can go on.
-pub const STOPPED: i32 = 130;
 
 /// The variables by which a launcher tells a process that it is one of several.
 const LAUNCHED: [&str; 5] =
@@ -25,9 +31,10 @@ const LAUNCHED: [&str; 5] =
 pub struct World {
     ranks: Ranks,
     place: Place,
+    device: tch::Device,
+    card: Option<(Card, Context)>,
     threads: usize,
-    stop: Arc<AtomicBool>,
-    farewell: Arc<Mutex<String>>,
+    standing: Arc<Standing>,
     signals: Handle,
 }
 
@@ -35,18 +42,26 @@ pub struct World {
 enum Ranks {
     /// One process, with MPI started if a launcher started the process.
     Alone(Solo, Option<(Universe, Threading)>),
-    /// Several.
-    Joined(Mpi, Option<(Universe, Threading)>),
+    /// Several; with a card each, tensors go another way.
+    Joined(Rc<Mpi>, Option<Nccl>, Option<(Universe, Threading)>),
 }
 
 impl World {
     /// Starts MPI if a launcher started this process (alone, MPI is never touched: nothing of it can go wrong), finds the
-    /// place of this rank, gives libtorch its threads and installs the handling of SIGINT, SIGTERM and panics.
+    /// place of this rank, gives libtorch its threads and installs the handling of signals and panics.
     ///
     /// `limit` is the longest that one operation may wait for the other ranks. `threads` per rank; by default the cores of
     /// the machine that these ranks may use, divided among its ranks. Errors: the launcher and MPI count different
-    /// numbers of ranks. All ranks call it, once, before the first tensor.
+    /// numbers of ranks. All ranks call it, once, before the first tensor. Ranks compute on the CPU.
     pub fn start(limit: Duration, threads: Option<usize>) -> Result<World> {
+        Self::start_on(Devices::cpu(), limit, threads)
+    }
+
+    /// `start`, on the devices that are wanted. With cards, each rank has one, bound before the first tensor, and NCCL joins
+    /// the ranks.
+    pub fn start_on(devices: Devices, limit: Duration, threads: Option<usize>) -> Result<World> {
+        let seen = devices.look();
+        let (standing, signals) = Standing::watch_signals()?;
         let variable = |name: &str| std::env::var(name).ok();
         let universe = if LAUNCHED.iter().any(|name| variable(name).is_some()) {
             // Read first: Open MPI sets variables of its own when it starts.
@@ -63,10 +78,10 @@ impl World {
         let size =
             (universe.as_ref()).map_or(1, |(universe, _)| mpi::traits::Communicator::size(&universe.world()));
         let host = host_name();
-        let ranks = match size {
+        let mut ranks = match size {
             1 => Ranks::Alone(Solo, universe),
             _ => match Mpi::join(host.clone(), limit) {
-                Ok(mpi) => Ranks::Joined(mpi, universe),
+                Ok(mpi) => Ranks::Joined(Rc::new(mpi), None, universe),
                 Err(why) => {
                     say(&why.to_string());
                     end_all(1)
@@ -88,14 +103,27 @@ impl World {
             tch::set_num_interop_threads(1);
         }
         let (rank, size) = (comm.rank(), comm.size());
+        whereabouts::set_identity(rank, &place.host);
+        let own = ranks.or_end(devices.choose(seen, &place, comm))?;
+        ranks.join_cards(&devices, &own, limit);
         if size > 1 {
             end_all_on_panic(rank, place.host.clone());
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        let farewell = Arc::default();
-        let signals = watch_signals(rank, size, Arc::clone(&stop), Arc::clone(&farewell));
-        let signals = ranks.or_end(signals)?;
-        Ok(World { ranks, place, threads, stop, farewell, signals })
+        standing.join(rank, size);
+        Ok(World { ranks, place, device: own.device, card: own.card, threads, standing, signals })
+    }
+
+    /// Watches the other ranks by heartbeats, outside the collective library: one that dies, or gives no sign of life for
+    /// `limit`, is named and ends all of them. Nothing happens in a world of one, for a limit of 0, and the second time.
+    /// Errors: the ranks do not reach one another by TCP. Collective.
+    pub fn keep_watch(&self, limit: Duration) -> Result<()> {
+        if self.size() > 1 && !limit.is_zero() && self.standing.watch.get().is_none() {
+            let watch = Watch::start(self.communicator(), self.host(), limit)?;
+            let told = Arc::clone(&watch);
+            at_last(move || told.tell_failure());
+            let _ = self.standing.watch.set(watch);
+        }
+        Ok(())
     }
 
     /// The communicator of all ranks.
@@ -133,6 +161,21 @@ impl World {
         &self.place.host
     }
 
+    /// The device that this rank computes on.
+    pub fn device(&self) -> tch::Device {
+        self.device
+    }
+
+    /// This rank's card; none on the CPU.
+    pub fn card(&self) -> Option<&Card> {
+        self.card.as_ref().map(|(card, _)| card)
+    }
+
+    /// The context of this rank's card, current on the thread that started the world; none on the CPU.
+    pub fn context(&self) -> Option<Context> {
+        self.card.as_ref().map(|(_, context)| *context)
+    }
+
     /// Threads that libtorch uses in this rank.
     pub fn threads(&self) -> usize {
         self.threads
@@ -141,7 +184,7 @@ impl World {
     /// The thread level that MPI granted; none if MPI was not needed.
     pub fn threading(&self) -> Option<Threading> {
         match &self.ranks {
-            Ranks::Alone(_, universe) | Ranks::Joined(_, universe) => {
+            Ranks::Alone(_, universe) | Ranks::Joined(_, _, universe) => {
                 universe.as_ref().map(|(_, level)| *level)
             }
         }
@@ -149,18 +192,41 @@ impl World {
 
     /// What rank 0 prints when a signal ends the run: which checkpoint is good, and the command that goes on.
     pub fn set_farewell(&self, text: impl Into<String>) {
-        *lock(&self.farewell) = text.into();
+        self.standing.set_farewell(text.into());
     }
 
-    /// Whether the run was asked to end (first SIGINT or SIGTERM). Only ever true in a world of one: launchers leave
-    /// several ranks no time, these exit at once. Whoever reads true writes a checkpoint and calls [`World::leave`].
+    /// Whether this rank was asked to end the run: SIGUSR1; alone SIGINT and SIGTERM too. The ranks have to agree on what
+    /// to do about it (see `run`): then they write a checkpoint and call [`World::leave`].
     pub fn stop_requested(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.standing.stop_requested()
     }
 
-    /// Prints the farewell and exits with code 130, all ranks for themselves.
+    /// Prints the farewell, leaves MPI and exits with code [`STOPPED`]. Collective.
     pub fn leave(&self) -> ! {
-        leave(self.rank(), &self.farewell)
+        if let Some(text) = self.standing.farewell() {
+            say(&text);
+        }
+        if let Ranks::Joined(mpi, ..) = &self.ranks {
+            if let Err(why) = mpi.agree("stop of the run") {
+                mpi.abort(&why);
+            }
+            self.goodbye();
+        }
+        if self.threading().is_some() {
+            let _deadline = finalize_deadline(self.rank(), self.host());
+            // SAFETY: MPI is started, nothing is under way, this is the thread that started it, and nothing of MPI is
+            // called after this.
+            unsafe { mpi::ffi::MPI_Finalize() };
+        }
+        last_acts();
+        // SAFETY: ends the process without running anything of it: MPI is finalised, and must not be a second time.
+        unsafe { libc::_exit(STOPPED) }
+    }
+
+    fn goodbye(&self) {
+        if let Some(watch) = self.standing.watch.get() {
+            watch.goodbye();
+        }
     }
 
     /// Ends the world after `outcome`, the result of the run on this rank. Several ranks: an error is printed with the rank
@@ -175,11 +241,13 @@ impl Drop for World {
     /// rank that ends otherwise (an error on its way up) ends all.
     fn drop(&mut self) {
         self.signals.close();
+        let watch = self.standing.watch.get();
         match &mut self.ranks {
             Ranks::Alone(_, universe) => drop(universe.take()),
-            Ranks::Joined(mpi, universe) => {
+            Ranks::Joined(mpi, nccl, universe) => {
                 let (rank, host) = (mpi.rank(), &self.place.host);
-                if !mpi.idle() || std::thread::panicking() {
+                let idle = mpi.idle() && nccl.as_ref().is_none_or(Nccl::idle);
+                if !idle || std::thread::panicking() {
                     say(&format!(
                         "rank {rank} on {host}: leaves with operations under way, all ranks are ended"
                     ));
@@ -188,10 +256,13 @@ impl Drop for World {
                 if let Err(why) = mpi.agree("end of the run") {
                     mpi.abort(&why);
                 }
-                let _deadline = Deadline::new(
-                    Duration::from_secs(60),
-                    format!("rank {rank} on {host}: MPI_Finalize did not return within 60 s"),
-                );
+                if let Some(nccl) = nccl.take() {
+                    nccl.close();
+                }
+                if let Some(watch) = watch {
+                    watch.goodbye();
+                }
+                let _deadline = finalize_deadline(rank, host);
                 drop(universe.take());
             }
         }
@@ -202,34 +273,42 @@ impl Ranks {
     fn communicator(&self) -> &dyn Communicator {
         match self {
             Ranks::Alone(solo, _) => solo,
-            Ranks::Joined(mpi, _) => mpi,
+            Ranks::Joined(_, Some(nccl), _) => nccl,
+            Ranks::Joined(mpi, None, _) => &**mpi,
+        }
+    }
+
+    /// Several ranks with cards are joined by NCCL too. Collective.
+    fn join_cards(&mut self, devices: &Devices, own: &Own, limit: Duration) {
+        if let (Ranks::Joined(mpi, nccl, _), Some((card, context))) = (self, &own.card) {
+            let terms = Terms {
+                card: card.clone(),
+                context: *context,
+                device: own.device,
+                reduce: devices.reduce,
+                share: devices.share_gpu,
+                limit,
+            };
+            *nccl = match Nccl::join(mpi, terms) {
+                Ok(nccl) => Some(nccl),
+                Err(why) => mpi.abort(&why),
+            };
         }
     }
 
     /// An error ends all ranks; alone, it is handed back.
     fn or_end<T>(&self, outcome: Result<T>) -> Result<T> {
         match (self, outcome) {
-            (Ranks::Joined(mpi, _), Err(why)) => mpi.abort(&why),
+            (Ranks::Joined(mpi, ..), Err(why)) => mpi.abort(&why),
             (_, outcome) => outcome,
         }
     }
 }
 
-/// Ends the process when it is not dropped in time: for the two calls of MPI that have no non-blocking form.
-struct Deadline(#[expect(dead_code, reason = "dropping it stops the watch")] mpsc::Sender<()>);
-
-impl Deadline {
-    fn new(limit: Duration, message: String) -> Self {
-        let (stop, stopped) = mpsc::channel::<()>();
-        std::thread::spawn(move || {
-            if stopped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-                say(&message);
-                // SAFETY: ends the process without running anything of it; the launcher ends the others.
-                unsafe { libc::_exit(1) }
-            }
-        });
-        Self(stop)
-    }
+/// MPI_Finalize has no non-blocking form.
+fn finalize_deadline(rank: usize, host: &str) -> Deadline {
+    let limit = Duration::from_secs(60);
+    Deadline::new(limit, format!("rank {rank} on {host}: MPI_Finalize did not return within 60 s"))
 }
 
 /// MPI is called from this thread alone, while others read data: level Funneled.
@@ -295,54 +374,6 @@ fn end_all_on_panic(rank: usize, host: String) {
             end_all(101);
         }
     }));
-}
-
-/// A thread that answers SIGINT and SIGTERM. Several ranks: the launcher kills them 0.3 s later, so they leave at once
-/// (checkpoints are atomic, nothing is lost). Alone: the first signal asks, the second leaves.
-fn watch_signals(
-    rank: usize,
-    size: usize,
-    stop: Arc<AtomicBool>,
-    farewell: Arc<Mutex<String>>,
-) -> Result<Handle> {
-    let failed = Error::io("watch signals of", "/proc/self");
-    let mut signals = match Signals::new([SIGINT, SIGTERM]) {
-        Ok(signals) => signals,
-        Err(error) => return Err(failed(error)),
-    };
-    let handle = signals.handle();
-    let watch = move || {
-        for _ in signals.forever() {
-            if size > 1 || stop.swap(true, Ordering::Relaxed) {
-                leave(rank, &farewell);
-            }
-            say("stopping after this step, with a checkpoint; a second signal leaves at once");
-        }
-    };
-    match std::thread::Builder::new().name("signals".into()).spawn(watch) {
-        Ok(_) => Ok(handle),
-        Err(error) => Err(failed(error)),
-    }
-}
-
-/// Several ranks: mpirun of Open MPI 5 throws away what ranks print once it was interrupted, so the farewell also goes to
-/// the terminal itself, if there is one.
-fn leave(rank: usize, farewell: &Mutex<String>) -> ! {
-    let text = lock(farewell);
-    if rank == 0 && !text.is_empty() {
-        say(&text);
-        if !std::io::stderr().is_terminal()
-            && let Ok(mut terminal) = std::fs::OpenOptions::new().write(true).open("/dev/tty")
-        {
-            let _ = terminal.write_all(format!("{text}\r\n").as_bytes());
-        }
-    }
-    // SAFETY: ends the process without running anything of it: what other threads do now is not waited for.
-    unsafe { libc::_exit(STOPPED) }
-}
-
-fn lock(text: &Mutex<String>) -> std::sync::MutexGuard<'_, String> {
-    text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

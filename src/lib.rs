@@ -14,20 +14,26 @@ pub mod error;
 pub mod launch;
 pub mod nb201;
 pub mod net;
+pub mod optimiser;
 pub mod plot;
+pub mod precision;
 pub mod random;
 pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod space;
+pub mod state;
+pub mod tally;
 pub mod verify;
+pub mod weight_step;
+pub mod whereabouts;
 
-pub use config::Config;
+pub use config::{Config, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, SearchArgs, VerifyArgs};
-use launch::World;
+use cli::{Command, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
+use launch::{Devices, World};
 use std::time::Duration;
 
 /// Does what the command line says, and returns when it is done.
@@ -37,6 +43,10 @@ pub fn run(command: Command) -> Result<()> {
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::Report(ReportCommand::Scaling { runs }) => {
+            print!("{}", report::scaling(&runs)?);
+            Ok(())
+        }
         Command::Nb201(args) => nb201::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify_files(&args),
@@ -46,10 +56,22 @@ pub fn run(command: Command) -> Result<()> {
 
 /// Every rank: load the configuration, join the world, search.
 fn search_imagenet(args: &SearchArgs) -> Result<()> {
-    let config = Config::load(&args.config, &args.sets)?;
-    let threads = (config.run.threads > 0).then_some(config.run.threads);
-    let world = World::start(Duration::from_secs_f64(config.run.time_limit_s), threads)?;
-    let outcome = run::run(&config, args, &world);
+    let config = Config::load(&args.run.config, &args.run.sets)?;
+    in_world(&config, &args.run, |world| run::search::search(&config, args, world))
+}
+
+/// Every rank: joins the world, does `work` in it.
+fn in_world<S: Settings>(
+    settings: &S,
+    args: &RunArgs,
+    work: impl FnOnce(&World) -> Result<()>,
+) -> Result<()> {
+    let run = settings.run();
+    let threads = (run.threads > 0).then_some(run.threads);
+    let devices =
+        Devices { choice: settings.device(), share_gpu: args.share_gpu, reduce: run.reduce, tensors: None };
+    let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
+    let outcome = work(&world);
     world.end(outcome)
 }
 

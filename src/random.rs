@@ -29,6 +29,8 @@ pub enum Purpose {
     Split = 8,
     /// Demonstration images.
     Demo = 9,
+    /// Operations left out of a training pass.
+    DropPath = 10,
     /// Architectures drawn for the trajectory figure.
     Trajectory = 20,
 }

@@ -2,9 +2,11 @@
 
 mod metrics;
 mod progress;
+mod scaling;
 
 pub use metrics::{EpochRecord, FinishRecord, MetricsLog, Record, StageRecord, StepRecord};
 pub use progress::{Progress, Status};
+pub use scaling::scaling;
 
 use crate::error::{Error, Result};
 use std::{fs, path::Path, time::Duration};
@@ -39,11 +41,10 @@ pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
     )
 }
 
-/// Prints `final_text` and leaves it in the run folder as `REPORT_FILE`, whole or not at all. Rank 0 only, last.
-pub fn finish(run: &Path, finish: &FinishRecord) -> Result<()> {
-    let text = final_text(run, finish);
+/// Prints the report and leaves it in the run folder as `REPORT_FILE`, whole or not at all. Rank 0 only, last.
+pub fn finish(run: &Path, text: &str) -> Result<()> {
     let (path, temporary) = (run.join(REPORT_FILE), run.join("report.txt.tmp"));
-    fs::write(&temporary, &text).map_err(Error::io("write", &temporary))?;
+    fs::write(&temporary, text).map_err(Error::io("write", &temporary))?;
     fs::rename(&temporary, &path).map_err(Error::io("write", &path))?;
     println!("\n{text}");
     Ok(())
@@ -84,9 +85,8 @@ mod tests {
             genotype: "Genotype(normal=[('skip_connect', 0)])".into(),
             wall_s: 161.0,
         };
-        finish(folder.path(), &record).unwrap();
+        finish(folder.path(), &final_text(folder.path(), &record)).unwrap();
         let text = fs::read_to_string(folder.path().join(REPORT_FILE)).unwrap();
-        assert_eq!(text, final_text(folder.path(), &record));
         assert!(text.contains("2 stages, 4 epochs, 40 steps (2 min 41 s, 1280 images, 2 ranks)"));
         assert!(text.contains("\n\nGenotype(normal=[('skip_connect', 0)])\n\n"));
         assert!(text.contains(&format!("Run folder: {}\n", folder.path().display())));

@@ -1,18 +1,18 @@
-//! The run of a search: from checked inputs to the found architecture, with its log, its checkpoints and its end.
+//! A run: from checked inputs to the result, with its log, its checkpoints and its end, whatever it trains.
 
 mod journal;
+pub mod search;
+mod training;
 
 use crate::checkpoint;
-use crate::cli::SearchArgs;
+use crate::cli::RunArgs;
 use crate::comm::Communicator;
-use crate::config::Config;
+use crate::config::Settings;
 use crate::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
 use crate::error::{Error, Result};
 use crate::launch::World;
 use crate::report::{REPORT_FILE, finish};
-use crate::search::tally::Tally;
-use crate::search::timeline::Timeline;
-use crate::search::{Search, StepOutcome};
+use crate::tally::{StepOutcome, Tally};
 use journal::{Journal, Pending, Sums};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -20,147 +20,112 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use tch::Device;
+use training::Training;
 use xxhash_rust::xxh3::xxh3_64;
-
-/// Streams of samples, as the loaders number them.
-const WEIGHTS: u64 = 0;
-const ARCHITECTURE: u64 = 1;
 
 /// Overrules the command that an interrupted run is told to go on with: scripts that start one set it to themselves.
 const COMMAND_VARIABLE: &str = "DRNAS_COMMAND";
 
-/// Searches as `args` say. Called by all ranks.
-pub fn run(config: &Config, args: &SearchArgs, world: &World) -> Result<()> {
+/// Trains to the end. Called by all ranks.
+fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()> {
     let comm = world.communicator();
-    config.check_ranks(world.size())?;
-    let sets = [open(&args.train)?, open(&args.valid)?];
-    check_sets(config, args, &sets)?;
-    compare_starts(config, &sets, comm)?;
-
-    let per_rank = config.search.replicas as usize / world.size();
-    let replicas = world.rank() * per_rank..(world.rank() + 1) * per_rank;
-    let loaders = Loaders::new(config, sets, replicas.clone(), world.threads());
-    let timeline = Timeline::new(config, loaders.steps_per_pass()?);
-    let mut search = Search::new(config, timeline.clone(), replicas, Device::Cpu);
-
-    let Some(mut run) = Run::begin(config, args, world, &loaders, &mut search, &timeline)? else {
+    compare_starts(&training, comm)?;
+    let Some(mut run) = Run::begin(&mut training, args, world)? else {
         return Ok(());
     };
-    let mut weights = loaders.open(WEIGHTS, search.step())?;
-    let mut architecture = loaders.open(ARCHITECTURE, timeline.architecture_steps_before(search.step()))?;
-    search.compare_ranks(comm)?;
-    while search.step() < timeline.num_steps() {
+    training.open_data()?;
+    training.compare_ranks(comm)?;
+    while training.step() < training.num_steps() {
         let start = Instant::now();
-        let outcome = search.bilevel_step(&mut weights, &mut architecture, comm)?;
-        let data_wait_ms = weights.wait_ms() + architecture.wait_ms();
-        run.note_step(&search, &outcome, start.elapsed().as_secs_f64(), data_wait_ms);
-        run.after_step(&mut search)?;
+        let outcome = training.train_step(comm)?;
+        run.note_step(&training, &outcome, start.elapsed().as_secs_f64());
+        run.after_step(&mut training)?;
     }
-    run.finish(&search)
+    run.finish(&training)
+}
+
+/// The replicas that this rank computes.
+fn replicas_of(settings: &impl Settings, world: &World) -> Range<usize> {
+    let per_rank = settings.replicas() as usize / world.size();
+    world.rank() * per_rank..(world.rank() + 1) * per_rank
 }
 
 fn open(folder: &Path) -> Result<Arc<ShardSet>> {
     Ok(Arc::new(ShardSet::open(folder)?))
 }
 
-/// What has to be true of the two sets.
-fn check_sets(config: &Config, args: &SearchArgs, sets: &[Arc<ShardSet>; 2]) -> Result<()> {
-    for set in sets {
-        config.check_classes(set.num_classes())?;
-    }
-    if sets[0].hash() == sets[1].hash() {
-        return Err(Error::SameSets { train: args.train.clone(), valid: args.valid.clone() });
-    }
-    if sets[0].classes() != sets[1].classes() {
-        return Err(Error::ConfigCheck(format!(
-            "{} and {} name their classes differently: pack both from one folder",
-            args.train.display(),
-            args.valid.display()
-        )));
-    }
-    Ok(())
-}
-
 /// Compares over the ranks what each was started with; names the first thing that differs. Collective.
-fn compare_starts(config: &Config, sets: &[Arc<ShardSet>; 2], comm: &dyn Communicator) -> Result<()> {
+fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<()> {
     let program = fs::read("/proc/self/exe").map_or(0, |bytes| xxh3_64(&bytes));
-    let mine = [
-        ("program (another version is installed there)", program),
-        ("configuration", config.hash()),
-        ("training shards", sets[0].hash()),
-        ("validation shards", sets[1].hash()),
+    let mut mine = vec![
+        ("program (another version is installed there)".to_owned(), program),
+        ("configuration".to_owned(), training.settings().hash()),
     ];
+    mine.extend(training.sets().iter().map(|(name, hash)| (format!("--{name} shards"), *hash)));
     let bytes: Vec<u8> = mine.iter().flat_map(|(_, hash)| hash.to_le_bytes()).collect();
     let all = comm.all_gather(&bytes)?;
     for (index, (what, _)) in mine.iter().enumerate() {
         let part = |rank: usize| &all[rank][8 * index..8 * (index + 1)];
         if let Some(rank) = (1..all.len()).find(|&rank| part(rank) != part(0)) {
-            return Err(Error::StartsDiffer { rank, what });
+            return Err(Error::StartsDiffer { rank, what: what.clone() });
         }
     }
     Ok(())
 }
 
-/// The two streams of samples, ready to be opened at any step.
-struct Loaders {
+/// Opens streams of training samples, each at any step.
+struct Streams {
     pool: DecodePool,
-    sets: [Arc<ShardSet>; 2],
     spec: LoaderSpec,
 }
 
-impl Loaders {
-    fn new(config: &Config, sets: [Arc<ShardSet>; 2], replicas: Range<usize>, threads: usize) -> Loaders {
-        let data = &config.data;
+impl Streams {
+    /// For `replicas`, the ones that this rank computes; `threads` that decode unless the configuration says otherwise.
+    fn new(settings: &impl Settings, seed: u64, replicas: Range<usize>, threads: usize) -> Streams {
+        let data = settings.data();
         let spec = LoaderSpec {
             px: data.px as u32,
-            augment: Augment::RandomResizedCrop { area_min: data.crop_area_min, flip: data.flip },
-            seed: config.seed,
-            stream: WEIGHTS,
-            num_replicas: config.search.replicas as usize,
+            augment: Augment::train(data),
+            seed,
+            stream: 0,
+            num_replicas: settings.replicas() as usize,
             replicas,
-            batch: config.replica_batch() as usize,
+            batch: settings.replica_batch() as usize,
             prefetch: data.prefetch,
             skip_bad: data.skip_bad,
         };
         let threads = if data.decode_threads == 0 { threads } else { data.decode_threads };
-        Loaders { pool: DecodePool::new(threads), sets, spec }
+        Streams { pool: DecodePool::new(threads), spec }
     }
 
-    /// Steps of one pass over the training set; each set must have one at least.
-    fn steps_per_pass(&self) -> Result<u64> {
-        let orders: Vec<_> = self.sets.iter().map(|set| self.spec.order(set)).collect();
-        for (order, set) in orders.iter().zip(&self.sets) {
-            order.check(set.dir())?;
-        }
-        Ok(orders[WEIGHTS as usize].steps_per_epoch())
+    /// Steps of one pass over `set`, which must have one at least.
+    fn steps_per_pass(&self, set: &ShardSet) -> Result<u64> {
+        let order = self.spec.order(set);
+        order.check(set.dir())?;
+        Ok(order.steps_per_epoch())
     }
 
-    fn open(&self, stream: u64, step: u64) -> Result<Loader> {
-        let set = Arc::clone(&self.sets[stream as usize]);
-        Loader::open(set, LoaderSpec { stream, ..self.spec.clone() }, &self.pool, step)
+    fn open(&self, set: &Arc<ShardSet>, stream: u64, step: u64) -> Result<Loader> {
+        Loader::open(Arc::clone(set), LoaderSpec { stream, ..self.spec.clone() }, &self.pool, step)
     }
 }
 
-/// What a checkpoint keeps beside the search.
+/// What a checkpoint keeps beside what is trained.
 #[derive(Serialize, Deserialize)]
 struct Extra {
     /// The resolved configuration.
     config: String,
-    /// Content of the two sets.
-    sets: [u64; 2],
+    /// Content of the sets.
+    sets: Vec<u64>,
     sums: Sums,
 }
 
-/// The run around the search.
+/// The run around what is trained.
 struct Run<'a> {
-    config: &'a Config,
     world: &'a World,
-    timeline: &'a Timeline,
     out: PathBuf,
     /// The command that goes on.
     command: String,
-    sets: [u64; 2],
     /// Rank 0 alone has one.
     journal: Option<Journal>,
     /// Losses that nobody has looked at, and what else is known of their steps.
@@ -169,31 +134,21 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Makes the run folder, or goes on from its newest good checkpoint: `search` is then where that was. `None` when the
-    /// run has finished already. Collective.
-    fn begin(
-        config: &'a Config,
-        args: &SearchArgs,
-        world: &'a World,
-        loaders: &Loaders,
-        search: &mut Search,
-        timeline: &'a Timeline,
-    ) -> Result<Option<Run<'a>>> {
+    /// Makes the run folder, or goes on from its newest good checkpoint: `training` is then where that was. `None` when
+    /// the run has finished already. Collective.
+    fn begin(training: &mut impl Training, args: &RunArgs, world: &'a World) -> Result<Option<Run<'a>>> {
         let mut run = Run {
-            config,
             world,
-            timeline,
             out: args.out.clone(),
-            command: std::env::var(COMMAND_VARIABLE).unwrap_or_else(|_| go_on(args, world.size())),
-            sets: [loaders.sets[0].hash(), loaders.sets[1].hash()],
+            command: std::env::var(COMMAND_VARIABLE).unwrap_or_else(|_| go_on(world.size())),
             journal: None,
             tally: Tally::default(),
             pending: Vec::new(),
         };
-        let resumed = if args.resume { run.resume(search)? } else { run.refuse_old()? };
+        let resumed = if args.resume { run.resume(training)? } else { run.refuse_old()? };
         // Nobody writes before everybody has read.
         world.communicator().barrier()?;
-        let finished = resumed.is_some() && search.step() == timeline.num_steps();
+        let finished = resumed.is_some() && training.step() == training.num_steps();
         if finished && run.out.join(REPORT_FILE).exists() {
             if world.rank() == 0 {
                 let path = run.out.join(REPORT_FILE);
@@ -203,11 +158,11 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         if world.rank() == 0 {
-            run.introduce()?;
-            let mut journal = Journal::open(config, timeline, &run.out, resumed)?;
+            run.introduce(training)?;
+            let mut journal = Journal::open(training, &run.out, resumed, world.size())?;
             match resumed {
                 Some((step, _)) => println!("resumed after step {step}"),
-                None => journal.stage(search)?,
+                None => journal.stage(training)?,
             }
             run.journal = Some(journal);
         }
@@ -221,9 +176,9 @@ impl<'a> Run<'a> {
         if old { Err(Error::RunExists(self.out.clone())) } else { Ok(None) }
     }
 
-    /// Puts `search` where the newest good checkpoint was. All ranks read the same files; `compare_ranks` before the first
-    /// step makes sure of it.
-    fn resume(&self, search: &mut Search) -> Result<Option<(u64, Sums)>> {
+    /// Puts `training` where the newest good checkpoint was. All ranks read the same files; `compare_ranks` before the
+    /// first step makes sure of it.
+    fn resume(&self, training: &mut impl Training) -> Result<Option<(u64, Sums)>> {
         let folder = checkpoint::folder(&self.out);
         let latest = checkpoint::latest(&folder)?;
         if self.world.rank() == 0 {
@@ -236,37 +191,17 @@ impl<'a> Run<'a> {
                 count => Err(Error::NoGoodCheckpoint { folder, count }),
             };
         };
-        let extra: Extra = Search::extra(&saved)?;
-        self.check_same_run(&extra)?;
-        search.restore(&saved)?;
+        let extra: Extra = serde_json::from_value(saved.meta["extra"].clone())
+            .map_err(|error| Error::CheckpointState(error.to_string()))?;
+        check_same_run(training, &extra)?;
+        training.restore(&saved)?;
         Ok(Some((step, extra.sums)))
     }
 
-    /// A run goes on with what it began with, but for `[run]` and what decodes images, which change results by rounding at most.
-    fn check_same_run(&self, saved: &Extra) -> Result<()> {
-        let mut before = Config::parse(&saved.config, "the checkpoint's configuration", &[])?;
-        before.run = self.config.run.clone();
-        before.data.decode_threads = self.config.data.decode_threads;
-        before.data.prefetch = self.config.data.prefetch;
-        let (before, now) = (before.to_toml(), self.config.to_toml());
-        if let Some((before, now)) = before.lines().zip(now.lines()).find(|(before, now)| before != now) {
-            return Err(Error::RunChanged { before: before.into(), now: now.into() });
-        }
-        for (index, name) in ["train", "valid"].iter().enumerate() {
-            if saved.sets[index] != self.sets[index] {
-                return Err(Error::RunChanged {
-                    before: format!("--{name} with content {:016x}", saved.sets[index]),
-                    now: format!("{:016x}", self.sets[index]),
-                });
-            }
-        }
-        Ok(())
-    }
-
     /// Says and saves what the run is. Rank 0 only.
-    fn introduce(&self) -> Result<()> {
+    fn introduce(&self, training: &impl Training) -> Result<()> {
         fs::create_dir_all(&self.out).map_err(Error::io("create folder", &self.out))?;
-        let text = self.config.to_toml();
+        let text = training.settings().to_toml();
         let path = self.out.join("config.toml");
         fs::write(&path, &text).map_err(Error::io("write", path))?;
         println!("{text}");
@@ -277,8 +212,8 @@ impl<'a> Run<'a> {
             world.size(),
             world.num_hosts(),
             world.threads(),
-            self.config.search.replicas,
-            self.timeline.num_steps(),
+            training.settings().replicas(),
+            training.num_steps(),
             self.out.display(),
             self.command
         );
@@ -286,44 +221,49 @@ impl<'a> Run<'a> {
     }
 
     /// Notes a step; its losses stay on the device until the next look. Local.
-    fn note_step(&mut self, search: &Search, outcome: &StepOutcome, wall_s: f64, data_wait_ms: f64) {
+    fn note_step(&mut self, training: &impl Training, outcome: &StepOutcome, wall_s: f64) {
         let batches = 1 + u64::from(!outcome.architecture.is_empty());
-        self.tally.add(&outcome.weights, &outcome.architecture, outcome.num_skipped);
+        self.tally.add(outcome);
         self.pending.push(Pending {
-            step: search.step(),
-            images: batches * self.config.search.global_batch as u64,
+            step: training.step(),
+            images: batches * training.settings().global_batch() as u64,
             wall_s,
-            data_wait_ms,
+            data_wait_ms: outcome.data_wait_ms,
             reduce_wait_ms: outcome.reduce_wait_ms,
         });
     }
 
     /// What is due between two steps: a look at the losses, the end of an epoch or a stage, a comparison over the ranks, a
     /// checkpoint. The log of a step is written before its checkpoint. Collective.
-    fn after_step(&mut self, search: &mut Search) -> Result<()> {
-        let step = search.step();
-        let run = &self.config.run;
+    fn after_step(&mut self, training: &mut impl Training) -> Result<()> {
+        let comm = self.world.communicator();
+        let step = training.step();
+        let run = training.settings().run();
+        let compare_due = step.is_multiple_of(run.compare_every);
         let stop = self.world.stop_requested(); // of a world of one
-        let epoch_ends = step.is_multiple_of(self.timeline.steps_per_epoch);
-        let stage_ends = step == self.timeline.steps_of(search.stage()).end;
+        let epoch_ends = step.is_multiple_of(training.steps_per_epoch());
+        let stage_ends = training.stage_ends();
         let checkpoint_due = stage_ends || stop || step.is_multiple_of(run.checkpoint_every);
         if epoch_ends || checkpoint_due || step.is_multiple_of(run.log_every) {
-            self.look()?;
+            self.look(training)?;
         }
-        if epoch_ends && let Some(journal) = &mut self.journal {
-            journal.epoch(search)?;
-        }
-        if stage_ends && step < self.timeline.num_steps() {
-            search.advance()?;
+        if epoch_ends {
+            training.end_epoch(comm)?;
             if let Some(journal) = &mut self.journal {
-                journal.stage(search)?;
+                journal.epoch(training)?;
             }
         }
-        if stage_ends || step.is_multiple_of(run.compare_every) {
-            search.compare_ranks(self.world.communicator())?;
+        if stage_ends && step < training.num_steps() {
+            training.advance()?;
+            if let Some(journal) = &mut self.journal {
+                journal.stage(training)?;
+            }
+        }
+        if stage_ends || compare_due {
+            training.compare_ranks(comm)?;
         }
         if checkpoint_due {
-            self.checkpoint(search)?;
+            self.checkpoint(training)?;
         }
         if stop {
             if let Some(journal) = &self.journal {
@@ -335,7 +275,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the losses of the steps since the last look. Collective.
-    fn look(&mut self) -> Result<()> {
+    fn look(&mut self, training: &impl Training) -> Result<()> {
         let measures = self.tally.take(self.world.communicator())?;
         let pending = std::mem::take(&mut self.pending);
         for (pending, measures) in pending.iter().zip(&measures) {
@@ -348,26 +288,28 @@ impl<'a> Run<'a> {
             }
         }
         match &mut self.journal {
-            Some(journal) => journal.steps(&pending, &measures),
+            Some(journal) => journal.steps(training, &pending, &measures),
             None => Ok(()),
         }
     }
 
     /// Writes the state, rank 0 for all. Collective.
-    fn checkpoint(&mut self, search: &Search) -> Result<()> {
-        search.check_finite()?;
+    fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
+        training.check_finite()?;
         let extra = self.journal.as_ref().map(|journal| Extra {
-            config: self.config.to_toml(),
-            sets: self.sets,
+            config: training.settings().to_toml(),
+            sets: training.sets().into_iter().map(|(_, hash)| hash).collect(),
             sums: journal.sums,
         });
-        let state = search.to_checkpoint(self.world.communicator(), extra)?;
+        let extra = extra.map(serde_json::to_value).transpose();
+        let extra = extra.map_err(|error| Error::CheckpointState(error.to_string()))?;
+        let state = training.to_checkpoint(self.world.communicator(), extra)?;
         if let (Some(journal), Some(state)) = (&mut self.journal, state) {
             journal.sync()?;
             let folder = checkpoint::folder(&self.out);
-            checkpoint::write(&folder, search.step(), &state, self.config.run.checkpoints_kept)?;
+            checkpoint::write(&folder, training.step(), &state, training.settings().run().checkpoints_kept)?;
         }
-        self.prepare_farewell(Some(search.step()));
+        self.prepare_farewell(Some(training.step()));
         Ok(())
     }
 
@@ -382,32 +324,46 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Writes the architecture and the final report. Rank 0 writes; all call.
-    fn finish(mut self, search: &Search) -> Result<()> {
+    /// Writes the results and the final report. Rank 0 writes; all call.
+    fn finish(mut self, training: &impl Training) -> Result<()> {
         match &mut self.journal {
-            Some(journal) => finish(&self.out, &journal.finish(search, self.world.size())?),
+            Some(journal) => finish(&self.out, &journal.finish(training, &self.out)?),
             None => Ok(()),
         }
     }
 }
 
-/// The command that goes on with a run of `size` ranks.
-fn go_on(args: &SearchArgs, size: usize) -> String {
+/// A run goes on with what it began with, but for the free keys.
+fn check_same_run<T: Training>(training: &T, saved: &Extra) -> Result<()> {
+    let now = training.settings();
+    let mut before = T::Settings::parse(&saved.config, "the checkpoint's configuration", &[])?;
+    before.take_free_keys(now);
+    let (before, now) = (before.to_toml(), now.to_toml());
+    if let Some((before, now)) = before.lines().zip(now.lines()).find(|(before, now)| before != now) {
+        return Err(Error::RunChanged { before: before.into(), now: now.into() });
+    }
+    for (index, (name, hash)) in training.sets().iter().enumerate() {
+        if saved.sets.get(index) != Some(hash) {
+            let before = saved.sets.get(index).map_or("nothing".into(), |hash| format!("{hash:016x}"));
+            return Err(Error::RunChanged {
+                before: format!("--{name} with content {before}"),
+                now: format!("{hash:016x}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The command that goes on with a run of `size` ranks: as it was typed, with `--resume`.
+fn go_on(size: usize) -> String {
     let mut words: Vec<String> = Vec::new();
     if size > 1 {
         words.extend(["mpirun", "--bind-to", "none", "-n", &size.to_string()].map(String::from));
     }
-    let program = std::env::args().next().unwrap_or_else(|| "drnas-dist".into());
-    words.extend([program, "search-imagenet".into()]);
-    for (option, path) in
-        [("--config", &args.config), ("--train", &args.train), ("--valid", &args.valid), ("--out", &args.out)]
-    {
-        words.extend([option.into(), path.display().to_string()]);
+    words.extend(std::env::args());
+    if !words.iter().any(|word| word == "--resume") {
+        words.push("--resume".into());
     }
-    for set in &args.sets {
-        words.extend(["--set".into(), set.clone()]);
-    }
-    words.push("--resume".into());
     let plain = |word: &str| word.chars().all(|c| c.is_alphanumeric() || "-_./=,".contains(c));
     let quoted = words.iter().map(|word| match plain(word) {
         true => word.clone(),

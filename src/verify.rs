@@ -1,14 +1,19 @@
 //! `verify`: runs golden files (inputs, weights and every result of the published code) through this program's own
 //! network and tells how far apart they are.
 
+mod network;
+
 use crate::error::{Error, Result};
 use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::net::widen::{Copied, Indices, widen, widen_running};
+use crate::precision::Precision;
 use crate::schedule::{Decay, Schedule};
 use crate::search::dirichlet::{self, Sample};
+use crate::space::found::Found;
 use crate::space::genotype::{Genotype, mean_weights};
+use crate::space::nb201::EDGES;
 use crate::space::{Mask, SearchSpace};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,19 +83,28 @@ pub fn verify(path: &Path) -> Result<Outcome> {
         std::fs::read(path).map_err(Error::io("read", path))?;
         return match &name {
             name if name.starts_with("schedules") => schedules(path).map(Outcome::Compared),
-            name if name.starts_with("eval_") => {
-                Ok(Outcome::NotYet(format!("{name}: figures of the final networks")))
-            }
+            name if name.starts_with("eval_counts") => network::counts(path).map(Outcome::Compared),
             _ => Err(Error::Golden {
                 path: path.display().to_string(),
-                what: "not a golden file: schedules*.json or *.safetensors is expected".into(),
+                what: "not a golden file: schedules*.json, eval_counts*.json or *.safetensors is expected"
+                    .into(),
             }),
         };
     }
     let golden = Golden::read(path)?;
+    match golden.metadata.get("network").map(String::as_str) {
+        Some("eval-imagenet") => {
+            return network::network(&golden, SearchSpace::DartsImagenet).map(Outcome::Compared);
+        }
+        Some("eval-cifar") => {
+            return network::network(&golden, SearchSpace::DartsCifar).map(Outcome::Compared);
+        }
+        _ => (),
+    }
     match golden.metadata.get("space").map(String::as_str) {
         Some("darts-imagenet") => supernet(&golden, SearchSpace::DartsImagenet).map(Outcome::Compared),
         Some("darts-cifar") => supernet(&golden, SearchSpace::DartsCifar).map(Outcome::Compared),
+        Some("nas-bench-201") => supernet(&golden, SearchSpace::NasBench201).map(Outcome::Compared),
         Some(space) => Ok(Outcome::NotYet(format!("{name}: {space}"))),
         None if golden.tensors.contains_key("concentration") => distribution(&golden).map(Outcome::Compared),
         None => Ok(Outcome::NotYet(format!("{name}: neither a space nor a Dirichlet file"))),
@@ -123,8 +137,21 @@ impl Golden {
         self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor '{name}'")))
     }
 
-    fn number(&self, key: &str) -> Result<i64> {
+    fn text(&self, key: &str) -> Result<&str> {
         let text = self.metadata.get(key).ok_or_else(|| self.wrong(format!("no setting '{key}'")))?;
+        Ok(text)
+    }
+
+    fn number(&self, key: &str) -> Result<i64> {
+        self.parsed(key)
+    }
+
+    fn decimal(&self, key: &str) -> Result<f64> {
+        self.parsed(key)
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, key: &str) -> Result<T> {
+        let text = self.text(key)?;
         text.parse().map_err(|_| self.wrong(format!("setting '{key}' is '{text}', expected a number")))
     }
 
@@ -205,28 +232,37 @@ impl Comparison {
 /// A supernet: forward, loss, gradients, statistics, evaluation, genotype, and the widening that led to stage 2.
 fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
+    // A space with one table has no names for tables.
+    let name = |prefix: &str, table: &str| match space.tables().len() {
+        1 => prefix.to_string(),
+        _ => format!("{prefix}.{table}"),
+    };
     let table = |prefix: &str| -> Result<Vec<Tensor>> {
-        space.tables().iter().map(|table| Ok(golden.tensor(&format!("{prefix}.{table}"))?.copy())).collect()
+        space.tables().iter().map(|table| Ok(golden.tensor(&name(prefix, table))?.copy())).collect()
     };
     let (theta, eta) = (table("theta")?, table("eta")?);
     let masks: Vec<Mask> = space
         .tables()
         .iter()
         .zip(&theta)
-        .map(|(table, theta)| golden.mask(&format!("mask.{table}"), theta))
+        .map(|(table, theta)| golden.mask(&name("mask", table), theta))
         .collect::<Result<_>>()?;
     let shape = Shape {
         space,
         init_channels: golden.number("init_channels")?,
-        layers: golden.number("layers")? as usize,
+        layers: match space {
+            SearchSpace::NasBench201 => golden.number("cells_per_stage")?,
+            _ => golden.number("layers")?,
+        } as usize,
         num_classes: golden.number("num_classes")?,
         k: golden.number("k")?,
         masks: masks.clone(),
     };
     let placement = Placement {
-        kind: Kind::Float,
+        precision: Precision::Fp32,
         device: Device::Cpu,
         channels_last: true,
+        checkpoint_cells: false,
         replicas: 1,
         bucket_bytes: 1, // a bucket per cell: every cut is exercised
     };
@@ -276,7 +312,7 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
     let grads = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
     let mut comparison = Comparison::new("gradients of theta", GRADIENTS, 1e-5 * largest);
     for (table, grad) in space.tables().iter().zip(&grads) {
-        comparison.add(table, grad, golden.tensor(&format!("grad.theta.{table}"))?);
+        comparison.add(table, grad, golden.tensor(&name("grad.theta", table))?);
     }
     findings.push(comparison.finding);
 
@@ -284,10 +320,13 @@ fn supernet(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
         findings.extend(widening(golden)?);
     }
     if let Some(text) = golden.metadata.get("genotype") {
-        let theirs = Genotype::from_json(text)?;
+        let theirs = match space {
+            SearchSpace::NasBench201 => Found::NasBench201(text.parse()?),
+            _ => Found::Darts(Genotype::from_json(text)?),
+        };
         let weights: Vec<_> =
             eta.iter().zip(&masks).map(|(eta, mask)| mean_weights(&rows(eta), mask)).collect();
-        let ours = Genotype::from_weights(space, &weights);
+        let ours = Found::from_weights(space, &weights);
         let mut comparison = Comparison::new("genotype", 0.0, 0.0);
         comparison.note(&ours.to_line(), if ours == theirs { 0.0 } else { f64::INFINITY });
         findings.push(comparison.finding);
@@ -302,13 +341,22 @@ fn rows(table: &Tensor) -> Vec<Vec<f64>> {
     (0..edges).map(row).collect()
 }
 
-/// Whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`.
+/// Whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`, or `cells.C.edges.N<-F.O. ...`.
 fn is_pruned(name: &str, masks: &[Mask], shape: &Shape) -> bool {
-    let numbers: Vec<usize> = name.split('.').filter_map(|part| part.parse().ok()).collect();
-    match numbers[..] {
-        [cell, edge, operation, ..] if name.contains("._ops.") => {
-            !masks[usize::from(shape.is_reduction(cell))].keeps(edge, operation)
-        }
+    let parts: Vec<&str> = name.split('.').collect();
+    let number = |at: usize| parts.get(at).and_then(|part| part.parse::<usize>().ok());
+    let edge = |text: &str| {
+        let (node, from) = text.split_once("<-")?;
+        let ends = (node.parse().ok()?, from.parse().ok()?);
+        EDGES.iter().position(|edge| *edge == ends)
+    };
+    let place = match parts[..] {
+        ["cells", _, "_ops", _, "_ops", ..] => (number(1), number(3), number(5)),
+        ["cells", _, "edges", ends, ..] => (number(1), edge(ends), number(4)),
+        _ => return false,
+    };
+    match place {
+        (Some(cell), Some(edge), Some(operation)) => !masks[shape.table(cell)].keeps(edge, operation),
         _ => false,
     }
 }

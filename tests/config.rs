@@ -1,8 +1,8 @@
 //! Configurations: what is read, what is refused, and in which words.
 
-use drnas_dist::Config;
 use drnas_dist::config::{Precision, Regulariser, Stage, Theta};
 use drnas_dist::space::SearchSpace;
+use drnas_dist::{Config, Settings};
 
 fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
@@ -24,7 +24,7 @@ fn an_empty_file_is_the_published_run() {
 #[test]
 fn values_replace_defaults() {
     let config = parse(
-        "seed = 7\nprecision = \"float64\"\n\
+        "seed = 7\nprecision = \"fp64\"\n\
          [model]\nspace = \"darts-cifar\"\ninit_channels = 36\nlayers = 20\nnum_classes = 10\n\
          [data]\npx = 32\n\
          [search]\ntheta = \"shared\"\n\
@@ -33,7 +33,7 @@ fn values_replace_defaults() {
         &[],
     )
     .unwrap();
-    assert_eq!((config.seed, config.precision), (7, Precision::Float64));
+    assert_eq!((config.seed, config.precision), (7, Precision::Fp64));
     assert_eq!(config.model.space, SearchSpace::DartsCifar);
     assert_eq!(config.search.theta, Theta::Shared);
     // k = 4 after 6, 36 channels: the published CIFAR-10 run. An odd number of channels per edge is no mistake.

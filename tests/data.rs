@@ -4,7 +4,7 @@ use drnas_dist::Error;
 use drnas_dist::data::demo::{self, DemoArgs};
 use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::split::{self, SplitArgs};
-use drnas_dist::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
+use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ fn pack_args(root: &Path, out: &Path) -> PackArgs {
     PackArgs {
         root: root.into(),
         out: out.into(),
+        source: Default::default(),
         list: None,
         skip_bad: false,
         no_decode: false,
@@ -292,6 +293,7 @@ fn empty_and_one_image_classes() {
 fn split_args(root: &Path, out: &Path) -> SplitArgs {
     SplitArgs {
         root: root.into(),
+        source: Default::default(),
         fractions: vec![0.6, 0.3],
         names: vec!["train".into(), "valid".into()],
         out: out.into(),
@@ -377,7 +379,7 @@ fn impossible_splits_and_lists_are_refused() {
 fn spec(num_replicas: usize, replicas: std::ops::Range<usize>) -> LoaderSpec {
     LoaderSpec {
         px: 20,
-        augment: Augment::RandomResizedCrop { area_min: 0.08, flip: true },
+        augment: Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() },
         seed: 11,
         stream: 0,
         num_replicas,

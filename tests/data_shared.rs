@@ -4,7 +4,7 @@ use drnas_dist::Error;
 use drnas_dist::data::decode::{Picture, decode, decode_into};
 use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::split::{self, SplitArgs};
-use drnas_dist::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
+use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::random::{Purpose, stream};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,7 @@ fn pack_args(root: &Path, out: &Path) -> PackArgs {
     PackArgs {
         root: root.into(),
         out: out.into(),
+        source: Default::default(),
         list: None,
         skip_bad: false,
         no_decode: false,
@@ -132,7 +133,7 @@ fn odd_files_are_packed_without_the_broken_ones() {
     let set = Arc::new(ShardSet::open(&out).unwrap());
     let spec = LoaderSpec {
         px: 64,
-        augment: Augment::CentreCrop { resize: 72 },
+        augment: Crop::Centre { resize: 72 }.into(),
         seed: 0,
         stream: 0,
         num_replicas: 1,
@@ -154,6 +155,7 @@ fn imagenette_is_split_packed_and_served() {
     let (root, lists) = (root.join("train"), dir.path().join("lists"));
     split::run(&SplitArgs {
         root: root.clone(),
+        source: Default::default(),
         fractions: vec![0.6, 0.3],
         names: vec!["train".into(), "valid".into()],
         out: lists.clone(),
@@ -186,7 +188,7 @@ fn imagenette_is_split_packed_and_served() {
     let open = |set: &Arc<ShardSet>, stream| {
         let spec = LoaderSpec {
             px: 64,
-            augment: Augment::RandomResizedCrop { area_min: 0.08, flip: true },
+            augment: Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() },
             seed: 0,
             stream,
             num_replicas: 2,
@@ -217,7 +219,7 @@ fn full_size_photos_decode_and_crop() {
     assert_eq!(report.num_images, 148);
     eprintln!("pack, 1 thread, decoding: {:.0} images/s", 148.0 / started.elapsed().as_secs_f64());
     let set = ShardSet::open(&out).unwrap();
-    let augment = Augment::RandomResizedCrop { area_min: 0.08, flip: true };
+    let augment = Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() };
     let (mut picture, mut pixels) = (Picture::default(), vec![0; 3 * 224 * 224]);
     let mut rates = Vec::new();
     for round in 0..3 {

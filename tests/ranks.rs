@@ -3,6 +3,7 @@
 //! The tests start this very program again under mpirun; `rank_program` is what each rank then runs.
 
 use drnas_dist::launch::World;
+use drnas_dist::whereabouts::{self, Phase};
 use drnas_dist::{Error, Result};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -12,6 +13,8 @@ use tch::{Kind, Tensor};
 const SCENE: &str = "DRNAS_TEST_SCENE";
 /// Time limit of the scenes in which ranks are missing.
 const LIMIT: Duration = Duration::from_secs(3);
+/// How long a rank may be silent where ranks are watched.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Time limit of the others: a busy machine must not fail them.
 const PATIENCE: Duration = Duration::from_secs(100);
 
@@ -24,7 +27,7 @@ fn rank_program() {
         return;
     };
     let limit = match scene.as_str() {
-        "absent" | "signal" => LIMIT,
+        "absent" | "signal" | "hangs" => LIMIT,
         _ => PATIENCE,
     };
     if scene == "doctor" {
@@ -56,6 +59,8 @@ fn rank_program() {
         "signal" => wait_for_signal(&world, true),
         "deaf" => wait_for_signal(&world, false),
         "place" => place(&world),
+        "killed" | "stopped" | "slow" | "hangs" => watched(&world, &scene),
+        "agreed" => agreed(&world),
         other => panic!("no scene {other}"),
     };
     match world.end(outcome) {
@@ -281,6 +286,53 @@ fn wait_for_signal(world: &World, listens: bool) -> Result<()> {
     Ok(())
 }
 
+/// One rank, 1 or the one of `DRNAS_TEST_RANK`, meets with `fate` while the others wait for it.
+fn watched(world: &World, fate: &str) -> Result<()> {
+    world.keep_watch(HEARTBEAT)?;
+    println!("ready {}", std::process::id());
+    let odd = std::env::var("DRNAS_TEST_RANK").map_or(1, |rank| rank.parse().unwrap());
+    whereabouts::set_step(7);
+    whereabouts::enter(Phase::Backward);
+    world.communicator().barrier()?;
+    // Time for a beat that tells it.
+    std::thread::sleep(HEARTBEAT / 2);
+    if world.rank() == odd {
+        match fate {
+            // SAFETY: plain calls on this very process.
+            "killed" => unsafe { libc::kill(libc::getpid(), libc::SIGKILL) },
+            // SAFETY: as above.
+            "stopped" => unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) },
+            "slow" => {
+                std::thread::sleep(5 * HEARTBEAT / 2);
+                0
+            }
+            _ => {
+                std::thread::sleep(Duration::from_secs(100));
+                0
+            }
+        };
+    }
+    whereabouts::enter(Phase::AllReduce);
+    world.communicator().barrier()
+}
+
+/// All ranks stop at one step, for a signal that one of them got.
+fn agreed(world: &World) -> Result<()> {
+    world.keep_watch(HEARTBEAT)?;
+    world.set_farewell("checkpoint of step 7 is good; go on with: PROGRAM --resume");
+    println!("ready {}", std::process::id());
+    let comm = world.communicator();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(60) {
+        let asked = comm.all_gather(&[u8::from(world.stop_requested())])?;
+        if asked.iter().any(|rank| rank[0] == 1) {
+            world.leave();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 fn place(world: &World) -> Result<()> {
     println!(
         "rank {} of {} local {} of {} hosts {} threads {}",
@@ -485,8 +537,25 @@ fn separate_worlds_of_one_are_refused() {
     assert_eq!(ended.code, Some(0), "{}", ended.output);
 }
 
+/// Who gets a signal.
+#[derive(Clone, Copy)]
+enum To {
+    Launcher,
+    Mpirun,
+    LastRank,
+}
+
+fn parent_of(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
 /// Starts `scene`, waits until its ranks are ready, sends the signal `times` times and returns how it ended.
 fn signalled(scene: &str, size: usize, signal: i32, times: usize) -> Ended {
+    signalled_to(To::Launcher, scene, size, signal, times)
+}
+
+fn signalled_to(to: To, scene: &str, size: usize, signal: i32, times: usize) -> Ended {
     use std::io::{BufRead, BufReader, Read};
     let folder = tempfile::tempdir().unwrap();
     let started = Instant::now();
@@ -507,7 +576,12 @@ fn signalled(scene: &str, size: usize, signal: i32, times: usize) -> Ended {
             std::thread::sleep(Duration::from_millis(300));
         }
         // With several ranks as a terminal or a scheduler does it: to `timeout`, which hands it to mpirun.
-        let to = if size > 1 { child.id() as i32 } else { pids[0] };
+        let to = match to {
+            To::Launcher if size > 1 => child.id() as i32,
+            // `timeout` hands on no SIGUSR1.
+            To::Mpirun => parent_of(pids[0]),
+            To::Launcher | To::LastRank => pids[pids.len() - 1],
+        };
         // SAFETY: a process of this test.
         unsafe { libc::kill(to, signal) };
     }
@@ -520,9 +594,9 @@ const FAREWELL: &str = "checkpoint of step 7 is good; go on with: PROGRAM --resu
 
 #[test]
 fn alone_a_signal_asks_for_a_checkpoint_first() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1] {
         let ended = signalled("signal", 0, signal, 1);
-        assert_eq!(ended.code, Some(130), "{}", ended.output);
+        assert_eq!(ended.code, Some(75), "{}", ended.output);
         assert!(ended.output.contains("a checkpoint is written"), "{}", ended.output);
         assert_eq!(ended.output.matches(FAREWELL).count(), 1, "{}", ended.output);
     }
@@ -534,6 +608,63 @@ fn alone_a_second_signal_leaves_at_once() {
     assert!(ended.wall < Duration::from_secs(20), "{:?}", ended.wall);
     assert_eq!(ended.code, Some(130), "{}", ended.output);
     assert_eq!(ended.output.matches(FAREWELL).count(), 1, "{}", ended.output);
+}
+
+#[test]
+fn several_ranks_stop_together_for_one_signal() {
+    for to in [To::Mpirun, To::LastRank] {
+        let ended = signalled_to(to, "agreed", 3, libc::SIGUSR1, 1);
+        assert_eq!(ended.code, Some(75), "{}", ended.output);
+        assert!(ended.output.contains(FAREWELL), "{}", ended.output);
+    }
+}
+
+/// The lines `ready PID`.
+fn pids_of(output: &str) -> Vec<i32> {
+    let words: Vec<&str> = output.split_whitespace().collect();
+    (words.windows(2)).filter(|pair| pair[0] == "ready").map(|pair| pair[1].parse().unwrap()).collect()
+}
+
+/// Nothing of the ranks is left, but for zombies that their parent has not asked about.
+fn assert_gone(output: &str) {
+    let pids = pids_of(output);
+    assert_eq!(pids.len(), 3, "{output}");
+    let living = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+    };
+    let started = Instant::now();
+    while pids.iter().any(|&pid| living(pid)) {
+        assert!(started.elapsed() < Duration::from_secs(10), "ranks are left: {output}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_rank_that_dies_or_stops_is_named_and_all_are_ended() {
+    for (fate, how) in [("killed", "its process is gone"), ("stopped", "no sign of life for 2 s")] {
+        for (odd, by) in [("1", "rank 0 on "), ("0", "rank 1 on ")] {
+            let ended = run_with(fate, 3, &[("DRNAS_TEST_RANK", odd)]);
+            assert!(!matches!(ended.code, Some(0 | 124)), "{:?}: {}", ended.code, ended.output);
+            let line = format!("lost rank {odd} on ");
+            let line = ended.output.lines().find(|text| text.contains(&line)).unwrap_or_default();
+            for part in [by, ", step 7, backward: ", how] {
+                assert!(line.contains(part), "{fate} {odd}: {}", ended.output);
+            }
+            assert_gone(&ended.output);
+        }
+    }
+}
+
+#[test]
+fn a_slow_rank_is_waited_for() {
+    good("slow", 3);
+}
+
+#[test]
+fn who_does_not_come_to_a_collective_is_named_by_those_who_wait() {
+    let ended = bad("hangs", 3, &["not every rank came (missing: rank 1 on ", ", step 7, backward for "]);
+    assert_gone(&ended.output);
 }
 
 #[test]
@@ -591,7 +722,7 @@ fn doctor_names_libraries_and_ranks_alone_and_under_mpirun() {
     for (size, ranks) in [(0, 1), (2, 2)] {
         let ended = run("doctor", size);
         assert_eq!(ended.code, Some(0), "{}", ended.output);
-        for text in ["libtorch_cpu.so", "Open MPI v", "libmpi.so", "NCCL", "CUDA driver"] {
+        for text in ["libtorch_cpu.so", "Open MPI v", "libmpi.so", "NCCL   ", "CUDA driver"] {
             assert_eq!(ended.output.matches(text).count(), 1, "{text}: {}", ended.output);
         }
         for rank in 0..ranks {

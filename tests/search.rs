@@ -6,11 +6,11 @@ mod bench;
 use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
 use drnas_dist::comm::Communicator;
 use drnas_dist::config::Config;
-use drnas_dist::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
+use drnas_dist::data::{Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::launch::World;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
-use drnas_dist::{Error, Result};
+use drnas_dist::{Error, Result, Settings};
 use std::cell::RefCell;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ fn any_number_of_ranks_gives_the_same_search() {
         // More than that: gradients are summed in float64, where the order leaves no trace in float32.
         assert_same_end(&several, &one);
     }
-    let double = ["--set", "precision=float64"];
+    let double = ["--set", "precision=fp64"];
     let one = bench.searched(1, "double-1", &double);
     for ranks in [2, 4] {
         let several = bench.searched(ranks, &format!("double-{ranks}"), &double);
@@ -69,11 +69,11 @@ fn any_number_of_ranks_gives_the_same_search() {
 #[test]
 fn a_shared_theta_is_another_search() {
     let bench = Bench::get();
-    let shared = ["--set", "search.theta=shared", "--set", "precision=float64"];
+    let shared = ["--set", "search.theta=shared", "--set", "precision=fp64"];
     let one = bench.searched(0, "shared-1", &shared);
     let two = bench.searched(2, "shared-2", &shared);
     assert_agree(&two, &one, 1e-9, 1e-9);
-    let own = bench.searched(0, "own-1", &["--set", "precision=float64"]);
+    let own = bench.searched(0, "own-1", &["--set", "precision=fp64"]);
     assert_ne!(one.of_steps("loss"), own.of_steps("loss"));
 }
 
@@ -328,7 +328,7 @@ fn reductions_start_while_backward_goes_on() {
     let loader = |stream: u64, name: &str| {
         let spec = LoaderSpec {
             px: 64,
-            augment: Augment::CentreCrop { resize: 64 },
+            augment: Crop::Centre { resize: 64 }.into(),
             seed: 0,
             stream,
             num_replicas: 2,

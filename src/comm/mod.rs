@@ -3,12 +3,17 @@
 pub mod bucket;
 mod flight;
 mod mpi;
+mod nccl;
+pub(crate) mod roll;
 
 pub use mpi::Mpi;
 pub(crate) use mpi::end_all;
+pub(crate) use nccl::Terms;
+pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
 
 use crate::error::{Error, Result};
 use std::io::Write;
+use std::sync::Mutex;
 use tch::Tensor;
 
 /// The collective operations of a run. Collective methods are called by all ranks in the same order; none of them waits
@@ -28,7 +33,8 @@ pub trait Communicator {
     /// meanwhile. Local.
     fn progress(&self) -> Result<()>;
 
-    /// Waits for every reduction that was started. Collective.
+    /// Ends every reduction that was started: what is read or computed from now on finds the means. On cards the host does
+    /// not wait for them. Collective.
     fn finish(&self) -> Result<()>;
 
     /// Copies `buffer` of rank `root` to all. Shape and kind as for `start_mean`. Collective.
@@ -83,6 +89,7 @@ impl Communicator for Solo {
 
     fn abort(&self, why: &Error) -> ! {
         say(&format!("error: {why}"));
+        last_acts();
         std::process::exit(1)
     }
 }
@@ -91,6 +98,26 @@ impl Communicator for Solo {
 pub(crate) fn say(line: &str) {
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// What remains to be done when this process ends in the middle of its work, whatever ends it: the others are told, the run
+/// folder is unlocked.
+static LAST_ACTS: Mutex<Vec<Act>> = Mutex::new(Vec::new());
+
+type Act = Box<dyn FnOnce() + Send>;
+
+/// Adds `act` to what is done last. It may run on any thread and must not wait.
+pub(crate) fn at_last(act: impl FnOnce() + Send + 'static) {
+    if let Ok(mut acts) = LAST_ACTS.lock() {
+        acts.push(Box::new(act));
+    }
+}
+
+/// Does what is left to do, once. Called just before the process ends.
+pub(crate) fn last_acts() {
+    // Taken out first: whatever goes wrong in one of them does not come back here.
+    let acts = LAST_ACTS.try_lock().map(|mut acts| std::mem::take(&mut *acts));
+    acts.into_iter().flatten().for_each(|act| act());
 }
 
 /// Refuses what no rank can average: so that a mistake shows in one process too.

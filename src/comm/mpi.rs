@@ -10,8 +10,8 @@
 //! another branch, is therefore found at the next collective.
 
 use super::flight::{Flight, Pause, text_of};
-use super::{Communicator, contiguous, reducible, root_within, say};
-use crate::error::{Error, Result};
+use super::{Communicator, contiguous, last_acts, reducible, roll, root_within, say};
+use crate::error::{Error, Result, chain};
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
 use std::cell::{Cell, RefCell};
 use std::os::raw::{c_int, c_void};
@@ -185,6 +185,7 @@ impl Mpi {
     /// Waits for `flight`, at most until `limit` after `since`.
     fn wait(&self, operation: &str, since: Instant, flight: &mut Flight) -> Result<()> {
         let mut pause = Pause::new();
+        let _waiting = Waiting::begin(self.number.get());
         while !flight.test().map_err(|code| self.refused(operation, code))? {
             let waited = since.elapsed();
             if waited >= self.limit {
@@ -195,6 +196,7 @@ impl Mpi {
                     operation: operation.into(),
                     number: self.number.get(),
                     waited_s: waited.as_secs_f64(),
+                    missing: roll::missing(self.rank, self.number.get()),
                 });
             }
             pause.rest();
@@ -328,9 +330,12 @@ impl Communicator for Mpi {
             std::thread::sleep(Duration::from_millis(300));
         }
         // Errors of this file name the rank themselves.
-        let who = format!("rank {} on {}: ", self.rank, self.host);
-        let why = why.to_string();
-        say(&format!("{who}{}", why.strip_prefix(&who).unwrap_or(&why)));
+        let who = format!("rank {} on {}", self.rank, self.host);
+        let why = chain(why);
+        match why.starts_with(&who) {
+            true => say(&why),
+            false => say(&format!("{who}: {why}")),
+        }
         end_all(1)
     }
 }
@@ -348,6 +353,7 @@ impl Mpi {
 
 /// Ends every rank with exit code `code`. Called on the thread that started MPI.
 pub(crate) fn end_all(code: i32) -> ! {
+    last_acts();
     // MPI_Abort asks the launcher to end all; should the launcher not answer, this rank leaves by itself.
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_secs(10));
@@ -358,6 +364,22 @@ pub(crate) fn end_all(code: i32) -> ! {
     unsafe {
         ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, code);
         libc::_exit(code)
+    }
+}
+
+/// While it lives, heartbeats say in which operation this rank waits.
+struct Waiting;
+
+impl Waiting {
+    fn begin(number: u64) -> Self {
+        roll::wait_in(number);
+        Self
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        roll::go_on();
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Regulariser};
+use super::{Config, Data, DeviceChoice, Regulariser, Run, Settings, Weights};
 use crate::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -14,111 +14,229 @@ macro_rules! require {
     };
 }
 
+pub(super) use require;
+
 /// The divisors of `number`, as text for an error.
-fn divisors(number: i64) -> String {
+pub(super) fn divisors(number: i64) -> String {
     let all = (1..=number).filter(|n| number % n == 0);
     all.map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-impl Config {
-    /// Checks all that does not depend on data and ranks; `load` has done it. Needed after changing fields by hand.
-    pub fn check(&self) -> Result<()> {
+impl Settings for Config {
+    const SECTION: &'static str = "search";
+
+    fn check(&self) -> Result<()> {
         self.check_numbers()?;
         self.check_model()?;
         self.check_stages()?;
         self.check_batch()
     }
 
-    /// Whether `size` ranks can share the replicas. Local, the same on every rank.
-    pub fn check_ranks(&self, size: usize) -> Result<()> {
-        let replicas = self.search.replicas;
+    /// KL takes the place of the weight decay.
+    fn settle(&mut self, given: &dyn Fn(&str) -> bool) {
+        if self.eta.regulariser == Regulariser::Kl && !given("eta.weight_decay") {
+            self.eta.weight_decay = 0.0;
+        }
+    }
+
+    fn replicas(&self) -> i64 {
+        self.search.replicas
+    }
+
+    fn global_batch(&self) -> i64 {
+        self.search.global_batch
+    }
+
+    fn num_classes(&self) -> i64 {
+        self.model.num_classes
+    }
+
+    fn device(&self) -> DeviceChoice {
+        self.device
+    }
+
+    fn data(&self) -> &Data {
+        &self.data
+    }
+
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
+    fn take_free_keys(&mut self, now: &Self) {
+        self.device = now.device;
+        self.checkpoint_cells = now.checkpoint_cells;
+        self.run = now.run.clone();
+        self.data.take_free_keys(&now.data);
+    }
+}
+
+/// A named value of a configuration, or several of one name.
+type Named<'a> = (&'a str, &'a [f64]);
+
+/// Each is 0 or more.
+pub(super) fn not_negative(values: &[Named]) -> Result<()> {
+    for (name, value) in values {
+        let good = value.iter().all(|x| x.is_finite() && *x >= 0.0);
+        require!(good, "{name} must be 0 or more, found {value:?}");
+    }
+    Ok(())
+}
+
+/// Each is above 0.
+pub(super) fn positive(values: &[Named]) -> Result<()> {
+    for (name, value) in values {
+        let good = value.iter().all(|x| x.is_finite() && *x > 0.0);
+        require!(good, "{name} must be above 0, found {value:?}");
+    }
+    Ok(())
+}
+
+/// Each is in [0, 1).
+pub(super) fn below_one(values: &[Named]) -> Result<()> {
+    for (name, value) in values {
+        let good = value.iter().all(|x| (0.0..1.0).contains(x));
+        require!(good, "{name} must be in [0, 1), found {value:?}");
+    }
+    Ok(())
+}
+
+/// Each is 1 or more.
+pub(super) fn at_least_one(counts: &[(&str, u64)]) -> Result<()> {
+    for (name, count) in counts {
+        require!(*count > 0, "{name} must be 1 or more, found 0");
+    }
+    Ok(())
+}
+
+/// TOML holds the seed.
+pub(super) fn check_seed(seed: u64) -> Result<()> {
+    require!(i64::try_from(seed).is_ok(), "seed = {seed} is above 2^63 - 1, the largest integer of TOML");
+    Ok(())
+}
+
+/// The batch can be split over the replicas; `section` holds both numbers.
+pub(super) fn check_share<S: Settings>(settings: &S) -> Result<()> {
+    let (replicas, batch, section) = (settings.replicas(), settings.global_batch(), S::SECTION);
+    require!(
+        (1..=1 << 20).contains(&replicas) && batch >= 1,
+        "{section}.replicas = {replicas} and {section}.global_batch = {batch} must be 1 or more"
+    );
+    require!(
+        batch % replicas == 0,
+        "{section}.replicas = {replicas} does not divide {section}.global_batch = {batch}; the next batch that fits is {}",
+        (batch / replicas + 1) * replicas
+    );
+    Ok(())
+}
+
+impl Data {
+    /// Every key for itself; what fits the network is the network's business.
+    pub(super) fn check(&self) -> Result<()> {
+        not_negative(&[("data.mean", &self.mean)])?;
+        positive(&[("data.std", &self.std)])?;
+        at_least_one(&[("data.prefetch", self.prefetch as u64)])?;
         require!(
-            size > 0 && replicas % size as i64 == 0,
-            "{size} ranks cannot share search.replicas = {replicas} evenly; start one of {} ranks",
-            divisors(replicas)
+            self.crop_area_min > 0.0 && self.crop_area_min <= 1.0,
+            "data.crop_area_min must be above 0 and at most 1, found {}",
+            self.crop_area_min
+        );
+        require!(self.pad <= 4096, "data.pad must be at most 4096, found {}", self.pad);
+        require!(
+            self.cutout % 2 == 0 && self.cutout <= 8192,
+            "data.cutout must be even and at most 8192, found {}",
+            self.cutout
+        );
+        require!(
+            self.jitter.iter().all(|x| x.is_finite() && *x >= 0.0) && self.jitter[3] <= 0.5,
+            "data.jitter must be 0 or more, the hue at most 0.5, found {:?}",
+            self.jitter
+        );
+        require!(
+            (0..=4096).contains(&self.test_crop) && (0..=8192).contains(&self.test_resize),
+            "data.test_crop = {} must be in 0..=4096 and data.test_resize = {} in 0..=8192",
+            self.test_crop,
+            self.test_resize
+        );
+        require!(
+            self.test_resize_px() >= self.test_crop_px(),
+            "data.test_resize = {} is below the {} pixels of data.test_crop",
+            self.test_resize_px(),
+            self.test_crop_px()
         );
         Ok(())
     }
 
-    /// Whether the shards hold the classes that the head has.
-    pub fn check_classes(&self, num_classes_of_shards: usize) -> Result<()> {
-        let expected = self.model.num_classes;
+    /// What decodes images may change in a run that goes on.
+    pub(super) fn take_free_keys(&mut self, now: &Data) {
+        self.decode_threads = now.decode_threads;
+        self.prefetch = now.prefetch;
+    }
+}
+
+impl Weights {
+    /// Every key for itself, and the warm-up against the `epochs` of the run.
+    pub(super) fn check(&self, epochs: u64) -> Result<()> {
+        not_negative(&[("weights.weight_decay", &[self.weight_decay]), ("weights.lr_min", &[self.lr_min])])?;
+        positive(&[("weights.lr", &[self.lr])])?;
+        below_one(&[("weights.momentum", &[self.momentum])])?;
         require!(
-            num_classes_of_shards as i64 == expected,
-            "the shards have {num_classes_of_shards} classes, model.num_classes is {expected}; \
-             use --set model.num_classes={num_classes_of_shards} or other shards"
+            self.lr_min <= self.lr,
+            "weights.lr_min = {} is above weights.lr = {}",
+            self.lr_min,
+            self.lr
+        );
+        require!(
+            self.warmup_epochs <= epochs,
+            "weights.warmup_epochs = {} is above the {epochs} epochs of the run",
+            self.warmup_epochs
         );
         Ok(())
     }
+}
 
+impl Run {
+    /// Every key for itself.
+    pub(super) fn check(&self) -> Result<()> {
+        positive(&[("run.bucket_mib", &[self.bucket_mib]), ("run.time_limit_s", &[self.time_limit_s])])?;
+        at_least_one(&[
+            ("run.log_every", self.log_every),
+            ("run.compare_every", self.compare_every),
+            ("run.checkpoint_every", self.checkpoint_every),
+            ("run.checkpoints_kept", self.checkpoints_kept as u64),
+        ])
+    }
+}
+
+impl Config {
     fn check_numbers(&self) -> Result<()> {
-        let (data, weights, eta, run) = (&self.data, &self.weights, &self.eta, &self.run);
-        require!(
-            i64::try_from(self.seed).is_ok(),
-            "seed = {} is above 2^63 - 1, the largest integer of TOML",
-            self.seed
-        );
-        for (name, value) in [
-            ("data.mean", &data.mean[..]),
-            ("weights.weight_decay", &[weights.weight_decay]),
-            ("weights.lr_min", &[weights.lr_min]),
+        let eta = &self.eta;
+        check_seed(self.seed)?;
+        not_negative(&[
             ("eta.weight_decay", &[eta.weight_decay]),
             ("eta.kl_scale", &[eta.kl_scale]),
             ("search.grad_clip", &[self.search.grad_clip]),
-        ] {
-            let good = value.iter().all(|x| x.is_finite() && *x >= 0.0);
-            require!(good, "{name} must be 0 or more, found {value:?}");
-        }
-        for (name, value) in [
-            ("data.std", &data.std[..]),
-            ("weights.lr", &[weights.lr]),
-            ("eta.lr", &[eta.lr]),
-            ("run.bucket_mib", &[run.bucket_mib]),
-            ("run.time_limit_s", &[run.time_limit_s]),
-        ] {
-            let good = value.iter().all(|x| x.is_finite() && *x > 0.0);
-            require!(good, "{name} must be above 0, found {value:?}");
-        }
-        for (name, value) in [("weights.momentum", &[weights.momentum][..]), ("eta.betas", &eta.betas)] {
-            let good = value.iter().all(|x| (0.0..1.0).contains(x));
-            require!(good, "{name} must be in [0, 1), found {value:?}");
-        }
-        for (name, value) in [
-            ("run.log_every", run.log_every),
-            ("run.compare_every", run.compare_every),
-            ("run.checkpoint_every", run.checkpoint_every),
-            ("run.checkpoints_kept", run.checkpoints_kept as u64),
-            ("data.prefetch", data.prefetch as u64),
-        ] {
-            require!(value > 0, "{name} must be 1 or more, found 0");
-        }
-        require!(
-            data.crop_area_min > 0.0 && data.crop_area_min <= 1.0,
-            "data.crop_area_min must be above 0 and at most 1, found {}",
-            data.crop_area_min
-        );
-        require!(
-            weights.lr_min <= weights.lr,
-            "weights.lr_min = {} is above weights.lr = {}",
-            weights.lr_min,
-            weights.lr
-        );
+        ])?;
+        positive(&[("eta.lr", &[eta.lr])])?;
+        below_one(&[("eta.betas", &eta.betas)])?;
         require!(
             eta.regulariser == Regulariser::L2 || eta.weight_decay == 0.0,
             "eta.weight_decay = {} beside eta.regulariser = \"kl\": one of the two pulls eta; leave weight_decay out",
             eta.weight_decay
         );
-        Ok(())
+        self.data.check()?;
+        self.run.check()
     }
 
     fn check_model(&self) -> Result<()> {
         let (model, px) = (&self.model, self.data.px);
         require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
         require!(
-            model.layers >= 3,
+            model.layers >= 3 || model.space == SearchSpace::NasBench201,
             "model.layers must be 3 or more (two cells reduce, one comes first), found {}",
             model.layers
         );
+        require!(model.layers >= 1, "model.layers must be 1 or more, found {}", model.layers);
         require!(
             (1..=1 << 16).contains(&model.init_channels),
             "model.init_channels must be in 1..=65536, found {}",
@@ -128,7 +246,7 @@ impl Config {
         // a FactorizedReduce must agree: whatever is halved must be even. ImageNet: stem / 8, then two reductions.
         let multiple = match model.space {
             SearchSpace::DartsImagenet => 32,
-            SearchSpace::DartsCifar => 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => 4,
         };
         require!(
             px > 0 && px <= 4096 && px % multiple == 0,
@@ -144,6 +262,7 @@ impl Config {
 
     fn check_stages(&self) -> Result<()> {
         let (search, channels) = (&self.search, self.model.init_channels);
+        let operations = self.model.space.operations().len();
         require!(
             !search.stages.is_empty(),
             "there is no stage; write one or more [[search.stage]] with k, ops_kept and epochs"
@@ -157,9 +276,10 @@ impl Config {
                 divisors(channels)
             );
             require!(
-                (1..=7).contains(&stage.ops_kept),
-                "stage {number}: ops_kept = {} must be in 1..=7, the operations of the DARTS space",
-                stage.ops_kept
+                (1..=operations).contains(&stage.ops_kept),
+                "stage {number}: ops_kept = {} must be in 1..={operations}, the operations of the {} space",
+                stage.ops_kept,
+                self.model.space.name()
             );
             require!(
                 (1..=1_000_000).contains(&stage.epochs),
@@ -175,8 +295,8 @@ impl Config {
             );
         }
         require!(
-            search.stages[0].ops_kept == 7,
-            "stage 1: ops_kept = {} must be 7: nothing is known yet that could be pruned",
+            search.stages[0].ops_kept == operations,
+            "stage 1: ops_kept = {} must be {operations}: nothing is known yet that could be pruned",
             search.stages[0].ops_kept
         );
         for (index, pair) in search.stages.windows(2).enumerate() {
@@ -194,29 +314,14 @@ impl Config {
                 old.ops_kept
             );
         }
-        require!(
-            self.weights.warmup_epochs <= self.num_epochs(),
-            "weights.warmup_epochs = {} is above the {} epochs of all stages",
-            self.weights.warmup_epochs,
-            self.num_epochs()
-        );
-        Ok(())
+        self.weights.check(self.num_epochs())
     }
 
     fn check_batch(&self) -> Result<()> {
-        let (replicas, batch) = (self.search.replicas, self.search.global_batch);
-        require!(
-            (1..=1 << 20).contains(&replicas) && batch >= 1,
-            "search.replicas = {replicas} and search.global_batch = {batch} must be 1 or more"
-        );
-        require!(
-            batch % replicas == 0,
-            "search.replicas = {replicas} does not divide search.global_batch = {batch}; the next batch that fits is {}",
-            (batch / replicas + 1) * replicas
-        );
+        check_share(self)?;
         let deepest = match self.model.space {
             SearchSpace::DartsImagenet => self.data.px / 32,
-            SearchSpace::DartsCifar => self.data.px / 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.data.px / 4,
         };
         require!(
             self.replica_batch() * deepest * deepest >= 2,

@@ -1,53 +1,45 @@
-//! From a TOML file and `--set key=value` to a checked `Config`, with the place of every mistake.
+//! From a TOML file and `--set key=value` to checked settings, with the place of every mistake.
 
-use super::{Config, Regulariser};
+use super::Settings;
 use crate::error::{Error, Result};
 use std::{fs, ops::Range, path::Path};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-impl Config {
-    /// Reads `path`, applies `sets` and checks everything that can be known without data and ranks.
-    ///
-    /// A set is `key=value`: dotted keys, values as in TOML, bare words are strings, and a number in a key picks a
-    /// stage, from 1: `search.stage.2.epochs=3`. Local: every rank loads the same.
-    pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-        Self::parse(&text, &path.display().to_string(), sets)
+/// [`Settings::load`].
+pub fn load<S: Settings>(path: &Path, sets: &[String]) -> Result<S> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    parse(&text, &path.display().to_string(), sets)
+}
+
+/// [`Settings::parse`].
+pub fn parse<S: Settings>(text: &str, name: &str, sets: &[String]) -> Result<S> {
+    let place = |span: Option<Range<usize>>| match span.and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("{name} line {}", before.matches('\n').count() + 1),
+        None => name.to_owned(),
+    };
+    let syntax = |error: toml::de::Error| wrong(place(error.span()), &error);
+    let mut all = Value::try_from(S::default()).expect("the defaults are valid TOML");
+
+    let known = keys(&all, false);
+    let spanned = DeTable::parse(text).map_err(syntax)?;
+    refuse_unknown(spanned.get_ref(), "", &known, &|span| place(Some(span)))?;
+    toml::from_str::<S>(text).map_err(syntax)?; // values of the wrong kind, with their line
+    let written: Table = toml::from_str(text).map_err(syntax)?;
+    let mut given = keys(&Value::Table(written.clone()), false);
+    merge(&mut all, Value::Table(written));
+
+    for set in sets {
+        given.push(apply(&mut all, set)?.to_owned());
+        // One at a time, so that a value of the wrong kind is blamed on the right one.
+        let read: Result<S, _> = all.clone().try_into();
+        read.map_err(|error| wrong(format!("--set {set}"), &error))?;
     }
 
-    /// `load` from text; `name` is what errors call the file.
-    pub fn parse(text: &str, name: &str, sets: &[String]) -> Result<Config> {
-        let place = |span: Option<Range<usize>>| match span.and_then(|span| text.get(..span.start)) {
-            Some(before) => format!("{name} line {}", before.matches('\n').count() + 1),
-            None => name.to_owned(),
-        };
-        let syntax = |error: toml::de::Error| wrong(place(error.span()), &error);
-        let mut all = Value::try_from(Config::default()).expect("the defaults are valid TOML");
-
-        let known = keys(&all, false);
-        let spanned = DeTable::parse(text).map_err(syntax)?;
-        refuse_unknown(spanned.get_ref(), "", &known, &|span| place(Some(span)))?;
-        toml::from_str::<Config>(text).map_err(syntax)?; // values of the wrong kind, with their line
-        let written: Table = toml::from_str(text).map_err(syntax)?;
-        let decay_written = written.get("eta").and_then(|eta| eta.get("weight_decay"));
-        let mut decay_given = decay_written.is_some();
-        merge(&mut all, Value::Table(written));
-
-        for set in sets {
-            decay_given |= apply(&mut all, set)? == "eta.weight_decay";
-            // One at a time, so that a value of the wrong kind is blamed on the right one.
-            let read: Result<Config, _> = all.clone().try_into();
-            read.map_err(|error| wrong(format!("--set {set}"), &error))?;
-        }
-
-        let mut config: Config = all.try_into().map_err(syntax)?;
-        if config.eta.regulariser == Regulariser::Kl && !decay_given {
-            config.eta.weight_decay = 0.0;
-        }
-        config.check()?;
-        Ok(config)
-    }
+    let mut settings: S = all.try_into().map_err(syntax)?;
+    settings.settle(&|key| given.iter().any(|given| given == key));
+    settings.check()?;
+    Ok(settings)
 }
 
 fn wrong(place: String, error: &toml::de::Error) -> Error {
@@ -114,8 +106,8 @@ fn unknown(key: String, place: String, known: &[String]) -> Error {
     let likeness = |other: &String| {
         strsim::jaro_winkler(&last(&key), &last(other)) + 0.2 * strsim::normalized_levenshtein(&key, other)
     };
-    let nearest = known
-        .iter()
+    let nearest = (known.iter())
+        .filter(|_| key.len() < 100) // no misspelling, and a comparison takes as long as the key
         .map(|other| (likeness(other), other))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > 0.8)

@@ -1,213 +1,155 @@
-//! Crop, resize, flip, normalise, as torchvision defines them; the random generator is an argument.
+//! From a decoded picture to the network's input: cut, mirror, colour, cut out, normalise; as torchvision defines them.
 //!
-//! Shapes: N images, 3 channels, H W rows and columns, px output side.
+//! Shapes: N images, 3 channels, H W rows and columns, px output side. The random generator is an argument; draws come
+//! in a fixed order (crop, flip, jitter, cut-out), so that what is switched on later does not change what comes before.
 
-use super::decode::{MAX_PIXELS, Picture};
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+pub mod geometry;
+pub mod jitter;
+
+pub use geometry::Rect;
+pub use jitter::Jitter;
+
+use super::decode::{Fault, Picture};
+use crate::config::{CropKind, Data};
+use geometry::{centre_crop, pad_crop, random_resized_crop, resized_crop};
 use rand::{Rng, RngExt};
-use std::cell::RefCell;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How a picture becomes `[3, px, px]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Augment {
-    /// RandomResizedCrop (area `area_min`..1, ratio 3/4..4/3), then a flip with probability 1/2 where `flip`.
-    RandomResizedCrop {
-        /// Smallest part of the area, 0..=1; the published run: 0.08.
+pub struct Augment {
+    /// Which pixels.
+    pub crop: Crop,
+    /// Mirror half of the pictures left to right.
+    pub flip: bool,
+    /// Change colours.
+    pub jitter: Jitter,
+    /// Side of the square that is cut out around a random pixel, parts outside the picture included; 0 = none.
+    pub cutout: u32,
+}
+
+/// Which pixels of a picture are taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Crop {
+    /// RandomResizedCrop: area `area_min`..1 (published: 0.08), ratio 3/4..4/3, then resized to px x px.
+    RandomResized {
+        /// Smallest part of the area, 0..=1.
         area_min: f64,
-        /// Mirror half of the pictures.
-        flip: bool,
     },
-    /// Resize the shorter side to `resize`, then the centre px x px. Draws nothing.
-    CentreCrop {
-        /// At least px.
-        resize: u32,
-    },
-    /// `pad` black pixels on each side, then a random px x px piece (CIFAR), then the flip.
-    PadCrop {
+    /// `pad` black pixels on each side, then a random px x px piece (CIFAR).
+    Pad {
         /// Pixels on each side.
         pad: u32,
-        /// Mirror half of the pictures.
-        flip: bool,
+    },
+    /// The shorter side becomes `resize`, then the centre px x px. Draws nothing.
+    Centre {
+        /// At least px; smaller ones count as px.
+        resize: u32,
     },
 }
 
-/// A rectangle of a picture, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Crop {
-    /// First column.
-    pub left: u32,
-    /// First row.
-    pub top: u32,
-    /// Columns.
-    pub width: u32,
-    /// Rows.
-    pub height: u32,
+impl From<Crop> for Augment {
+    /// The crop alone.
+    fn from(crop: Crop) -> Augment {
+        Augment { crop, flip: false, jitter: Jitter::NONE, cutout: 0 }
+    }
 }
 
-const RATIO_MIN: f64 = 3.0 / 4.0;
-const RATIO_MAX: f64 = 4.0 / 3.0;
-
 impl Augment {
-    /// Writes `picture`, changed as `self` says, as planar `[3, px, px]` into `out` (`3 * px * px` bytes).
-    /// Errors: the picture is too small for a `PadCrop`, or too long and narrow for a `CentreCrop`.
+    /// What training pictures go through.
+    pub fn train(data: &Data) -> Augment {
+        let crop = match data.crop {
+            CropKind::RandomResized => Crop::RandomResized { area_min: data.crop_area_min },
+            CropKind::Pad => Crop::Pad { pad: data.pad },
+        };
+        let [brightness, contrast, saturation, hue] = data.jitter;
+        let jitter = Jitter { brightness, contrast, saturation, hue };
+        Augment { crop, flip: data.flip, jitter, cutout: data.cutout }
+    }
+
+    /// What test pictures go through; the side of its output is `Data::test_crop_px`.
+    pub fn test(data: &Data) -> Augment {
+        Crop::Centre { resize: data.test_resize_px() as u32 }.into()
+    }
+
+    /// Writes `picture`, changed as `self` says, as planar `[3, px, px]` into `out` (`3 * px * px` bytes). The hole of
+    /// the cut-out, if any, is only returned: it is to be zero after normalisation.
+    /// Errors: the picture is too small for a `Crop::Pad`, or too long and narrow for a `Crop::Centre`.
     pub fn apply(
         &self,
         picture: &Picture,
         px: u32,
         rng: &mut impl Rng,
         out: &mut [u8],
-    ) -> Result<(), String> {
-        match *self {
-            Augment::RandomResizedCrop { area_min, flip } => {
+    ) -> Result<Option<Rect>, Fault> {
+        let mirrored = |rng: &mut _| self.flip && RngExt::random::<bool>(rng);
+        match self.crop {
+            Crop::RandomResized { area_min } => {
                 let crop = random_resized_crop(picture.width, picture.height, area_min, rng);
-                let flip = flip && rng.random::<bool>();
-                resize(picture, crop, (px, px), |resized| planar(resized, px, (0, 0), px, flip, out));
+                resized_crop(picture, crop, px, mirrored(rng), out);
             }
-            Augment::CentreCrop { resize: side } => {
-                let (width, height) = shorter_side_to(picture.width, picture.height, side.max(px));
-                if u64::from(width) * u64::from(height) > MAX_PIXELS {
-                    return Err(format!(
-                        "{} x {} pixels are too long and narrow to resize",
-                        picture.width, picture.height
-                    ));
-                }
-                let whole = Crop { left: 0, top: 0, width: picture.width, height: picture.height };
-                let half = |size: u32| (f64::from(size - px) / 2.0).round_ties_even() as u32;
-                let origin = (half(width), half(height));
-                resize(picture, whole, (width, height), |resized| {
-                    planar(resized, width, origin, px, false, out)
-                });
-            }
-            Augment::PadCrop { pad, flip } => {
+            Crop::Pad { pad } => {
                 let (width, height) = (picture.width + 2 * pad, picture.height + 2 * pad);
                 if width < px || height < px {
+                    let (width, height) = (picture.width, picture.height);
                     return Err(format!(
-                        "{} x {} pixels with {pad} of padding are smaller than {px} x {px}",
-                        picture.width, picture.height
+                        "{width} x {height} pixels with {pad} of padding are smaller than {px} x {px}"
                     ));
                 }
                 let top = rng.random_range(0..=height - px);
                 let left = rng.random_range(0..=width - px);
-                let flip = flip && rng.random::<bool>();
-                pad_crop(picture, pad, (left, top), px, flip, out);
+                pad_crop(picture, pad, (left, top), px, mirrored(rng), out);
             }
+            Crop::Centre { resize } => centre_crop(picture, resize.max(px), px, out)?,
         }
-        Ok(())
+        self.jitter.apply(rng, out);
+        Ok((self.cutout > 0).then(|| hole(px, self.cutout, rng)))
     }
 }
 
-/// The rectangle of torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest allowed centre piece.
-pub fn random_resized_crop(width: u32, height: u32, area_min: f64, rng: &mut impl Rng) -> Crop {
-    let area = f64::from(width) * f64::from(height);
-    let (ratio_min, ratio_max) = (RATIO_MIN.ln(), RATIO_MAX.ln());
-    for _ in 0..10 {
-        let target = area * (area_min + (1.0 - area_min) * rng.random::<f64>());
-        let ratio = (ratio_min + (ratio_max - ratio_min) * rng.random::<f64>()).exp();
-        let w = (target * ratio).sqrt().round_ties_even();
-        let h = (target / ratio).sqrt().round_ties_even();
-        if w >= 1.0 && h >= 1.0 && w <= f64::from(width) && h <= f64::from(height) {
-            let (w, h) = (w as u32, h as u32);
-            let top = rng.random_range(0..=height - h);
-            let left = rng.random_range(0..=width - w);
-            return Crop { left, top, width: w, height: h };
-        }
-    }
-    let ratio = f64::from(width) / f64::from(height);
-    let (mut w, mut h) = (width, height);
-    if ratio < RATIO_MIN {
-        h = ((f64::from(w) / RATIO_MIN).round_ties_even() as u32).clamp(1, height);
-    } else if ratio > RATIO_MAX {
-        w = ((f64::from(h) * RATIO_MAX).round_ties_even() as u32).clamp(1, width);
-    }
-    Crop { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
+/// Where Cutout (DeVries and Taylor, 2017; as in DARTS) makes its hole: `side` / 2 to each side of a random pixel, cut
+/// at the border.
+pub fn hole(px: u32, side: u32, rng: &mut impl Rng) -> Rect {
+    let (row, column) = (rng.random_range(0..px), rng.random_range(0..px));
+    let span = |centre: u32| (centre.saturating_sub(side / 2), (centre + side / 2).min(px));
+    let ((top, bottom), (left, right)) = (span(row), span(column));
+    Rect { left, top, width: right - left, height: bottom - top }
 }
 
-/// The size of torchvision's `Resize(side)`: the shorter side becomes `side`, the other is cut to an integer.
-fn shorter_side_to(width: u32, height: u32, side: u32) -> (u32, u32) {
-    let long = |short: u32, long: u32| (u64::from(side) * u64::from(long) / u64::from(short)) as u32;
-    if width <= height { (side, long(width, height)) } else { (long(height, width), side) }
+/// Bytes to `(x / 255 - mean) / std`, computed as one multiplication and one addition: x * 1/(255 std) - mean/std. Its
+/// constants are on the device.
+pub struct Normaliser {
+    scale: Tensor,
+    shift: Tensor,
 }
 
-thread_local! {
-    // Coefficients and intermediate rows are used again by each decode thread.
-    static RESIZER: RefCell<(Resizer, Vec<u8>)> = RefCell::new((Resizer::new(), Vec::new()));
-}
-
-/// Bilinear, antialiased (the filter grows with the reduction) from `crop` to `size`, as Pillow and so torchvision do
-/// on PIL images: the piece is cut first, pixels outside do not count. `use_it` gets interleaved RGB.
-fn resize(picture: &Picture, crop: Crop, size: (u32, u32), use_it: impl FnOnce(&[u8])) {
-    RESIZER.with_borrow_mut(|(resizer, buffer)| {
-        let needed = 3 * size.0 as usize * size.1 as usize;
-        if buffer.len() < needed {
-            buffer.resize(needed, 0);
-        }
-        let source = TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.rgb())
-            .expect("a picture has 3 * width * height bytes");
-        let source = TypedCroppedImage::new(source, crop.left, crop.top, crop.width, crop.height)
-            .expect("the crop lies inside the picture");
-        let mut target = TypedImage::<U8x3>::from_buffer(size.0, size.1, &mut buffer[..needed])
-            .expect("the buffer has 3 * width * height bytes");
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-        resizer.resize_typed(&source, &mut target, &options).expect("source and target are not empty");
-        use_it(&buffer[..needed]);
-    })
-}
-
-/// The px x px piece at `origin` (column, row) of interleaved rows of `width` pixels, planar, mirrored where `flip`.
-fn planar(rgb: &[u8], width: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
-    let (px, width) = (px as usize, width as usize);
-    let (red, rest) = out.split_at_mut(px * px);
-    let (green, blue) = rest.split_at_mut(px * px);
-    for row in 0..px {
-        let start = 3 * ((row + origin.1 as usize) * width + origin.0 as usize);
-        let source = &rgb[start..start + 3 * px];
-        let line = row * px..(row + 1) * px;
-        let targets = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
-        let put = |(((r, g), b), p): (((&mut u8, &mut u8), &mut u8), &[u8])| {
-            (*r, *g, *b) = (p[0], p[1], p[2]);
+impl Normaliser {
+    /// For images on `device`.
+    pub fn new(mean: &[f64; 3], std: &[f64; 3], device: Device) -> Normaliser {
+        let column = |values: [f64; 3]| {
+            Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(device)
         };
-        if flip {
-            targets.rev().zip(source.chunks_exact(3)).for_each(put);
-        } else {
-            targets.zip(source.chunks_exact(3)).for_each(put);
+        Normaliser {
+            scale: column(std.map(|s| 1.0 / (255.0 * s))),
+            shift: column([0, 1, 2].map(|c| -mean[c] / std[c])),
         }
+    }
+
+    /// Shapes: `images` [N, 3, H, W] of kind Uint8, result the same in Float.
+    pub fn apply(&self, images: &Tensor) -> Tensor {
+        (images.to_kind(Kind::Float) * &self.scale) + &self.shift
     }
 }
 
-fn pad_crop(picture: &Picture, pad: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
-    let (width, height) = (picture.width as usize, picture.height as usize);
-    let (rgb, side) = (picture.rgb(), px as usize);
-    for row in 0..side {
-        for column in 0..side {
-            let x = (origin.0 as usize + column).wrapping_sub(pad as usize);
-            let y = (origin.1 as usize + row).wrapping_sub(pad as usize);
-            let at = row * side + if flip { side - 1 - column } else { column };
-            for channel in 0..3 {
-                let inside = x < width && y < height;
-                out[channel * side * side + at] = if inside { rgb[3 * (y * width + x) + channel] } else { 0 };
-            }
-        }
-    }
-}
-
-/// Bytes to `(x / 255 - mean) / std`. Shapes: `images` [N, 3, H, W] of kind Uint8, result the same in Float on the
-/// images' device.
+/// [`Normaliser`], for once.
 pub fn normalise(images: &Tensor, mean: &[f64; 3], std: &[f64; 3]) -> Tensor {
-    let column = |values: [f64; 3]| {
-        Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(images.device())
-    };
-    // One multiplication and one addition: x * 1/(255 std) - mean/std.
-    let scale = column(std.map(|s| 1.0 / (255.0 * s)));
-    let shift = column([0, 1, 2].map(|c| -mean[c] / std[c]));
-    (images.to_kind(Kind::Float) * scale) + shift
+    Normaliser::new(mean, std, images.device()).apply(images)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::augment::geometry::RATIO_MAX;
     use crate::random::{Purpose, stream};
 
     /// 40 x 30 pixels, the picture of the golden numbers.
@@ -219,6 +161,10 @@ mod tests {
             }
         }
         Picture { width: 40, height: 30, buffer }
+    }
+
+    fn mirrored(crop: Crop) -> Augment {
+        Augment { flip: true, ..crop.into() }
     }
 
     fn assert_close(found: &[u8], expected: &[u8]) {
@@ -247,16 +193,16 @@ mod tests {
         136, 164, 72, 100, 128, 156, 184, 207, 122, 150, 178, 202, 186, 112,
     ];
 
-    fn crop_to(crop: Crop, px: u32, flip: bool) -> Vec<u8> {
+    fn crop_to(crop: Rect, px: u32, flip: bool) -> Vec<u8> {
         let mut out = vec![0; 3 * (px * px) as usize];
-        resize(&picture(), crop, (px, px), |rgb| planar(rgb, px, (0, 0), px, flip, &mut out));
+        resized_crop(&picture(), crop, px, flip, &mut out);
         out
     }
 
     #[test]
     fn crops_are_resized_as_pillow_does() {
-        let large = Crop { left: 5, top: 3, width: 28, height: 23 };
-        let small = Crop { left: 10, top: 8, width: 5, height: 4 };
+        let large = Rect { left: 5, top: 3, width: 28, height: 23 };
+        let small = Rect { left: 10, top: 8, width: 5, height: 4 };
         assert_close(&crop_to(large, 4, false), &REDUCED);
         assert_close(&crop_to(small, 4, false), &ENLARGED);
         let mirrored = crop_to(large, 4, true);
@@ -268,12 +214,12 @@ mod tests {
     fn the_centre_is_cut_as_torchvision_does() {
         let mut rng = stream(0, Purpose::Augment, &[]);
         let mut out = vec![0; 108];
-        let centre = Augment::CentreCrop { resize: 8 };
+        let centre = Augment::from(Crop::Centre { resize: 8 });
         centre.apply(&picture(), 6, &mut rng, &mut out).unwrap();
         assert_close(&out[..36], &CENTRE_RED);
         let line = Picture { width: 1, height: 60_000, buffer: vec![0; 180_000] };
         assert!(centre.apply(&line, 6, &mut rng, &mut out).is_ok());
-        let huge = Augment::CentreCrop { resize: 256 };
+        let huge = Augment::from(Crop::Centre { resize: 256 });
         assert!(huge.apply(&line, 6, &mut rng, &mut out).unwrap_err().contains("too long"));
     }
 
@@ -323,10 +269,10 @@ mod tests {
     fn extreme_pictures_fall_back_to_the_centre() {
         let mut rng = stream(1, Purpose::Augment, &[]);
         let mut crop = |width, height| random_resized_crop(width, height, 0.08, &mut rng);
-        assert_eq!(crop(10, 1000), Crop { left: 0, top: 493, width: 10, height: 13 });
-        assert_eq!(crop(1000, 10), Crop { left: 493, top: 0, width: 13, height: 10 });
+        assert_eq!(crop(10, 1000), Rect { left: 0, top: 493, width: 10, height: 13 });
+        assert_eq!(crop(1000, 10), Rect { left: 493, top: 0, width: 13, height: 10 });
         for _ in 0..100 {
-            assert_eq!(crop(1, 1), Crop { left: 0, top: 0, width: 1, height: 1 });
+            assert_eq!(crop(1, 1), Rect { left: 0, top: 0, width: 1, height: 1 });
             let crop = crop(1, 2);
             assert!(crop.width == 1 && crop.top + crop.height <= 2);
         }
@@ -337,20 +283,20 @@ mod tests {
         // One row whose columns rise: a mirrored piece falls.
         let rising = Picture { width: 8, height: 8, buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect() };
         let mut rng = stream(3, Purpose::Augment, &[]);
-        let (mut mirrored, mut padded, mut out) = (0, 0, vec![0; 192]);
+        let (mut num_mirrored, mut padded, mut out) = (0, 0, vec![0; 192]);
         for _ in 0..2000 {
-            Augment::PadCrop { pad: 2, flip: true }.apply(&rising, 8, &mut rng, &mut out).unwrap();
+            mirrored(Crop::Pad { pad: 2 }).apply(&rising, 8, &mut rng, &mut out).unwrap();
             let row = &out[24..32];
-            mirrored += u32::from(row[2] > row[5]);
+            num_mirrored += u32::from(row[2] > row[5]);
             padded += u32::from(row[0] == 0);
             assert!(row.iter().all(|v| *v == 0 || (10..18).contains(v)));
         }
-        assert!((900..1100).contains(&mirrored), "{mirrored}");
+        assert!((900..1100).contains(&num_mirrored), "{num_mirrored}");
         // Shifts of -2..=2: two of five show padding on one side.
         assert!((700..900).contains(&padded), "{padded}");
-        let whole = Augment::RandomResizedCrop { area_min: 1.0, flip: false };
+        let whole = Augment::from(Crop::RandomResized { area_min: 1.0 });
         whole.apply(&rising, 8, &mut rng, &mut out).unwrap();
-        assert!(Augment::PadCrop { pad: 2, flip: true }.apply(&rising, 13, &mut rng, &mut out).is_err());
+        assert!(mirrored(Crop::Pad { pad: 2 }).apply(&rising, 13, &mut rng, &mut out).is_err());
     }
 
     #[test]

@@ -35,12 +35,13 @@ impl Picture {
 /// What is wrong with the bytes, in words; the caller knows which file it was.
 pub type Fault = String;
 
-/// Decodes a JPEG or PNG into `picture`, whose buffer is used again.
+/// Decodes a JPEG, PNG or binary PPM into `picture`, whose buffer is used again.
 /// Errors: empty, another format, cut short, damaged, more than `MAX_PIXELS`.
 pub fn decode_into(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
     match sniff(bytes)? {
         Format::Jpeg => jpeg(bytes, picture),
         Format::Png => png(bytes, picture),
+        Format::Ppm => ppm(bytes, picture),
     }
 }
 
@@ -65,12 +66,15 @@ pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), Fault> {
             let (width, height) = decoder.dimensions();
             checked(width.into(), height.into())
         }
+        Format::Ppm => ppm_header(bytes).map(|(width, height, _)| (width, height)),
     }
 }
 
 enum Format {
     Jpeg,
     Png,
+    /// Pixels as they are: what `pack` makes of data sets that have no image files.
+    Ppm,
 }
 
 fn sniff(bytes: &[u8]) -> Result<Format, Fault> {
@@ -78,7 +82,8 @@ fn sniff(bytes: &[u8]) -> Result<Format, Fault> {
         [] => Err("the file is empty".into()),
         [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
         [0x89, b'P', b'N', b'G', ..] => Ok(Format::Png),
-        _ => Err("neither JPEG nor PNG".into()),
+        [b'P', b'6', ..] => Ok(Format::Ppm),
+        _ => Err("neither JPEG nor PNG nor binary PPM".into()),
     }
 }
 
@@ -164,6 +169,40 @@ fn png(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
         DynamicImage::ImageLumaA16(image) => image.pixels().flat_map(|p| [high(p[0]); 3]).collect(),
         other => other.into_rgb8().into_raw(),
     };
+    (picture.width, picture.height) = (width, height);
+    Ok(())
+}
+
+/// Width, height, and where the pixels begin. Comments, which the format allows, are refused.
+fn ppm_header(bytes: &[u8]) -> Result<(u32, u32, usize), Fault> {
+    let wrong = || "a PPM whose header is not \"P6 WIDTH HEIGHT 255\"".to_owned();
+    let (mut numbers, mut at) = ([0u64; 3], 2);
+    for number in &mut numbers {
+        let spaces = bytes[at..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+        let digits = bytes[at + spaces..].iter().take_while(|b| b.is_ascii_digit()).count();
+        if spaces == 0 || !(1..=9).contains(&digits) {
+            return Err(wrong());
+        }
+        at += spaces + digits;
+        *number = bytes[at - digits..at].iter().fold(0, |n, digit| 10 * n + u64::from(digit - b'0'));
+    }
+    if numbers[2] != 255 || !bytes.get(at).is_some_and(u8::is_ascii_whitespace) {
+        return Err(wrong());
+    }
+    let (width, height) = checked(numbers[0], numbers[1])?;
+    Ok((width, height, at + 1))
+}
+
+fn ppm(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+    let (width, height, start) = ppm_header(bytes)?;
+    let needed = 3 * width as usize * height as usize;
+    if bytes.len() - start != needed {
+        return Err(format!("the PPM has {} bytes of pixels, {needed} expected", bytes.len() - start));
+    }
+    if picture.buffer.len() < needed {
+        picture.buffer.resize(needed, 0);
+    }
+    picture.buffer[..needed].copy_from_slice(&bytes[start..]);
     (picture.width, picture.height) = (width, height);
     Ok(())
 }

@@ -132,13 +132,6 @@ impl Folder {
         format!("{}/{file}", self.classes[self.labels[index] as usize])
     }
 
-    /// Images of each class.
-    pub fn per_class(&self) -> Vec<u64> {
-        let mut counts = vec![0; self.classes.len()];
-        self.labels.iter().for_each(|label| counts[*label as usize] += 1);
-        counts
-    }
-
     /// Hash of classes, names and labels (not of the images' bytes).
     pub fn hash(&self) -> u64 {
         let mut hash = Xxh3::new();

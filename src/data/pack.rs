@@ -1,27 +1,31 @@
-//! `pack`: an ImageFolder into a folder of shards, on all cores, in constant memory, able to go on where it stopped.
+//! `pack`: a data set into a folder of shards, on all cores, in constant memory, able to go on where it stopped.
 
 use super::decode;
-use super::folder::Folder;
 use super::plan::{Plan, clear_way, remove};
 use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
+use super::source::{Source, SourceArgs};
 use crate::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Packs an ImageFolder into memory-mapped shards
+/// Packs an ImageFolder, CIFAR or ImageNet16 into memory-mapped shards
 #[derive(clap::Args, Clone, Debug)]
 pub struct PackArgs {
-    /// The ImageFolder: ROOT/CLASS/IMAGE.jpg; a class's label is its place in the sorted list of folders
+    /// The data set, such as an ImageFolder: ROOT/CLASS/IMAGE.jpg; a class's label is its place in the sorted list of
+    /// folders. Other layouts: see --format
     pub root: PathBuf,
     /// Folder for the shards; given again, an interrupted pack goes on where it stopped
     pub out: PathBuf,
+    /// Layout, and which images.
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// Only the images that this list names (lines "class/file", see `split`)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["split_file", "range"])]
     pub list: Option<PathBuf>,
     /// Leave out images that cannot be decoded; they are listed in OUT/bad.txt
     #[arg(long)]
@@ -98,13 +102,10 @@ pub fn run(args: &PackArgs) -> Result<()> {
 /// Packs `args.root` into `args.out`; `observe` is called after every image by any thread and returns whether to go on.
 /// Errors: everything that makes the set unusable, see `Error`; finished shards stay for the next try.
 pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) -> Result<PackReport> {
-    let folder = match &args.list {
-        Some(list) => Folder::from_list(&args.root, list)?,
-        None => Folder::scan(&args.root)?,
-    };
-    let named_by = args.list.as_ref().unwrap_or(&args.root);
-    check_classes(&folder.classes, &folder.per_class(), named_by)?;
-    let plan = Plan::new(folder, args);
+    let source = Source::open(&args.root, &args.source, args.list.as_deref())?;
+    let named_by = args.list.as_ref().or(args.source.split_file.as_ref()).unwrap_or(&args.root);
+    check_classes(source.classes(), &source.per_class(), named_by)?;
+    let plan = Plan::new(source, args);
     std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
     let complete = clear_way(&plan)?;
     let (num_kept, mut left_out) = write_shards(&plan, observe)?;
@@ -113,8 +114,8 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
     let shards = (0..plan.num_shards())
         .map(|number| Shard::open(&args.out.join(file_name(number))))
         .collect::<Result<Vec<_>>>()?;
-    let per_class = count_classes(&shards, plan.folder.classes.len())?;
-    check_classes(&plan.folder.classes, &per_class, named_by)?;
+    let per_class = count_classes(&shards, plan.source.classes().len())?;
+    check_classes(plan.source.classes(), &per_class, named_by)?;
     left_out.sort_unstable();
     let hashes = shards.iter().map(|shard| shard.header().header_hash);
     let file = SetFile {
@@ -124,9 +125,9 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
         num_left_out: left_out.len() as u64,
         num_shards: plan.num_shards(),
         plan_hash: hex(plan.hash),
-        content_hash: hex(content_hash(&plan.folder.classes, hashes)),
+        content_hash: hex(content_hash(plan.source.classes(), hashes)),
         seed: args.seed,
-        classes: plan.folder.classes.clone(),
+        classes: plan.source.classes().to_vec(),
         per_class,
     };
     if !complete {
@@ -143,7 +144,7 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
         num_images: file.num_images,
         num_shards: file.num_shards,
         num_kept,
-        warnings: warnings(&plan.folder, &file, left_out.len()),
+        warnings: warnings(&plan.source, &file, left_out.len()),
         left_out,
     })
 }
@@ -156,7 +157,7 @@ fn check_classes(classes: &[String], per_class: &[u64], root: &Path) -> Result<(
     }
 }
 
-fn warnings(folder: &Folder, file: &SetFile, num_left_out: usize) -> Vec<String> {
+fn warnings(source: &Source, file: &SetFile, num_left_out: usize) -> Vec<String> {
     let mut warnings = Vec::new();
     let lonely: Vec<&str> = file
         .classes
@@ -172,8 +173,9 @@ fn warnings(folder: &Folder, file: &SetFile, num_left_out: usize) -> Vec<String>
         };
         warnings.push(format!("class {first}{others} has one image only"));
     }
-    if folder.num_ignored > 0 {
-        warnings.push(format!("{} files that are not .jpg, .jpeg or .png were ignored", folder.num_ignored));
+    if source.num_ignored() > 0 {
+        let num_ignored = source.num_ignored();
+        warnings.push(format!("{num_ignored} files that are not .jpg, .jpeg or .png were ignored"));
     }
     if num_left_out > 0 {
         warnings.push(format!("{num_left_out} images could not be decoded and were left out, see bad.txt"));
@@ -277,13 +279,14 @@ fn write_shard(
     let mut writer = ShardWriter::create(&plan.args.out, number, planned.len(), plan.hash)?;
     let mut left_out = Vec::new();
     for image in planned {
-        let name = plan.folder.name(*image as usize);
-        read(&plan.folder.root.join(&name), bytes)?;
+        let index = *image as usize;
+        let name = plan.source.name(index);
+        plan.source.read(index, bytes)?;
         match inspect(bytes, picture, plan.args.no_decode) {
-            Ok(size) => writer.push(&name, plan.folder.label(*image as usize), size, bytes)?,
+            Ok(size) => writer.push(&name, plan.source.label(index), size, bytes)?,
             Err(reason) if plan.args.skip_bad => left_out.push(format!("{name}\t{reason}")),
             Err(reason) => {
-                let place = plan.folder.root.join(&name).display().to_string();
+                let place = plan.args.root.join(&name).display().to_string();
                 return Err(Error::BadImage { place, reason });
             }
         }
@@ -293,13 +296,6 @@ fn write_shard(
     }
     writer.finish()?;
     Ok(Some(left_out))
-}
-
-fn read(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
-    bytes.clear();
-    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-    file.read_to_end(bytes).map_err(Error::io("read", path))?;
-    Ok(())
 }
 
 fn inspect(bytes: &[u8], picture: &mut decode::Picture, no_decode: bool) -> Result<(u32, u32), String> {
@@ -318,7 +314,7 @@ fn missing_from(plan: &Plan, shard: &Shard, planned: &[u32]) -> Result<Vec<Strin
     let mut held = 0;
     let mut missing = Vec::new();
     for image in planned {
-        let name = plan.folder.name(*image as usize);
+        let name = plan.source.name(*image as usize);
         if held < shard.records().len() && shard.read(held)?.1 == name {
             held += 1;
         } else {

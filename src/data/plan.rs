@@ -1,9 +1,9 @@
 //! What `pack` puts into which shard, and whether the output folder agrees with it.
 
-use super::folder::Folder;
 use super::pack::PackArgs;
 use super::set::{hex, read_set_file};
 use super::shard::{Shard, VERSION, file_name};
+use super::source::Source;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
@@ -15,22 +15,25 @@ pub struct Plan<'a> {
     /// What was asked for.
     pub args: &'a PackArgs,
     /// The images.
-    pub folder: Folder,
-    /// Positions in `folder`, shuffled: a shard is a random sample, so that no page or shard holds one class.
+    pub source: Source,
+    /// Positions in `source`. Of a folder shuffled: a shard is a random sample, so that no page or shard holds one class.
+    /// Otherwise as they come: data sets of that kind are shuffled, and published lists count in their order.
     pub order: Vec<u32>,
     /// Names the plan: shards of another one are not mixed with its own.
     pub hash: u64,
 }
 
 impl<'a> Plan<'a> {
-    /// Shuffles the images by the seed.
-    pub fn new(folder: Folder, args: &'a PackArgs) -> Plan<'a> {
-        let mut order: Vec<u32> = (0..folder.len() as u32).collect();
-        order.shuffle(&mut stream(args.seed, Purpose::Order, &[]));
+    /// Shuffles the images by the seed, unless their order means something.
+    pub fn new(source: Source, args: &'a PackArgs) -> Plan<'a> {
+        let mut order: Vec<u32> = (0..source.len() as u32).collect();
+        if source.is_unordered() {
+            order.shuffle(&mut stream(args.seed, Purpose::Order, &[]));
+        }
         let mut hash = Xxh3::new();
         for number in [
             u64::from(VERSION),
-            folder.hash(),
+            source.hash(),
             args.seed,
             args.shard_images.into(),
             args.skip_bad.into(),
@@ -38,7 +41,7 @@ impl<'a> Plan<'a> {
         ] {
             hash.update(&number.to_le_bytes());
         }
-        Plan { args, folder, order, hash: hash.digest() }
+        Plan { args, source, order, hash: hash.digest() }
     }
 
     /// Number of shards.
@@ -46,7 +49,7 @@ impl<'a> Plan<'a> {
         self.order.len().div_ceil(self.args.shard_images as usize)
     }
 
-    /// Images of one shard: positions in `folder`.
+    /// Images of one shard: positions in `source`.
     pub fn images_of(&self, shard: usize) -> &[u32] {
         let size = self.args.shard_images as usize;
         &self.order[shard * size..self.order.len().min((shard + 1) * size)]

@@ -1,6 +1,6 @@
-//! `split`: disjoint, class-balanced subsets of an ImageFolder, written as lists that can be published and packed.
+//! `split`: disjoint, class-balanced subsets of a data set, written as lists that can be published and packed.
 
-use super::folder::Folder;
+use super::source::{Source, SourceArgs};
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 /// Draws class-balanced, disjoint lists of images
 #[derive(clap::Args, Clone, Debug)]
 pub struct SplitArgs {
-    /// The ImageFolder: ROOT/CLASS/IMAGE.jpg
+    /// The data set, such as an ImageFolder: ROOT/CLASS/IMAGE.jpg. Other layouts: see --format
     pub root: PathBuf,
+    /// Layout, and which images.
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// Part of each class that goes into each list; at most 1 together
     #[arg(long, value_delimiter = ',', default_value = "0.10,0.025", value_name = "F,F")]
     pub fractions: Vec<f64>,
@@ -36,24 +39,24 @@ pub struct Subset {
     pub name: String,
     /// Part of each class.
     pub fraction: f64,
-    /// Positions in the `Folder`, rising.
+    /// Positions in the `Source`, rising.
     pub images: Vec<usize>,
 }
 
 /// Does `drnas-dist split`.
 pub fn run(args: &SplitArgs) -> Result<()> {
-    let folder = Folder::scan(&args.root)?;
-    let subsets = split(&folder, &args.fractions, &args.names, args.seed)?;
+    let source = Source::open(&args.root, &args.source, None)?;
+    let subsets = split(&source, &args.fractions, &args.names, args.seed)?;
     std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
     for subset in &subsets {
         let path = args.out.join(format!("{}.txt", subset.name));
-        write_list(&path, &text(&folder, subset, args.seed), args.overwrite)?;
+        write_list(&path, &text(&source, subset, args.seed), args.overwrite)?;
         eprintln!(
             "{}: {} of {} images, {} classes",
             path.display(),
             subset.images.len(),
-            folder.len(),
-            folder.classes.len()
+            source.len(),
+            source.classes().len()
         );
     }
     Ok(())
@@ -62,22 +65,20 @@ pub fn run(args: &SplitArgs) -> Result<()> {
 /// Draws the subsets. Each class is shuffled by (seed, its name) and cut into pieces of `fraction` times its size,
 /// rounded; so other classes do not change a class's draw.
 /// Errors: fractions that are not in 0..1 or exceed 1 together, a name that is empty or twice, a class that gets none.
-pub fn split(folder: &Folder, fractions: &[f64], names: &[String], seed: u64) -> Result<Vec<Subset>> {
+pub fn split(source: &Source, fractions: &[f64], names: &[String], seed: u64) -> Result<Vec<Subset>> {
     check(fractions, names)?;
     let mut subsets: Vec<Subset> = names
         .iter()
         .zip(fractions)
         .map(|(name, fraction)| Subset { name: name.clone(), fraction: *fraction, images: Vec::new() })
         .collect();
-    let mut first = 0;
-    for (label, num_images) in folder.per_class().into_iter().enumerate() {
-        let num_images = num_images as usize;
-        let class = &folder.classes[label];
+    let mut images_of = vec![Vec::new(); source.classes().len()];
+    (0..source.len()).for_each(|image| images_of[source.label(image) as usize].push(image));
+    for (class, mut images) in source.classes().iter().zip(images_of) {
+        let num_images = images.len();
         if num_images == 0 {
-            return Err(Error::EmptyClass { class: class.clone(), root: folder.root.clone() });
+            return Err(Error::EmptyClass { class: class.clone(), root: source.root().into() });
         }
-        let mut images: Vec<usize> = (first..first + num_images).collect();
-        first += num_images;
         let place = xxhash_rust::xxh3::xxh3_64(class.as_bytes());
         images.shuffle(&mut stream(seed, Purpose::Split, &[place]));
         let mut rest = images.as_slice();
@@ -121,16 +122,16 @@ fn check(fractions: &[f64], names: &[String]) -> Result<()> {
 }
 
 /// The list as a file: comment lines, then `class/file`, sorted.
-pub fn text(folder: &Folder, subset: &Subset, seed: u64) -> String {
+pub fn text(source: &Source, subset: &Subset, seed: u64) -> String {
     let mut text = format!(
         "# drnas-dist split: {} of {} images, {} classes\n# fraction {} of each class, seed {seed}\n",
         subset.images.len(),
-        folder.len(),
-        folder.classes.len(),
+        source.len(),
+        source.classes().len(),
         subset.fraction
     );
     for image in &subset.images {
-        let _ = writeln!(text, "{}", folder.name(*image));
+        let _ = writeln!(text, "{}", source.name(*image));
     }
     text
 }

@@ -1,4 +1,4 @@
-//! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge.
+//! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge. And the inputs of any cell.
 
 use super::mixed_op::{MixedOp, Place};
 use super::ops::{FactorizedReduce, Pass, ReluConvNorm};
@@ -13,10 +13,45 @@ enum Preprocess {
     Reduce(FactorizedReduce),
 }
 
-/// A mixed cell.
-pub struct Cell {
+/// The two inputs of a cell, brought to its channels and one resolution.
+pub struct Inputs {
     preprocess0: Preprocess,
     preprocess1: ReluConvNorm,
+}
+
+impl Inputs {
+    /// Declares them for the cell `cell` of `c` channels. `c_prev_prev`, `c_prev`: channels of the two cells before;
+    /// `reduction_prev`: whether the cell before halved the resolution.
+    pub fn new(
+        specs: &mut Specs,
+        cell: &str,
+        (c_prev_prev, c_prev): (i64, i64),
+        c: i64,
+        reduction_prev: bool,
+    ) -> Inputs {
+        let older = format!("{cell}.preprocess0");
+        let preprocess0 = if reduction_prev {
+            Preprocess::Reduce(FactorizedReduce::new(specs, &[older], c_prev_prev, c))
+        } else {
+            Preprocess::Conv(ReluConvNorm::new(specs, &older, c_prev_prev, c))
+        };
+        let preprocess1 = ReluConvNorm::new(specs, &format!("{cell}.preprocess1"), c_prev, c);
+        Inputs { preprocess0, preprocess1 }
+    }
+
+    /// Outputs of the two cells before to states 0 and 1, [N, C, H, W].
+    pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Vec<Tensor> {
+        let s0 = match &self.preprocess0 {
+            Preprocess::Conv(conv) => conv.forward(pass, s0),
+            Preprocess::Reduce(reduce) => reduce.forward(pass, &s0.relu(), None),
+        };
+        vec![s0, self.preprocess1.forward(pass, s1)]
+    }
+}
+
+/// A mixed cell.
+pub struct Cell {
+    inputs: Inputs,
     /// One per node: the out-edges of the states that become ready before it, both inputs or the node before.
     mixed: Vec<MixedOp>,
     k: i64,
@@ -33,53 +68,60 @@ impl Cell {
         c_prev: i64,
         reduction_prev: bool,
     ) -> Cell {
-        let name = |which: &str| format!("{}.{which}", place.cell);
         let c = place.channels;
-        let preprocess0 = if reduction_prev {
-            Preprocess::Reduce(FactorizedReduce::new(specs, &[name("preprocess0")], c_prev_prev, c))
-        } else {
-            Preprocess::Conv(ReluConvNorm::new(specs, &name("preprocess0"), c_prev_prev, c))
-        };
-        let preprocess1 = ReluConvNorm::new(specs, &name("preprocess1"), c_prev, c);
+        let inputs = Inputs::new(specs, &place.cell, (c_prev_prev, c_prev), c, reduction_prev);
         let ready =
             |node: usize| if node == 0 { 0..NUM_INPUTS } else { node + NUM_INPUTS - 1..node + NUM_INPUTS };
         let mixed = (0..NUM_NODES).map(|node| MixedOp::new(specs, place, ready(node))).collect();
-        Cell { preprocess0, preprocess1, mixed, k: place.k, partial: c / place.k }
+        Cell { inputs, mixed, k: place.k, partial: c / place.k }
     }
 
     /// Outputs of the two cells before to this cell's output [N, 4*C, H', W'].
     pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Tensor {
-        let s0 = match &self.preprocess0 {
-            Preprocess::Conv(conv) => conv.forward(pass, s0),
-            Preprocess::Reduce(reduce) => reduce.forward(pass, &s0.relu(), None),
-        };
-        let mut ready = vec![s0, self.preprocess1.forward(pass, s1)];
-        let mut nodes = Vec::with_capacity(NUM_NODES);
-        // Sums over the edges into the nodes that are not complete, [N, nodes*c, H', W']; a state feeds all of them.
-        let mut mixed: Option<Tensor> = None;
-        let mut bypassed: Option<Tensor> = None;
-        for op in &self.mixed {
-            let (out, bypass) = op.forward(pass, &ready);
-            let sum = plus(mixed.take(), out);
-            bypassed = bypass.map(|bypass| plus(bypassed.take(), bypass));
-            // The nearest node has all its inputs.
-            let open = sum.size()[1] - self.partial;
-            let done = if open == 0 {
-                sum
-            } else {
-                let mut parts = sum.split_with_sizes([self.partial, open], 1);
-                mixed = parts.pop();
-                parts.remove(0)
-            };
-            let node = match &bypassed {
-                None => done,
-                Some(bypassed) => shuffle(&done, bypassed, self.k),
-            };
-            nodes.push(node.shallow_clone());
-            ready = vec![node];
-        }
+        let nodes =
+            mix_nodes(self.inputs.forward(pass, s0, s1), NUM_NODES, self.partial, self.k, |node, ready| {
+                self.mixed[node].forward(pass, ready)
+            });
         Tensor::cat(&nodes, 1)
     }
+}
+
+/// The nodes of a mixed cell, in order. `mix(node, ready)`: what the states that became ready before `node` give to all
+/// nodes that they feed: sums of operations [N, nodes*c, H', W'], nearest node first, and the channels that bypass them
+/// [N, C - c, H', W'] (`None` for k = 1). `partial`: c.
+pub(super) fn mix_nodes(
+    inputs: Vec<Tensor>,
+    num_nodes: usize,
+    partial: i64,
+    k: i64,
+    mix: impl Fn(usize, &[Tensor]) -> (Tensor, Option<Tensor>),
+) -> Vec<Tensor> {
+    let mut ready = inputs;
+    let mut nodes = Vec::with_capacity(num_nodes);
+    // Sums over the edges into the nodes that are not complete, [N, nodes*c, H', W']; a state feeds all of them.
+    let mut mixed: Option<Tensor> = None;
+    let mut bypassed: Option<Tensor> = None;
+    for node in 0..num_nodes {
+        let (out, bypass) = mix(node, &ready);
+        let sum = plus(mixed.take(), out);
+        bypassed = bypass.map(|bypass| plus(bypassed.take(), bypass));
+        // The nearest node has all its inputs.
+        let open = sum.size()[1] - partial;
+        let done = if open == 0 {
+            sum
+        } else {
+            let mut parts = sum.split_with_sizes([partial, open], 1);
+            mixed = parts.pop();
+            parts.remove(0)
+        };
+        let complete = match &bypassed {
+            None => done,
+            Some(bypassed) => shuffle(&done, bypassed, k),
+        };
+        nodes.push(complete.shallow_clone());
+        ready = vec![complete];
+    }
+    nodes
 }
 
 /// Concatenates mixed [N, c, H, W] and bypassed [N, C - c, H, W] channels and shuffles them with k groups: channel

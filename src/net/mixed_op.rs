@@ -5,9 +5,9 @@
 //! M nodes that every one of the states feeds, H W (H' W' after the stride).
 
 use super::mixing::Entries;
-use super::ops::{FactorizedReduce, Pass, cat, pointwise};
+use super::ops::{FactorizedReduce, Pass, cat, pointwise, pool};
 use super::params::{Specs, StatId};
-use super::separable::{Branch, Separable, Slots};
+use super::separable::{Branch, CHAINS, Separable, Slots};
 use crate::space::{Mask, NUM_INPUTS, Operation, SearchSpace, edge, nodes_fed_by};
 use std::ops::Range;
 use tch::Tensor;
@@ -132,12 +132,9 @@ impl MixedOp {
             }
         }
         let mut separable = Vec::new();
-        for (kernels, at, dilation) in [
-            ([(Operation::SepConv3x3, 3), (Operation::SepConv5x5, 5)], [1, 5].as_slice(), 1),
-            ([(Operation::DilConv3x3, 3), (Operation::DilConv5x5, 5)], [1].as_slice(), 2),
-        ] {
+        for chain in &CHAINS {
             let (mut branches, mut places) = (Vec::new(), Vec::new());
-            for (operation, kernel) in kernels {
+            for (operation, kernel) in chain.kernels {
                 if let Some(Kept { column, edges }) = kept(operation) {
                     let times = edges.iter().map(Vec::len).collect();
                     let edges = edges.concat();
@@ -151,7 +148,7 @@ impl MixedOp {
                 }
             }
             if !branches.is_empty() {
-                let chain = Separable::new(specs, branches, nodes.len(), partial, at, stride, dilation);
+                let chain = Separable::new(specs, branches, nodes.len(), partial, chain, stride);
                 separable.push((chain, entries(places)));
             }
         }
@@ -182,8 +179,10 @@ impl MixedOp {
         });
         let heads = cat(parts.iter().map(|parts| parts[0].shallow_clone()).collect(), 1);
         let mut terms = Vec::new();
-        let mix =
-            |x: &Tensor, entries| pointwise(x, &pass.mixing.matrix(entries, self.num_nodes, self.partial), 1);
+        let mix = |x: &Tensor, entries| {
+            let matrix = pass.mixing.matrix(entries, self.num_nodes, self.partial);
+            pointwise(x, &matrix.to_kind(x.kind()), 1)
+        };
         if let Some(Pools { operations, stat, entries }) = &self.pools {
             let pooled =
                 cat(operations.iter().map(|&operation| pool(operation, &heads, self.stride)).collect(), 1);
@@ -200,17 +199,10 @@ impl MixedOp {
                 terms.push(slots.sum(&y, self.partial));
             }
             for (chain, entries) in &self.separable {
-                terms.push(chain.forward(pass, &rectified, &scale(entries)));
+                terms.push(chain.forward(pass, &rectified, Some(&scale(entries))));
             }
         }
         (sum(terms.into_iter()), bypassed)
-    }
-}
-
-fn pool(operation: Operation, x: &Tensor, stride: i64) -> Tensor {
-    match operation {
-        Operation::MaxPool3x3 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
-        _ => x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, false, None::<i64>),
     }
 }
 

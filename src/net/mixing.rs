@@ -1,11 +1,12 @@
 //! Mixing: theta of one forward pass, prepared for the stacked operations.
 //!
 //! All cells of a kind share a table, so what is derived from theta is computed once per pass and table, not per cell.
-//! Masks are known on the host: no value of theta is ever looked at.
+//! Masks are known on the host: no value of theta is ever looked at, and nothing is uploaded but in the first pass.
 
 use crate::space::Mask;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// Entries (edge, operation) of a table that a stacked tensor is mixed with, in its order.
@@ -17,15 +18,42 @@ pub struct Entries {
     pub places: Vec<(usize, usize)>,
 }
 
+/// What was derived: from which entries, for how many channels, whether as a matrix.
+type Key = (Entries, i64, bool);
+
 /// The mixing weights of one pass. Not shared between passes: it caches tensors of this pass's graph.
 pub struct Mixing {
+    masks: DeviceMasks,
     /// Masked theta, one [E, O] per table.
     tables: Vec<Tensor>,
-    cache: RefCell<HashMap<(Entries, i64, bool), Tensor>>,
+    derived: RefCell<HashMap<Key, Tensor>>,
+    /// Leaves handed out in place of what was derived, while the graph is being cut.
+    cuts: RefCell<Option<Cuts>>,
 }
 
-/// What the masks are on the device: made once per stage.
-pub struct DeviceMasks(Vec<Tensor>);
+/// The leaves at which a part of the network began instead of at theta.
+#[derive(Default)]
+pub struct Cuts {
+    keys: Vec<Key>,
+    leaves: Vec<Tensor>,
+}
+
+impl Cuts {
+    /// What to differentiate for.
+    pub fn leaves(&self) -> &[Tensor] {
+        &self.leaves
+    }
+}
+
+/// What the masks are on the device, and the indices of entries: made once per stage.
+#[derive(Clone)]
+pub struct DeviceMasks(Rc<Constants>);
+
+struct Constants {
+    masks: Vec<Tensor>,
+    /// Where entries lie in their flat table; filled by the first pass.
+    indices: RefCell<HashMap<Entries, Tensor>>,
+}
 
 impl DeviceMasks {
     /// Copies the masks to `device`.
@@ -34,21 +62,42 @@ impl DeviceMasks {
             let rows: Vec<Tensor> = mask.0.iter().map(|row| Tensor::from_slice(row)).collect();
             Tensor::stack(&rows, 0).to_kind(kind).to_device(device)
         };
-        DeviceMasks(masks.iter().map(table).collect())
+        DeviceMasks(Rc::new(Constants {
+            masks: masks.iter().map(table).collect(),
+            indices: RefCell::default(),
+        }))
     }
 
-    /// The mask of one table, [E, O], 0 or 1 in the network's kind.
+    /// The mask of one table, [E, O], 0 or 1 in the kind of the weights.
     pub fn table(&self, table: usize) -> &Tensor {
-        &self.0[table]
+        &self.0.masks[table]
+    }
+
+    /// Places of `entries` in a flat table of `operations` columns, on `device`.
+    fn index(&self, entries: &Entries, operations: i64, device: Device) -> Tensor {
+        let mut indices = self.0.indices.borrow_mut();
+        if let Some(index) = indices.get(entries) {
+            return index.shallow_clone();
+        }
+        let place = |&(edge, operation): &(usize, usize)| edge as i64 * operations + operation as i64;
+        let places: Vec<i64> = entries.places.iter().map(place).collect();
+        let index = Tensor::from_slice(&places).to_device(device);
+        indices.insert(entries.clone(), index.shallow_clone());
+        index
     }
 }
 
 impl Mixing {
+    /// What a network passes that mixes nothing.
+    pub fn none() -> Mixing {
+        Mixing::new(&[], &DeviceMasks::new(&[], Kind::Float, Device::Cpu))
+    }
+
     /// `theta`: one [E, O] per table. Pruned entries are multiplied by 0, so that neither they nor their gradients
     /// count, whatever the caller passes.
     pub fn new(theta: &[Tensor], masks: &DeviceMasks) -> Mixing {
-        let tables = theta.iter().zip(&masks.0).map(|(theta, mask)| theta * mask).collect();
-        Mixing { tables, cache: RefCell::default() }
+        let tables = theta.iter().zip(&masks.0.masks).map(|(theta, mask)| theta * mask).collect();
+        Mixing { masks: masks.clone(), tables, derived: RefCell::default(), cuts: RefCell::default() }
     }
 
     /// theta of `entries`, each repeated for `channels` channels: `[S*C]`, the scale of a batch norm.
@@ -61,7 +110,7 @@ impl Mixing {
     }
 
     /// The 1x1 convolution [M*C, S*C, 1, 1] that mixes S tensors without weights (pooled states, the identity) into M
-    /// edges: theta (x) identity. `entries`: M times S, edge by edge.
+    /// edges: theta (x) identity, in the kind of theta. `entries`: M times S, edge by edge.
     pub fn matrix(&self, entries: &Entries, num_edges: usize, channels: i64) -> Tensor {
         self.cached(entries, channels, true, |values| {
             let (m, s) = (num_edges as i64, (entries.places.len() / num_edges) as i64);
@@ -69,6 +118,35 @@ impl Mixing {
             let matrix = values.view([m, 1, s, 1]) * eye.view([1, channels, 1, channels]);
             matrix.view([m * channels, s * channels, 1, 1])
         })
+    }
+
+    /// Runs a part of the network on leaves instead of what was derived from theta; its result, and the leaves (none
+    /// where theta is a constant).
+    pub fn cut<T>(&self, part: impl FnOnce() -> T) -> (T, Cuts) {
+        if self.tables.iter().any(Tensor::requires_grad) {
+            self.cuts.replace(Some(Cuts::default()));
+        }
+        let result = part();
+        (result, self.cuts.take().unwrap_or_default())
+    }
+
+    /// The gradient by theta of the parts that were cut, given the gradients of each part's leaves in the order in which
+    /// they came. `theta`: what `new` was given.
+    pub fn grads(&self, theta: &[Tensor], parts: Vec<(Cuts, Vec<Tensor>)>) -> crate::Result<Vec<Tensor>> {
+        let mut sums: HashMap<Key, Tensor> = HashMap::new();
+        for (cuts, grads) in parts {
+            for (key, grad) in cuts.keys.into_iter().zip(grads).filter(|(_, grad)| grad.defined()) {
+                let sum = match sums.remove(&key) {
+                    Some(sum) => sum + grad,
+                    None => grad,
+                };
+                sums.insert(key, sum);
+            }
+        }
+        let derived = self.derived.borrow();
+        // Autograd starts from ones, so d(x * g) starts with g.
+        let roots: Vec<Tensor> = sums.iter().map(|(key, sum)| &derived[key] * sum).collect();
+        Ok(Tensor::f_run_backward(&roots, theta, false, false)?)
     }
 
     fn cached(
@@ -79,17 +157,20 @@ impl Mixing {
         make: impl FnOnce(&Tensor) -> Tensor,
     ) -> Tensor {
         let key = (entries.clone(), channels, matrix);
-        let mut cache = self.cache.borrow_mut();
-        let made = cache.entry(key).or_insert_with(|| {
+        let mut derived = self.derived.borrow_mut();
+        let made = derived.entry(key.clone()).or_insert_with(|| {
             let table = &self.tables[entries.table];
-            let operations = table.size()[1];
-            let places: Vec<i64> = entries
-                .places
-                .iter()
-                .map(|&(edge, operation)| edge as i64 * operations + operation as i64)
-                .collect();
-            make(&table.reshape([-1]).index_select(0, &Tensor::from_slice(&places).to_device(table.device())))
+            let index = self.masks.index(entries, table.size()[1], table.device());
+            // Also in a part that is computed without a graph.
+            tch::with_grad(|| make(&table.reshape([-1]).index_select(0, &index)))
         });
-        made.shallow_clone()
+        let mut cuts = self.cuts.borrow_mut();
+        let Some(cuts) = cuts.as_mut() else {
+            return made.shallow_clone();
+        };
+        let leaf = made.detach().set_requires_grad(true);
+        cuts.keys.push(key);
+        cuts.leaves.push(leaf.shallow_clone());
+        leaf
     }
 }

@@ -1,10 +1,19 @@
 //! The networks: what they compute, given weights and mixing weights. Nothing here knows of ranks or data files.
 
 pub mod cell;
+pub mod drop_path;
+pub mod fixed_cell;
+pub mod loss;
 pub mod mixed_op;
 pub mod mixing;
+pub mod nb201;
+pub mod network;
 pub mod ops;
 pub mod params;
+pub mod placement;
+pub mod residual;
 pub mod separable;
+pub mod stem;
 pub mod supernet;
+pub mod tape;
 pub mod widen;

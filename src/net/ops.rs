@@ -4,7 +4,8 @@
 //! channels of the first edge first; its convolutions are grouped by edge.
 
 use super::mixing::Mixing;
-use super::params::{Init, Params, Specs, StatId, WeightId};
+use super::params::{Init, Params, Pieces, Specs, StatId, WeightId};
+use crate::space::Operation;
 use tch::{Device, Tensor};
 
 /// Batch norm's eps.
@@ -31,9 +32,21 @@ pub struct Pass<'a> {
     pub mode: Mode,
     /// Which local replica's running statistics move.
     pub replica: usize,
+    /// Whether the statistics have moved already.
+    again: bool,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    /// A pass with the weights as they are now.
+    pub fn new(params: &'a Params, mixing: &'a Mixing, mode: Mode, replica: usize) -> Pass<'a> {
+        params.refresh();
+        Pass { params, mixing, mode, replica, again: false }
+    }
+
+    /// The same pass once more, in training mode: the same weights, no statistics move.
+    pub fn again(params: &'a Params, mixing: &'a Mixing, replica: usize) -> Pass<'a> {
+        Pass { params, mixing, mode: Mode::Train, replica, again: true }
+    }
     /// Batch norm over `[N, C, H, W]` without affine parameters; `scale` `[C]` multiplies the normalised result: the place
     /// where mixing weights enter at no cost.
     pub fn batch_norm(&self, x: &Tensor, stat: StatId, scale: Option<&Tensor>) -> Tensor {
@@ -47,13 +60,16 @@ impl Pass<'_> {
     }
 
     fn norm(&self, x: &Tensor, stat: StatId, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Tensor {
-        let (mean, var) = self.params.running(stat, self.replica);
         let train = self.mode == Mode::Train;
+        let (mean, var) = match self.again {
+            true => self.params.scratch(stat),
+            false => self.params.running(stat, self.replica),
+        };
         x.batch_norm(weight, bias, Some(mean), Some(var), train, MOMENTUM, EPS, true)
     }
 }
 
-/// An affine batch norm's tensors (stems).
+/// An affine batch norm's tensors.
 pub struct AffineNorm {
     weight: WeightId,
     bias: WeightId,
@@ -63,11 +79,47 @@ pub struct AffineNorm {
 impl AffineNorm {
     /// Declares the batch norm `name` of `channels` channels.
     pub fn new(specs: &mut Specs, name: &str, channels: i64) -> AffineNorm {
-        let rows = |suffix: &str| vec![(format!("{name}{suffix}"), 0..channels)];
+        AffineNorm::stacked(specs, channels, vec![(name.to_string(), 0..channels)])
+    }
+
+    /// Declares the batch norms `pieces`, stacked to `channels` channels.
+    pub fn stacked(specs: &mut Specs, channels: i64, pieces: Pieces) -> AffineNorm {
+        let rows = |suffix: &str| {
+            pieces.iter().map(|(name, rows)| (format!("{name}{suffix}"), rows.clone())).collect()
+        };
         AffineNorm {
             weight: specs.weight(&[channels], Init::Constant(1.0), rows(".weight")),
             bias: specs.weight(&[channels], Init::Constant(0.0), rows(".bias")),
-            stat: specs.stat(channels, rows("")),
+            stat: specs.stat(channels, pieces),
+        }
+    }
+}
+
+/// A batch norm behind a convolution: affine in a network that is trained for good, not in the supernet.
+pub enum Norm {
+    /// Without learned tensors.
+    Plain(StatId),
+    /// With weight and bias.
+    Affine(AffineNorm),
+}
+
+impl Norm {
+    /// Declares the batch norms `pieces`, stacked to `channels` channels.
+    pub fn new(specs: &mut Specs, channels: i64, pieces: Pieces) -> Norm {
+        match specs.is_affine() {
+            true => Norm::Affine(AffineNorm::stacked(specs, channels, pieces)),
+            false => Norm::Plain(specs.stat(channels, pieces)),
+        }
+    }
+
+    /// `x` [N, C, H, W] normalised; `scale` `[C]`, the mixing weights of a supernet, multiplies the result.
+    pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
+        match self {
+            Norm::Plain(stat) => pass.batch_norm(x, *stat, scale),
+            Norm::Affine(norm) => {
+                debug_assert!(scale.is_none(), "a network with affine batch norms mixes nothing");
+                pass.affine_batch_norm(x, norm)
+            }
         }
     }
 }
@@ -102,11 +154,19 @@ pub fn pointwise(x: &Tensor, weight: &Tensor, groups: i64) -> Tensor {
 }
 
 /// Rows of a stacked tensor: `each` rows per prefix, in order, named prefix + suffix.
-pub fn stack(prefixes: &[String], each: i64, suffix: &str) -> Vec<(String, std::ops::Range<i64>)> {
+pub fn stack(prefixes: &[String], each: i64, suffix: &str) -> Pieces {
     (0..)
         .zip(prefixes)
         .map(|(edge, prefix)| (format!("{prefix}{suffix}"), edge * each..(edge + 1) * each))
         .collect()
+}
+
+/// 3x3 pooling, maximum or average (without the padding).
+pub fn pool(operation: Operation, x: &Tensor, stride: i64) -> Tensor {
+    match operation {
+        Operation::MaxPool3x3 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
+        _ => x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, false, None::<i64>),
+    }
 }
 
 /// Halves the resolution with two 1x1 convolutions of stride 2, the second on the input shifted by one pixel; stacked.
@@ -116,7 +176,7 @@ pub fn stack(prefixes: &[String], each: i64, suffix: &str) -> Vec<(String, std::
 pub struct FactorizedReduce {
     conv_1: WeightId,
     conv_2: WeightId,
-    stat: StatId,
+    norm: Norm,
     edges: i64,
 }
 
@@ -130,8 +190,8 @@ impl FactorizedReduce {
             specs.weight(&[m * half, c_in, 1, 1], Init::FanIn(c_in), pieces)
         };
         let (conv_1, conv_2) = (conv("conv_1"), conv("conv_2"));
-        let stat = specs.stat(m * c_out, stack(prefixes, c_out, ".bn"));
-        FactorizedReduce { conv_1, conv_2, stat, edges: m }
+        let norm = Norm::new(specs, m * c_out, stack(prefixes, c_out, ".bn"));
+        FactorizedReduce { conv_1, conv_2, norm, edges: m }
     }
 
     /// `x`: rectified [N, c_in, H, W], the same for every edge; result [N, M*c_out, H/2, W/2].
@@ -142,14 +202,14 @@ impl FactorizedReduce {
             |weight: &Tensor, pad: [i64; 4]| weight.view([self.edges, half, c_in, 1, 1]).constant_pad_nd(pad);
         let kernel = Tensor::cat(&[corner(first, [0, 1, 0, 1]), corner(second, [1, 0, 1, 0])], 1);
         let y = conv(x, &kernel.view([self.edges * half * 2, c_in, 2, 2]), 2, 0, 1, 1);
-        pass.batch_norm(&y, self.stat, scale)
+        self.norm.forward(pass, &y, scale)
     }
 }
 
 /// ReLU, 1x1 convolution, batch norm: brings a cell's input to its channels.
 pub struct ReluConvNorm {
     weight: WeightId,
-    stat: StatId,
+    norm: Norm,
 }
 
 impl ReluConvNorm {
@@ -158,12 +218,12 @@ impl ReluConvNorm {
         let rows = |suffix: &str| vec![(format!("{name}{suffix}"), 0..c_out)];
         ReluConvNorm {
             weight: specs.weight(&[c_out, c_in, 1, 1], Init::FanIn(c_in), rows(".op.1.weight")),
-            stat: specs.stat(c_out, rows(".op.2")),
+            norm: Norm::new(specs, c_out, rows(".op.2")),
         }
     }
 
     /// `x` [N, c_in, H, W] to [N, c_out, H, W].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        pass.batch_norm(&pointwise(&x.relu(), pass.params.weight(self.weight), 1), self.stat, None)
+        self.norm.forward(pass, &pointwise(&x.relu(), pass.params.weight(self.weight), 1), None)
     }
 }

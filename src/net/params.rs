@@ -3,7 +3,10 @@
 //! The network stacks what the published code keeps apart (one tensor per edge) along dimension 0, so that all
 //! out-edges of a state compute at once. A `Spec` says which rows belong to which published tensor; everything that
 //! leaves or enters (checkpoints, golden files, widening) speaks of published tensors only.
+//!
+//! In bf16 the weights stay float32; every pass computes with a copy, and autograd differentiates for the copy.
 
+use super::placement::Placement;
 use crate::comm::bucket::Bucket;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, seed_of};
@@ -31,8 +34,8 @@ pub enum Init {
     Constant(f64),
 }
 
-/// Published tensors inside a stacked one.
-type Pieces = Vec<(String, Range<i64>)>;
+/// Published tensors inside a stacked one: name and rows.
+pub type Pieces = Vec<(String, Range<i64>)>;
 
 struct WeightSpec {
     shape: Vec<i64>,
@@ -54,11 +57,45 @@ pub struct Specs {
     stats: Vec<StatSpec>,
     /// Number of weights at the end of each part (stem, cells, head).
     part_ends: Vec<usize>,
+    affine: bool,
+    /// Side of the maps that the next weights make; 0 where nobody counts.
+    out_side: i64,
+    multiply_adds: i64,
 }
 
 impl Specs {
+    /// The tensors of a network whose batch norms have learned weights and biases (but for those behind pooling): one that
+    /// is trained for good.
+    pub fn affine() -> Specs {
+        Specs { affine: true, ..Specs::default() }
+    }
+
+    /// Whether batch norms have learned weights and biases.
+    pub fn is_affine(&self) -> bool {
+        self.affine
+    }
+
+    /// From here on weights make maps of `side` times `side` pixels and their multiply-adds are counted; 0 does not count.
+    pub fn count_for(&mut self, side: i64) {
+        self.out_side = side;
+    }
+
+    /// Multiply-adds of the convolutions and linear layers so far, for one image.
+    pub fn multiply_adds(&self) -> i64 {
+        self.multiply_adds
+    }
+
+    /// Learned scalars so far.
+    pub fn num_elements(&self) -> i64 {
+        self.weights.iter().map(|spec| spec.shape.iter().product::<i64>()).sum()
+    }
+
     /// Asks for a weight. `pieces`: published name and rows of dimension 0, together all rows.
     pub fn weight(&mut self, shape: &[i64], init: Init, pieces: Pieces) -> WeightId {
+        // Batch norms and biases, of one dimension, are not counted, as nobody does.
+        if shape.len() > 1 {
+            self.multiply_adds += shape.iter().product::<i64>() * self.out_side * self.out_side;
+        }
         self.weights.push(WeightSpec { shape: shape.to_vec(), pieces, init });
         WeightId(self.weights.len() - 1)
     }
@@ -79,8 +116,10 @@ impl Specs {
 pub struct Params {
     weights: Vec<WeightSpec>,
     stats: Vec<StatSpec>,
-    /// Views of the flat buffers, one per weight.
+    /// What autograd differentiates for, one per weight: views of the flat weights or of their copies.
     leaves: Vec<Tensor>,
+    /// The flat weights of each bucket in the kind of activations; empty where that is their own kind.
+    copies: Vec<Tensor>,
     /// (bucket, place in it) of each weight.
     places: Vec<(usize, usize)>,
     /// Parts of each bucket.
@@ -90,14 +129,19 @@ pub struct Params {
     /// Running (mean, variance) per local replica and batch norm. Every replica has its own, as it would on a rank of
     /// its own; their average is what a test uses (they are linear in the batch statistics).
     running: Vec<Vec<(Tensor, Tensor)>>,
+    /// Statistics that nobody reads, all in the same memory: what a pass that is computed again moves.
+    scratch: Vec<(Tensor, Tensor)>,
     kind: Kind,
     device: Device,
 }
 
 impl Params {
-    /// Allocates. `replicas`: how many replicas this rank computes; `bucket_bytes`: a bucket takes whole parts, from
-    /// the last, until it has so many bytes (the first bucket, whose reduction nothing hides, is the small remainder).
-    pub fn new(specs: Specs, replicas: usize, bucket_bytes: usize, kind: Kind, device: Device) -> Params {
+    /// Allocates. A bucket takes whole parts, from the last, until it has `placement.bucket_bytes` (the first bucket, whose
+    /// reduction nothing hides, is the small remainder). Tells libtorch of the precision.
+    pub fn new(specs: Specs, placement: &Placement) -> Params {
+        placement.precision.apply();
+        let (kind, activations) = (placement.precision.weights(), placement.precision.activations());
+        let Placement { device, replicas, bucket_bytes, .. } = *placement;
         let part_starts: Vec<usize> = std::iter::once(0).chain(specs.part_ends.iter().copied()).collect();
         let part = |index: usize| part_starts[index]..part_starts[index + 1];
         let bytes = |index: usize| -> usize {
@@ -115,26 +159,46 @@ impl Params {
             }
         }
         let (mut buckets, mut leaves, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut copies = Vec::new();
         for parts in &bucket_parts {
             let range = part_starts[parts.start]..part_starts[parts.end];
             let shapes: Vec<Vec<i64>> = specs.weights[range].iter().map(|spec| spec.shape.clone()).collect();
             let bucket = Bucket::new(&shapes, kind, device);
             places.extend((0..shapes.len()).map(|place| (buckets.len(), place)));
-            leaves.extend((0..shapes.len()).map(|place| bucket.leaf(place)));
+            if kind == activations {
+                leaves.extend((0..shapes.len()).map(|place| bucket.leaf(place)));
+            } else {
+                let copy = bucket.weights.to_kind(activations);
+                leaves.extend(shapes.iter().enumerate().map(|(place, shape)| match shape.len() {
+                    4 => bucket.view(&copy, place).detach().set_requires_grad(true),
+                    // Batch norms and the head compute in the kind of the weights.
+                    _ => bucket.leaf(place),
+                }));
+                copies.push(copy);
+            }
             buckets.push(bucket);
         }
         let fresh = |spec: &StatSpec| {
             (Tensor::zeros([spec.channels], (kind, device)), Tensor::ones([spec.channels], (kind, device)))
         };
+        let longest = StatSpec {
+            channels: specs.stats.iter().map(|spec| spec.channels).max().unwrap_or(0),
+            pieces: Pieces::new(),
+        };
+        let (mean, var) = fresh(&longest);
+        let first = |rows: &StatSpec| (mean.narrow(0, 0, rows.channels), var.narrow(0, 0, rows.channels));
+        let scratch = specs.stats.iter().map(first).collect();
         let running = (0..replicas).map(|_| specs.stats.iter().map(fresh).collect()).collect();
         Params {
             weights: specs.weights,
             stats: specs.stats,
             leaves,
+            copies,
             places,
             bucket_parts,
             buckets,
             running,
+            scratch,
             kind,
             device,
         }
@@ -165,7 +229,16 @@ impl Params {
         self.buckets.iter().map(|bucket| bucket.weights.size()[0]).sum()
     }
 
-    /// A weight, as the network computes with it.
+    /// Takes over what has become of the weights since the last pass ([`super::ops::Pass::new`] calls it).
+    pub(super) fn refresh(&self) {
+        tch::no_grad(|| {
+            for (copy, bucket) in self.copies.iter().zip(&self.buckets) {
+                copy.shallow_clone().copy_(&bucket.weights);
+            }
+        });
+    }
+
+    /// A weight, as the network computes with it: convolutions in the kind of activations.
     pub fn weight(&self, id: WeightId) -> &Tensor {
         &self.leaves[id.0]
     }
@@ -173,6 +246,11 @@ impl Params {
     /// Running mean and variance of a batch norm for local replica `replica`.
     pub fn running(&self, id: StatId, replica: usize) -> &(Tensor, Tensor) {
         &self.running[replica][id.0]
+    }
+
+    /// A place for running statistics of batch norm `id` that are not to be kept.
+    pub(super) fn scratch(&self, id: StatId) -> &(Tensor, Tensor) {
+        &self.scratch[id.0]
     }
 
     /// The leaves of bucket `bucket`, in the order of its buffers.
@@ -185,16 +263,18 @@ impl Params {
     pub fn initialise(&mut self, seed: u64) {
         for (index, spec) in self.weights.iter().enumerate() {
             tch::manual_seed(seed_of(seed, Purpose::Weights, &[index as u64]) as i64);
-            let mut leaf = self.leaves[index].detach();
+            let (bucket, place) = self.places[index];
+            let bucket = &self.buckets[bucket];
+            let mut weight = bucket.view(&bucket.weights, place);
             match spec.init {
                 Init::FanIn(fan_in) => {
                     let bound = 1.0 / (fan_in as f64).sqrt();
                     // Drawn on the CPU, so that all devices start from the same weights.
                     let drawn = Tensor::empty(&spec.shape, (self.kind, Device::Cpu)).uniform_(-bound, bound);
-                    leaf.copy_(&drawn);
+                    weight.copy_(&drawn);
                 }
                 Init::Constant(value) => {
-                    let _ = leaf.fill_(value);
+                    let _ = weight.fill_(value);
                 }
             }
         }

@@ -3,9 +3,26 @@
 //! Shapes: N batch, I states, C channels that one edge computes with, M nodes they feed, S = sum over kernels of the
 //! edges that keep it, H W (H' W' after the stride).
 
-use super::ops::{Pass, cat, conv, pointwise};
-use super::params::{Init, Specs, StatId, WeightId};
+use super::ops::{Norm, Pass, cat, conv, pointwise};
+use super::params::{Init, Specs, WeightId};
+use crate::space::Operation;
 use tch::{Device, Tensor};
+
+/// A family of operations that compute together.
+pub struct Chain {
+    /// Operations and widths of their kernels.
+    pub kernels: [(Operation, i64); 2],
+    /// Published positions of the depthwise convolutions inside the operation; the pointwise convolution and the batch
+    /// norm follow each.
+    at: &'static [usize],
+    dilation: i64,
+}
+
+/// The separable convolutions of the DARTS space: plain ones, dilated ones.
+pub const CHAINS: [Chain; 2] = [
+    Chain { kernels: [(Operation::SepConv3x3, 3), (Operation::SepConv5x5, 5)], at: &[1, 5], dilation: 1 },
+    Chain { kernels: [(Operation::DilConv3x3, 3), (Operation::DilConv5x5, 5)], at: &[1], dilation: 2 },
+];
 
 /// One kernel and the out-edges that keep it.
 pub struct Branch {
@@ -26,7 +43,7 @@ struct Link {
     /// [S*C, C, 1, 1].
     pointwise: WeightId,
     /// S*C channels.
-    stat: StatId,
+    norm: Norm,
     stride: i64,
 }
 
@@ -41,23 +58,22 @@ pub struct Separable {
 }
 
 impl Separable {
-    /// Declares the chain. `at`: published positions of the depthwise convolutions inside the operation; the pointwise
-    /// convolution and the batch norm follow each. `num_nodes`: M.
+    /// Declares the chain of `branches`. `num_nodes`: M.
     pub fn new(
         specs: &mut Specs,
         branches: Vec<Branch>,
         num_nodes: usize,
         channels: i64,
-        at: &[usize],
+        chain: &Chain,
         stride: i64,
-        dilation: i64,
     ) -> Separable {
         let prefixes: Vec<String> = branches.iter().flat_map(|branch| branch.prefixes.clone()).collect();
         let rows = prefixes.len() as i64 * channels;
         let pieces = |prefixes: &[String], position: usize, suffix: &str| {
             super::ops::stack(prefixes, channels, &format!(".op.{position}{suffix}"))
         };
-        let links = at
+        let links = chain
+            .at
             .iter()
             .enumerate()
             .map(|(number, &at)| Link {
@@ -73,7 +89,7 @@ impl Separable {
                     Init::FanIn(channels),
                     pieces(&prefixes, at + 1, ".weight"),
                 ),
-                stat: specs.stat(rows, pieces(&prefixes, at + 2, "")),
+                norm: Norm::new(specs, rows, pieces(&prefixes, at + 2, "")),
                 stride: if number == 0 { stride } else { 1 },
             })
             .collect();
@@ -83,13 +99,13 @@ impl Separable {
             edges: branches.into_iter().map(|branch| branch.times).collect(),
             placement: Slots::new(slots, num_nodes),
             channels,
-            dilation,
+            dilation: chain.dilation,
         }
     }
 
-    /// `x`: the rectified states `[N, I*C, H, W]`; `scale` `[S*C]`: the mixing weights. Result `[N, M*C, H', W']`: per node the
+    /// `x`: the rectified states `[N, I*C, H, W]`; `scale` `[S*C]`: the mixing weights, if they are mixed. Result `[N, M*C, H', W']`: per node the
     /// weighted sum of the branches on its edges, 0 where they keep none.
-    pub fn forward(&self, pass: &Pass, x: &Tensor, scale: &Tensor) -> Tensor {
+    pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
         // On CPUs the backward pass of a dilated depthwise convolution falls to a reference implementation (7 to 12
         // times slower than an undilated one). Dilation 2 is therefore computed without dilation on every second pixel.
         let undilate = self.dilation == 2 && x.device() == Device::Cpu;
@@ -125,13 +141,13 @@ impl Separable {
             let slots = self.edges.iter().flatten().sum::<usize>() as i64;
             let y = pointwise(&y, pass.params.weight(link.pointwise), slots);
             if number == last {
-                let y = self.placement.sum(&pass.batch_norm(&y, link.stat, Some(scale)), self.channels);
+                let y = self.placement.sum(&link.norm.forward(pass, &y, scale), self.channels);
                 return match parities.filter(|_| !early) {
                     Some((h, w)) => from_parities(&y, h, w),
                     None => y,
                 };
             }
-            let y = pass.batch_norm(&y, link.stat, None).relu_();
+            let y = link.norm.forward(pass, &y, None).relu_();
             let sizes: Vec<i64> =
                 self.edges.iter().map(|edges| edges.iter().sum::<usize>() as i64 * self.channels).collect();
             inputs = if sizes.len() == 1 { vec![y] } else { y.split_with_sizes(sizes, 1) };

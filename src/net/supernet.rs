@@ -1,17 +1,26 @@
-//! Supernet: stem, mixed cells, head; its forward pass, and a backward pass cut into segments.
+//! Supernet: stem, mixed cells (of NAS-Bench-201 with residual blocks between them), classifier.
 //!
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
 use super::mixed_op::Place;
 use super::mixing::{DeviceMasks, Mixing};
-use super::ops::{AffineNorm, Mode, Pass, conv};
-use super::params::{Init, Named, Params, Specs, WeightId};
+use super::nb201::Nb201Cell;
+use super::ops::{AffineNorm, Mode, Pass};
+use super::params::{Named, Params, Specs};
+use super::residual::Residual;
+use super::stem::{Classifier, ConvNorm, Stem};
+use super::tape::{Tape, ThetaTape};
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
-use tch::{Device, Kind, Tensor};
+use std::ops::Range;
+use std::rc::Rc;
+use tch::Tensor;
 
-/// Channels of the stem per channel of the first cell.
+pub use super::loss::cross_entropy;
+pub use super::tape::Placement;
+
+/// Channels of a DARTS stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
 
 /// What a supernet is, apart from its weights.
@@ -21,7 +30,7 @@ pub struct Shape {
     pub space: SearchSpace,
     /// Channels of the first cells, C.
     pub init_channels: i64,
-    /// Number of cells.
+    /// Number of cells; of NAS-Bench-201 the cells of each of the three groups, N.
     pub layers: usize,
     /// Number of classes.
     pub num_classes: i64,
@@ -32,9 +41,30 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Whether cell `index` halves the resolution.
+    /// Cells and, of NAS-Bench-201, residual blocks: whatever is called `cells.N`.
+    pub fn num_cells(&self) -> usize {
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => self.layers,
+            SearchSpace::NasBench201 => 3 * self.layers + 2,
+        }
+    }
+
+    /// Whether cell `index` halves the resolution; of NAS-Bench-201 those are the residual blocks.
     pub fn is_reduction(&self, index: usize) -> bool {
-        index == self.layers / 3 || index == 2 * self.layers / 3
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => {
+                index == self.layers / 3 || index == 2 * self.layers / 3
+            }
+            SearchSpace::NasBench201 => index == self.layers || index == 2 * self.layers + 1,
+        }
+    }
+
+    /// Which eta table cell `index` uses.
+    pub fn table(&self, index: usize) -> usize {
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => usize::from(self.is_reduction(index)),
+            SearchSpace::NasBench201 => 0,
+        }
     }
 
     /// Channels C of cell `index`.
@@ -43,72 +73,34 @@ impl Shape {
     }
 }
 
-/// How and where the network computes.
-#[derive(Clone, Copy, Debug)]
-pub struct Placement {
-    /// Float; Double for checks.
-    pub kind: Kind,
-    /// Where.
-    pub device: Device,
-    /// Channels last in memory: several times faster on CPUs (pooling 10 times, depthwise convolutions 3 times).
-    pub channels_last: bool,
-    /// Replicas that this rank computes one after another.
-    pub replicas: usize,
-    /// Bytes of weights after which a bucket is closed.
-    pub bucket_bytes: usize,
+/// What buckets are made of, in the order of the forward pass.
+enum Part {
+    Stem(Stem),
+    Cell(Cell),
+    Nb201Stem(ConvNorm),
+    Nb201Cell(Nb201Cell),
+    Residual(Residual),
+    /// Of NAS-Bench-201 behind a batch norm and a ReLU.
+    Classifier(Option<AffineNorm>, Classifier),
 }
 
-struct ConvNorm {
-    weight: WeightId,
-    norm: AffineNorm,
-    stride: i64,
-}
-
-impl ConvNorm {
-    /// A 3x3 convolution at `name.at` and the batch norm behind it.
-    fn new(specs: &mut Specs, name: &str, at: usize, c_in: i64, c_out: i64, stride: i64) -> ConvNorm {
-        let piece = vec![(format!("{name}.{at}.weight"), 0..c_out)];
-        ConvNorm {
-            weight: specs.weight(&[c_out, c_in, 3, 3], Init::FanIn(9 * c_in), piece),
-            norm: AffineNorm::new(specs, &format!("{name}.{}", at + 1), c_out),
-            stride,
-        }
-    }
-
-    fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        let y = conv(x, pass.params.weight(self.weight), self.stride, 1, 1, 1);
-        pass.affine_batch_norm(&y, &self.norm)
-    }
-}
-
-enum Stem {
-    Cifar(ConvNorm),
-    Imagenet([ConvNorm; 3]),
-}
-
-impl Stem {
-    fn new(specs: &mut Specs, space: SearchSpace, c: i64) -> Stem {
-        match space {
-            SearchSpace::DartsCifar => Stem::Cifar(ConvNorm::new(specs, "stem", 0, 3, c, 1)),
-            SearchSpace::DartsImagenet => Stem::Imagenet([
-                ConvNorm::new(specs, "stem0", 0, 3, c / 2, 2),
-                ConvNorm::new(specs, "stem0", 3, c / 2, c, 2),
-                ConvNorm::new(specs, "stem1", 1, c, c, 2),
-            ]),
-        }
-    }
-
-    /// Images to the two inputs of the first cell.
-    fn forward(&self, pass: &Pass, x: &Tensor) -> (Tensor, Tensor) {
+impl Part {
+    /// States between the parts: the outputs of the last two DARTS cells, the newer one last, or of the last
+    /// NAS-Bench-201 cell; before the first part the images, after the last one the logits.
+    fn forward(&self, pass: &Pass, mut states: Vec<Tensor>) -> Vec<Tensor> {
+        let newest = states.pop().expect("every part is handed something");
         match self {
-            Stem::Cifar(conv) => {
-                let s = conv.forward(pass, x);
-                (s.shallow_clone(), s)
+            Part::Stem(stem) => stem.forward(pass, &newest).into(),
+            Part::Cell(cell) => {
+                let out = cell.forward(pass, &states[0], &newest);
+                vec![newest, out]
             }
-            Stem::Imagenet([first, second, third]) => {
-                let s0 = second.forward(pass, &first.forward(pass, x).relu_());
-                let s1 = third.forward(pass, &s0.relu());
-                (s0, s1)
+            Part::Nb201Stem(stem) => vec![stem.forward(pass, &newest)],
+            Part::Nb201Cell(cell) => vec![cell.forward(pass, &newest)],
+            Part::Residual(block) => vec![block.forward(pass, &newest)],
+            Part::Classifier(None, classifier) => vec![classifier.forward(pass, &newest)],
+            Part::Classifier(Some(norm), classifier) => {
+                vec![classifier.forward(pass, &pass.affine_batch_norm(&newest, norm).relu_())]
             }
         }
     }
@@ -118,9 +110,7 @@ impl Stem {
 pub struct Supernet {
     shape: Shape,
     placement: Placement,
-    stem: Stem,
-    cells: Vec<Cell>,
-    classifier: (WeightId, WeightId),
+    parts: Vec<Part>,
     masks: DeviceMasks,
     /// Its tensors.
     pub params: Params,
@@ -130,41 +120,13 @@ impl Supernet {
     /// Builds the network with all weights zero: `params.initialise` or `import` follows.
     pub fn new(shape: Shape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
-        let stem_channels = STEM_MULTIPLIER * shape.init_channels;
-        let stem = Stem::new(&mut specs, shape.space, stem_channels);
-        specs.end_part();
-        let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
-        // The ImageNet stem halves the resolution between its two outputs.
-        let mut reduction_prev = shape.space == SearchSpace::DartsImagenet;
-        let mut cells = Vec::with_capacity(shape.layers);
-        for index in 0..shape.layers {
-            let reduction = shape.is_reduction(index);
-            let table = usize::from(reduction);
-            let place = Place {
-                space: shape.space,
-                table,
-                mask: &shape.masks[table],
-                cell: format!("cells.{index}"),
-                channels: shape.channels(index),
-                k: shape.k,
-                reduction,
-            };
-            cells.push(Cell::new(&mut specs, &place, c_prev_prev, c_prev, reduction_prev));
-            specs.end_part();
-            reduction_prev = reduction;
-            (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
-        }
-        let classes = shape.num_classes;
-        let rows = |name: &str| vec![(format!("classifier.{name}"), 0..classes)];
-        let classifier = (
-            specs.weight(&[classes, c_prev], Init::FanIn(c_prev), rows("weight")),
-            specs.weight(&[classes], Init::FanIn(c_prev), rows("bias")),
-        );
-        specs.end_part();
-        let masks = DeviceMasks::new(&shape.masks, placement.kind, placement.device);
-        let params =
-            Params::new(specs, placement.replicas, placement.bucket_bytes, placement.kind, placement.device);
-        Supernet { shape, placement, stem, cells, classifier, masks, params }
+        let parts = match shape.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => darts_parts(&mut specs, &shape),
+            SearchSpace::NasBench201 => nb201_parts(&mut specs, &shape),
+        };
+        let masks = DeviceMasks::new(&shape.masks, placement.precision.weights(), placement.device);
+        let params = Params::new(specs, &placement);
+        Supernet { shape, placement, parts, masks, params }
     }
 
     /// What it is.
@@ -191,118 +153,105 @@ impl Supernet {
         Ok(())
     }
 
-    /// Logits [N, K] of images [N, 3, H, W], one graph: for evaluation, and for gradients of theta alone.
+    /// Logits [N, K] of images [N, 3, H, W], one graph.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass { params: &self.params, mixing: &mixing, mode, replica };
-        let (mut s0, mut s1) = self.stem.forward(&pass, &self.laid_out(images));
-        for cell in &self.cells {
-            (s0, s1) = (s1.shallow_clone(), cell.forward(&pass, &s0, &s1));
-        }
-        self.head(&pass, &s1)
+        let pass = Pass::new(&self.params, &mixing, mode, replica);
+        let images = vec![self.placement.laid_out(images)];
+        self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
     }
 
-    /// A training pass whose graph is cut between buckets, so that the backward pass yields one bucket's gradients at
-    /// a time. theta is a constant here.
+    /// A training pass, ready to be differentiated; its result is the logits. theta is a constant here.
     pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
-        let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass { params: &self.params, mixing: &mixing, mode: Mode::Train, replica };
-        let mut segments = Vec::new();
-        let mut states: Option<(Tensor, Tensor)> = None;
-        let mut logits = Tensor::new();
-        for parts in self.params.segments() {
-            // The cut: a segment begins at leaves that share the values of the segment before.
-            let cut = |state: &Tensor| state.detach().set_requires_grad(true);
-            let inputs: Vec<Tensor> = match &states {
-                Some((s0, s1)) => vec![cut(s0), cut(s1)],
-                None => Vec::new(),
-            };
-            states = (inputs.len() == 2).then(|| (inputs[0].shallow_clone(), inputs[1].shallow_clone()));
-            for part in parts.clone() {
-                if part == 0 {
-                    states = Some(self.stem.forward(&pass, &self.laid_out(images)));
-                } else if part <= self.cells.len() {
-                    let (s0, s1) = states.as_ref().expect("the stem is the first part");
-                    let out = self.cells[part - 1].forward(&pass, s0, s1);
-                    states = Some((s1.shallow_clone(), out));
-                } else {
-                    let (_, s1) = states.as_ref().expect("the head is the last part");
-                    logits = self.head(&pass, s1);
-                }
-            }
-            let (s0, s1) = states.as_ref().expect("every segment has a part");
-            segments.push(Segment { inputs, outputs: [s0.shallow_clone(), s1.shallow_clone()] });
+        let mixing = Rc::new(Mixing::new(theta, &self.masks));
+        if self.placement.checkpoint_cells {
+            return self.record_inputs(images, self.params.segments(), mixing, replica);
         }
-        Tape { params: &self.params, segments, logits }
+        let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
+        let images = self.placement.laid_out(images);
+        Tape::record(&self.params, images, |part, states| self.parts[part].forward(&pass, states))
     }
 
-    fn head(&self, pass: &Pass, s1: &Tensor) -> Tensor {
-        let (weight, bias) = (pass.params.weight(self.classifier.0), pass.params.weight(self.classifier.1));
-        s1.mean_dim([2i64, 3].as_slice(), false, None).linear(weight, Some(bias))
-    }
-
-    fn laid_out(&self, images: &Tensor) -> Tensor {
-        let images = images.to_kind(self.placement.kind);
-        if self.placement.channels_last {
-            // tch has no memory-format argument.
-            images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
-        } else {
-            images.contiguous()
+    /// A training pass for the gradients of `theta` (leaves that require one), not of the weights.
+    pub fn forward_theta<'a>(
+        &'a self,
+        images: &Tensor,
+        theta: &'a [Tensor],
+        replica: usize,
+    ) -> ThetaTape<'a> {
+        if !self.placement.checkpoint_cells {
+            return ThetaTape::whole(theta, self.logits(images, theta, Mode::Train, replica));
         }
+        // Part by part: so the gradients of what cells share are summed in the order of the whole graph.
+        let parts: Vec<Range<usize>> = (0..self.parts.len()).map(|part| part..part + 1).collect();
+        let mixing = Rc::new(Mixing::new(theta, &self.masks));
+        ThetaTape::cells(theta, self.record_inputs(images, &parts, Rc::clone(&mixing), replica), mixing)
+    }
+
+    fn record_inputs(
+        &self,
+        images: &Tensor,
+        segments: &[Range<usize>],
+        mixing: Rc<Mixing>,
+        replica: usize,
+    ) -> Tape<'_> {
+        let shared = Rc::clone(&mixing);
+        let pass = Pass::new(&self.params, &shared, Mode::Train, replica);
+        let again = move |part: usize, states| {
+            self.parts[part].forward(&Pass::again(&self.params, &mixing, replica), states)
+        };
+        let images = self.placement.laid_out(images);
+        let part = |part: usize, states| self.parts[part].forward(&pass, states);
+        Tape::record_inputs(&self.params, segments, images, part, again)
     }
 }
 
-/// Mean cross entropy of `logits` `[N, K]` against `labels` `[N]`, in the kind of the logits.
-pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
-    logits.log_softmax(-1, logits.kind()).nll_loss(labels)
-}
-
-struct Segment {
-    /// Leaves it begins at; empty for the first segment.
-    inputs: Vec<Tensor>,
-    /// The two states it hands on.
-    outputs: [Tensor; 2],
-}
-
-/// A forward pass, ready to be differentiated segment by segment.
-pub struct Tape<'a> {
-    params: &'a Params,
-    segments: Vec<Segment>,
-    logits: Tensor,
-}
-
-impl Tape<'_> {
-    /// Logits [N, K].
-    pub fn logits(&self) -> &Tensor {
-        &self.logits
+/// Stem, cells, classifier.
+fn darts_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+    let stem_channels = STEM_MULTIPLIER * shape.init_channels;
+    let mut parts = vec![Part::Stem(Stem::new(specs, shape.space, stem_channels, 0))];
+    specs.end_part();
+    let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
+    // The ImageNet stem halves the resolution between its two outputs.
+    let mut reduction_prev = shape.space == SearchSpace::DartsImagenet;
+    for index in 0..shape.num_cells() {
+        let reduction = shape.is_reduction(index);
+        let table = shape.table(index);
+        let place = Place {
+            space: shape.space,
+            table,
+            mask: &shape.masks[table],
+            cell: format!("cells.{index}"),
+            channels: shape.channels(index),
+            k: shape.k,
+            reduction,
+        };
+        parts.push(Part::Cell(Cell::new(specs, &place, c_prev_prev, c_prev, reduction_prev)));
+        specs.end_part();
+        reduction_prev = reduction;
+        (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
     }
+    parts.push(Part::Classifier(None, Classifier::new(specs, "classifier", c_prev, shape.num_classes)));
+    specs.end_part();
+    parts
+}
 
-    /// Differentiates `loss` (a scalar made from `logits`): calls `done` with each segment's number (= its bucket)
-    /// and gradients, one per leaf of the bucket, last segment first, as soon as they are there.
-    pub fn backward(
-        self,
-        loss: &Tensor,
-        mut done: impl FnMut(usize, Vec<Tensor>) -> Result<()>,
-    ) -> Result<()> {
-        // Gradients of what the segment hands on; the last one hands on nothing, it ends in the loss.
-        let mut upstream: Vec<Tensor> = Vec::new();
-        for (number, segment) in self.segments.into_iter().enumerate().rev() {
-            // Root and ones: autograd starts from ones, so d(y * g) starts the segment with g.
-            let roots = if upstream.is_empty() {
-                vec![loss.shallow_clone()]
-            } else {
-                let handed_on = segment.outputs.iter().zip(&upstream);
-                // The head does not use the older state: no gradient comes back for it.
-                handed_on.filter(|(_, grad)| grad.defined()).map(|(output, grad)| output * grad).collect()
-            };
-            let leaves = self.params.leaves(number);
-            let wanted: Vec<&Tensor> = leaves.iter().chain(&segment.inputs).collect();
-            let mut grads = Tensor::f_run_backward(&roots, &wanted, false, false)?;
-            upstream = grads.split_off(leaves.len());
-            drop(segment);
-            done(number, grads)?;
-        }
-        Ok(())
+/// Stem, three groups of cells with residual blocks between them, classifier.
+fn nb201_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+    let mut c = shape.init_channels;
+    let mut parts = vec![Part::Nb201Stem(ConvNorm::new(specs, "stem", 0, 3, c, 1))];
+    specs.end_part();
+    for index in 0..shape.num_cells() {
+        let (name, channels) = (format!("cells.{index}"), shape.channels(index));
+        parts.push(match shape.is_reduction(index) {
+            true => Part::Residual(Residual::new(specs, &name, c, channels)),
+            false => Part::Nb201Cell(Nb201Cell::new(specs, &name, channels, shape.k, &shape.masks[0])),
+        });
+        specs.end_part();
+        c = channels;
     }
+    let norm = AffineNorm::new(specs, "lastact.0", c);
+    parts.push(Part::Classifier(Some(norm), Classifier::new(specs, "classifier", c, shape.num_classes)));
+    specs.end_part();
+    parts
 }

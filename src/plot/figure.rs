@@ -140,7 +140,7 @@ fn panel<DB: DrawingBackend>(
 /// A lone epoch stands in the middle.
 fn x_range(epochs: &[Epoch]) -> (f64, f64) {
     let (first, last) = (epochs[0].epoch as f64, epochs[epochs.len() - 1].epoch as f64);
-    if first < last { (first, last) } else { (first - 1.0, last + 1.0) }
+    if first < last { (first, last) } else { (first - 0.5, last + 0.5) }
 }
 
 /// From below the least to above the best, whole tens.
@@ -223,7 +223,7 @@ fn stages<DB: DrawingBackend>(
     let several = trajectory.stages.len() > 1;
     let mut free_from = 0;
     for stage in &trajectory.stages {
-        let begins = (stage.first_epoch as f64 - 0.5).clamp(left, right);
+        let begins = if stage.stage > 1 { (stage.first_epoch as f64 - 0.5).clamp(left, right) } else { left };
         if stage.stage > 1 {
             let points = [(begins, bottom), (begins, top)].into_iter();
             chart.draw_series(DashedLineSeries::new(points, px(4.0), px(4.0), INK.stroke_width(px(1.0))))?;
@@ -238,10 +238,11 @@ fn stages<DB: DrawingBackend>(
             None => continue,
         };
         let style = text_style(11.5, GREY, HPos::Left);
-        let (x, _) = chart.backend_coord(&(begins, top));
+        let width = area.estimate_text_size(&name, &style)?.0 as i32;
+        // A stage that has just begun has its name on the left of its line.
+        let x = chart.backend_coord(&(begins, top)).0.min(chart.backend_coord(&(right, top)).0 - width);
         // Of stages that are too short for their names the later ones go without.
         if x >= free_from {
-            let width = area.estimate_text_size(&name, &style)?.0 as i32;
             area.draw(&Text::new(name, (x, px(42.0) as i32), style))?;
             free_from = x + width + px(12.0) as i32;
         }

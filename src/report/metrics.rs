@@ -24,7 +24,7 @@ pub enum Record {
 }
 
 /// One step. The images of all replicas count.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Stage, from 1.
     pub stage: u64,

@@ -5,27 +5,25 @@
 //! of the replicas one after another, so the result does not depend on the number of ranks.
 
 pub mod dirichlet;
-pub mod optimiser;
 pub mod stage;
 pub mod state;
-pub mod tally;
 pub mod timeline;
 
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
-use crate::config::{self, Config, Precision, Regulariser};
-use crate::data::{Batch, Loader, normalise};
+use crate::config::{self, Config, Regulariser};
+use crate::data::{Batch, Loader, Upload};
 use crate::error::Result;
-use crate::net::ops::Mode;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use crate::optimiser::{Adam, Sgd, clip_coefficient};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::{Mask, SearchSpace};
+use crate::tally::{StepOutcome, measure, timed};
+use crate::weight_step;
 use dirichlet::Sample;
-use optimiser::{Adam, Sgd, clip_coefficient};
 use std::ops::Range;
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
 
@@ -37,6 +35,7 @@ pub struct Search {
     /// The replicas that this rank computes.
     replicas: Range<usize>,
     net: Supernet,
+    upload: Upload,
     /// [T, E, O]: one table per kind of cell.
     eta: Tensor,
     adam: Adam,
@@ -47,31 +46,16 @@ pub struct Search {
     stage: usize,
 }
 
-/// Numbers of one step that only this rank knows.
-pub struct StepOutcome {
-    /// Loss, top-1, top-5 of each local replica's weight batch, on the device.
-    pub weights: Vec<Tensor>,
-    /// The same of the architecture batches; empty without an architecture step.
-    pub architecture: Vec<Tensor>,
-    /// Images that could not be decoded and were replaced.
-    pub num_skipped: usize,
-    /// Milliseconds spent waiting for other ranks.
-    pub reduce_wait_ms: f64,
-}
-
 impl Search {
     /// The beginning of a run: the same weights and eta on every rank. Local.
     pub fn new(config: &Config, timeline: Timeline, replicas: Range<usize>, device: Device) -> Search {
         let space = config.model.space;
         let first = config.search.stages[0];
         let (edges, operations) = (space.num_edges(), space.operations().len());
-        let kind = match config.precision {
-            Precision::Float32 => Kind::Float,
-            Precision::Float64 => Kind::Double,
-        };
+        let kind = config.precision.weights();
         let tables = space.tables().len();
         let masks = vec![Mask::full(edges, operations); tables];
-        let mut net = supernet(config, first.k, masks, replicas.len(), kind, device);
+        let mut net = supernet(config, first.k, masks, replicas.len(), device);
         net.params.initialise(config.seed);
         let tables: Vec<Tensor> =
             (0..tables).map(|table| dirichlet::initial_eta(edges, operations, config.seed, table)).collect();
@@ -89,6 +73,7 @@ impl Search {
             timeline,
             replicas,
             net,
+            upload: Upload::new(&config.data.mean, &config.data.std, device),
             eta,
             step: 0,
             stage: 0,
@@ -123,17 +108,13 @@ impl Search {
         architecture: &mut Loader,
         comm: &dyn Communicator,
     ) -> Result<StepOutcome> {
-        let mut outcome = StepOutcome {
-            weights: Vec::new(),
-            architecture: Vec::new(),
-            num_skipped: 0,
-            reduce_wait_ms: 0.0,
-        };
+        let mut outcome = StepOutcome::default();
         if self.timeline.moment(self.step).architecture {
             self.architecture_step(architecture, comm, &mut outcome)?;
         }
         self.weight_step(weights, comm, &mut outcome)?;
         self.step += 1;
+        outcome.data_wait_ms = weights.wait_ms() + architecture.wait_ms();
         Ok(outcome)
     }
 
@@ -146,18 +127,18 @@ impl Search {
     ) -> Result<()> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let (images, labels) = self.prepare(loader.next()?, outcome)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
-            let logits = self.net.logits(&images, &theta, Mode::Train, local);
-            let loss = cross_entropy(&logits, &labels);
-            let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
+            let tape = self.net.forward_theta(&images, &theta, local);
+            let loss = cross_entropy(tape.logits(), &labels);
+            outcome.architecture.push(measure(tape.logits(), &labels, &loss));
+            let grads = tape.backward(&loss)?;
             for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
                 let table = table as i64;
                 let _ = grad.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), grad_theta));
             }
-            outcome.architecture.push(tally::measure(&logits, &labels, &loss));
         }
         let mut grad = grad / self.replicas.len() as f64;
         comm.start_mean(&grad)?;
@@ -175,41 +156,25 @@ impl Search {
         Ok(())
     }
 
-    /// A bucket's reduction starts as soon as the last local replica has its gradients, and travels while the segments
-    /// before it are differentiated.
     fn weight_step(
         &mut self,
         loader: &mut Loader,
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<()> {
-        let share = 1.0 / self.replicas.len() as f64;
         for local in 0..self.replicas.len() {
-            let last = local + 1 == self.replicas.len();
-            let (images, labels) = self.prepare(loader.next()?, outcome);
+            let (images, labels) = self.prepare(loader.next()?, outcome)?;
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
-            outcome.weights.push(tally::measure(tape.logits(), &labels, &loss));
-            let buckets = &self.net.params.buckets;
-            tape.backward(&loss, |number, grads| {
-                let bucket = &buckets[number];
-                bucket.add(&grads);
-                if last {
-                    let _ = bucket.grads.shallow_clone().g_mul_scalar_(share);
-                    comm.start_mean(&bucket.grads)?;
-                }
-                comm.progress()
-            })?;
+            outcome.weights.push(measure(tape.logits(), &labels, &loss));
+            let turn = (local, self.replicas.len());
+            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
-        let buckets = &mut self.net.params.buckets;
-        let coefficient =
-            clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), self.config.search.grad_clip);
         let lr = self.schedule.lr(self.timeline.moment(self.step).epoch);
-        self.sgd.step(buckets, &coefficient, lr);
-        Ok(())
+        let (buckets, grad_clip) = (&mut self.net.params.buckets, self.config.search.grad_clip);
+        weight_step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
     }
 
     /// The mixing weights of local replica `local` for this step, one sample per table.
@@ -227,12 +192,8 @@ impl Search {
     }
 
     /// A batch on the device: normalised images, labels.
-    fn prepare(&self, batch: Batch, outcome: &mut StepOutcome) -> (Tensor, Tensor) {
-        outcome.num_skipped += batch.num_skipped;
-        let device = self.net.params.device();
-        let images = batch.images.to_device(device);
-        let (mean, std) = (&self.config.data.mean, &self.config.data.std);
-        (normalise(&images, mean, std), batch.labels.to_device(device))
+    fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+        weight_step::prepare(batch, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
@@ -275,23 +236,8 @@ impl Search {
     }
 }
 
-/// Runs `f` and adds its milliseconds to `total_ms`.
-fn timed<T>(total_ms: &mut f64, f: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let result = f();
-    *total_ms += start.elapsed().as_secs_f64() * 1e3;
-    result
-}
-
 /// The supernet of one stage.
-fn supernet(
-    config: &Config,
-    k: i64,
-    masks: Vec<Mask>,
-    replicas: usize,
-    kind: Kind,
-    device: Device,
-) -> Supernet {
+fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: Device) -> Supernet {
     let shape = Shape {
         space: config.model.space,
         init_channels: config.model.init_channels,
@@ -301,5 +247,13 @@ fn supernet(
         masks,
     };
     let bucket_bytes = (config.run.bucket_mib * 1024.0 * 1024.0) as usize;
-    Supernet::new(shape, Placement { kind, device, channels_last: true, replicas, bucket_bytes })
+    let placement = Placement {
+        precision: config.precision,
+        device,
+        channels_last: config.channels_last,
+        checkpoint_cells: config.checkpoint_cells,
+        replicas,
+        bucket_bytes,
+    };
+    Supernet::new(shape, placement)
 }

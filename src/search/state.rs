@@ -1,20 +1,17 @@
 //! The search's state as a checkpoint, as a hash, and back.
 //!
-//! Tensors: `weights/NAME` under the published names (with the running statistics averaged over all replicas, as a test
-//! would use them), `momentum/NAME`, `running/R` (every replica's own statistics, flat, in the order of their names),
-//! `eta`, `eta.mean`, `eta.square`. No random generator is saved: streams are addressed by step (see `random`).
+//! Tensors: those of the network (see [`crate::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved: streams are addressed by step (see `random`).
 
 use super::{Search, supernet};
 use crate::checkpoint::Checkpoint;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
-use crate::net::params::Named;
 use crate::space::Mask;
-use serde::de::DeserializeOwned;
+use crate::state::{self, bytes_of, gather_running, hash_weights, is_finite, tensors_of, weights_are_finite};
 use serde::{Deserialize, Serialize};
 use std::hash::Hasher;
-use tch::{Device, Kind, Tensor};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use tch::{Device, Tensor};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Version of what follows; another one is refused.
 const VERSION: u32 = 1;
@@ -34,42 +31,21 @@ struct Meta {
 }
 
 impl Search {
-    /// The state after the steps done, for the rank that writes it, which gives an `extra` (see [`Search::extra`]); `None`
+    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as `meta["extra"]`); `None`
     /// for the others. Collective: the running statistics of all replicas are gathered.
     pub fn to_checkpoint(
         &self,
         comm: &dyn Communicator,
         extra: Option<impl Serialize>,
     ) -> Result<Option<Checkpoint>> {
-        let running: Vec<Named> =
-            (0..self.replicas.len()).map(|local| self.net.params.export_running(local)).collect();
-        let mine = Tensor::stack(&running.iter().map(flat).collect::<Vec<_>>(), 0);
-        let gathered = comm.all_gather(&bytes_of(&mine)?)?;
+        let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
         let Some(extra) = extra else { return Ok(None) };
         let json = |value: serde_json::Result<serde_json::Value>| {
             value.map_err(|error| Error::CheckpointState(error.to_string()))
         };
         let extra = json(serde_json::to_value(extra))?;
-        let all: Vec<Tensor> = gathered
-            .iter()
-            .map(|bytes| Tensor::f_from_data_size(bytes, &mine.size(), mine.kind()).map_err(Error::from))
-            .collect::<Result<_>>()?;
-        let all = Tensor::cat(&all, 0);
-
-        let mut tensors: Vec<(String, Tensor)> = Vec::new();
         let host = |tensor: &Tensor| tensor.to_device(Device::Cpu);
-        for (name, tensor) in self.net.params.export(|bucket| &bucket.weights) {
-            tensors.push((format!("weights/{name}"), host(&tensor)));
-        }
-        for (name, tensor) in unflat(&all.mean_dim(0, false, None::<Kind>), &running[0]) {
-            tensors.push((format!("weights/{name}"), tensor));
-        }
-        for (name, tensor) in self.net.params.export(|bucket| &bucket.momentum) {
-            tensors.push((format!("momentum/{name}"), host(&tensor)));
-        }
-        for replica in 0..all.size()[0] {
-            tensors.push((format!("running/{replica}"), all.get(replica)));
-        }
+        let mut tensors = tensors_of(&self.net.params, &all);
         tensors.push(("eta".into(), host(&self.eta)));
         tensors.push(("eta.mean".into(), host(&self.adam.mean)));
         tensors.push(("eta.square".into(), host(&self.adam.square)));
@@ -84,12 +60,6 @@ impl Search {
             extra,
         };
         Ok(Some(Checkpoint { tensors, meta: json(serde_json::to_value(meta))? }))
-    }
-
-    /// The `extra` that a checkpoint was saved with. Local.
-    pub fn extra<T: DeserializeOwned>(checkpoint: &Checkpoint) -> Result<T> {
-        serde_json::from_value(checkpoint.meta["extra"].clone())
-            .map_err(|error| Error::CheckpointState(error.to_string()))
     }
 
     /// Puts this search where `checkpoint` was. Local.
@@ -109,30 +79,9 @@ impl Search {
                 self.config.search.stages.len()
             )));
         }
-        let group = |prefix: &str| -> Named {
-            let tensors = checkpoint.tensors.iter();
-            tensors
-                .filter_map(|(name, tensor)| {
-                    Some((name.strip_prefix(prefix)?.to_string(), tensor.shallow_clone()))
-                })
-                .collect()
-        };
-        let (kind, device) = (self.net.params.kind(), self.net.params.device());
-        let mut net = supernet(&self.config, meta.k, meta.masks, self.replicas.len(), kind, device);
-        net.params.import(&group("weights/"), |bucket| &bucket.weights)?;
-        net.params.import(&group("momentum/"), |bucket| &bucket.momentum)?;
-        for (local, replica) in self.replicas.clone().enumerate() {
-            let like = net.params.export_running(local);
-            let flat = checkpoint.tensor(&format!("running/{replica}"))?;
-            let expected: i64 = like.values().map(|tensor| tensor.numel() as i64).sum();
-            if flat.size() != [expected] {
-                return Err(wrong(format!(
-                    "running/{replica} has shape {:?}, expected [{expected}]",
-                    flat.size()
-                )));
-            }
-            net.params.import_running(local, &unflat(flat, &like))?;
-        }
+        let device = self.net.params.device();
+        let mut net = supernet(&self.config, meta.k, meta.masks, self.replicas.len(), device);
+        state::restore(&mut net.params, checkpoint, self.replicas.clone())?;
         self.net = net;
         for (name, tensor) in
             [("eta", &mut self.eta), ("eta.mean", &mut self.adam.mean), ("eta.square", &mut self.adam.square)]
@@ -153,9 +102,7 @@ impl Search {
 
     /// Refuses a state that no run can go on from. Local; equal on all ranks. Reads one number per bucket.
     pub fn check_finite(&self) -> Result<()> {
-        let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) != 0;
-        let weights = self.net.params.buckets.iter().all(|bucket| finite(&bucket.weights));
-        let what = match (weights, finite(&self.eta)) {
+        let what = match (weights_are_finite(&self.net.params), is_finite(&self.eta)) {
             (true, true) => return Ok(()),
             (false, _) => "weights",
             (true, false) => "eta",
@@ -169,13 +116,7 @@ impl Search {
         if comm.size() == 1 {
             return Ok(());
         }
-        let hashes = comm.all_gather(&self.hash()?.to_le_bytes())?;
-        let common = most_common(&hashes);
-        let other: Vec<usize> = (0..hashes.len()).filter(|&rank| hashes[rank] != *common).collect();
-        if other.is_empty() {
-            return Ok(());
-        }
-        Err(Error::StateDiffers { step: self.step, ranks: other, of: comm.size() })
+        state::compare_ranks(self.step, self.hash()?, comm)
     }
 
     fn hash(&self) -> Result<u64> {
@@ -185,59 +126,7 @@ impl Search {
             mask.0.iter().flatten().for_each(|&kept| hasher.write_u8(u8::from(kept)));
         }
         hasher.write(&bytes_of(&self.eta)?);
-        for bucket in &self.net.params.buckets {
-            hasher.write_u64(xxh3_64(&bytes_of(&bucket.weights)?));
-        }
+        hash_weights(&self.net.params, &mut hasher)?;
         Ok(hasher.finish())
-    }
-}
-
-/// What most ranks have; of equals the lowest rank's.
-fn most_common(hashes: &[Vec<u8>]) -> &Vec<u8> {
-    let count = |hash: &Vec<u8>| hashes.iter().filter(|other| *other == hash).count();
-    let mut best = &hashes[0];
-    for hash in hashes {
-        if count(hash) > count(best) {
-            best = hash;
-        }
-    }
-    best
-}
-
-/// All tensors one after another, in the order of their names.
-fn flat(named: &Named) -> Tensor {
-    Tensor::cat(&named.values().map(|tensor| tensor.reshape([-1])).collect::<Vec<_>>(), 0)
-}
-
-/// The reverse of `flat`: names and shapes of `like`.
-fn unflat(flat: &Tensor, like: &Named) -> Named {
-    let mut offset = 0;
-    like.iter()
-        .map(|(name, tensor)| {
-            let length = tensor.numel() as i64;
-            let part = flat.narrow(0, offset, length).reshape(tensor.size());
-            offset += length;
-            (name.clone(), part)
-        })
-        .collect()
-}
-
-/// The bytes of a tensor, from any device.
-fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    let tensor = tensor.to_device(Device::Cpu).contiguous();
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_odd_rank_is_the_one_named() {
-        let [a, b] = [vec![1], vec![2]];
-        assert_eq!(most_common(&[a.clone(), b.clone(), b.clone()]), &b);
-        assert_eq!(most_common(&[a.clone(), b.clone()]), &a);
     }
 }

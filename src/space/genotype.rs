@@ -22,7 +22,7 @@ pub struct Genotype {
 }
 
 /// Edges into a node of the final network.
-const EDGES_PER_NODE: usize = 2;
+pub const EDGES_PER_NODE: usize = 2;
 
 impl Genotype {
     /// The architecture that the mean of the Dirichlet points at. `weights`: one [E, O] table for the normal, one for
@@ -80,11 +80,21 @@ impl Genotype {
         )
     }
 
-    /// Reads JSON, checking that every edge exists in the space.
+    /// Reads JSON, checking that every edge exists in the space and that outputs are made of nodes.
     pub fn from_json(text: &str) -> Result<Genotype> {
         let genotype: Genotype =
             serde_json::from_str(text).map_err(|source| Error::Genotype(source.to_string()))?;
-        for (table, edges) in [("normal", &genotype.normal), ("reduce", &genotype.reduce)] {
+        for (table, edges, concat) in [
+            ("normal", &genotype.normal, &genotype.normal_concat),
+            ("reduce", &genotype.reduce, &genotype.reduce_concat),
+        ] {
+            let nodes = NUM_INPUTS..NUM_INPUTS + NUM_NODES;
+            let rising = concat.windows(2).all(|pair| pair[0] < pair[1]);
+            if concat.is_empty() || !rising || !concat.iter().all(|state| nodes.contains(state)) {
+                return Err(Error::Genotype(format!(
+                    "{table}_concat = {concat:?}, expected some of the nodes 2, 3, 4, 5, rising"
+                )));
+            }
             if edges.len() != NUM_NODES * EDGES_PER_NODE {
                 return Err(Error::Genotype(format!(
                     "{table} has {} edges, expected {}",
@@ -159,6 +169,11 @@ mod tests {
         assert!(Genotype::from_json(&wrong).unwrap_err().to_string().contains("cannot come from state 2"));
         let wrong = json.replacen("sep_conv_5x5", "sep_conv_9x9", 1);
         assert!(Genotype::from_json(&wrong).unwrap_err().to_string().contains("sep_conv_9x9"));
+        for concat in ["[]", "[2,3,4,6]", "[1,2]", "[3,2]", "[2,2]"] {
+            let wrong = json.replacen("[2,3,4,5]", concat, 1);
+            let error = Genotype::from_json(&wrong).unwrap_err().to_string();
+            assert!(error.contains("normal_concat"), "{concat}: {error}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub const STEPS: u64 = 20;
 pub const STAGE_CHANGE: u64 = 10;
 
 const CONFIG: &str = "
+device = \"cpu\"
 [model]
 init_channels = 12
 layers = 3

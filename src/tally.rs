@@ -3,6 +3,7 @@
 use crate::comm::Communicator;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Numbers of one step: means over all its images.
@@ -34,6 +35,29 @@ impl Measures {
     }
 }
 
+/// What one step leaves behind on this rank.
+#[derive(Default)]
+pub struct StepOutcome {
+    /// Loss, top-1, top-5 of each local replica's weight batch, on the device.
+    pub weights: Vec<Tensor>,
+    /// The same of the architecture batches; empty without an architecture step.
+    pub architecture: Vec<Tensor>,
+    /// Images that could not be decoded and were replaced.
+    pub num_skipped: usize,
+    /// Milliseconds spent waiting for images.
+    pub data_wait_ms: f64,
+    /// Milliseconds spent waiting for other ranks.
+    pub reduce_wait_ms: f64,
+}
+
+/// Runs `f` and adds its milliseconds to `total_ms`.
+pub fn timed<T>(total_ms: &mut f64, f: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = f();
+    *total_ms += start.elapsed().as_secs_f64() * 1e3;
+    result
+}
+
 /// Loss, top-1 and top-5 of one batch, as `[3]` in float64 on the device.
 pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
     let classes = logits.size()[1];
@@ -47,22 +71,23 @@ pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
 /// Steps whose numbers nobody has looked at.
 #[derive(Default)]
 pub struct Tally {
-    /// [6] each, mean over this rank's replicas.
+    /// [5] each, on the device: mean over this rank's replicas.
     waiting: Vec<Tensor>,
+    /// Images replaced in each.
+    skipped: Vec<f64>,
 }
 
 impl Tally {
-    /// Keeps the numbers of one step: per local replica of the weight step, and of the architecture step if there was one;
-    /// `num_skipped` images were replaced on this rank.
-    pub fn add(&mut self, weights: &[Tensor], architecture: &[Tensor], num_skipped: usize) {
-        let mean = |batches: &[Tensor]| match batches {
-            [] => Tensor::zeros([3], (Kind::Double, Device::Cpu)),
-            batches => Tensor::stack(batches, 0).mean_dim(0, false, Kind::Double),
+    /// Keeps the numbers of one step, without a look at them.
+    pub fn add(&mut self, outcome: &StepOutcome) {
+        let mean = |batches: &[Tensor]| Tensor::stack(batches, 0).mean_dim(0, false, Kind::Double);
+        let weights = mean(&outcome.weights);
+        let architecture = match outcome.architecture.as_slice() {
+            [] => weights.zeros_like(),
+            batches => mean(batches),
         };
-        let weights = mean(weights);
-        let architecture = mean(architecture).to_device(weights.device());
-        let skipped = Tensor::from_slice(&[num_skipped as f64]).to_device(weights.device());
-        self.waiting.push(Tensor::cat(&[weights, architecture.narrow(0, 0, 2), skipped], 0));
+        self.waiting.push(Tensor::cat(&[weights, architecture.narrow(0, 0, 2)], 0));
+        self.skipped.push(outcome.num_skipped as f64);
     }
 
     /// The numbers of all waiting steps, averaged over the ranks, oldest first. Collective.
@@ -71,6 +96,8 @@ impl Tally {
             return Ok(Vec::new());
         }
         let rows = Tensor::stack(&std::mem::take(&mut self.waiting), 0);
+        let skipped = Tensor::from_slice(&std::mem::take(&mut self.skipped)).unsqueeze(1);
+        let rows = Tensor::cat(&[&rows, &skipped.to_device(rows.device())], 1);
         comm.start_mean(&rows)?;
         comm.finish()?;
         let rows = Vec::<Vec<f64>>::try_from(rows.to_device(Device::Cpu))?;
@@ -100,8 +127,13 @@ mod tests {
         let loss = Tensor::from(1.5);
         let one = measure(&logits, &labels, &loss);
         let mut tally = Tally::default();
-        tally.add(&[one.copy(), &one * 3.0], &[], 0);
-        tally.add(&[one.copy()], &[&one * 2.0], 2);
+        tally.add(&StepOutcome { weights: vec![one.copy(), &one * 3.0], ..Default::default() });
+        tally.add(&StepOutcome {
+            weights: vec![one.copy()],
+            architecture: vec![&one * 2.0],
+            num_skipped: 2,
+            ..Default::default()
+        });
         let measures = tally.take(&Solo).unwrap();
         assert_eq!(measures.len(), 2);
         assert_eq!((measures[0].loss, measures[0].top1, measures[0].top5), (3.0, 1.0, 2.0));

@@ -1,0 +1,157 @@
+//! The NVIDIA driver: its version and its cards, asked of the driver itself without a context on any card.
+
+use super::library::{symbol, table};
+use crate::error::{Error, Result};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUresult, CUstream, CUuuid};
+use libloading::Library;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::OnceLock;
+
+/// The name under which every driver installs itself.
+pub const DRIVER_FILE: &str = "libcuda.so.1";
+
+table! {
+    /// The calls of the driver that are made here.
+    Calls, header cudarc::driver::sys, code CUresult;
+    fn cuInit(flags: c_uint);
+    fn cuDriverGetVersion(version: *mut c_int);
+    fn cuDeviceGetCount(count: *mut c_int);
+    fn cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
+    fn cuDeviceGetName(name: *mut c_char, length: c_int, device: CUdevice);
+    fn cuDeviceTotalMem_v2(bytes: *mut usize, device: CUdevice);
+    fn cuDeviceGetUuid_v2(uuid: *mut CUuuid, device: CUdevice);
+    fn cuDeviceGetPCIBusId(text: *mut c_char, length: c_int, device: CUdevice);
+    fn cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice);
+    fn cuCtxSetCurrent(context: CUcontext);
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
+    fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
+    fn cuStreamCreate(stream: *mut CUstream, flags: c_uint);
+    fn cuStreamDestroy_v2(stream: CUstream);
+    fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
+    fn cuEventCreate(event: *mut CUevent, flags: c_uint);
+    fn cuEventRecord(event: CUevent, stream: CUstream);
+    fn cuEventQuery(event: CUevent);
+    fn cuEventSynchronize(event: CUevent);
+    fn cuEventElapsedTime_v2(ms: *mut f32, start: CUevent, end: CUevent);
+    fn cuEventDestroy_v2(event: CUevent);
+}
+
+type ErrorString = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
+
+/// The driver, initialised. It has threads of its own and stays until the process ends.
+pub struct Driver {
+    pub(super) calls: Calls,
+    error_string: ErrorString,
+    num_cards: usize,
+}
+
+/// What is known of one card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// Number among the cards that this process may see.
+    pub index: usize,
+    /// As the vendor calls it.
+    pub name: String,
+    /// All of its memory.
+    pub memory_bytes: usize,
+    /// One card has one, however processes number it; parts of a card have their own.
+    pub uuid: [u8; 16],
+    /// Where it is plugged in, "0000:81:00.0".
+    pub bus_id: String,
+}
+
+impl Driver {
+    /// The driver; the reason if there is none that can be used. The first call opens it.
+    pub fn open() -> Result<&'static Driver, String> {
+        static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
+        DRIVER.get_or_init(Driver::new).as_ref().map_err(String::clone)
+    }
+
+    fn new() -> Result<Driver, String> {
+        // SAFETY: the driver's library runs no code of ours when opened.
+        let library =
+            unsafe { Library::new(DRIVER_FILE) }.map_err(|error| format!("no NVIDIA driver ({error})"))?;
+        let lacks = |name| format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}");
+        let calls = Calls::of(&library).map_err(lacks)?;
+        // SAFETY: CUresult cuGetErrorString(CUresult, const char **).
+        let error_string = unsafe { symbol(&library, "cuGetErrorString") }.map_err(lacks)?;
+        // Never unloaded: once initialised it has threads of its own.
+        std::mem::forget(library);
+        let mut driver = Driver { calls, error_string, num_cards: 0 };
+        let mut count = 0;
+        // SAFETY: no argument; then a live out pointer.
+        let answered = unsafe {
+            driver
+                .check("cuInit", (driver.calls.cuInit)(0))
+                .and_then(|()| driver.check("cuDeviceGetCount", (driver.calls.cuDeviceGetCount)(&mut count)))
+        };
+        answered.map_err(|error| format!("the NVIDIA driver answers: {error}"))?;
+        driver.num_cards = count as usize;
+        Ok(driver)
+    }
+
+    /// Cards that this process may see.
+    pub fn num_cards(&self) -> usize {
+        self.num_cards
+    }
+
+    /// The CUDA version that the driver serves, 13000 for 13.0.
+    pub fn version(&self) -> Result<i32> {
+        let mut version = 0;
+        // SAFETY: a live out pointer.
+        let code = unsafe { (self.calls.cuDriverGetVersion)(&mut version) };
+        self.check("cuDriverGetVersion", code)?;
+        Ok(version)
+    }
+
+    /// What card `index` is.
+    pub fn card(&self, index: usize) -> Result<Card> {
+        let device = self.device(index)?;
+        let (mut name, mut bus_id) = ([0 as c_char; 256], [0 as c_char; 32]);
+        let (mut memory_bytes, mut uuid) = (0, CUuuid { bytes: [0; 16] });
+        // SAFETY: every out pointer is live; texts have room for their length, which includes the final zero.
+        unsafe {
+            self.check("cuDeviceGetName", (self.calls.cuDeviceGetName)(name.as_mut_ptr(), 256, device))?;
+            self.check(
+                "cuDeviceGetPCIBusId",
+                (self.calls.cuDeviceGetPCIBusId)(bus_id.as_mut_ptr(), 32, device),
+            )?;
+            self.check("cuDeviceTotalMem", (self.calls.cuDeviceTotalMem_v2)(&mut memory_bytes, device))?;
+            self.check("cuDeviceGetUuid", (self.calls.cuDeviceGetUuid_v2)(&mut uuid, device))?;
+        }
+        // SAFETY: the driver ended both texts with a zero; the arrays did before.
+        let text =
+            |chars: &[c_char]| unsafe { CStr::from_ptr(chars.as_ptr()) }.to_string_lossy().into_owned();
+        Ok(Card {
+            index,
+            name: text(&name),
+            memory_bytes,
+            uuid: uuid.bytes.map(|byte| byte as u8),
+            bus_id: text(&bus_id),
+        })
+    }
+
+    pub(super) fn device(&self, index: usize) -> Result<CUdevice> {
+        let mut device = 0;
+        // SAFETY: a live out pointer.
+        let code = unsafe { (self.calls.cuDeviceGet)(&mut device, index as c_int) };
+        self.check("cuDeviceGet", code)?;
+        Ok(device)
+    }
+
+    /// An error with the driver's own words unless `code` is 0.
+    pub(super) fn check(&self, call: &'static str, code: u32) -> Result<()> {
+        if code == sys::CUresult::CUDA_SUCCESS as u32 {
+            return Ok(());
+        }
+        let mut text = std::ptr::null();
+        // SAFETY: a live out pointer; the driver points it to a text of its own or to nothing.
+        let known = unsafe { (self.error_string)(code, &mut text) } == 0 && !text.is_null();
+        let text = match known {
+            // SAFETY: not null, a constant text of the driver.
+            true => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
+            false => "an error that it has no words for".into(),
+        };
+        Err(Error::Cuda { call, code, text })
+    }
+}

@@ -1,0 +1,227 @@
+//! Colour jitter as torchvision's `ColorJitter` defines it on 8-bit pictures, with the arithmetic of Pillow.
+//!
+//! Shapes: planar [3, H, W] bytes, one colour behind the other.
+
+use rand::seq::SliceRandom;
+use rand::{Rng, RngExt};
+
+/// Strengths; 0 leaves a property alone and draws nothing for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Jitter {
+    /// Factor in 1 - b..1 + b, not below 0.
+    pub brightness: f64,
+    /// Likewise.
+    pub contrast: f64,
+    /// Likewise.
+    pub saturation: f64,
+    /// Shift in -h..h of the colour circle; at most 0.5.
+    pub hue: f64,
+}
+
+/// One change of all pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Tone {
+    /// Away from black: 0 is black, 1 changes nothing.
+    Brightness(f64),
+    /// Away from the mean grey.
+    Contrast(f64),
+    /// Away from the grey picture.
+    Saturation(f64),
+    /// Along the colour circle, in -0.5..=0.5 of it.
+    Hue(f64),
+}
+
+impl Jitter {
+    /// Changes nothing and draws nothing.
+    pub const NONE: Jitter = Jitter { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
+
+    /// The changes for one picture, in the order in which they are made: the order is random too.
+    pub fn draw(&self, rng: &mut impl Rng) -> Vec<Tone> {
+        let mut factor = |strength: f64, low: f64, high: f64, tone: fn(f64) -> Tone| {
+            (strength > 0.0).then(|| tone(low + (high - low) * rng.random::<f64>()))
+        };
+        let mut around_1 = |s: f64, tone| factor(s, (1.0 - s).max(0.0), 1.0 + s, tone);
+        let scaled = [
+            around_1(self.brightness, Tone::Brightness),
+            around_1(self.contrast, Tone::Contrast),
+            around_1(self.saturation, Tone::Saturation),
+        ];
+        let hue = factor(self.hue, -self.hue, self.hue, Tone::Hue);
+        let mut tones: Vec<Tone> = scaled.into_iter().chain([hue]).flatten().collect();
+        tones.shuffle(rng);
+        tones
+    }
+
+    /// Draws the changes and makes them.
+    pub fn apply(&self, rng: &mut impl Rng, planar: &mut [u8]) {
+        self.draw(rng).into_iter().for_each(|tone| tone.apply(planar));
+    }
+}
+
+impl Tone {
+    /// Changes every pixel.
+    pub fn apply(self, planar: &mut [u8]) {
+        let (red, rest) = planar.split_at_mut(planar.len() / 3);
+        let (green, blue) = rest.split_at_mut(red.len());
+        match self {
+            Tone::Brightness(factor) => {
+                planar.iter_mut().for_each(|value| *value = blend(0, *value, factor as f32))
+            }
+            Tone::Contrast(factor) => {
+                let sum: u64 = greys(red, green, blue).map(u64::from).sum();
+                let mean = (sum as f64 / red.len() as f64 + 0.5) as u8;
+                planar.iter_mut().for_each(|value| *value = blend(mean, *value, factor as f32));
+            }
+            Tone::Saturation(factor) => {
+                for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+                    let grey = grey(*r, *g, *b);
+                    [r, g, b].into_iter().for_each(|value| *value = blend(grey, *value, factor as f32));
+                }
+            }
+            Tone::Hue(shift) => {
+                // Towards zero, then modulo 256.
+                let wheel = Wheel::new((shift * 255.0) as i32 as u8);
+                for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+                    (*r, *g, *b) = wheel.turn(*r, *g, *b);
+                }
+            }
+        }
+    }
+}
+
+/// Pillow's `Image.blend`: from `from` through `to` and beyond; cut to an integer, kept in 0..=255.
+fn blend(from: u8, to: u8, factor: f32) -> u8 {
+    (f32::from(from) + factor * (f32::from(to) - f32::from(from))) as u8
+}
+
+/// Pillow's `convert("L")`.
+fn grey(r: u8, g: u8, b: u8) -> u8 {
+    ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8
+}
+
+fn greys<'a>(red: &'a [u8], green: &'a [u8], blue: &'a [u8]) -> impl Iterator<Item = u8> + 'a {
+    red.iter().zip(green).zip(blue).map(|((r, g), b)| grey(*r, *g, *b))
+}
+
+/// Hue, of 8 bits as Pillow has it, turned by a fixed amount: for each old hue the new sextant and the place in it.
+struct Wheel {
+    turned: [(u8, f32); 256],
+}
+
+impl Wheel {
+    fn new(shift: u8) -> Wheel {
+        let mut turned = [(0, 0.0); 256];
+        for (old, entry) in turned.iter_mut().enumerate() {
+            let sextants = f64::from((old as u8).wrapping_add(shift)) * 6.0 / 255.0;
+            *entry = (sextants as u8 % 6, (sextants - sextants.floor()) as f32);
+        }
+        Wheel { turned }
+    }
+
+    /// RGB to HSV, turned, and back, rounded where Pillow rounds.
+    fn turn(&self, r: u8, g: u8, b: u8) -> (u8, u8, u8) {
+        let (value, least) = (r.max(g).max(b), r.min(g).min(b));
+        if value == least {
+            return (r, g, b);
+        }
+        let range = f32::from(value - least);
+        let [rc, gc, bc] = [r, g, b].map(|colour| f32::from(value - colour) / range);
+        let sextant = if r == value {
+            bc - gc
+        } else if g == value {
+            (2.0 + f64::from(rc) - f64::from(bc)) as f32
+        } else {
+            (4.0 + f64::from(gc) - f64::from(rc)) as f32
+        };
+        let circle = f64::from(sextant) / 6.0 + 1.0;
+        let hue = if circle >= 1.0 { circle - 1.0 } else { circle } as f32;
+        let hue = (f64::from(hue) * 255.0) as u8;
+        let saturation = (f64::from(range / f32::from(value)) * 255.0) as u8;
+        if saturation == 0 {
+            return (value, value, value);
+        }
+
+        let (sextant, within) = self.turned[usize::from(hue)];
+        let saturation = (f64::from(saturation) / 255.0) as f32;
+        let v = f64::from(value);
+        let round = |x: f64| (x + 0.5) as u8;
+        let low = round(v * (1.0 - f64::from(saturation)));
+        let falling = round(v * (1.0 - f64::from(saturation * within)));
+        let rising = round(v * (1.0 - f64::from(saturation) * (1.0 - f64::from(within))));
+        match sextant {
+            0 => (value, rising, low),
+            1 => (falling, value, low),
+            2 => (low, value, rising),
+            3 => (low, falling, value),
+            4 => (rising, low, value),
+            _ => (value, low, falling),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, stream};
+
+    #[test]
+    fn factors_and_order_are_distributed_as_defined() {
+        let jitter = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
+        let mut rng = stream(5, Purpose::Augment, &[]);
+        let num = 24_000usize;
+        // Ten bins for each of the four factors, one for each of the 24 orders.
+        let (mut bins, mut orders) = ([[0u32; 10]; 4], std::collections::BTreeMap::new());
+        for _ in 0..num {
+            let tones = jitter.draw(&mut rng);
+            let places = tones.iter().map(|tone| match tone {
+                Tone::Brightness(f) => (0, (f - 0.6) / 0.8),
+                Tone::Contrast(f) => (1, (f - 0.6) / 0.8),
+                Tone::Saturation(f) => (2, (f - 0.6) / 0.8),
+                Tone::Hue(f) => (3, (f + 0.2) / 0.4),
+            });
+            let mut order = [0; 4];
+            for (at, (which, place)) in places.enumerate() {
+                assert!((0.0..1.0).contains(&place), "{tones:?}");
+                bins[which][(place * 10.0) as usize] += 1;
+                order[at] = which;
+            }
+            *orders.entry(order).or_insert(0u32) += 1;
+        }
+        // Chi-squared against equal counts: 99.9 % of fair draws stay below 27.9 (9 degrees) and 49.7 (23 degrees).
+        let chi2 = |counts: &mut dyn Iterator<Item = u32>, cells: f64| -> f64 {
+            let expected = num as f64 / cells;
+            counts.map(|count| (f64::from(count) - expected).powi(2) / expected).sum()
+        };
+        for factor in bins {
+            let found = chi2(&mut factor.into_iter(), 10.0);
+            assert!(found < 27.9, "{found} {factor:?}");
+        }
+        assert_eq!(orders.len(), 24);
+        let found = chi2(&mut orders.values().copied(), 24.0);
+        assert!(found < 49.7, "{found} {orders:?}");
+    }
+
+    #[test]
+    fn what_is_off_draws_nothing_and_changes_nothing() {
+        let (mut rng, mut same) = (stream(6, Purpose::Augment, &[]), stream(6, Purpose::Augment, &[]));
+        let mut planar = [1, 2, 3, 4, 5, 6];
+        Jitter::NONE.apply(&mut rng, &mut planar);
+        assert_eq!(planar, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(rng.random::<u64>(), same.random::<u64>());
+        let strong = Jitter { brightness: 3.0, ..Jitter::NONE };
+        for _ in 0..100 {
+            let tones = strong.draw(&mut rng);
+            assert!(matches!(tones[..], [Tone::Brightness(f)] if (0.0..4.0).contains(&f)), "{tones:?}");
+        }
+    }
+
+    #[test]
+    fn neutral_factors_change_nothing() {
+        let before: Vec<u8> = (0..3 * 64).map(|i| (i * 37 % 256) as u8).collect();
+        for tone in [Tone::Brightness(1.0), Tone::Contrast(1.0), Tone::Saturation(1.0)] {
+            let mut planar = before.clone();
+            tone.apply(&mut planar);
+            assert_eq!(planar, before, "{tone:?}");
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Pickled batches of the downsampled ImageNet, read without running anything.
+//!
+//! A pickle is a program for a stack machine that may call any function of Python. Here the names of functions stay
+//! names and calls stay written down; what is then looked for in them is one array of bytes and one list of integers.
+
+use super::decode::Fault;
+use std::ops::Range;
+
+/// What a batch holds: `{"data": uint8 [rows, columns], "labels": [int; rows]}`; other entries are not looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PickledBatch {
+    /// Where in the file the array lies, row by row.
+    pub data: Range<usize>,
+    /// Images.
+    pub rows: usize,
+    /// Bytes of an image.
+    pub columns: usize,
+    /// One for each image.
+    pub labels: Vec<i64>,
+}
+
+/// Reads pickle protocols 2 to 5, of Python 2 and 3 and any numpy.
+/// Errors: not such a pickle, cut short, or without what is looked for.
+pub fn read(bytes: &[u8]) -> Result<PickledBatch, Fault> {
+    let mut machine =
+        Machine { bytes, at: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: Vec::new() };
+    let top = machine.run()?;
+    machine.batch(top)
+}
+
+/// Position of a value in `Machine::values`: lists are filled after others have come to know them.
+type Id = usize;
+
+#[derive(Clone, Debug)]
+enum Value {
+    /// None, floats, and whatever else nobody asks for.
+    Other,
+    Bool(bool),
+    Int(i64),
+    /// Bytes or text: a part of the file.
+    Bytes(Range<usize>),
+    /// Tuples and lists.
+    List(Vec<Id>),
+    /// Keys and values in turn.
+    Dict(Vec<Id>),
+    /// "module name".
+    Global(String),
+    /// A call that is not made, and what the object would have been given as its state.
+    Call {
+        function: Id,
+        arguments: Id,
+        state: Option<Id>,
+    },
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    values: Vec<Value>,
+    stack: Vec<Id>,
+    /// Heights of the stack.
+    marks: Vec<usize>,
+    memo: Vec<Id>,
+}
+
+const CUT: &str = "the pickle is cut short or damaged";
+
+impl Machine<'_> {
+    /// Runs to the end; the value left.
+    fn run(&mut self) -> Result<Id, Fault> {
+        if self.bytes.first() != Some(&0x80) {
+            return Err("no pickle of protocol 2 to 5 (its first byte is not 0x80)".into());
+        }
+        loop {
+            match self.byte()? {
+                b'.' => return self.pop(),
+                code => self.step(code)?,
+            }
+        }
+    }
+
+    fn step(&mut self, code: u8) -> Result<(), Fault> {
+        match code {
+            0x80 => drop(self.take(1)?),
+            0x95 => drop(self.take(8)?),
+            b'(' => self.marks.push(self.stack.len()),
+            b'N' => self.push(Value::Other),
+            b'G' => {
+                self.take(8)?;
+                self.push(Value::Other);
+            }
+            0x88 => self.push(Value::Bool(true)),
+            0x89 => self.push(Value::Bool(false)),
+            b'K' => self.integer(1)?,
+            b'M' => self.integer(2)?,
+            b'J' => {
+                let number = self.number(4)? as u32 as i32;
+                self.push(Value::Int(number.into()));
+            }
+            0x8A => self.long()?,
+            b'C' | b'U' | 0x8C => self.string(1)?,
+            b'B' | b'T' | b'X' => self.string(4)?,
+            0x8D | 0x8E | 0x96 => self.string(8)?,
+            b'}' => self.push(Value::Dict(Vec::new())),
+            b']' | b')' => self.push(Value::List(Vec::new())),
+            0x85..=0x87 => {
+                let count = usize::from(code - 0x84);
+                let first = self.stack.len().checked_sub(count).ok_or(CUT)?;
+                let items = self.stack.split_off(first);
+                self.push(Value::List(items));
+            }
+            b't' | b'l' => {
+                let items = self.since_mark()?;
+                self.push(Value::List(items));
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.extend(vec![item])?;
+            }
+            b's' => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                self.extend(vec![key, value])?;
+            }
+            b'e' | b'u' => {
+                let items = self.since_mark()?;
+                self.extend(items)?;
+            }
+            b'q' => self.put(1)?,
+            b'r' => self.put(4)?,
+            0x94 => {
+                let top = *self.stack.last().ok_or(CUT)?;
+                self.memo.push(top);
+            }
+            b'h' => self.get(1)?,
+            b'j' => self.get(4)?,
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push(Value::Global(format!("{module} {name}")));
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let global = format!("{} {}", self.text(module).ok_or(CUT)?, self.text(name).ok_or(CUT)?);
+                self.push(Value::Global(global));
+            }
+            b'R' => {
+                let (arguments, function) = (self.pop()?, self.pop()?);
+                self.push(Value::Call { function, arguments, state: None });
+            }
+            b'b' => {
+                let given = self.pop()?;
+                let object = *self.stack.last().ok_or(CUT)?;
+                match &mut self.values[object] {
+                    Value::Call { state, .. } => *state = Some(given),
+                    _ => return Err(CUT.into()),
+                }
+            }
+            code => {
+                return Err(format!(
+                    "pickle instruction 0x{code:02x} at byte {} is not read here",
+                    self.at - 1
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, count: usize) -> Result<Range<usize>, Fault> {
+        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len()).ok_or(CUT)?;
+        let range = self.at..end;
+        self.at = end;
+        Ok(range)
+    }
+
+    fn byte(&mut self) -> Result<u8, Fault> {
+        Ok(self.bytes[self.take(1)?.start])
+    }
+
+    /// Little endian, without sign.
+    fn number(&mut self, num_bytes: usize) -> Result<u64, Fault> {
+        let range = self.take(num_bytes)?;
+        Ok(self.bytes[range].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+
+    fn integer(&mut self, num_bytes: usize) -> Result<(), Fault> {
+        let number = self.number(num_bytes)?;
+        self.push(Value::Int(number as i64));
+        Ok(())
+    }
+
+    /// Two's complement of any length; longer than ours is of no interest.
+    fn long(&mut self) -> Result<(), Fault> {
+        let num_bytes = usize::from(self.byte()?);
+        if num_bytes == 0 || num_bytes > 8 {
+            self.take(num_bytes)?;
+            self.push(if num_bytes == 0 { Value::Int(0) } else { Value::Other });
+            return Ok(());
+        }
+        let unused = 64 - 8 * num_bytes;
+        let number = ((self.number(num_bytes)? << unused) as i64) >> unused;
+        self.push(Value::Int(number));
+        Ok(())
+    }
+
+    fn string(&mut self, length_bytes: usize) -> Result<(), Fault> {
+        let length = usize::try_from(self.number(length_bytes)?).map_err(|_| CUT)?;
+        let range = self.take(length)?;
+        self.push(Value::Bytes(range));
+        Ok(())
+    }
+
+    fn line(&mut self) -> Result<String, Fault> {
+        let length = self.bytes[self.at..].iter().position(|byte| *byte == b'\n').ok_or(CUT)?;
+        let range = self.take(length + 1)?;
+        Ok(String::from_utf8_lossy(&self.bytes[range.start..range.end - 1]).into_owned())
+    }
+
+    fn push(&mut self, value: Value) {
+        self.stack.push(self.values.len());
+        self.values.push(value);
+    }
+
+    fn pop(&mut self) -> Result<Id, Fault> {
+        Ok(self.stack.pop().ok_or(CUT)?)
+    }
+
+    fn since_mark(&mut self) -> Result<Vec<Id>, Fault> {
+        let mark = self.marks.pop().filter(|mark| *mark <= self.stack.len()).ok_or(CUT)?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn extend(&mut self, items: Vec<Id>) -> Result<(), Fault> {
+        let target = *self.stack.last().ok_or(CUT)?;
+        match &mut self.values[target] {
+            Value::List(list) | Value::Dict(list) => list.extend(items),
+            _ => return Err(CUT.into()),
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, num_bytes: usize) -> Result<(), Fault> {
+        let (place, top) = (self.number(num_bytes)? as usize, *self.stack.last().ok_or(CUT)?);
+        // Python numbers them one after another; a hole could ask for any amount of memory.
+        match place.cmp(&self.memo.len()) {
+            std::cmp::Ordering::Less => self.memo[place] = top,
+            std::cmp::Ordering::Equal => self.memo.push(top),
+            std::cmp::Ordering::Greater => return Err(CUT.into()),
+        }
+        Ok(())
+    }
+
+    fn get(&mut self, num_bytes: usize) -> Result<(), Fault> {
+        let place = self.number(num_bytes)? as usize;
+        self.stack.push(*self.memo.get(place).ok_or(CUT)?);
+        Ok(())
+    }
+
+    fn text(&self, id: Id) -> Option<&str> {
+        match &self.values[id] {
+            Value::Bytes(range) => std::str::from_utf8(&self.bytes[range.clone()]).ok(),
+            _ => None,
+        }
+    }
+
+    fn list(&self, id: Id) -> Option<&[Id]> {
+        match &self.values[id] {
+            Value::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    fn int(&self, id: Id) -> Option<i64> {
+        match self.values[id] {
+            Value::Int(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    fn batch(&self, top: Id) -> Result<PickledBatch, Fault> {
+        let Value::Dict(entries) = &self.values[top] else {
+            return Err("the pickle holds no dictionary".into());
+        };
+        let entry = |name: &str| {
+            let found = entries.chunks_exact(2).find(|pair| self.text(pair[0]) == Some(name));
+            found.map(|pair| pair[1]).ok_or_else(|| format!("the pickle has no entry \"{name}\""))
+        };
+        let (data, rows, columns) = self
+            .bytes_array(entry("data")?)
+            .ok_or("\"data\" is no array of bytes (uint8, two dimensions, row by row) as numpy pickles it")?;
+        let labels: Option<Vec<i64>> = self
+            .list(entry("labels")?)
+            .and_then(|labels| labels.iter().map(|label| self.int(*label)).collect());
+        let labels = labels.ok_or("\"labels\" is no list of integers")?;
+        if labels.len() != rows {
+            return Err(format!("{rows} images and {} labels", labels.len()));
+        }
+        Ok(PickledBatch { data, rows, columns, labels })
+    }
+
+    /// Place, rows and columns of an array as `ndarray.__reduce__` writes it:
+    /// `_reconstruct(...)` with the state (version, shape, dtype("u1", ...), is_fortran, bytes).
+    fn bytes_array(&self, id: Id) -> Option<(Range<usize>, usize, usize)> {
+        let Value::Call { function, state, .. } = self.values[id] else {
+            return None;
+        };
+        let global = |id: Id| match &self.values[id] {
+            Value::Global(name) => name.as_str(),
+            _ => "",
+        };
+        let array = ["numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"];
+        let state = array.contains(&global(function)).then_some(self.list(state?)?)?;
+        let &[_, shape, dtype, is_fortran, data] = state else {
+            return None;
+        };
+        let Value::Call { function, arguments, .. } = self.values[dtype] else {
+            return None;
+        };
+        let kind = self.text(*self.list(arguments)?.first()?)?;
+        let row_by_row = matches!(self.values[is_fortran], Value::Bool(false) | Value::Int(0));
+        let &[rows, columns] = self.list(shape)? else {
+            return None;
+        };
+        let [rows, columns] = [rows, columns].map(|side| usize::try_from(self.int(side)?).ok());
+        let (rows, columns) = (rows?, columns?);
+        let Value::Bytes(data) = self.values[data].clone() else {
+            return None;
+        };
+        let good = global(function) == "numpy dtype"
+            && ["u1", "|u1", "uint8"].contains(&kind)
+            && row_by_row
+            && rows.checked_mul(columns) == Some(data.len());
+        good.then_some((data, rows, columns))
+    }
+}

@@ -1,0 +1,223 @@
+//! Images of fixed size behind one another in a few files: CIFAR's binary layout and the downsampled ImageNet.
+//!
+//! The order of the files is the canonical one, in which published split lists count. An image comes out as a binary
+//! PPM, which is a short header and the pixels as they are.
+
+use super::pickle;
+use super::source::{Format, SourceArgs};
+use crate::error::{Error, Result};
+use memmap2::Mmap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+
+/// The images of a training or a test set, all or some of them, in canonical order.
+pub struct Records {
+    /// The folder of the files.
+    pub root: PathBuf,
+    /// "train" or "test".
+    part: &'static str,
+    /// Class names; the label is the position.
+    pub classes: Vec<String>,
+    files: Vec<Mmap>,
+    /// Rows and columns.
+    px: usize,
+    images: Vec<Image>,
+}
+
+struct Image {
+    /// In canonical order.
+    number: u32,
+    label: u32,
+    file: u32,
+    /// Of the pixels: red, green, blue, each row by row.
+    offset: usize,
+}
+
+impl Records {
+    /// Maps the files of `format` in `root`. Of pickled batches only the labels are kept, of all others nothing is.
+    /// Errors: a missing file, one that is cut or damaged, a label without a class.
+    pub fn open(root: &Path, format: Format, args: &SourceArgs) -> Result<Records> {
+        let part = if args.test { "test" } else { "train" };
+        let mut records = Records {
+            root: root.into(),
+            part,
+            classes: Vec::new(),
+            files: Vec::new(),
+            px: 32,
+            images: Vec::new(),
+        };
+        let numbered =
+            |name: &str, count: u32| (1..=count).map(|n| name.replace('#', &n.to_string())).collect();
+        let train_or_test =
+            |train: Vec<String>, test: &str| if args.test { vec![test.to_owned()] } else { train };
+        match format {
+            Format::Cifar10 => {
+                records.classes = class_names(&root.join("batches.meta.txt"))?;
+                let names = train_or_test(numbered("data_batch_#.bin", 5), "test_batch.bin");
+                names.iter().try_for_each(|name| records.add_binary(name, 1))?;
+            }
+            Format::Cifar100 => {
+                records.classes = class_names(&root.join("fine_label_names.txt"))?;
+                let names = train_or_test(vec!["train.bin".into()], "test.bin");
+                names.iter().try_for_each(|name| records.add_binary(name, 2))?;
+            }
+            Format::Imagenet16 => {
+                records.px = 16;
+                let names = train_or_test(numbered("train_data_batch_#", 10), "val_data");
+                names.iter().try_for_each(|name| records.add_pickled(name))?;
+                let num_classes = records.images.iter().map(|image| image.label + 1).max().unwrap_or(0);
+                records.classes = (1..=num_classes).map(|label| format!("{label:04}")).collect();
+            }
+            Format::Folder => unreachable!("a folder is no file of records"),
+        }
+        if let Some(num_classes) = args.classes {
+            let found = records.classes.len();
+            if num_classes as usize > found {
+                return Err(Error::SourceArgs(format!("--classes {num_classes} of {found} classes")));
+            }
+            records.classes.truncate(num_classes as usize);
+            records.images.retain(|image| image.label < num_classes);
+        }
+        for (number, image) in records.images.iter_mut().enumerate() {
+            image.number = number as u32;
+        }
+        if let Some(image) = records.images.iter().find(|image| image.label as usize >= records.classes.len())
+        {
+            let what = format!(
+                "image {} has label {} of {} classes",
+                image.number,
+                image.label,
+                records.classes.len()
+            );
+            return Err(Error::Source { path: root.into(), what });
+        }
+        Ok(records)
+    }
+
+    /// Records of `num_labels` label bytes, the last of which counts, and the pixels.
+    fn add_binary(&mut self, name: &str, num_labels: usize) -> Result<()> {
+        let (file, map) = self.map(name)?;
+        let record_bytes = num_labels + 3 * self.px * self.px;
+        if map.is_empty() || map.len() % record_bytes != 0 {
+            let what =
+                format!("{} bytes are no whole number of records of {record_bytes}: cut short?", map.len());
+            return Err(Error::Source { path: self.root.join(name), what });
+        }
+        for (record, bytes) in map.chunks_exact(record_bytes).enumerate() {
+            let offset = record * record_bytes + num_labels;
+            self.images.push(Image { number: 0, label: bytes[num_labels - 1].into(), file, offset });
+        }
+        self.files.push(map);
+        Ok(())
+    }
+
+    /// A pickled batch; its labels count from 1.
+    fn add_pickled(&mut self, name: &str) -> Result<()> {
+        let (file, map) = self.map(name)?;
+        let wrong = |what| Error::Source { path: self.root.join(name), what };
+        let batch = pickle::read(&map).map_err(wrong)?;
+        let image_bytes = 3 * self.px * self.px;
+        if batch.columns != image_bytes {
+            return Err(wrong(format!("images of {} bytes; {image_bytes} expected", batch.columns)));
+        }
+        for (row, label) in batch.labels.into_iter().enumerate() {
+            let label =
+                u16::try_from(label - 1).map_err(|_| wrong(format!("image {row} has label {label}")))?;
+            let offset = batch.data.start + row * image_bytes;
+            self.images.push(Image { number: 0, label: label.into(), file, offset });
+        }
+        self.files.push(map);
+        Ok(())
+    }
+
+    fn map(&self, name: &str) -> Result<(u32, Mmap)> {
+        let path = self.root.join(name);
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        // SAFETY: the map is read-only and private to this process; nobody changes a data set while it is packed, and a
+        // file that is cut meanwhile ends `pack` with SIGBUS, which leaves no finished set.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", &path))?;
+        Ok((self.files.len() as u32, map))
+    }
+
+    /// Keeps the images with these canonical numbers. Errors, in words: a number that is not there, or twice.
+    pub fn keep(&mut self, mut numbers: Vec<u32>) -> Result<(), String> {
+        numbers.sort_unstable();
+        if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("image {} is there twice", pair[0]));
+        }
+        if let Some(last) = numbers.last().filter(|last| **last as usize >= self.images.len()) {
+            return Err(format!("image {last} of {}; they count from 0", self.images.len()));
+        }
+        // Numbers are positions until something was left out, which is done once.
+        let mut kept = numbers.into_iter().peekable();
+        self.images.retain(|image| kept.next_if_eq(&image.number).is_some());
+        Ok(())
+    }
+
+    /// Canonical number of the image that a list calls `name`.
+    pub fn number_of(&self, name: &str) -> Option<u32> {
+        let digits = name.strip_suffix(".ppm")?.rsplit_once('-')?.1;
+        let number: u32 = digits.parse().ok()?;
+        let image = self.images.get(number as usize)?;
+        (self.name_of(image) == name).then_some(number)
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    /// Class of image `index`.
+    pub fn label(&self, index: usize) -> u32 {
+        self.images[index].label
+    }
+
+    /// `class/part-number.ppm` of image `index`.
+    pub fn name(&self, index: usize) -> String {
+        self.name_of(&self.images[index])
+    }
+
+    fn name_of(&self, image: &Image) -> String {
+        format!("{}/{}-{:06}.ppm", self.classes[image.label as usize], self.part, image.number)
+    }
+
+    /// Image `index` as a binary PPM.
+    pub fn read(&self, index: usize, bytes: &mut Vec<u8>) {
+        let Image { file, offset, .. } = self.images[index];
+        let (px, size) = (self.px, self.px * self.px);
+        let planar = &self.files[file as usize][offset..offset + 3 * size];
+        bytes.clear();
+        write!(bytes, "P6\n{px} {px}\n255\n").expect("memory can be written");
+        bytes.extend((0..size).flat_map(|at| [planar[at], planar[size + at], planar[2 * size + at]]));
+    }
+
+    /// Hash of classes, names and labels (not of the pixels).
+    pub fn hash(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        for class in &self.classes {
+            hash.update(class.as_bytes());
+            hash.update(b"\n");
+        }
+        hash.update(self.part.as_bytes());
+        for image in &self.images {
+            hash.update(&image.number.to_le_bytes());
+            hash.update(&image.label.to_le_bytes());
+        }
+        hash.digest()
+    }
+}
+
+/// One name a line.
+fn class_names(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read the class names", path))?;
+    let names: Vec<String> =
+        text.lines().map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect();
+    match names.iter().find(|name| name.contains('/')) {
+        Some(name) => {
+            Err(Error::Source { path: path.into(), what: format!("class name \"{name}\" has a slash") })
+        }
+        None => Ok(names),
+    }
+}

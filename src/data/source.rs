@@ -1,0 +1,240 @@
+//! `Source`: labelled images as they are obtained, whatever the layout; `split` and `pack` read them.
+
+use super::folder::Folder;
+use super::records::Records;
+use crate::error::{Error, Result};
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// How a data set is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// ROOT/CLASS/IMAGE.jpg
+    Folder,
+    /// data_batch_1.bin to data_batch_5.bin, test_batch.bin, batches.meta.txt
+    Cifar10,
+    /// train.bin, test.bin, fine_label_names.txt
+    Cifar100,
+    /// train_data_batch_1 to train_data_batch_10, val_data (the ImageNet of 16 x 16 pixels)
+    Imagenet16,
+}
+
+/// Which images of a data set.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct SourceArgs {
+    /// Layout of ROOT; without it, the files in ROOT tell
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// The test images instead of the training images (not for a folder)
+    #[arg(long)]
+    pub test: bool,
+    /// Only the first N classes; ImageNet16-120 has 120 (not for a folder)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub classes: Option<u32>,
+    /// Only images A..B in the order of the files, B excluded (not for a folder)
+    #[arg(long, value_name = "A..B", value_parser = range)]
+    pub range: Option<Range<u32>>,
+    /// Only images in a list of this JSON file, as NAS-Bench-201 publishes them: {"NAME": ["int", ["0", "5", ...]], ...}
+    /// (not for a folder)
+    #[arg(long, value_name = "FILE", requires = "part", conflicts_with = "range")]
+    pub split_file: Option<PathBuf>,
+    /// NAME of the list in the split file
+    #[arg(long, value_name = "NAME", requires = "split_file")]
+    pub part: Option<String>,
+}
+
+fn range(text: &str) -> Result<Range<u32>, String> {
+    let ends = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
+    ends.filter(|range| !range.is_empty()).ok_or_else(|| "A..B expected, A below B".into())
+}
+
+/// Labelled images, all or those that were asked for.
+pub enum Source {
+    /// One file an image.
+    Folder(Folder),
+    /// Many images a file, in canonical order.
+    Records(Records),
+}
+
+impl Source {
+    /// Opens `root`; of its images those that `args` and the list of names `list` want.
+    /// Errors: see `Folder` and `Records`; arguments that do not go together.
+    pub fn open(root: &Path, args: &SourceArgs, list: Option<&Path>) -> Result<Source> {
+        let format = args.format.unwrap_or_else(|| detect(root));
+        if format != Format::Folder {
+            return Ok(Source::Records(records(root, format, args, list)?));
+        }
+        let misplaced = [
+            ("--test", args.test),
+            ("--classes", args.classes.is_some()),
+            ("--range", args.range.is_some()),
+            ("--split-file", args.split_file.is_some()),
+        ];
+        if let Some((name, _)) = misplaced.iter().find(|(_, given)| *given) {
+            return Err(Error::SourceArgs(format!(
+                "{name} is for the layouts of CIFAR and ImageNet16, {} is a folder of images",
+                root.display()
+            )));
+        }
+        let folder = match list {
+            Some(list) => Folder::from_list(root, list)?,
+            None => Folder::scan(root)?,
+        };
+        Ok(Source::Folder(folder))
+    }
+
+    /// Where the images are.
+    pub fn root(&self) -> &Path {
+        match self {
+            Source::Folder(folder) => &folder.root,
+            Source::Records(records) => &records.root,
+        }
+    }
+
+    /// Class names; the label is the position.
+    pub fn classes(&self) -> &[String] {
+        match self {
+            Source::Folder(folder) => &folder.classes,
+            Source::Records(records) => &records.classes,
+        }
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        match self {
+            Source::Folder(folder) => folder.len(),
+            Source::Records(records) => records.len(),
+        }
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Class of image `index`.
+    pub fn label(&self, index: usize) -> u32 {
+        match self {
+            Source::Folder(folder) => folder.label(index),
+            Source::Records(records) => records.label(index),
+        }
+    }
+
+    /// `class/file` of image `index`; images of records have file names too: part, canonical number.
+    pub fn name(&self, index: usize) -> String {
+        match self {
+            Source::Folder(folder) => folder.name(index),
+            Source::Records(records) => records.name(index),
+        }
+    }
+
+    /// Images of each class.
+    pub fn per_class(&self) -> Vec<u64> {
+        let mut counts = vec![0; self.classes().len()];
+        (0..self.len()).for_each(|index| counts[self.label(index) as usize] += 1);
+        counts
+    }
+
+    /// Hash of classes, names and labels (not of the images' bytes).
+    pub fn hash(&self) -> u64 {
+        match self {
+            Source::Folder(folder) => folder.hash(),
+            Source::Records(records) => records.hash(),
+        }
+    }
+
+    /// Files of a folder that are no images.
+    pub fn num_ignored(&self) -> usize {
+        match self {
+            Source::Folder(folder) => folder.num_ignored,
+            Source::Records(_) => 0,
+        }
+    }
+
+    /// Whether the order has no meaning, so that `pack` may choose one.
+    pub fn is_unordered(&self) -> bool {
+        matches!(self, Source::Folder(_))
+    }
+
+    /// The file of image `index` (JPEG, PNG, PPM) into `bytes`.
+    pub fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Source::Folder(folder) => {
+                let path = folder.root.join(folder.name(index));
+                bytes.clear();
+                let mut file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
+                file.read_to_end(bytes).map_err(Error::io("read", &path))?;
+            }
+            Source::Records(records) => records.read(index, bytes),
+        }
+        Ok(())
+    }
+}
+
+/// Which layout the files in `root` have.
+fn detect(root: &Path) -> Format {
+    let there = |name: &str| root.join(name).is_file();
+    if there("data_batch_1.bin") || there("test_batch.bin") {
+        Format::Cifar10
+    } else if there("fine_label_names.txt") && (there("train.bin") || there("test.bin")) {
+        Format::Cifar100
+    } else if there("train_data_batch_1") || there("val_data") {
+        Format::Imagenet16
+    } else {
+        Format::Folder
+    }
+}
+
+fn records(root: &Path, format: Format, args: &SourceArgs, list: Option<&Path>) -> Result<Records> {
+    let mut records = Records::open(root, format, args)?;
+    if let Some(list) = list {
+        let numbers = listed(&records, list)?;
+        let wrong = |what| Error::Source { path: list.into(), what };
+        records.keep(numbers).map_err(wrong)?;
+    } else if let (Some(path), Some(part)) = (&args.split_file, &args.part) {
+        let numbers = split_list(path, part)?;
+        let wrong = |what| Error::Source { path: path.clone(), what: format!("\"{part}\": {what}") };
+        records.keep(numbers).map_err(wrong)?;
+    } else if let Some(range) = &args.range {
+        let wrong = |what| Error::SourceArgs(format!("--range {}..{}: {what}", range.start, range.end));
+        records.keep(range.clone().collect()).map_err(wrong)?;
+    }
+    Ok(records)
+}
+
+/// The numbers of the names in a list as `split` writes it.
+fn listed(records: &Records, list: &Path) -> Result<Vec<u32>> {
+    let text = std::fs::read_to_string(list).map_err(Error::io("read", list))?;
+    let names = text.lines().map(str::trim).enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
+    names
+        .map(|(number, name)| {
+            let what = format!("no image \"{name}\" in this data set");
+            records.number_of(name).ok_or(Error::ListLine { path: list.into(), line: number + 1, what })
+        })
+        .collect()
+}
+
+/// List `part` of a split file; numbers may be written as numbers or as text.
+fn split_list(path: &Path, part: &str) -> Result<Vec<u32>> {
+    use serde_json::Value;
+    let wrong = |what: String| Error::Source { path: path.into(), what };
+    let text = std::fs::read(path).map_err(Error::io("read", path))?;
+    let file: serde_json::Map<String, Value> =
+        serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+    let Some(entry) = file.get(part) else {
+        let there: Vec<&str> = file.keys().map(String::as_str).collect();
+        return Err(wrong(format!("no list \"{part}\"; there are: {}", there.join(", "))));
+    };
+    let list = match entry.as_array().map(Vec::as_slice) {
+        Some([Value::String(kind), Value::Array(list)]) if kind == "int" => Some(list.as_slice()),
+        list => list,
+    };
+    let number = |value: &Value| match value {
+        Value::String(text) => text.parse().ok(),
+        other => other.as_u64().and_then(|number| u32::try_from(number).ok()),
+    };
+    list.and_then(|list| list.iter().map(number).collect()).ok_or_else(|| {
+        wrong(format!("\"{part}\" is no list of numbers: [\"int\", [\"0\", \"5\", ...]] expected"))
+    })
+}

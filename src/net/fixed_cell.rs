@@ -1,0 +1,192 @@
+//! FixedCell: the cell of a network that is trained for good: four nodes, each the sum of two operations.
+//!
+//! Shapes: N batch, I states that are ready together, C channels of the cell, H W (H' W' after the stride). As in the
+//! mixed cell, what leaves states that are ready together is computed together, and what is equal once.
+
+use super::cell::Inputs;
+use super::drop_path::DropPath;
+use super::ops::{FactorizedReduce, Pass, cat, pool};
+use super::params::{Specs, StatId};
+use super::separable::{Branch, CHAINS, Separable};
+use crate::space::genotype::EDGES_PER_NODE;
+use crate::space::{NUM_INPUTS, NUM_NODES, Operation};
+use std::ops::Range;
+use tch::Tensor;
+
+/// An edge of the cell: the operation, the state it comes from. In the order of the genotype.
+pub type Edge = (Operation, usize);
+
+/// Where a fixed cell stands.
+pub struct Place<'a> {
+    /// Number of the cell.
+    pub number: usize,
+    /// Two per node.
+    pub edges: &'a [Edge],
+    /// States that the output is made of.
+    pub concat: &'a [usize],
+    /// Channels of a node, C.
+    pub channels: i64,
+    /// Side of the node's maps, pixels.
+    pub side: i64,
+    /// Whether the cell halves the resolution.
+    pub reduction: bool,
+    /// Whether the cell before did.
+    pub reduction_prev: bool,
+}
+
+/// A fixed cell.
+pub struct FixedCell {
+    number: usize,
+    inputs: Inputs,
+    /// One per node: what leaves the states that become ready before it, both inputs or the node before.
+    ready: Vec<OutEdges>,
+    concat: Vec<usize>,
+}
+
+impl FixedCell {
+    /// Declares the cell; `c_prev_prev`, `c_prev`: channels of the two cells before.
+    pub fn new(specs: &mut Specs, place: &Place, c_prev_prev: i64, c_prev: i64) -> FixedCell {
+        let cell = format!("cells.{}", place.number);
+        specs.count_for(if place.reduction { 2 * place.side } else { place.side });
+        let inputs = Inputs::new(specs, &cell, (c_prev_prev, c_prev), place.channels, place.reduction_prev);
+        specs.count_for(place.side);
+        let states = |node: usize| match node {
+            0 => 0..NUM_INPUTS,
+            _ => node + NUM_INPUTS - 1..node + NUM_INPUTS,
+        };
+        let ready = (0..NUM_NODES).map(|node| OutEdges::new(specs, place, &cell, states(node))).collect();
+        FixedCell { number: place.number, inputs, ready, concat: place.concat.to_vec() }
+    }
+
+    /// Outputs of the two cells before to this cell's output [N, concat*C, H', W'].
+    pub fn forward(&self, pass: &Pass, drop_path: Option<&DropPath>, s0: &Tensor, s1: &Tensor) -> Tensor {
+        let mut states = self.inputs.forward(pass, s0, s1);
+        let mut sums: Vec<Option<Tensor>> = (0..NUM_NODES).map(|_| None).collect();
+        for (node, out_edges) in self.ready.iter().enumerate() {
+            for (edge, y) in out_edges.forward(pass, drop_path, self.number, &states) {
+                let sum = &mut sums[edge / EDGES_PER_NODE];
+                *sum = Some(match sum.take() {
+                    Some(sum) => sum + y,
+                    None => y,
+                });
+            }
+            states.push(sums[node].take().expect("both edges of a node come from states before it"));
+        }
+        cat(self.concat.iter().map(|&state| states[state].shallow_clone()).collect(), 1)
+    }
+}
+
+/// Operations that leave one state and are the same for several edges.
+struct Shared<T> {
+    /// Which of the states that are ready together.
+    state: usize,
+    what: T,
+    edges: Vec<usize>,
+}
+
+/// All edges that leave the states that are ready together.
+struct OutEdges {
+    states: Range<usize>,
+    channels: i64,
+    stride: i64,
+    /// Pooling has no weights: once per state and kind, whatever the number of edges.
+    pools: Vec<Shared<(Operation, StatId)>>,
+    identities: Vec<Shared<()>>,
+    skips: Vec<Shared<FactorizedReduce>>,
+    /// Chains of separable convolutions, and the edge of each of their results.
+    chains: Vec<(Separable, Vec<usize>)>,
+}
+
+impl OutEdges {
+    fn new(specs: &mut Specs, place: &Place, cell: &str, states: Range<usize>) -> OutEdges {
+        let stride = if place.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
+        let channels = place.channels;
+        let prefix = |edge: usize| format!("{cell}._ops.{edge}");
+        let edges_of = |operation: Operation, state: usize| -> Vec<usize> {
+            let from = states.start + state;
+            let edges = place.edges.iter().enumerate();
+            edges.filter(|(_, edge)| **edge == (operation, from)).map(|(number, _)| number).collect()
+        };
+        let (mut pools, mut identities, mut skips) = (Vec::new(), Vec::new(), Vec::new());
+        for state in 0..states.len() {
+            for operation in [Operation::MaxPool3x3, Operation::AvgPool3x3] {
+                let edges = edges_of(operation, state);
+                if !edges.is_empty() {
+                    let names =
+                        edges.iter().map(|&edge| (format!("{}.op.1", prefix(edge)), 0..channels)).collect();
+                    pools.push(Shared { state, what: (operation, specs.stat(channels, names)), edges });
+                }
+            }
+            let edges = edges_of(Operation::SkipConnect, state);
+            match stride {
+                _ if edges.is_empty() => (),
+                1 => identities.push(Shared { state, what: (), edges }),
+                _ => {
+                    let prefixes: Vec<String> = edges.iter().map(|&edge| prefix(edge)).collect();
+                    let what = FactorizedReduce::new(specs, &prefixes, channels, channels);
+                    skips.push(Shared { state, what, edges });
+                }
+            }
+        }
+        let mut chains = Vec::new();
+        for chain in &CHAINS {
+            let (mut branches, mut all) = (Vec::new(), Vec::new());
+            for (operation, kernel) in chain.kernels {
+                let edges: Vec<Vec<usize>> =
+                    (0..states.len()).map(|state| edges_of(operation, state)).collect();
+                let times: Vec<usize> = edges.iter().map(Vec::len).collect();
+                let edges = edges.concat();
+                if !edges.is_empty() {
+                    branches.push(Branch {
+                        kernel,
+                        times,
+                        prefixes: edges.iter().map(|&edge| prefix(edge)).collect(),
+                        // Each result stays apart: it may be dropped on its own.
+                        positions: (all.len()..all.len() + edges.len()).collect(),
+                    });
+                    all.extend(edges);
+                }
+            }
+            if !branches.is_empty() {
+                chains.push((Separable::new(specs, branches, all.len(), channels, chain, stride), all));
+            }
+        }
+        OutEdges { states, channels, stride, pools, identities, skips, chains }
+    }
+
+    /// `states`, all of the cell so far, to the result of every edge, [N, C, H', W'] each.
+    fn forward(
+        &self,
+        pass: &Pass,
+        drop_path: Option<&DropPath>,
+        cell: usize,
+        states: &[Tensor],
+    ) -> Vec<(usize, Tensor)> {
+        let states = &states[self.states.clone()];
+        let mut results: Vec<(usize, Tensor)> = Vec::new();
+        for Shared { state, what: (operation, stat), edges } in &self.pools {
+            let pooled = pass.batch_norm(&pool(*operation, &states[*state], self.stride), *stat, None);
+            results.extend(edges.iter().map(|&edge| (edge, pooled.shallow_clone())));
+        }
+        for Shared { state, what, edges } in &self.skips {
+            let y = what.forward(pass, &states[*state].relu(), None);
+            results.extend(edges.iter().copied().zip(y.split(self.channels, 1)));
+        }
+        if !self.chains.is_empty() {
+            let rectified = cat(states.iter().map(Tensor::shallow_clone).collect(), 1).relu();
+            for (chain, edges) in &self.chains {
+                let y = chain.forward(pass, &rectified, None);
+                results.extend(edges.iter().copied().zip(y.split(self.channels, 1)));
+            }
+        }
+        if let Some(drop_path) = drop_path {
+            for (edge, y) in &mut results {
+                *y = drop_path.apply(cell, *edge, y);
+            }
+        }
+        for Shared { state, edges, .. } in &self.identities {
+            results.extend(edges.iter().map(|&edge| (edge, states[*state].shallow_clone())));
+        }
+        results
+    }
+}

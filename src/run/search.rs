@@ -1,0 +1,233 @@
+//! The run of a search: its two sets, their streams of samples, and what is told of it.
+
+use super::journal::{EpochSummary, Totals};
+use super::training::{StepPlace, Told, Training};
+use super::{Streams, open, run};
+use crate::checkpoint::Checkpoint;
+use crate::cli::SearchArgs;
+use crate::comm::Communicator;
+use crate::config::{Config, Settings};
+use crate::data::{Loader, ShardSet};
+use crate::error::{Error, Result};
+use crate::launch::World;
+use crate::report::{EpochRecord, FinishRecord, Record, StageRecord, final_text};
+use crate::schedule::Schedule;
+use crate::search::Search;
+use crate::search::dirichlet::entropy;
+use crate::search::timeline::Timeline;
+use crate::tally::StepOutcome;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Streams of samples, as the loaders number them.
+const WEIGHTS: u64 = 0;
+const ARCHITECTURE: u64 = 1;
+
+/// Searches as `args` say. Called by all ranks.
+pub fn search(config: &Config, args: &SearchArgs, world: &World) -> Result<()> {
+    config.check_ranks(world.size())?;
+    let sets = [open(&args.train)?, open(&args.valid)?];
+    check_sets(config, args, &sets)?;
+
+    let replicas = super::replicas_of(config, world);
+    let streams = Streams::new(config, config.seed, replicas.clone(), world.threads());
+    let [steps_per_pass, _] = [streams.steps_per_pass(&sets[0])?, streams.steps_per_pass(&sets[1])?];
+    let timeline = Timeline::new(config, steps_per_pass);
+    let search = Search::new(config, timeline.clone(), replicas, world.device());
+    let schedule = Schedule::of_search(config);
+    run(SearchRun { config, search, timeline, schedule, streams, sets, loaders: None }, &args.run, world)
+}
+
+/// What has to be true of the two sets.
+fn check_sets(config: &Config, args: &SearchArgs, sets: &[Arc<ShardSet>; 2]) -> Result<()> {
+    for set in sets {
+        config.check_classes(set.num_classes())?;
+    }
+    if sets[0].hash() == sets[1].hash() {
+        return Err(Error::SameSets { train: args.train.clone(), valid: args.valid.clone() });
+    }
+    if sets[0].classes() != sets[1].classes() {
+        return Err(Error::ConfigCheck(format!(
+            "{} and {} name their classes differently: pack both from one folder",
+            args.train.display(),
+            args.valid.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A search with its data.
+struct SearchRun<'a> {
+    config: &'a Config,
+    search: Search,
+    timeline: Timeline,
+    schedule: Schedule,
+    streams: Streams,
+    /// For the weights; for the architecture.
+    sets: [Arc<ShardSet>; 2],
+    /// The same, once they are open.
+    loaders: Option<[Loader; 2]>,
+}
+
+impl Training for SearchRun<'_> {
+    type Settings = Config;
+
+    fn settings(&self) -> &Config {
+        self.config
+    }
+
+    fn sets(&self) -> Vec<(&'static str, u64)> {
+        vec![("train", self.sets[0].hash()), ("valid", self.sets[1].hash())]
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.timeline.steps_per_epoch
+    }
+
+    fn num_steps(&self) -> u64 {
+        self.timeline.num_steps()
+    }
+
+    fn step(&self) -> u64 {
+        self.search.step()
+    }
+
+    fn place(&self, step: u64) -> StepPlace {
+        let moment = self.timeline.moment(step);
+        StepPlace {
+            stage: moment.stage as u64,
+            num_stages: self.timeline.stages().len() as u64,
+            epoch: moment.epoch,
+            lr: self.schedule.lr(moment.epoch),
+            eta_lr: moment.architecture.then_some(self.config.eta.lr),
+        }
+    }
+
+    fn open_data(&mut self) -> Result<()> {
+        let step = self.search.step();
+        let open = |stream, step| self.streams.open(&self.sets[stream as usize], stream, step);
+        let architecture_step = self.timeline.architecture_steps_before(step);
+        self.loaders = Some([open(WEIGHTS, step)?, open(ARCHITECTURE, architecture_step)?]);
+        Ok(())
+    }
+
+    fn train_step(&mut self, comm: &dyn Communicator) -> Result<StepOutcome> {
+        let [weights, architecture] = self.loaders.as_mut().expect("the data were opened");
+        self.search.bilevel_step(weights, architecture, comm)
+    }
+
+    fn stage_ends(&self) -> bool {
+        self.search.step() == self.timeline.steps_of(self.search.stage()).end
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        self.search.advance()
+    }
+
+    fn to_checkpoint(
+        &self,
+        comm: &dyn Communicator,
+        extra: Option<serde_json::Value>,
+    ) -> Result<Option<Checkpoint>> {
+        self.search.to_checkpoint(comm, extra)
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.search.restore(checkpoint)
+    }
+
+    fn check_finite(&self) -> Result<()> {
+        self.search.check_finite()
+    }
+
+    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
+        self.search.compare_ranks(comm)
+    }
+
+    fn tell_stage(&self) -> Told {
+        let (number, num_weights) = (self.search.stage(), self.search.net().params.num_elements());
+        let stage = self.timeline.stages()[number];
+        let record = StageRecord {
+            stage: number as u64 + 1,
+            step: self.search.step(),
+            k: stage.k,
+            ops_kept: stage.ops_kept,
+            epochs: stage.epochs,
+            num_weights,
+        };
+        let text = format!(
+            "stage {}/{}: k {}, {} operations per edge, {} epochs, {num_weights} weights",
+            number + 1,
+            self.timeline.stages().len(),
+            stage.k,
+            stage.ops_kept,
+            stage.epochs,
+        );
+        Told { record: Record::Stage(record), text }
+    }
+
+    fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told> {
+        let weights = self.search.mean_weights()?;
+        let measures = &summary.measures;
+        let record = EpochRecord {
+            stage: summary.stage,
+            epoch: summary.epoch,
+            step: summary.step,
+            steps: summary.steps,
+            loss: measures.loss,
+            top1: measures.top1,
+            top5: measures.top5,
+            architecture_loss: summary.searched.then_some(measures.architecture_loss),
+            architecture_top1: summary.searched.then_some(measures.architecture_top1),
+            lr: summary.lr,
+            images_per_s: summary.images_per_s,
+            data_wait_ms: summary.data_wait_ms,
+            reduce_wait_ms: summary.reduce_wait_ms,
+            eta_entropy_normal: entropy(&weights[0]),
+            eta_entropy_reduce: entropy(&weights[1]),
+            genotype: self.search.genotype()?.to_line(),
+            skipped_images: measures.skipped as u64,
+            wall_s: summary.wall_s,
+        };
+        let architecture = match record.architecture_top1 {
+            Some(top1) => format!(" (architecture set {:.1} %)", 100.0 * top1),
+            None => String::new(),
+        };
+        let skipped = match record.skipped_images {
+            0 => String::new(),
+            images => format!(", {images} images replaced"),
+        };
+        let text = format!(
+            "epoch {}: loss {:.3}, top-1 {:.1} %{architecture}, eta entropy {:.3} / {:.3} nats, {:.1} images/s{skipped}",
+            record.epoch,
+            record.loss,
+            100.0 * record.top1,
+            record.eta_entropy_normal,
+            record.eta_entropy_reduce,
+            record.images_per_s,
+        );
+        Ok(Told { record: Record::Epoch(record), text })
+    }
+
+    fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
+        let genotype = self.search.genotype()?;
+        let json =
+            serde_json::to_string_pretty(&genotype).map_err(|error| Error::Genotype(error.to_string()))?;
+        let line = genotype.to_line();
+        for (name, text) in [("genotype.json", &json), ("genotype.txt", &line)] {
+            let path = out.join(name);
+            fs::write(&path, format!("{text}\n")).map_err(Error::io("write", path))?;
+        }
+        let record = FinishRecord {
+            step: self.search.step(),
+            stages: self.timeline.stages().len() as u64,
+            epochs: self.timeline.num_epochs(),
+            images: totals.images,
+            ranks: totals.ranks,
+            genotype: line,
+            wall_s: totals.wall_s,
+        };
+        Ok(Told { text: final_text(out, &record), record: Record::Finish(record) })
+    }
+}

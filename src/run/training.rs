@@ -1,0 +1,119 @@
+//! Training: what a run needs of the thing it trains, be it a search or an evaluation.
+
+use super::journal::{EpochSummary, Totals};
+use crate::checkpoint::Checkpoint;
+use crate::comm::Communicator;
+use crate::config::Settings;
+use crate::error::Result;
+use crate::report::{Record, StepRecord};
+use crate::tally::StepOutcome;
+use std::path::Path;
+
+/// Something that is trained step by step over all ranks, with a state that can be saved at any step. Collective methods
+/// are called by all ranks in the same order.
+pub trait Training {
+    /// Its configuration.
+    type Settings: Settings;
+
+    /// The configuration of this run.
+    fn settings(&self) -> &Self::Settings;
+
+    /// Its sets of images: option of the command line and content. A run goes on with what it began with.
+    fn sets(&self) -> Vec<(&'static str, u64)>;
+
+    /// Steps of every epoch.
+    fn steps_per_epoch(&self) -> u64;
+
+    /// Steps of the run, a multiple of `steps_per_epoch`.
+    fn num_steps(&self) -> u64;
+
+    /// Steps done.
+    fn step(&self) -> u64;
+
+    /// Where a step (0-based, below `num_steps`) stands.
+    fn place(&self, step: u64) -> StepPlace;
+
+    /// Opens the streams of images for the next step: before the first one, after `restore` if there was one. Local.
+    fn open_data(&mut self) -> Result<()>;
+
+    /// One step; gradients are averaged over all replicas. Collective.
+    fn train_step(&mut self, comm: &dyn Communicator) -> Result<StepOutcome>;
+
+    /// After the last step of an epoch: tests, for one. Collective.
+    fn end_epoch(&mut self, _comm: &dyn Communicator) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether a stage ends with the step just done; the run's last step ends one.
+    fn stage_ends(&self) -> bool {
+        self.step() == self.num_steps()
+    }
+
+    /// Goes to the next stage. Local; the same on all ranks.
+    fn advance(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The state after the steps done, for the rank that writes it, which gives an `extra`; `None` for the others.
+    /// `extra` comes back as `meta["extra"]`. Collective.
+    fn to_checkpoint(
+        &self,
+        comm: &dyn Communicator,
+        extra: Option<serde_json::Value>,
+    ) -> Result<Option<Checkpoint>>;
+
+    /// Puts this training where `checkpoint` was. Local.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
+
+    /// Refuses a state that no run can go on from. Local; equal on all ranks.
+    fn check_finite(&self) -> Result<()>;
+
+    /// Compares what must be equal on all ranks. Collective.
+    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()>;
+
+    /// What is told when the run, or a stage of it, begins. Rank 0.
+    fn tell_stage(&self) -> Told;
+
+    /// What is told after the last step of an epoch, and after `end_epoch`. Rank 0.
+    fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told>;
+
+    /// Writes the results into the run folder; what is told at the end: the record, and a report for people. Rank 0.
+    fn finish(&self, out: &Path, totals: &Totals) -> Result<Told>;
+}
+
+/// A line of the log, and the same for people.
+pub struct Told {
+    /// For the log.
+    pub record: Record,
+    /// For people.
+    pub text: String,
+}
+
+/// Where a step stands; stage and epoch count from 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepPlace {
+    /// Stage.
+    pub stage: u64,
+    /// Stages of the run.
+    pub num_stages: u64,
+    /// Epoch of the run.
+    pub epoch: u64,
+    /// Learning rate of the weights.
+    pub lr: f64,
+    /// Learning rate of eta if the step trains it.
+    pub eta_lr: Option<f64>,
+}
+
+impl StepPlace {
+    /// The log's line of a step, with what the place knows filled in.
+    pub fn record(&self, step: u64) -> StepRecord {
+        StepRecord {
+            stage: self.stage + 1,
+            epoch: self.epoch + 1,
+            step,
+            lr: self.lr,
+            eta_lr: self.eta_lr.unwrap_or(0.0),
+            ..StepRecord::default()
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Genotypes as people have them: a file, a published name, or the line that DARTS code holds.
+
+use super::genotype::Genotype;
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// The architectures of the papers, by the names of their code.
+const PUBLISHED: [(&str, &str); 6] = [
+    (
+        "DARTS_V1",
+        "Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', \
+         1), ('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 2)], \
+         normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', \
+         2), ('max_pool_3x3', 0), ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), \
+         ('avg_pool_3x3', 0)], reduce_concat=range(2, 6))",
+    ),
+    (
+        "DARTS_V2",
+        "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', \
+         1), ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], \
+         normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', \
+         2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), \
+         ('max_pool_3x3', 1)], reduce_concat=range(2, 6))",
+    ),
+    (
+        "PC_DARTS_cifar",
+        "Genotype(normal=[('sep_conv_3x3', 1), ('skip_connect', 0), ('sep_conv_3x3', 0), ('dil_conv_3x3', \
+         1), ('sep_conv_5x5', 0), ('sep_conv_3x3', 1), ('avg_pool_3x3', 0), ('dil_conv_3x3', 1)], \
+         normal_concat=range(2, 6), reduce=[('sep_conv_5x5', 1), ('max_pool_3x3', 0), ('sep_conv_5x5', \
+         1), ('sep_conv_5x5', 2), ('sep_conv_3x3', 0), ('sep_conv_3x3', 3), ('sep_conv_3x3', 1), \
+         ('sep_conv_3x3', 2)], reduce_concat=range(2, 6))",
+    ),
+    (
+        "PC_DARTS_image",
+        "Genotype(normal=[('skip_connect', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 0), ('skip_connect', \
+         1), ('sep_conv_3x3', 1), ('sep_conv_3x3', 3), ('sep_conv_3x3', 1), ('dil_conv_5x5', 4)], \
+         normal_concat=range(2, 6), reduce=[('sep_conv_3x3', 0), ('skip_connect', 1), ('dil_conv_5x5', \
+         2), ('max_pool_3x3', 1), ('sep_conv_3x3', 2), ('sep_conv_3x3', 1), ('sep_conv_5x5', 0), \
+         ('sep_conv_3x3', 3)], reduce_concat=range(2, 6))",
+    ),
+    (
+        "DrNAS_cifar10",
+        "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_5x5', 1), ('sep_conv_3x3', 1), ('sep_conv_3x3', \
+         2), ('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 2), ('dil_conv_5x5', 3)], \
+         normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1), ('dil_conv_5x5', \
+         2), ('sep_conv_5x5', 1), ('sep_conv_5x5', 1), ('dil_conv_5x5', 3), ('skip_connect', 4), \
+         ('sep_conv_5x5', 1)], reduce_concat=range(2, 6))",
+    ),
+    (
+        "DrNAS_imagenet",
+        "Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 0), ('sep_conv_3x3', \
+         1), ('sep_conv_3x3', 0), ('dil_conv_3x3', 3), ('skip_connect', 0), ('sep_conv_3x3', 1)], \
+         normal_concat=range(2, 6), reduce=[('max_pool_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', \
+         0), ('skip_connect', 2), ('sep_conv_3x3', 0), ('sep_conv_3x3', 2), ('sep_conv_3x3', 3), \
+         ('sep_conv_3x3', 1)], reduce_concat=range(2, 6))",
+    ),
+];
+
+impl Genotype {
+    /// The architecture that `text` means: a published name, the text of a genotype (JSON, or the line of DARTS code), or a
+    /// file that holds such a text, as a search writes it (`genotype.json`).
+    pub fn read(text: &str) -> Result<Genotype> {
+        if text.contains(['(', '{']) {
+            return Genotype::parse(text);
+        }
+        if let Some((_, line)) = PUBLISHED.iter().find(|(name, _)| *name == text) {
+            return Genotype::parse(line);
+        }
+        let path = Path::new(text);
+        match std::fs::read_to_string(path) {
+            Ok(text) => Genotype::parse(&text).map_err(|error| match error {
+                Error::Genotype(what) => Error::Genotype(format!("{}: {what}", path.display())),
+                error => error,
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let names: Vec<&str> = PUBLISHED.iter().map(|(name, _)| *name).collect();
+                Err(Error::Genotype(format!(
+                    "'{text}' is neither a file nor a published name ({})",
+                    names.join(", ")
+                )))
+            }
+            Err(error) => Err(Error::io("read", path)(error)),
+        }
+    }
+
+    /// Reads either text form, checking that the architecture exists in the space.
+    pub fn parse(text: &str) -> Result<Genotype> {
+        let text = text.trim();
+        if text.starts_with('{') {
+            return Genotype::from_json(text);
+        }
+        let wrong = |why: &str| {
+            Error::Genotype(format!(
+                "{why}; expected Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), reduce=[...], \
+                 reduce_concat=range(2, 6)), or JSON"
+            ))
+        };
+        if text.starts_with('|') {
+            return Err(wrong("an architecture of NAS-Bench-201"));
+        }
+        let json = line_to_json(text).ok_or_else(|| wrong("the text is no genotype"))?;
+        let genotype: serde_json::Result<Genotype> = serde_json::from_str(&json);
+        genotype.map_err(|error| wrong(&error.to_string()))?;
+        Genotype::from_json(&json)
+    }
+}
+
+/// The Python of `Genotype(key=value, ...)` as JSON; whatever stands before it (`NAME = `) is left out. Not a parser: what
+/// is not of that form makes no JSON either.
+fn line_to_json(text: &str) -> Option<String> {
+    let (_, inner) = text.split_once("Genotype(")?;
+    let inner = inner.trim_end().strip_suffix(')')?;
+    let mut json: String = inner.split_whitespace().collect();
+    while let Some(start) = json.find("range(") {
+        let end = start + json[start..].find(')')?;
+        let (from, to) = json[start + "range(".len()..end].split_once(',')?;
+        let states: Vec<usize> = (from.parse().ok()?..to.parse::<usize>().ok()?.min(100)).collect();
+        json.replace_range(start..=end, &format!("{states:?}"));
+    }
+    for key in ["normal", "normal_concat", "reduce", "reduce_concat"] {
+        let (at_start, inside) = (format!("{key}="), format!(",{key}="));
+        if json.starts_with(&at_start) {
+            json.replace_range(..at_start.len(), &format!("\"{key}\":"));
+        }
+        json = json.replacen(&inside, &format!(",\"{key}\":"), 1);
+    }
+    let json = json.replace('(', "[").replace(')', "]").replace('\'', "\"");
+    // Python allows a comma at the end of a list.
+    Some(format!("{{{}}}", json.replace(",]", "]").trim_end_matches(',')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_published_name_is_read_and_written_again() {
+        for (name, line) in PUBLISHED {
+            let genotype = Genotype::read(name).unwrap();
+            assert_eq!(genotype.to_line(), line, "{name}");
+            assert_eq!(Genotype::read(line).unwrap(), genotype);
+            assert_eq!(Genotype::read(&serde_json::to_string(&genotype).unwrap()).unwrap(), genotype);
+        }
+    }
+
+    #[test]
+    fn text_is_taken_as_people_paste_it() {
+        let genotype = Genotype::read("DARTS_V2").unwrap();
+        let pasted = format!("DARTS_V2 = {}\n", genotype.to_line().replace(", ", ",\n    "));
+        assert_eq!(Genotype::read(&pasted).unwrap(), genotype);
+        let double = pasted.replace('\'', "\"").replace("range(2,\n    6)", "[2, 3, 4, 5,]");
+        assert!(double.contains("[2, 3, 4, 5,]"));
+        assert_eq!(Genotype::read(&double).unwrap(), genotype);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("genotype.txt");
+        std::fs::write(&file, &pasted).unwrap();
+        assert_eq!(Genotype::read(file.to_str().unwrap()).unwrap(), genotype);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let line = Genotype::read("DrNAS_imagenet").unwrap().to_line();
+        let refused = |text: &str, word: &str| {
+            let said = Genotype::read(text).unwrap_err().to_string();
+            assert!(said.contains(word), "{said}");
+        };
+        refused("DrNAS_imagnet", "neither a file nor a published name (DARTS_V1, ");
+        refused(&line.replacen("sep_conv_3x3", "sep_conv_7x7", 1), "unknown operation 'sep_conv_7x7'");
+        refused(&line.replacen("range(2, 6)", "range(2, 7)", 1), "normal_concat = [2, 3, 4, 5, 6], expected");
+        refused(&line.replace("range(2, 6)", "range(1, 6)"), "expected some of the nodes 2, 3, 4, 5");
+        refused(&line.replacen("reduce_concat", "reduction_concat", 1), "expected Genotype(normal=");
+        refused(&line.replacen(", normal_concat=range(2, 6)", "", 1), "missing field `normal_concat`");
+        refused("Genotype(", "the text is no genotype");
+        refused("(|nor_conv_3x3~0|)", "the text is no genotype");
+    }
+}

@@ -1,0 +1,365 @@
+//! Augmentation beside Pillow and numpy, and the random numbers behind it.
+//!
+//! The comparison needs a Python with Pillow and numpy: `DRNAS_PYTHON`, or native/bin/python; without one it is skipped.
+
+use drnas_dist::config::{CropKind, Data};
+use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
+use drnas_dist::data::augment::jitter::Tone;
+use drnas_dist::data::augment::{Rect, hole};
+use drnas_dist::data::decode::{Picture, decode};
+use drnas_dist::data::{Augment, Batch, Crop, Jitter};
+use drnas_dist::random::{Purpose, stream};
+use rand::RngExt;
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tch::{Device, Kind, Tensor};
+use tempfile::TempDir;
+
+/// A Python that has `modules`; `None`, with a line, when there is none.
+fn python(modules: &str) -> Option<PathBuf> {
+    let python = std::env::var_os("DRNAS_PYTHON")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/python"), PathBuf::from);
+    let found = Command::new(&python).args(["-c", &format!("import {modules}")]).output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: {} is not there or has no {modules}", python.display());
+        return None;
+    }
+    Some(python)
+}
+
+/// Noise, and colours of every kind.
+fn picture(width: u32, height: u32, seed: u64) -> Picture {
+    let mut rng = stream(seed, Purpose::Demo, &[]);
+    let mut buffer = Vec::new();
+    for y in 0..height {
+        for x in 0..width {
+            let smooth = [x * 255 / width, y * 255 / height, (x * y) % 256].map(|v| v as u8);
+            buffer.extend(if (x / 5 + y / 7) % 2 == 0 { smooth } else { rng.random() });
+        }
+    }
+    Picture { width, height, buffer }
+}
+
+/// Interleaved to planar and back.
+fn planar(picture: &Picture) -> Vec<u8> {
+    (0..3).flat_map(|c| picture.rgb().chunks_exact(3).map(move |p| p[c]).collect::<Vec<_>>()).collect()
+}
+
+/// Cases for tests/pillow_reference.py, and what was found here.
+struct Cases {
+    python: PathBuf,
+    dir: TempDir,
+    cases: Vec<serde_json::Value>,
+    found: Vec<Vec<u8>>,
+}
+
+impl Cases {
+    fn new(python: PathBuf) -> Cases {
+        Cases { python, dir: tempfile::tempdir().unwrap(), cases: Vec::new(), found: Vec::new() }
+    }
+
+    fn add(&mut self, op: &str, args: serde_json::Value, picture: &Picture, found: Vec<u8>) {
+        let rgb = self.dir.path().join(format!("{}.rgb", self.cases.len()));
+        fs::write(&rgb, picture.rgb()).unwrap();
+        let (width, height) = (picture.width, picture.height);
+        self.cases.push(json!({"op": op, "args": args, "width": width, "height": height, "rgb": rgb}));
+        self.found.push(found);
+    }
+
+    /// What the script gives, one for each case.
+    fn expected(&self) -> Vec<Vec<u8>> {
+        let list = self.dir.path().join("cases.json");
+        fs::write(&list, serde_json::to_vec(&self.cases).unwrap()).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pillow_reference.py");
+        let output = Command::new(&self.python).arg(script).arg(&list).arg(self.dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (0..self.cases.len()).map(|n| fs::read(self.dir.path().join(n.to_string())).unwrap()).collect()
+    }
+
+    /// Largest difference of a byte, over all cases; at most `allowed` in each.
+    fn compare(self, allowed: u8) -> u8 {
+        let mut worst = 0;
+        for ((case, found), expected) in self.cases.iter().zip(&self.found).zip(self.expected()) {
+            assert_eq!(found.len(), expected.len(), "{case}");
+            let difference = found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(difference <= allowed, "{difference} of 255 in {case}");
+            worst = worst.max(difference);
+        }
+        worst
+    }
+}
+
+/// Photos of the shared folder, where it is there.
+fn photos() -> Vec<Picture> {
+    let shared = std::env::var_os("DRNAS_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let tar = shared.join("data/odd_files.tar");
+    if !tar.exists() {
+        eprintln!("skipped: ../shared/data/odd_files.tar is not there; drawn pictures only");
+        return Vec::new();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let status = Command::new("tar").arg("xf").arg(&tar).arg("-C").arg(dir.path()).status();
+    assert!(status.unwrap().success(), "tar xf {}", tar.display());
+    let mut files: Vec<PathBuf> = ["exif_orientation", "extreme_aspect", "tiny"]
+        .iter()
+        .flat_map(|kind| fs::read_dir(dir.path().join("odd_files").join(kind)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    files.iter().map(|file| decode(&fs::read(file).unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn geometry_is_that_of_pillow_and_torchvision() {
+    let Some(python) = python("PIL, numpy") else {
+        return;
+    };
+    let mut cases = Cases::new(python);
+    // Halves of either parity; 37 / 3 and the like are cut, not rounded.
+    let sizes =
+        [(40, 30), (30, 40), (33, 33), (61, 47), (47, 62), (7, 100), (101, 8), (500, 375), (1, 1), (3, 37)];
+    let drawn = sizes.into_iter().map(|(width, height)| picture(width, height, u64::from(width)));
+    for (number, picture) in drawn.chain(photos()).enumerate() {
+        for (side, px) in [(32, 28), (33, 28), (64, 64), (37, 32)] {
+            let mut out = vec![0; 3 * (px * px) as usize];
+            centre_crop(&picture, side, px, &mut out).unwrap();
+            cases.add("centre_crop", json!([side, px]), &picture, out);
+        }
+        let mut rng = stream(number as u64, Purpose::Augment, &[]);
+        for px in [24, 31] {
+            let (width, height) = (rng.random_range(1..=picture.width), rng.random_range(1..=picture.height));
+            let left = rng.random_range(0..=picture.width - width);
+            let top = rng.random_range(0..=picture.height - height);
+            let mut out = vec![0; 3 * (px * px) as usize];
+            resized_crop(&picture, Rect { left, top, width, height }, px, false, &mut out);
+            cases.add("resized_crop", json!([left, top, width, height, px]), &picture, out);
+        }
+    }
+    let worst = cases.compare(1);
+    eprintln!("resize and crop: largest difference {worst} of 255");
+}
+
+#[test]
+fn pad_crops_and_flips_are_exact() {
+    let Some(python) = python("PIL, numpy") else {
+        return;
+    };
+    let mut cases = Cases::new(python);
+    for (picture, px) in [(picture(32, 32, 1), 32), (picture(9, 7, 2), 8), (picture(5, 40, 3), 12)] {
+        let (width, height) = (picture.width + 8, picture.height + 8);
+        for left in [0, 1, (width - px) / 2, width - px] {
+            for top in [0, 3, height - px] {
+                let mut out = vec![0; 3 * (px * px) as usize];
+                pad_crop(&picture, 4, (left, top), px, false, &mut out);
+                let mut mirrored = vec![0; out.len()];
+                pad_crop(&picture, 4, (left, top), px, true, &mut mirrored);
+                for (row, other) in out.chunks_exact(px as usize).zip(mirrored.chunks_exact(px as usize)) {
+                    assert!(row.iter().rev().eq(other));
+                }
+                cases.add("pad_crop", json!([4, left, top, px]), &picture, out);
+            }
+        }
+    }
+    let square = picture(20, 20, 4);
+    let mut out = vec![0; 1200];
+    resized_crop(&square, Rect::whole(&square), 20, true, &mut out);
+    cases.add("flip", json!([]), &square, out);
+    cases.compare(0);
+}
+
+#[test]
+fn colours_change_as_in_pillow() {
+    let Some(python) = python("PIL, numpy") else {
+        return;
+    };
+    for (name, tone, factors) in [
+        ("brightness", Tone::Brightness as fn(f64) -> Tone, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("contrast", Tone::Contrast, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("saturation", Tone::Saturation, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("hue", Tone::Hue, [-0.5, -0.2, -0.003, 0.0, 0.05, 0.2, 0.5]),
+    ] {
+        let mut cases = Cases::new(python.clone());
+        let drawn = [picture(300, 200, 1), picture(1, 1, 2), picture(64, 64, 3)];
+        for picture in drawn.into_iter().chain(photos().into_iter().take(3)) {
+            for factor in factors {
+                let mut found = planar(&picture);
+                tone(factor).apply(&mut found);
+                cases.add(name, json!([factor]), &picture, found);
+            }
+        }
+        let worst = cases.compare(1);
+        eprintln!("{name}: largest difference {worst} of 255");
+    }
+}
+
+#[test]
+fn holes_are_those_of_darts_and_their_centres_uniform() {
+    let (px, side, num) = (32u32, 16u32, 32_000usize);
+    let mut rng = stream(8, Purpose::Augment, &[]);
+    let centre = |from: u32, length: u32| if from > 0 { from + side / 2 } else { length - side / 2 };
+    let (mut rows, mut columns, mut holes) = (vec![0u32; 32], vec![0u32; 32], Vec::new());
+    for _ in 0..num {
+        let found = hole(px, side, &mut rng);
+        let (row, column) = (centre(found.top, found.height), centre(found.left, found.width));
+        rows[row as usize] += 1;
+        columns[column as usize] += 1;
+        holes.push((row, column, found));
+    }
+    for counts in [rows, columns] {
+        let chi2: f64 = counts.iter().map(|count| (f64::from(*count) - 1000.0).powi(2) / 1000.0).sum();
+        // 99.9 % of fair draws stay below 61.1 (31 degrees).
+        assert!(chi2 < 61.1, "{chi2} {counts:?}");
+    }
+    let Some(python) = python("PIL, numpy") else {
+        return;
+    };
+    let mut cases = Cases::new(python);
+    for (row, column, _) in &holes[..100] {
+        cases.cases.push(json!({"op": "hole", "args": [row, column, px, side]}));
+    }
+    for ((_, _, found), expected) in holes.iter().zip(cases.expected()) {
+        let Rect { left, top, width, height } = found;
+        assert_eq!(format!("{left} {top} {width} {height}"), String::from_utf8(expected).unwrap());
+    }
+}
+
+#[test]
+fn crop_offsets_are_uniform_and_every_part_draws_its_own() {
+    // Pixel (x, y) has red x and green y, plus one: black is padding.
+    let buffer = (0..32u8).flat_map(|y| (0..32u8).flat_map(move |x| [x + 1, y + 1, 1])).collect();
+    let picture = Picture { width: 32, height: 32, buffer };
+    let mut out = vec![0; 3 * 1024];
+    let augment = Augment { flip: true, cutout: 16, ..Crop::Pad { pad: 4 }.into() };
+    let (mut lefts, mut tops, mut mirrored, mut both) = ([0u32; 9], [0u32; 9], 0u32, 0u32);
+    for image in 0..9000 {
+        let mut rng = stream(9, Purpose::Augment, &[image]);
+        let found = augment.apply(&picture, 32, &mut rng, &mut out).unwrap().expect("a hole");
+        // The middle pixel is never padding.
+        let (red, green) = (i32::from(out[16 * 32 + 16]), i32::from(out[1024 + 16 * 32 + 16]));
+        let flipped = out[16 * 32 + 16] > out[16 * 32 + 17];
+        let shift = if flipped { red - 16 } else { red - 17 };
+        lefts[(shift + 4) as usize] += 1;
+        tops[(green - 17 + 4) as usize] += 1;
+        mirrored += u32::from(flipped);
+        both += u32::from(flipped && found.top + found.height <= 16);
+    }
+    for counts in [lefts, tops] {
+        let chi2: f64 = counts.iter().map(|count| (f64::from(*count) - 1000.0).powi(2) / 1000.0).sum();
+        // 99.9 % of fair draws stay below 26.1 (8 degrees).
+        assert!(chi2 < 26.1, "{chi2} {counts:?}");
+    }
+    // Four standard errors; the hole ends above the middle for 9 of 32 centres.
+    assert!((f64::from(mirrored) - 4500.0).abs() < 4.0 * 47.5, "{mirrored}");
+    assert!((f64::from(both) - 9000.0 * 9.0 / 64.0).abs() < 4.0 * 33.0, "{both}");
+}
+
+#[test]
+fn what_is_switched_on_later_leaves_earlier_draws_alone() {
+    let picture = picture(60, 50, 5);
+    let apply = |augment: Augment| {
+        let mut out = vec![0; 3 * 32 * 32];
+        let hole = augment.apply(&picture, 32, &mut stream(1, Purpose::Augment, &[7]), &mut out).unwrap();
+        (out, hole)
+    };
+    let plain = Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() };
+    let holed = Augment { cutout: 8, ..plain };
+    assert_eq!(apply(plain).0, apply(holed).0);
+    assert!(apply(plain).1.is_none() && apply(holed).1.is_some());
+    let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
+    let (coloured, same) =
+        (apply(Augment { jitter: strong, ..plain }), apply(Augment { jitter: strong, ..holed }));
+    assert_ne!(coloured.0, apply(plain).0);
+    assert_eq!(coloured.0, same.0);
+    // Drawn by hand from the same stream: crop and flip first, then the colours.
+    let mut rng = stream(1, Purpose::Augment, &[7]);
+    let mut by_hand = vec![0; 3 * 32 * 32];
+    plain.apply(&picture, 32, &mut rng, &mut by_hand).unwrap();
+    strong.draw(&mut rng).into_iter().for_each(|tone| tone.apply(&mut by_hand));
+    assert_eq!(by_hand, coloured.0);
+}
+
+#[test]
+fn holes_are_zero_after_normalisation() {
+    let images = Tensor::randint(256, [2, 3, 4, 4], (Kind::Uint8, Device::Cpu));
+    let holes =
+        vec![Rect { left: 1, top: 0, width: 2, height: 3 }, Rect { left: 3, top: 3, width: 1, height: 1 }];
+    let mut batch =
+        Batch { images, labels: Tensor::from_slice(&[0i64, 1]), holes, indices: vec![0, 1], num_skipped: 0 };
+    let (mean, std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25]);
+    let found = batch.input(&mean, &std, Device::Cpu);
+    batch.holes.clear();
+    let plain = batch.input(&mean, &std, Device::Cpu);
+    for (image, row, column, inside) in [
+        (0, 0, 1, true),
+        (0, 2, 2, true),
+        (0, 3, 1, false),
+        (0, 0, 3, false),
+        (1, 3, 3, true),
+        (1, 0, 1, false),
+    ] {
+        for channel in 0..3 {
+            let at = |t: &Tensor| t.double_value(&[image, channel, row, column]);
+            assert_eq!(at(&found), if inside { 0.0 } else { at(&plain) });
+        }
+    }
+    assert_eq!(found.ne_tensor(&plain).sum(Kind::Int64).int64_value(&[]), 3 * 7);
+}
+
+#[test]
+fn the_configuration_chooses_the_augmentation() {
+    let imagenet = Data { jitter: [0.4, 0.4, 0.4, 0.2], ..Data::default() };
+    let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
+    let crop = Crop::RandomResized { area_min: 0.08 };
+    assert_eq!(Augment::train(&imagenet), Augment { flip: true, jitter: strong, ..crop.into() });
+    // Automatic: 256 and 224.
+    assert_eq!(imagenet.test_crop_px(), 224);
+    assert_eq!(Augment::test(&imagenet), Crop::Centre { resize: 256 }.into());
+    let cifar = Data { px: 32, crop: CropKind::Pad, pad: 4, cutout: 16, ..Data::default() };
+    assert_eq!(Augment::train(&cifar), Augment { flip: true, cutout: 16, ..Crop::Pad { pad: 4 }.into() });
+    // Plain.
+    assert_eq!((cifar.test_crop_px(), Augment::test(&cifar)), (32, Crop::Centre { resize: 32 }.into()));
+    let own = Data { test_crop: 64, test_resize: 80, ..Data::default() };
+    assert_eq!((own.test_crop_px(), Augment::test(&own)), (64, Crop::Centre { resize: 80 }.into()));
+}
+
+#[test]
+fn cifar10_is_rebuilt_from_jpeg_files() {
+    let Some(python) = python("PIL") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (pack, out) = (dir.path().join("pack"), dir.path().join("out"));
+    let mut orders = [String::new(), String::new()];
+    // Listed backwards: the numbers decide.
+    for number in (0..12usize).rev() {
+        let part = usize::from(number >= 10);
+        let class = ["truck", "airplane"][number % 2];
+        let name = format!("{}/{class}/{number}.png", ["train", "test"][part]);
+        let index = if part == 0 { number } else { 7 * number };
+        orders[part].push_str(&format!("{index} {name}\n"));
+        let file = pack.join(&name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let picture = picture(32, 32, number as u64);
+        image::save_buffer(&file, picture.rgb(), 32, 32, image::ExtendedColorType::Rgb8).unwrap();
+    }
+    fs::write(pack.join("order_train.txt"), &orders[0]).unwrap();
+    fs::write(pack.join("order_test.txt"), &orders[1]).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/cifar10_from_jpeg.py");
+    let output = Command::new(python).arg(script).arg(&pack).arg(&out).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut records = Vec::new();
+    for batch in 1..=5 {
+        records.extend(fs::read(out.join(format!("data_batch_{batch}.bin"))).unwrap());
+    }
+    records.extend(fs::read(out.join("test_batch.bin")).unwrap());
+    assert_eq!(records.len(), 12 * 3073);
+    for (number, record) in records.chunks_exact(3073).enumerate() {
+        assert_eq!(record[0], [9, 0][number % 2]);
+        assert_eq!(record[1..], planar(&picture(32, 32, number as u64)), "record {number}");
+    }
+    let names = fs::read_to_string(out.join("batches.meta.txt")).unwrap();
+    assert_eq!(names.lines().count(), 10);
+}

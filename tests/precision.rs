@@ -1,0 +1,97 @@
+//! What the precision, the memory layout and the recomputation of cells change in what a network computes, and what not.
+
+use drnas_dist::net::params::Named;
+use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use drnas_dist::precision::Precision;
+use drnas_dist::space::{Mask, SearchSpace};
+use tch::{Device, Kind, Tensor};
+
+const PLACEMENT: Placement = Placement {
+    precision: Precision::Fp32,
+    device: Device::Cpu,
+    channels_last: true,
+    checkpoint_cells: false,
+    replicas: 2,
+    bucket_bytes: 40_000, // buckets of one cell and of several
+};
+
+/// Everything that one weight step and one architecture step compute.
+struct Computed {
+    logits: [Tensor; 2],
+    grads: Named,
+    grads_theta: Vec<Tensor>,
+    running: Named,
+}
+
+fn compute(space: SearchSpace, placement: Placement) -> Computed {
+    tch::set_num_threads(1);
+    let mask = Mask((0..14).map(|edge| (0..7).map(|op| (op + edge) % 7 < 4).collect()).collect());
+    let shape = Shape {
+        space,
+        init_channels: 12,
+        layers: 6,
+        num_classes: 5,
+        k: 3,
+        masks: vec![Mask::full(14, 7), mask],
+    };
+    let mut net = Supernet::new(shape, placement);
+    net.params.initialise(3);
+    tch::manual_seed(4);
+    let (px, kind) =
+        (if space == SearchSpace::DartsImagenet { 64 } else { 16 }, placement.precision.weights());
+    let images = Tensor::randn([4, 3, px, px], (Kind::Double, Device::Cpu)).to_kind(kind);
+    let labels = Tensor::from_slice(&[0i64, 3, 4, 1]);
+    let theta: Vec<Tensor> = (0..2)
+        .map(|_| Tensor::rand([14, 7], (Kind::Double, Device::Cpu)).softmax(-1, Kind::Double).to_kind(kind))
+        .collect();
+
+    let tape = net.forward(&images, &theta, 1);
+    let weight_logits = tape.logits().detach();
+    let loss = cross_entropy(tape.logits(), &labels);
+    assert_eq!(loss.kind(), kind, "losses are never short");
+    let buckets = &net.params.buckets;
+    let mut order = Vec::new();
+    tape.backward(&loss, |number, grads| {
+        order.push(number);
+        buckets[number].add(&grads);
+        Ok(())
+    })
+    .unwrap();
+    assert!(order.len() > 3 && order.iter().rev().copied().eq(0..order.len()), "{order:?}");
+
+    let theta: Vec<Tensor> = theta.into_iter().map(|theta| theta.set_requires_grad(true)).collect();
+    let tape = net.forward_theta(&images, &theta, 1);
+    let logits = [weight_logits, tape.logits().detach()];
+    let loss = cross_entropy(tape.logits(), &labels);
+    let grads_theta = tape.backward(&loss).unwrap();
+    let grads = net.params.export(|bucket| &bucket.grads);
+    let running = net.params.export_running(1);
+    let untouched = net.params.export_running(0);
+    assert!(untouched.values().all(|stat| stat.equal(&stat.zeros_like()) || stat.equal(&stat.ones_like())));
+    Computed { logits, grads, grads_theta, running }
+}
+
+/// The same step, twice: nothing, not one bit, may tell whether activations were kept.
+#[test]
+fn recomputed_cells_are_bit_equal() {
+    for space in [SearchSpace::DartsImagenet, SearchSpace::DartsCifar] {
+        for precision in [Precision::Fp32, Precision::Fp64, Precision::Bf16] {
+            let kept = compute(space, Placement { precision, ..PLACEMENT });
+            let again = compute(space, Placement { precision, checkpoint_cells: true, ..PLACEMENT });
+            let what = format!("{space:?} {precision}");
+            for (kept, again) in kept.logits.iter().zip(&again.logits) {
+                assert!(kept.equal(again), "{what}: logits");
+            }
+            for (name, kept) in &kept.grads {
+                assert!(kept.equal(&again.grads[name]), "{what}: gradient of {name}");
+            }
+            for (table, (kept, again)) in kept.grads_theta.iter().zip(&again.grads_theta).enumerate() {
+                assert!(kept.equal(again), "{what}: gradient of theta {table}");
+                assert!(kept.abs().max().double_value(&[]) > 0.0, "{what}: theta {table} has one");
+            }
+            for (name, kept) in &kept.running {
+                assert!(kept.equal(&again.running[name]), "{what}: statistics {name}");
+            }
+        }
+    }
+}
