@@ -40,10 +40,10 @@ pub struct TrajectoryArgs {
     /// Folder of a NAS-Bench-201 search.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// The table, as `nb201 import` wrote it; left out: the one that the search used (`search.table`).
+    /// The table, as `nb201 import` wrote it.
     #[arg(long, value_name = "FILE")]
-    pub table: Option<PathBuf>,
-    /// Whose test accuracy is shown; left out: that of the data set searched on.
+    pub table: PathBuf,
+    /// Whose test accuracy is shown; left out: that of the data set searched on, by its number of classes.
     #[arg(long)]
     pub dataset: Option<Dataset>,
     /// FILE.svg and FILE.png are written; left out: trajectory-DATASET in the run folder.
@@ -60,14 +60,9 @@ pub struct TrajectoryArgs {
 /// Does `drnas-dist plot`.
 pub fn run(args: &PlotArgs) -> Result<()> {
     let Figure::Trajectory(args) = &args.figure;
-    let settings = Settings::read(&args.run)?;
-    let dataset = args.dataset.or(settings.dataset).unwrap_or(Dataset::Cifar10);
-    let table = args.table.clone().or(settings.table).ok_or_else(|| Error::PlotSource {
-        path: args.run.clone(),
-        what: "the run used no table of accuracies; give one with --table (see `drnas-dist nb201 import`)"
-            .into(),
-    })?;
-    let table = Table::open(&table)?;
+    let searched = || dataset_of(&args.run);
+    let dataset = args.dataset.map_or_else(searched, Ok)?;
+    let table = Table::open(&args.table)?;
     let trajectory = Trajectory::read(&args.run, &table, dataset, args.samples as usize, args.seed)?;
     let stem = args.out.clone().unwrap_or_else(|| args.run.join(format!("trajectory-{}", dataset.name())));
     let (svg_path, png_path) = (with_extension(&stem, "svg"), with_extension(&stem, "png"));
@@ -78,29 +73,21 @@ pub fn run(args: &PlotArgs) -> Result<()> {
     Ok(())
 }
 
-/// What the run's own configuration says, as far as it can be understood.
-#[derive(Default)]
-struct Settings {
-    table: Option<PathBuf>,
-    dataset: Option<Dataset>,
-}
-
-impl Settings {
-    fn read(run: &Path) -> Result<Settings> {
-        let path = run.join("config.toml");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Settings::default()),
-            Err(error) => return Err(Error::io("read", path)(error)),
-        };
-        let value: toml::Table = text.parse().unwrap_or_default();
-        let find =
-            |section: &str, key: &str| value.get(section)?.get(key)?.as_str().filter(|text| !text.is_empty());
-        Ok(Settings {
-            table: find("search", "table").map(PathBuf::from),
-            dataset: find("search", "dataset").or(find("data", "dataset")).and_then(Dataset::from_name),
-        })
-    }
+/// What the run searches on, by `model.num_classes` of its configuration; CIFAR-10 if that does not say.
+fn dataset_of(run: &Path) -> Result<Dataset> {
+    let path = run.join("config.toml");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Dataset::Cifar10),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let settings: toml::Table = text.parse().unwrap_or_default();
+    let num_classes = settings.get("model").and_then(|model| model.get("num_classes")?.as_integer());
+    Ok(match num_classes {
+        Some(100) => Dataset::Cifar100,
+        Some(120) => Dataset::ImageNet16,
+        _ => Dataset::Cifar10,
+    })
 }
 
 /// "a/b", "a/b.svg" and "a/b.png" all name a/b.svg and a/b.png; other dots belong to the name.
