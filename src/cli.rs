@@ -6,6 +6,7 @@ use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
 use crate::error::Result;
 use crate::nb201::Nb201Args;
+use crate::plot::PlotArgs;
 use crate::space::nb201::Dataset;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ pub enum Command {
     Report(ReportCommand),
     /// Look up what architectures of NAS-Bench-201 reach.
     Nb201(Nb201Args),
+    /// Draw a figure of a run.
+    Plot(PlotArgs),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.

@@ -18,6 +18,7 @@ pub mod launch;
 pub mod nb201;
 pub mod net;
 pub mod optimiser;
+pub mod plot;
 pub mod precision;
 pub mod random;
 pub mod report;
@@ -66,6 +67,7 @@ pub fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Nb201(args) => nb201::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(LIMIT, None),
         Command::Bench(args) => measure(&args),
