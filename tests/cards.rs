@@ -15,7 +15,7 @@ use drnas_dist::config::{DeviceChoice, Reduce};
 use drnas_dist::cuda::{Event, Stream};
 use drnas_dist::launch::{Devices, World};
 use drnas_dist::whereabouts::{self, Phase};
-use drnas_dist::{Config, Error, Result, Settings};
+use drnas_dist::{Config, Error, Result};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -453,7 +453,7 @@ fn search(world: &World) -> Result<()> {
     let cli::Command::SearchImagenet(args) = Cli::parse_from(words.split(' ')).command else {
         panic!("{words} is no search");
     };
-    let config = Config::load(args.run.config.as_deref().unwrap(), &args.run.sets)?;
+    let config: Config = args.run.settings(drnas_dist::config::published::IMAGENET, &[])?;
     drnas_dist::run::search::search(&config, &args, None, world)
 }
 

@@ -263,7 +263,7 @@ fn bombard_search(name: &str, file: &str) {
     bombard(&target, |bytes| {
         put(&folder, file, bytes, true);
         search.restore(&checkpoint::read(dir.path(), 2)?)?;
-        search.genotype()?;
+        search.found()?;
         let _ = search.check_finite(); // damaged numbers are found here, before the next checkpoint
         search.to_checkpoint(&Solo, Some(json!(null))).map(drop)
     });
