@@ -44,7 +44,7 @@ enum Ranks {
     /// One process, with MPI started if a launcher started the process.
     Alone(Solo, Option<(Universe, Threading)>),
     /// Several; with a card each, tensors go another way.
-    Joined(Rc<Mpi>, Option<Nccl>, Option<(Universe, Threading)>),
+    Joined(Rc<Mpi>, Option<Box<Nccl>>, Option<(Universe, Threading)>),
 }
 
 impl World {
@@ -250,7 +250,7 @@ impl Drop for World {
             Ranks::Alone(_, universe) => drop(universe.take()),
             Ranks::Joined(mpi, nccl, universe) => {
                 let (rank, host) = (mpi.rank(), &self.place.host);
-                let idle = mpi.idle() && nccl.as_ref().is_none_or(Nccl::idle);
+                let idle = mpi.idle() && nccl.as_ref().is_none_or(|nccl| nccl.idle());
                 if !idle || std::thread::panicking() {
                     say(&format!(
                         "rank {rank} on {host}: leaves with operations under way, all ranks are ended"
@@ -277,7 +277,7 @@ impl Ranks {
     fn communicator(&self) -> &dyn Communicator {
         match self {
             Ranks::Alone(solo, _) => solo,
-            Ranks::Joined(_, Some(nccl), _) => nccl,
+            Ranks::Joined(_, Some(nccl), _) => &**nccl,
             Ranks::Joined(mpi, None, _) => &**mpi,
         }
     }
@@ -294,7 +294,7 @@ impl Ranks {
                 limit,
             };
             *nccl = match Nccl::join(mpi, terms) {
-                Ok(nccl) => Some(nccl),
+                Ok(nccl) => Some(Box::new(nccl)),
                 Err(why) => mpi.abort(&why),
             };
         }
