@@ -23,6 +23,7 @@ bundle=$(realpath "$bundle")
 python=${PYTHON:-python3}
 command -v "$python" >/dev/null || die "$python is missing; set PYTHON"
 started=$SECONDS
+ENOUGH_S=420   # no check begins later
 
 out=${OUT:-gpu-check}
 rm -rf "$out"
@@ -52,7 +53,7 @@ counted=(env "LD_PRELOAD=$here/lib/libgpu-count.so")
 program=$here/drnas-dist
 
 if [ -z "$dry" ]; then
-    device=cuda batch=${BATCH:-64} steps=5 blocks=3 warmup=3 share=--share-gpu tiny=()
+    device=cuda batch=${BATCH:-64} steps=4 blocks=3 warmup=2 share=--share-gpu tiny=()
     golden=("$here"/golden/*.safetensors)
 else
     device=cpu batch=2 steps=1 blocks=1 warmup=1 share='' nccl=(env)
@@ -65,6 +66,11 @@ fi
 check() {
     local name=$1 limit=$2 begin=$SECONDS code=0
     shift 2
+    if [ $((SECONDS - started)) -gt "$ENOUGH_S" ]; then
+        printf '{"check": "%s", "code": -1, "wall_s": 0}\n' "$name" >>checks.jsonl
+        printf 'skipped %-34s the time is up\n' "$name"
+        return 0
+    fi
     timeout --kill-after=5 "$limit" "$@" >"$name.log" 2>&1 || code=$?
     printf '{"check": "%s", "code": %d, "wall_s": %d}\n' "$name" "$code" $((SECONDS - begin)) >>checks.jsonl
     if [ "$code" = 0 ]; then
@@ -74,12 +80,6 @@ check() {
     fi
     return 0
 }
-ranks() { # ranks N COMMAND...
-    local count=$1
-    shift
-    if [ "$count" = 1 ]; then "$@"; else mpirun --bind-to none -n "$count" "${nccl[@]}" "$@"; fi
-}
-export -f ranks
 
 check doctor 60 "$program" doctor
 
@@ -128,7 +128,7 @@ check ranks-agree 10 "$python" "$here/gpu-report.py" agree runs/ranks-1 runs/ran
 
 # -- faults: of two ranks one is killed, or stops; the other one ends, and mpirun with it ------------------------------
 fault() { # fault SIGNAL NAME
-    local signal=$1 name=$2 ranks victim
+    local signal=$1 name=$2 victim
     mpirun --bind-to none -n 2 "${nccl[@]}" "${search[@]}" $share --set search.steps_per_epoch=0 --set search.stage.1.epochs=100000 \
         --out "runs/$name" >"$name-run.log" 2>&1 &
     local launcher=$!
@@ -137,8 +137,7 @@ fault() { # fault SIGNAL NAME
         sleep 0.2
     done
     # Children of prterun, which mpirun becomes.
-    ranks=$(pgrep -P "$launcher" -f search-imagenet || true)
-    victim=$(printf '%s\n' "$ranks" | tail -n 1)
+    victim=$(grep -l "^PPid:[[:space:]]*$launcher\$" /proc/[0-9]*/status 2>/dev/null | tail -n 1 | cut -d/ -f3)
     [ -n "$victim" ] || {
         echo "no rank of $launcher is running:"
         tail -n 3 "$name-run.log"
@@ -161,7 +160,6 @@ fault() { # fault SIGNAL NAME
     tail -n 5 "$name-run.log"
     [ $((SECONDS - begin)) -le 30 ]
 }
-export -f fault
 fault_check() {
     local begin=$SECONDS code=0
     fault "$1" "$2" >"$2.log" 2>&1 || code=$?
@@ -172,25 +170,30 @@ fault_check KILL rank-killed
 fault_check STOP rank-stopped
 
 # -- overlap and waiting -------------------------------------------------------------------------------------------
-bench=("$program" bench --config "$here/configs/search-imagenet.toml" --set "device=$device" --set search.replicas=1
-    --set "search.global_batch=$batch" --warmup "$warmup" --steps "$steps" --blocks "$blocks" "${tiny[@]}")
-two=("${bench[@]}" --set search.replicas=2 --json overlap.jsonl --warmup 1 --steps 2 --blocks 1)
-check overlap 90 mpirun --bind-to none -n 2 "${nccl[@]}" "${two[@]}" $share --weights-only
+bench=("$program" bench --config "$here/configs/search-imagenet.toml" --set "device=$device" --set "search.global_batch=$batch"
+    "${tiny[@]}")
+short=(--warmup 2 --steps 2 --blocks 1)
+long=(--warmup "$warmup" --steps "$steps" --blocks "$blocks" --set search.replicas=1 --json speed.jsonl)
+check overlap 90 mpirun --bind-to none -n 2 "${nccl[@]}" "${bench[@]}" "${short[@]}" $share --weights-only \
+    --set search.replicas=2 --json overlap.jsonl
 for precision in fp32 bf16; do
-    check "waits-$precision" 60 "${counted[@]}" "${bench[@]}" --set "precision=$precision" --blocks 1 --json waits.jsonl
+    check "waits-$precision" 60 "${counted[@]}" "${bench[@]}" "${short[@]}" --set "precision=$precision" \
+        --set search.replicas=1 --json waits.jsonl
 done
 
 # -- speed ---------------------------------------------------------------------------------------------------------
 for stage in 1 2; do
     for precision in fp32 tf32 bf16; do
         for channels_last in true false; do
-            check "speed-stage$stage-$precision-$channels_last" 60 "${bench[@]}" --stage "$stage" --json speed.jsonl \
+            check "speed-stage$stage-$precision-$channels_last" 60 "${bench[@]}" "${long[@]}" --stage "$stage" \
                 --set "precision=$precision" --set "channels_last=$channels_last"
         done
     done
 done
-check speed-checkpoint-cells 60 "${bench[@]}" --set precision=bf16 --set checkpoint_cells=true --json speed.jsonl
-check speed-checkpoint-cells-stage2 60 "${bench[@]}" --set precision=bf16 --stage 2 --set checkpoint_cells=true --json speed.jsonl
+for stage in 1 2; do
+    check "speed-stage$stage-checkpoint-cells" 60 "${bench[@]}" "${long[@]}" --stage "$stage" --set precision=bf16 \
+        --set checkpoint_cells=true
+done
 : >network.toml
 network=("$program" bench --config network.toml --genotype DrNAS_imagenet --set "device=$device" --set evaluate.replicas=1
     --set "evaluate.global_batch=$batch" --warmup "$warmup" --steps "$steps" --blocks "$blocks" --json speed.jsonl)

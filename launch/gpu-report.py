@@ -61,6 +61,13 @@ def overlap(measured):
     return found
 
 
+def text(path):
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read().splitlines()
+
+
 def card():
     try:
         query = "--query-gpu=name,driver_version,memory.total"
@@ -97,6 +104,7 @@ def report(arguments):
         "dry": dry,
         "wall_s": wall_s,
         "checks": checks,
+        "doctor": text("doctor.log"),
         "overlap": overlap(lines("overlap.jsonl")),
         "waits": [
             {key: line[key] for key in ("what", "precision", "calls_per_step")} for line in lines("waits.jsonl")
@@ -104,6 +112,9 @@ def report(arguments):
         "speed": lines("speed.jsonl"),
     }
     failed = [check["check"] for check in checks if check["code"] != 0]
+    for check in checks:
+        if check["code"] != 0:
+            check["log"] = text(check["check"] + ".log")[-12:]
     if not dry:
         # A trace is needed, and all but the last group of a step's reductions have to begin early.
         late = [step for step in result["overlap"] if step["before_backward_ended"] + 1 < step["groups"]]
