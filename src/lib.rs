@@ -15,8 +15,10 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod launch;
+pub mod nb201;
 pub mod net;
 pub mod optimiser;
+pub mod plot;
 pub mod precision;
 pub mod random;
 pub mod report;
@@ -30,12 +32,15 @@ pub mod verify;
 pub mod weight_step;
 pub mod whereabouts;
 
+use config::DeviceChoice;
 pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
-use cli::{BenchArgs, Command, EvaluateArgs, SearchArgs, VerifyArgs};
-use config::DeviceChoice;
+use cli::{BenchArgs, Command, EvaluateArgs, ReportCommand, SearchArgs, SearchNb201Args, VerifyArgs};
+use config::published;
 use launch::{Devices, World};
+use nb201::Table;
+use run::benchmark::Benchmark;
 use space::SearchSpace;
 use std::time::Duration;
 use tch::Device;
@@ -49,10 +54,20 @@ pub fn run(command: Command) -> Result<()> {
         Command::DemoData(args) => data::demo::run(&args),
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
-        Command::SearchImagenet(args) => search_imagenet(&args),
-        Command::EvaluateImagenet(args) => evaluate(&args, SearchSpace::DartsImagenet),
-        Command::EvaluateCifar(args) => evaluate(&args, SearchSpace::DartsCifar),
+        Command::SearchImagenet(args) => search(&args, SearchSpace::DartsImagenet, published::IMAGENET),
+        Command::SearchCifar(args) => search(&args, SearchSpace::DartsCifar, published::CIFAR),
+        Command::SearchNb201(args) => search_nb201(&args),
+        Command::EvaluateImagenet(args) => {
+            evaluate(&args, SearchSpace::DartsImagenet, published::EVALUATE_IMAGENET)
+        }
+        Command::EvaluateCifar(args) => evaluate(&args, SearchSpace::DartsCifar, published::EVALUATE_CIFAR),
         Command::Export(args) => export::run(&args),
+        Command::Report(ReportCommand::Scaling { runs }) => {
+            print!("{}", report::scaling(&runs)?);
+            Ok(())
+        }
+        Command::Nb201(args) => nb201::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(LIMIT, None),
         Command::Bench(args) => measure(&args),
@@ -60,14 +75,28 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 /// Every rank: load the configuration, join the world, search.
-fn search_imagenet(args: &SearchArgs) -> Result<()> {
-    let config = Config::load(&args.run.config, &args.run.sets)?;
-    in_world(&config, args.run.share_gpu, |world| run::search::search(&config, args, world))
+fn search(args: &SearchArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
+    let config: Config = args.run.settings(published, &[])?;
+    config.check_space(space)?;
+    in_world(&config, args.run.share_gpu, |world| run::search::search(&config, args, None, world))
+}
+
+/// The same on NAS-Bench-201. The table is rank 0's business.
+fn search_nb201(args: &SearchNb201Args) -> Result<()> {
+    let published = if args.progressive { published::NB201_PROGRESSIVE } else { published::NB201 };
+    let config: Config = args.search.run.settings(published, &published::sets_of(args.dataset))?;
+    config.check_space(SearchSpace::NasBench201)?;
+    in_world(&config, args.search.run.share_gpu, |world| {
+        let path = args.table.as_ref().filter(|_| world.rank() == 0);
+        let table = path.map(|path| Table::open(path)).transpose()?;
+        let benchmark = table.map(|table| Benchmark::new(table, args.dataset)).transpose()?;
+        run::search::search(&config, &args.search, benchmark, world)
+    })
 }
 
 /// Every rank: load the configuration, join the world, train and test.
-fn evaluate(args: &EvaluateArgs, space: SearchSpace) -> Result<()> {
-    let config = EvaluateConfig::load(&args.run.config, &args.run.sets)?;
+fn evaluate(args: &EvaluateArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
+    let config: EvaluateConfig = args.run.settings(published, &[])?;
     config.check_space(space)?;
     in_world(&config, args.run.share_gpu, |world| run::evaluate::evaluate(&config, args, world))
 }
@@ -96,7 +125,8 @@ fn in_world<S: Settings>(
     let threads = (run.threads > 0).then_some(run.threads);
     let devices = Devices { choice: settings.device(), share_gpu, reduce: run.reduce, tensors: None };
     let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
-    let outcome = work(&world);
+    let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
+    let outcome = watched.and_then(|()| work(&world));
     world.end(outcome)
 }
 

@@ -11,7 +11,9 @@ use crate::net::widen::{Copied, Indices, widen, widen_running};
 use crate::precision::Precision;
 use crate::schedule::{Decay, Schedule};
 use crate::search::dirichlet::{self, Sample};
+use crate::space::found::Found;
 use crate::space::genotype::{Genotype, mean_weights};
+use crate::space::nb201::EDGES;
 use crate::space::{Mask, SearchSpace};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -153,6 +155,9 @@ pub fn verify(path: &Path, placement: Placement) -> Result<Outcome> {
             supernet(&golden, SearchSpace::DartsImagenet, placement).map(Outcome::Compared)
         }
         Some("darts-cifar") => supernet(&golden, SearchSpace::DartsCifar, placement).map(Outcome::Compared),
+        Some("nas-bench-201") => {
+            supernet(&golden, SearchSpace::NasBench201, placement).map(Outcome::Compared)
+        }
         Some(space) => Ok(Outcome::NotYet(format!("{name}: {space}"))),
         None if golden.tensors.contains_key("concentration") => distribution(&golden).map(Outcome::Compared),
         None => Ok(Outcome::NotYet(format!("{name}: neither a space nor a Dirichlet file"))),
@@ -307,21 +312,29 @@ impl Comparison {
 /// A supernet: forward, loss, gradients, statistics, evaluation, genotype, and the widening that led to stage 2.
 fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
+    // A space with one table has no names for tables.
+    let name = |prefix: &str, table: &str| match space.tables().len() {
+        1 => prefix.to_string(),
+        _ => format!("{prefix}.{table}"),
+    };
     let allowed = Allowed::of(placement.precision);
     let table = |prefix: &str| -> Result<Vec<Tensor>> {
-        space.tables().iter().map(|table| Ok(golden.tensor(&format!("{prefix}.{table}"))?.copy())).collect()
+        space.tables().iter().map(|table| Ok(golden.tensor(&name(prefix, table))?.copy())).collect()
     };
     let (theta, eta) = (table("theta")?, table("eta")?);
     let masks: Vec<Mask> = space
         .tables()
         .iter()
         .zip(&theta)
-        .map(|(table, theta)| golden.mask(&format!("mask.{table}"), theta))
+        .map(|(table, theta)| golden.mask(&name("mask", table), theta))
         .collect::<Result<_>>()?;
     let shape = Shape {
         space,
         init_channels: golden.number("init_channels")?,
-        layers: golden.number("layers")? as usize,
+        layers: match space {
+            SearchSpace::NasBench201 => golden.number("cells_per_stage")?,
+            _ => golden.number("layers")?,
+        } as usize,
         num_classes: golden.number("num_classes")?,
         k: golden.number("k")?,
         masks: masks.clone(),
@@ -364,7 +377,7 @@ fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Result
     let loss = cross_entropy(tape.logits(), labels);
     let grads = tape.backward(&loss)?;
     let comparison = allowed.gradients("gradients of theta", largest);
-    let named = space.tables().iter().map(|table| format!("grad.theta.{table}"));
+    let named = space.tables().iter().map(|table| name("grad.theta", table));
     let grads: Named = named.zip(grads).collect();
     findings.push(comparison.all(&grads, &golden.tensors, |_| false));
 
@@ -372,10 +385,13 @@ fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Result
         findings.extend(widening(golden)?);
     }
     if let Some(text) = golden.metadata.get("genotype") {
-        let theirs = Genotype::from_json(text)?;
+        let theirs = match space {
+            SearchSpace::NasBench201 => Found::NasBench201(text.parse()?),
+            _ => Found::Darts(Genotype::from_json(text)?),
+        };
         let weights: Vec<_> =
             eta.iter().zip(&masks).map(|(eta, mask)| mean_weights(&rows(eta), mask)).collect();
-        let ours = Genotype::from_weights(space, &weights);
+        let ours = Found::from_weights(space, &weights);
         let mut comparison = Comparison::new("genotype", 0.0, 0.0);
         comparison.note(&ours.to_line(), if ours == theirs { 0.0 } else { f64::INFINITY });
         findings.push(comparison.finding);
@@ -390,13 +406,22 @@ fn rows(table: &Tensor) -> Vec<Vec<f64>> {
     (0..edges).map(row).collect()
 }
 
-/// Whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`.
+/// Whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`, or `cells.C.edges.N<-F.O. ...`.
 fn is_pruned(name: &str, masks: &[Mask], shape: &Shape) -> bool {
-    let numbers: Vec<usize> = name.split('.').filter_map(|part| part.parse().ok()).collect();
-    match numbers[..] {
-        [cell, edge, operation, ..] if name.contains("._ops.") => {
-            !masks[usize::from(shape.is_reduction(cell))].keeps(edge, operation)
-        }
+    let parts: Vec<&str> = name.split('.').collect();
+    let number = |at: usize| parts.get(at).and_then(|part| part.parse::<usize>().ok());
+    let edge = |text: &str| {
+        let (node, from) = text.split_once("<-")?;
+        let ends = (node.parse().ok()?, from.parse().ok()?);
+        EDGES.iter().position(|edge| *edge == ends)
+    };
+    let place = match parts[..] {
+        ["cells", _, "_ops", _, "_ops", ..] => (number(1), number(3), number(5)),
+        ["cells", _, "edges", ends, ..] => (number(1), edge(ends), number(4)),
+        _ => return false,
+    };
+    match place {
+        (Some(cell), Some(edge), Some(operation)) => !masks[shape.table(cell)].keeps(edge, operation),
         _ => false,
     }
 }

@@ -17,7 +17,7 @@ use drnas_dist::data::upload::Staging;
 use drnas_dist::data::{Batch, Upload};
 use drnas_dist::launch::{Devices, World};
 use drnas_dist::whereabouts::{self, Phase};
-use drnas_dist::{Config, Result, Settings};
+use drnas_dist::{Config, Result};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -413,8 +413,8 @@ fn search(world: &World) -> Result<()> {
     let cli::Command::SearchImagenet(args) = Cli::parse_from(words.split(' ')).command else {
         panic!("{words} is no search");
     };
-    let config = Config::load(&args.run.config, &args.run.sets)?;
-    drnas_dist::run::search::search(&config, &args, world)
+    let config: Config = args.run.settings(drnas_dist::config::published::IMAGENET, &[])?;
+    drnas_dist::run::search::search(&config, &args, None, world)
 }
 
 /// Batches with and without holes, large and small, come to a card as they are on the CPU. Stream 0 is the host.

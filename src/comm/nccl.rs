@@ -195,6 +195,11 @@ impl Nccl {
         });
     }
 
+    /// Before this process ends as all of them do, and without `close`: that others are gone is no error any more.
+    pub(crate) fn leave(&self) {
+        self.watch.stop_asking();
+    }
+
     /// One call of the library, under the time limit.
     fn call(&self, operation: &str, call: &'static str, start: impl FnOnce() -> u32) -> Result<()> {
         match self.watch.during(operation, start) {

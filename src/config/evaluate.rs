@@ -125,10 +125,13 @@ impl EvaluateConfig {
     /// Whether the configuration is for `evaluate-imagenet` or `evaluate-cifar`, as `command` says.
     pub fn check_space(&self, command: SearchSpace) -> Result<()> {
         let (space, other) = match self.model.space {
-            SearchSpace::DartsImagenet => ("darts-imagenet", "evaluate-imagenet"),
-            SearchSpace::DartsCifar => ("darts-cifar", "evaluate-cifar"),
+            SearchSpace::DartsImagenet => ("darts-imagenet", "belongs to the command evaluate-imagenet"),
+            SearchSpace::DartsCifar => ("darts-cifar", "belongs to the command evaluate-cifar"),
+            SearchSpace::NasBench201 => {
+                ("nas-bench-201", "is not trained here: its benchmark has; see `nb201 query`")
+            }
         };
-        require!(self.model.space == command, "model.space = \"{space}\" belongs to the command {other}");
+        require!(self.model.space == command, "model.space = \"{space}\" {other}");
         Ok(())
     }
 }
@@ -214,7 +217,7 @@ impl EvaluateConfig {
         );
         let deepest = match space {
             SearchSpace::DartsImagenet => px / 32,
-            SearchSpace::DartsCifar => px / 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => px / 4,
         };
         let auxiliary = self.evaluate.auxiliary_weight > 0.0;
         let smallest = space.smallest_auxiliary_side();

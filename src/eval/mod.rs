@@ -132,10 +132,10 @@ impl Evaluation {
             schedule: Schedule::of_evaluation(config),
             steps_per_epoch: if bound == 0 { steps_of_data } else { steps_of_data.min(bound) },
             sgd: Sgd { momentum: config.weights.momentum, weight_decay: config.weights.weight_decay },
+            upload: Upload::new(&config.data.mean, &config.data.std, device),
             config: config.clone(),
             replicas,
             net,
-            upload: Upload::new(&config.data.mean, &config.data.std, device),
             step: 0,
             tests: Tests::default(),
         }
@@ -187,7 +187,7 @@ impl Evaluation {
         let epoch = self.epoch_of(self.step);
         let probability = self.drop_path(epoch);
         for (local, replica) in self.replicas.clone().enumerate() {
-            let (images, labels) = weight_step::prepare(loader.next()?, &mut self.upload, &mut outcome)?;
+            let (images, labels) = weight_step::prepare(loader, &mut self.upload, &mut outcome)?;
             let at = (self.config.seed, self.step, replica as u64);
             let drop_path = self.net.drop_path(probability, at, images.size()[0]);
             let tape = self.net.forward(&images, drop_path, local);
@@ -269,7 +269,7 @@ fn test(
     let mut upload = Upload::new(&config.data.mean, &config.data.std, device);
     let mut mine: Vec<Tensor> = Vec::new();
     while let Some(batch) = loader.next()? {
-        let (images, labels) = weight_step::prepare(batch, &mut upload, &mut StepOutcome::default())?;
+        let (images, labels) = upload.input(&batch)?;
         let n = images.size()[0] as f64;
         let means = tch::no_grad(|| {
             let logits = net.logits(&images, slot);

@@ -50,7 +50,7 @@ impl Shape {
     fn stem_side(&self) -> i64 {
         match self.space {
             SearchSpace::DartsImagenet => self.px / 8,
-            SearchSpace::DartsCifar => self.px,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.px,
         }
     }
 }
