@@ -13,6 +13,9 @@ use clap::Parser;
 use drnas_dist::comm::Communicator;
 use drnas_dist::config::{DeviceChoice, Reduce};
 use drnas_dist::cuda::{Event, Stream};
+use drnas_dist::data::augment::Rect;
+use drnas_dist::data::upload::Staging;
+use drnas_dist::data::{Batch, Upload};
 use drnas_dist::launch::{Devices, World};
 use drnas_dist::whereabouts::{self, Phase};
 use drnas_dist::{Config, Error, Result};
@@ -80,6 +83,8 @@ fn rank_program() {
         "abort" => world.communicator().abort(&Error::ConfigCheck("a planned mistake".into())),
         "dropped" => return dropped(world),
         "card" => card(&world),
+        "uploads" => uploads(&world),
+        "slots" => slots(&world, &Double::open()),
         "search" => search(&world),
         other => panic!("no scene {other}"),
     };
@@ -455,6 +460,54 @@ fn search(world: &World) -> Result<()> {
     };
     let config: Config = args.run.settings(drnas_dist::config::published::IMAGENET, &[])?;
     drnas_dist::run::search::search(&config, &args, None, world)
+}
+
+/// Batches with and without holes, large and small, come to a card as they are on the CPU. Stream 0 is the host.
+fn uploads(world: &World) -> Result<()> {
+    let (mean, std) = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]);
+    let mut card = Upload::to_card(&mean, &std, Device::Cpu, world.context().expect("a card"));
+    let mut plain = Upload::new(&mean, &std, Device::Cpu);
+    for step in 0..12u32 {
+        let mut batch = Batch::synthetic([6, 6, 9, 4][step as usize % 4], 16, 10);
+        batch.images = batch.images.bitwise_xor(i64::from(step) * 7);
+        batch.labels += i64::from(step);
+        if step % 3 == 1 {
+            let hole = |n| Rect { left: n % 5, top: (n + step) % 7, width: 4, height: 3 };
+            batch.holes = (0..batch.labels.size()[0] as u32).map(hole).collect();
+        }
+        let (ours, theirs) = (card.input(&batch)?, plain.input(&batch)?);
+        // 0 times a negative number is -0, which equals 0.
+        assert!(ours.0.eq_tensor(&theirs.0).all().int64_value(&[]) == 1, "images of step {step}");
+        assert!(ours.1.equal(&theirs.1), "labels of step {step}");
+    }
+    Ok(())
+}
+
+/// The order of the two slots: what stream 0 reads late is what was given to it.
+fn slots(world: &World, double: &Double) -> Result<()> {
+    let batch = |step: i64| {
+        let images = Tensor::full([64, 3, 8, 8], step + 1, (Kind::Uint8, Device::Cpu));
+        (images, Tensor::full([64, 1], 100 + step, (Kind::Int64, Device::Cpu)))
+    };
+    let (images, facts) = batch(0);
+    let context = world.context().expect("a card");
+    let mut staging = Staging::new(context, Device::Cpu, &[&images, &facts])?;
+    let mut read = Vec::new();
+    for step in 0..10 {
+        let (images, facts) = batch(step);
+        let copies = (images.zeros_like(), facts.zeros_like());
+        staging.pass(&[&images, &facts], |images, facts| {
+            double.copy(&copies.0, images);
+            double.copy(&copies.1, facts);
+        })?;
+        read.push(copies);
+    }
+    double.synchronize();
+    for (step, (images, facts)) in read.iter().enumerate() {
+        let (expected_images, expected_facts) = batch(step as i64);
+        assert!(images.equal(&expected_images) && facts.equal(&expected_facts), "step {step}: {facts}");
+    }
+    Ok(())
 }
 
 // -- the tests ------------------------------------------------------------------------------------
@@ -931,4 +984,31 @@ fn ranks_that_send_other_lengths_are_told_so() {
 #[test]
 fn a_world_dropped_with_means_under_way_ends_all() {
     bad("dropped", 2, &[], &["rank 1 on ", "operations under way"]);
+}
+
+// -- images on their way to a card ----------------------------------------------------------------
+
+#[test]
+fn batches_arrive_as_they_are() {
+    good("uploads", 0, &[("DOUBLE_LEGACY", "host")]);
+}
+
+/// Copies late, readers late, both: no slot is written before it was read, none is read before it was written.
+#[test]
+fn slots_take_turns() {
+    for late in [("DOUBLE_LATE_US", "15000"), ("DOUBLE_LATE_LEGACY_US", "15000")] {
+        good("slots", 0, &[late]);
+    }
+    good("slots", 0, &[]);
+}
+
+#[test]
+fn a_copy_that_fails_is_an_error() {
+    bad_on(
+        double(),
+        "uploads",
+        0,
+        &[("DOUBLE_LEGACY", "host"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:5")],
+        &["cuMemcpyHtoDAsync"],
+    );
 }
