@@ -547,6 +547,16 @@ pub enum Error {
         oldest: String,
     },
 
+    // -- report -----------------------------------------------------------------------------
+    /// A run that cannot stand in a table of speeds.
+    #[error("{}: no {what} in its log (metrics.jsonl); only finished runs can be compared", run.display())]
+    NotMeasured {
+        /// The run folder.
+        run: PathBuf,
+        /// What is missing.
+        what: &'static str,
+    },
+
     // -- checkpoints ------------------------------------------------------------------------
     /// A checkpoint that cannot be read back.
     #[error("checkpoint {}: {why}", path.display())]
@@ -573,6 +583,29 @@ pub enum Error {
         name: String,
         /// Why.
         why: String,
+    },
+
+    /// A run folder that another job writes to.
+    #[error(
+        "{} is held by {who}: another job writes this run; wait for it, end it, or choose another --out",
+        path.display()
+    )]
+    RunLocked {
+        /// The lock.
+        path: PathBuf,
+        /// Its holder.
+        who: String,
+    },
+
+    /// A lock that this job held and that is another's now.
+    #[error(
+        "{} was taken by another job (this one did not answer for long, or the file was removed); this job ends and \
+         writes nothing more",
+        path.display()
+    )]
+    LockLost {
+        /// The lock.
+        path: PathBuf,
     },
 
     // -- search -----------------------------------------------------------------------------
@@ -736,6 +769,82 @@ pub enum Error {
         /// The text, its first 200 characters.
         text: String,
         /// What is wrong and what was expected.
+        what: String,
+    },
+
+    /// Not a table at all.
+    #[error("{}: not a drnas-dist table (its first 8 bytes are not \"DRNAS201\"); make one with `drnas-dist nb201 import`", path.display())]
+    Nb201Magic {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A table of another format version.
+    #[error("{}: format version {found}, this program reads version {expected}; import the table again", path.display())]
+    Nb201Version {
+        /// The file.
+        path: PathBuf,
+        /// Version in the file.
+        found: u32,
+        /// Version of this program.
+        expected: u32,
+    },
+    /// A table that ends too early.
+    #[error("{}: cut short: {expected} bytes expected, {found} found; copy it again or import it again", path.display())]
+    Nb201CutShort {
+        /// The file.
+        path: PathBuf,
+        /// Bytes there are.
+        found: usize,
+        /// Bytes there should be.
+        expected: usize,
+    },
+    /// A checksum or a bound of a table does not hold.
+    #[error("{}: damaged: {what}; copy it again or import it again", path.display())]
+    Nb201Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The part, expected and found.
+        what: String,
+    },
+    /// A column that the table does not have.
+    #[error("{}: no column \"{name}\"; there are {columns}", path.display())]
+    Nb201NoColumn {
+        /// The table.
+        path: PathBuf,
+        /// The column asked for.
+        name: String,
+        /// Those there are.
+        columns: String,
+    },
+    /// An index that no architecture has.
+    #[error("no architecture has the index {0}; they go from 0 to 15624")]
+    Nb201NoIndex(String),
+    /// A source of a table that cannot be read.
+    #[error("{}{place}: {what}", path.display())]
+    Nb201Source {
+        /// The JSON or CSV file.
+        path: PathBuf,
+        /// " row 12", " line 12", or nothing.
+        place: String,
+        /// What is wrong, expected and found.
+        what: String,
+    },
+
+    // -- figures ----------------------------------------------------------------------------
+    /// A run that has not what a figure shows.
+    #[error("{}: {what}", path.display())]
+    PlotSource {
+        /// The run's file.
+        path: PathBuf,
+        /// What is missing or wrong, and what to do.
+        what: String,
+    },
+    /// A figure that could not be drawn or encoded.
+    #[error("draw {}: {what}", path.display())]
+    PlotDraw {
+        /// The file it was for.
+        path: PathBuf,
+        /// What the drawing library said.
         what: String,
     },
 

@@ -71,21 +71,23 @@ pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
 /// Steps whose numbers nobody has looked at.
 #[derive(Default)]
 pub struct Tally {
-    /// [6] each, mean over this rank's replicas.
+    /// [5] each, on the device: mean over this rank's replicas.
     waiting: Vec<Tensor>,
+    /// Images replaced in each.
+    skipped: Vec<f64>,
 }
 
 impl Tally {
-    /// Keeps the numbers of one step.
+    /// Keeps the numbers of one step, without a look at them.
     pub fn add(&mut self, outcome: &StepOutcome) {
-        let mean = |batches: &[Tensor]| match batches {
-            [] => Tensor::zeros([3], (Kind::Double, Device::Cpu)),
-            batches => Tensor::stack(batches, 0).mean_dim(0, false, Kind::Double),
-        };
+        let mean = |batches: &[Tensor]| Tensor::stack(batches, 0).mean_dim(0, false, Kind::Double);
         let weights = mean(&outcome.weights);
-        let architecture = mean(&outcome.architecture).to_device(weights.device());
-        let skipped = Tensor::from_slice(&[outcome.num_skipped as f64]).to_device(weights.device());
-        self.waiting.push(Tensor::cat(&[weights, architecture.narrow(0, 0, 2), skipped], 0));
+        let architecture = match outcome.architecture.as_slice() {
+            [] => weights.zeros_like(),
+            batches => mean(batches),
+        };
+        self.waiting.push(Tensor::cat(&[weights, architecture.narrow(0, 0, 2)], 0));
+        self.skipped.push(outcome.num_skipped as f64);
     }
 
     /// The numbers of all waiting steps, averaged over the ranks, oldest first. Collective.
@@ -94,6 +96,8 @@ impl Tally {
             return Ok(Vec::new());
         }
         let rows = Tensor::stack(&std::mem::take(&mut self.waiting), 0);
+        let skipped = Tensor::from_slice(&std::mem::take(&mut self.skipped)).unsqueeze(1);
+        let rows = Tensor::cat(&[&rows, &skipped.to_device(rows.device())], 1);
         comm.start_mean(&rows)?;
         comm.finish()?;
         let rows = Vec::<Vec<f64>>::try_from(rows.to_device(Device::Cpu))?;

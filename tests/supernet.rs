@@ -18,25 +18,25 @@ const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// A mask that keeps `keep` random operations per edge.
 fn random_mask(seed: u64, keep: usize) -> Mask {
+    random_mask_of(SearchSpace::DartsCifar, seed, keep)
+}
+
+fn random_mask_of(space: SearchSpace, seed: u64, keep: usize) -> Mask {
     let mut random = stream(seed, Purpose::Split, &[]);
-    let mut mask = Mask::full(14, 7);
+    let operations = space.operations().len();
+    let mut mask = Mask::full(space.num_edges(), operations);
     for row in &mut mask.0 {
         while row.iter().filter(|kept| **kept).count() > keep {
-            row[random.random_range(0..7)] = false;
+            row[random.random_range(0..operations)] = false;
         }
     }
     mask
 }
 
 fn shape(space: SearchSpace, k: i64, keep: usize) -> Shape {
-    Shape {
-        space,
-        init_channels: 12,
-        layers: 3,
-        num_classes: 5,
-        k,
-        masks: vec![random_mask(1, keep), random_mask(2, keep)],
-    }
+    let masks = (1..).zip(space.tables()).map(|(seed, _)| random_mask_of(space, seed, keep)).collect();
+    let layers = if space == SearchSpace::NasBench201 { 2 } else { 3 };
+    Shape { space, init_channels: 12, layers, num_classes: 5, k, masks }
 }
 
 fn placement(bucket_bytes: usize, channels_last: bool) -> Placement {
@@ -55,14 +55,18 @@ fn relative(ours: &Tensor, theirs: &Tensor, floor: f64) -> f64 {
 }
 
 fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize, channels_last: bool) {
-    let shape = shape(space, k, keep);
+    compare_shape(shape(space, k, keep), px, bucket_bytes, channels_last);
+}
+
+fn compare_shape(shape: Shape, px: i64, bucket_bytes: usize, channels_last: bool) {
     let mut net = Supernet::new(shape.clone(), placement(bucket_bytes, channels_last));
     net.params.initialise(3);
     tch::manual_seed(4);
     let images = Tensor::randn([3, 3, px, px], F64);
     let labels = Tensor::from_slice(&[0i64, 3, 4]);
-    let theta: Vec<Tensor> = (0..2)
-        .map(|_| Tensor::rand([14, 7], F64).softmax(-1, Kind::Double).set_requires_grad(true))
+    let (edges, operations) = (shape.space.num_edges() as i64, shape.space.operations().len() as i64);
+    let theta: Vec<Tensor> = (0..shape.space.tables().len())
+        .map(|_| Tensor::rand([edges, operations], F64).softmax(-1, Kind::Double).set_requires_grad(true))
         .collect();
 
     let weights: Named = net
@@ -106,7 +110,8 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
         // An edge that pruned the pooling has no statistics of its own in the obvious network.
         let theirs = &running[&name];
         let untouched = theirs.equal(&net_initial(&name, theirs));
-        assert!(untouched || relative(&ours, theirs, 1e-9) < 1e-10, "statistics {name}");
+        let off = relative(&ours, theirs, 1e-3);
+        assert!(untouched || off < 1e-10, "statistics {name}: {off}");
     }
 
     net.params.import_running(0, &running).unwrap();
@@ -135,6 +140,24 @@ fn equals_the_obvious_network() {
     compare(SearchSpace::DartsCifar, 16, 3, 2, many, true);
     compare(SearchSpace::DartsCifar, 16, 2, 3, many, false);
     compare(SearchSpace::DartsCifar, 16, 1, 3, many, true);
+}
+
+#[test]
+fn nas_bench_201_equals_the_obvious_network() {
+    tch::set_num_threads(1);
+    let space = SearchSpace::NasBench201;
+    compare(space, 16, 4, 5, 1, true);
+    compare(space, 16, 2, 3, usize::MAX, true);
+    compare(space, 12, 1, 5, 40_000, false);
+    compare(space, 16, 1, 2, 1, true);
+    // Cells of which nothing is left but `none`, and of which only one state gives something.
+    let mut bare = shape(space, 1, 5);
+    bare.masks[0].0.iter_mut().for_each(|row| row[1..].fill(false));
+    compare_shape(bare.clone(), 16, 1, true);
+    bare.masks[0].0[3][3] = true;
+    compare_shape(bare.clone(), 16, 1, true);
+    bare.k = 2;
+    compare_shape(bare, 16, usize::MAX, true);
 }
 
 #[test]

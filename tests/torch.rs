@@ -103,7 +103,7 @@ fn compare(space: SearchSpace, precision: Precision, tolerance: f64) {
 
     let mut losses = Vec::new();
     for step in 0..STEPS as i64 {
-        let batch = |_: &mut _| Ok((images.get(step % BATCHES), labels.get(step % BATCHES)));
+        let batch = |_: &mut _, _: &mut _| Ok((images.get(step % BATCHES), labels.get(step % BATCHES)));
         let outcome = evaluation.train_on(batch, &Solo).unwrap();
         losses.push(outcome.weights[0].double_value(&[0]));
     }

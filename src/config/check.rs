@@ -66,6 +66,7 @@ impl Settings for Config {
 
     fn take_free_keys(&mut self, now: &Self) {
         self.device = now.device;
+        self.checkpoint_cells = now.checkpoint_cells;
         self.run = now.run.clone();
         self.data.take_free_keys(&now.data);
     }
@@ -201,10 +202,11 @@ impl Model {
         let model = self;
         require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
         require!(
-            model.layers >= 3,
+            model.layers >= 3 || model.space == SearchSpace::NasBench201,
             "model.layers must be 3 or more (two cells reduce, one comes first), found {}",
             model.layers
         );
+        require!(model.layers >= 1, "model.layers must be 1 or more, found {}", model.layers);
         require!(
             (1..=1 << 16).contains(&model.init_channels),
             "model.init_channels must be in 1..=65536, found {}",
@@ -214,7 +216,7 @@ impl Model {
         // a FactorizedReduce must agree: whatever is halved must be even. ImageNet: stem / 8, then two reductions.
         let multiple = match model.space {
             SearchSpace::DartsImagenet => 32,
-            SearchSpace::DartsCifar => 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => 4,
         };
         require!(
             px > 0 && px <= 4096 && px % multiple == 0,
@@ -227,6 +229,12 @@ impl Model {
 impl Run {
     /// Every key for itself.
     pub(super) fn check(&self) -> Result<()> {
+        not_negative(&[("run.heartbeat_s", &[self.heartbeat_s])])?;
+        require!(
+            self.heartbeat_s == 0.0 || (1.0..=3600.0).contains(&self.heartbeat_s),
+            "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600 seconds, found {}",
+            self.heartbeat_s
+        );
         positive(&[("run.bucket_mib", &[self.bucket_mib]), ("run.time_limit_s", &[self.time_limit_s])])?;
         at_least_one(&[
             ("run.log_every", self.log_every),
@@ -238,12 +246,29 @@ impl Run {
 }
 
 impl Config {
+    /// Whether the configuration is one of `space`: each has a command of its own.
+    pub fn check_space(&self, space: SearchSpace) -> Result<()> {
+        let command = |space| match space {
+            SearchSpace::DartsImagenet => "search-imagenet",
+            SearchSpace::DartsCifar => "search-cifar",
+            SearchSpace::NasBench201 => "search-nb201",
+        };
+        require!(
+            self.model.space == space,
+            "this is {}, the configuration is one for {}: give it to that, or set model.space",
+            command(space),
+            command(self.model.space)
+        );
+        Ok(())
+    }
+
     fn check_numbers(&self) -> Result<()> {
         let eta = &self.eta;
         check_seed(self.seed)?;
         not_negative(&[
             ("eta.weight_decay", &[eta.weight_decay]),
             ("eta.kl_scale", &[eta.kl_scale]),
+            ("eta.grad_clip", &[eta.grad_clip]),
             ("search.grad_clip", &[self.search.grad_clip]),
         ])?;
         positive(&[("eta.lr", &[eta.lr])])?;
@@ -269,6 +294,7 @@ impl Config {
 
     fn check_stages(&self) -> Result<()> {
         let (search, channels) = (&self.search, self.model.init_channels);
+        let operations = self.model.space.operations().len();
         require!(
             !search.stages.is_empty(),
             "there is no stage; write one or more [[search.stage]] with k, ops_kept and epochs"
@@ -282,9 +308,10 @@ impl Config {
                 divisors(channels)
             );
             require!(
-                (1..=7).contains(&stage.ops_kept),
-                "stage {number}: ops_kept = {} must be in 1..=7, the operations of the DARTS space",
-                stage.ops_kept
+                (1..=operations).contains(&stage.ops_kept),
+                "stage {number}: ops_kept = {} must be in 1..={operations}, the operations of the {} space",
+                stage.ops_kept,
+                self.model.space.name()
             );
             require!(
                 (1..=1_000_000).contains(&stage.epochs),
@@ -300,8 +327,8 @@ impl Config {
             );
         }
         require!(
-            search.stages[0].ops_kept == 7,
-            "stage 1: ops_kept = {} must be 7: nothing is known yet that could be pruned",
+            search.stages[0].ops_kept == operations,
+            "stage 1: ops_kept = {} must be {operations}: nothing is known yet that could be pruned",
             search.stages[0].ops_kept
         );
         for (index, pair) in search.stages.windows(2).enumerate() {
@@ -326,7 +353,7 @@ impl Config {
         check_share(self)?;
         let deepest = match self.model.space {
             SearchSpace::DartsImagenet => self.data.px / 32,
-            SearchSpace::DartsCifar => self.data.px / 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.data.px / 4,
         };
         require!(
             self.replica_batch() * deepest * deepest >= 2,

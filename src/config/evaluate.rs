@@ -17,6 +17,10 @@ pub struct EvaluateConfig {
     pub device: DeviceChoice,
     /// How exact the network computes.
     pub precision: Precision,
+    /// Channels last in memory.
+    pub channels_last: bool,
+    /// Keep only the inputs of cells for the backward pass and compute the rest again.
+    pub checkpoint_cells: bool,
     /// The network, apart from its genotype.
     pub model: Model,
     /// Images: size, augmentation, workers.
@@ -77,6 +81,8 @@ impl Default for EvaluateConfig {
             seed: 0,
             device: DeviceChoice::Auto,
             precision: Precision::Fp32,
+            channels_last: true,
+            checkpoint_cells: false,
             model: Model::default(),
             data: Data { jitter: [0.4, 0.4, 0.4, 0.2], ..Data::default() },
             evaluate: Evaluate::default(),
@@ -119,10 +125,13 @@ impl EvaluateConfig {
     /// Whether the configuration is for `evaluate-imagenet` or `evaluate-cifar`, as `command` says.
     pub fn check_space(&self, command: SearchSpace) -> Result<()> {
         let (space, other) = match self.model.space {
-            SearchSpace::DartsImagenet => ("darts-imagenet", "evaluate-imagenet"),
-            SearchSpace::DartsCifar => ("darts-cifar", "evaluate-cifar"),
+            SearchSpace::DartsImagenet => ("darts-imagenet", "belongs to the command evaluate-imagenet"),
+            SearchSpace::DartsCifar => ("darts-cifar", "belongs to the command evaluate-cifar"),
+            SearchSpace::NasBench201 => {
+                ("nas-bench-201", "is not trained here: its benchmark has; see `nb201 query`")
+            }
         };
-        require!(self.model.space == command, "model.space = \"{space}\" belongs to the command {other}");
+        require!(self.model.space == command, "model.space = \"{space}\" {other}");
         Ok(())
     }
 }
@@ -191,6 +200,7 @@ impl Settings for EvaluateConfig {
 
     fn take_free_keys(&mut self, now: &Self) {
         self.device = now.device;
+        self.checkpoint_cells = now.checkpoint_cells;
         self.run = now.run.clone();
         self.data.take_free_keys(&now.data);
     }
@@ -207,7 +217,7 @@ impl EvaluateConfig {
         );
         let deepest = match space {
             SearchSpace::DartsImagenet => px / 32,
-            SearchSpace::DartsCifar => px / 4,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => px / 4,
         };
         let auxiliary = self.evaluate.auxiliary_weight > 0.0;
         let smallest = space.smallest_auxiliary_side();

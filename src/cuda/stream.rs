@@ -5,8 +5,8 @@
 
 use super::driver::Driver;
 use crate::error::Result;
-use cudarc::driver::sys::{CUcontext, CUevent, CUevent_flags, CUstream, CUstream_flags};
-use std::ffi::c_uint;
+use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUevent, CUevent_flags, CUstream, CUstream_flags};
+use std::ffi::{c_uint, c_void};
 use std::ptr::null_mut;
 
 /// The primary context of one card: the one that libtorch uses. Kept until the process ends.
@@ -81,6 +81,17 @@ impl Stream {
         // SAFETY: a live stream and a live event.
         let code = unsafe { (self.context.driver.calls.cuStreamWaitEvent)(self.raw, event.raw, 0) };
         self.context.driver.check("cuStreamWaitEvent", code)
+    }
+
+    /// Copies `bytes` from the host to the card, in this stream's order. From pinned memory the host does not wait.
+    ///
+    /// # Safety
+    /// Both places have so many bytes, and keep them, unchanged, until the copy is done.
+    pub unsafe fn copy_to_card(&self, to: *mut c_void, from: *const c_void, bytes: usize) -> Result<()> {
+        let calls = &self.context.driver.calls;
+        // SAFETY: as promised by the caller.
+        let code = unsafe { (calls.cuMemcpyHtoDAsync_v2)(to as CUdeviceptr, from, bytes, self.raw) };
+        self.context.driver.check("cuMemcpyHtoDAsync", code)
     }
 
     /// For calls of other libraries.

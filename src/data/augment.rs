@@ -13,7 +13,7 @@ use super::decode::{Fault, Picture};
 use crate::config::{CropKind, Data};
 use geometry::{centre_crop, pad_crop, random_resized_crop, resized_crop};
 use rand::{Rng, RngExt};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How a picture becomes `[3, px, px]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,16 +116,34 @@ pub fn hole(px: u32, side: u32, rng: &mut impl Rng) -> Rect {
     Rect { left, top, width: right - left, height: bottom - top }
 }
 
-/// Bytes to `(x / 255 - mean) / std`. Shapes: `images` [N, 3, H, W] of kind Uint8, result the same in Float on the
-/// images' device.
+/// Bytes to `(x / 255 - mean) / std`, computed as one multiplication and one addition: x * 1/(255 std) - mean/std. Its
+/// constants are on the device.
+pub struct Normaliser {
+    scale: Tensor,
+    shift: Tensor,
+}
+
+impl Normaliser {
+    /// For images on `device`.
+    pub fn new(mean: &[f64; 3], std: &[f64; 3], device: Device) -> Normaliser {
+        let column = |values: [f64; 3]| {
+            Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(device)
+        };
+        Normaliser {
+            scale: column(std.map(|s| 1.0 / (255.0 * s))),
+            shift: column([0, 1, 2].map(|c| -mean[c] / std[c])),
+        }
+    }
+
+    /// Shapes: `images` [N, 3, H, W] of kind Uint8, result the same in Float.
+    pub fn apply(&self, images: &Tensor) -> Tensor {
+        (images.to_kind(Kind::Float) * &self.scale) + &self.shift
+    }
+}
+
+/// [`Normaliser`], for once.
 pub fn normalise(images: &Tensor, mean: &[f64; 3], std: &[f64; 3]) -> Tensor {
-    let column = |values: [f64; 3]| {
-        Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(images.device())
-    };
-    // One multiplication and one addition: x * 1/(255 std) - mean/std.
-    let scale = column(std.map(|s| 1.0 / (255.0 * s)));
-    let shift = column([0, 1, 2].map(|c| -mean[c] / std[c]));
-    (images.to_kind(Kind::Float) * scale) + shift
+    Normaliser::new(mean, std, images.device()).apply(images)
 }
 
 #[cfg(test)]

@@ -60,13 +60,59 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// `n` images of `px` that nobody took, and labels below `num_classes`. To measure with.
+    pub fn synthetic(n: usize, px: i64, num_classes: i64) -> Batch {
+        let bytes: Vec<u8> = (0..n * 3 * (px * px) as usize).map(|at| (at * 2654435761 >> 7) as u8).collect();
+        let labels: Vec<i64> = (0..n as i64).map(|at| at * 7 % num_classes).collect();
+        Batch {
+            images: Tensor::from_slice(&bytes).view([n as i64, 3, px, px]),
+            labels: Tensor::from_slice(&labels),
+            holes: Vec::new(),
+            indices: Vec::new(),
+            num_skipped: 0,
+        }
+    }
+
+    /// The same batch once more; shares memory.
+    pub(super) fn again(&self) -> Batch {
+        Batch {
+            images: self.images.shallow_clone(),
+            labels: self.labels.shallow_clone(),
+            holes: self.holes.clone(),
+            indices: self.indices.clone(),
+            num_skipped: self.num_skipped,
+        }
+    }
+
     /// The network's input, on `device`: normalised as `normalise` does, then 0 in the holes.
     pub fn input(&self, mean: &[f64; 3], std: &[f64; 3], device: Device) -> Tensor {
-        let images = normalise(&self.images.to_device(device), mean, std);
+        self.without_holes(normalise(&self.images.to_device(device), mean, std))
+    }
+
+    /// Normalised images, 0 in the holes.
+    pub(super) fn without_holes(&self, images: Tensor) -> Tensor {
         match self.holes.as_slice() {
             [] => images,
-            holes => images * mask(holes, self.images.size()[3] as usize).to_device(device),
+            holes => {
+                let mask = mask(holes, self.images.size()[3] as usize);
+                let device = images.device();
+                images * mask.to_device(device)
+            }
         }
+    }
+
+    /// What is known of each image in numbers: its label and, if there are holes, first row, end of rows, first column,
+    /// end of columns. Shape [N, 1] or [N, 5], kind Int64.
+    pub(super) fn facts(&self) -> Tensor {
+        let labels = self.labels.unsqueeze(1);
+        if self.holes.is_empty() {
+            return labels;
+        }
+        let edges = |hole: &Rect| {
+            [hole.top, hole.top + hole.height, hole.left, hole.left + hole.width].map(i64::from)
+        };
+        let edges: Vec<i64> = self.holes.iter().flat_map(edges).collect();
+        Tensor::cat(&[labels, Tensor::from_slice(&edges).view([-1, 4])], 1)
     }
 }
 

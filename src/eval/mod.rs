@@ -10,7 +10,7 @@ pub mod state;
 
 use crate::comm::Communicator;
 use crate::config::EvaluateConfig;
-use crate::data::{Loader, TestLoader};
+use crate::data::{Loader, TestLoader, Upload};
 use crate::error::{Error, Result};
 use crate::net::loss::{cross_entropy, smoothed_cross_entropy};
 use crate::net::network::{Network, Shape};
@@ -24,7 +24,7 @@ use crate::tally::{StepOutcome, measure};
 use crate::weight_step;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What a test of the network gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,8 +92,8 @@ fn network(config: &EvaluateConfig, shape: Shape, replicas: usize, device: Devic
     let placement = Placement {
         precision: config.precision,
         device,
-        channels_last: true,
-        checkpoint_cells: false,
+        channels_last: config.channels_last,
+        checkpoint_cells: config.checkpoint_cells,
         replicas: replicas + 1,
         bucket_bytes: (config.run.bucket_mib * 1024.0 * 1024.0) as usize,
     };
@@ -108,6 +108,7 @@ pub struct Evaluation {
     /// The replicas that this rank computes.
     replicas: Range<usize>,
     net: Network,
+    upload: Upload,
     sgd: Sgd,
     /// Steps done.
     step: u64,
@@ -124,7 +125,6 @@ impl Evaluation {
         replicas: Range<usize>,
         device: Device,
     ) -> Evaluation {
-        config.precision.apply();
         let mut net = network(config, shape(config, genotype), replicas.len(), device);
         net.params.initialise(config.seed);
         let bound = config.evaluate.steps_per_epoch;
@@ -132,6 +132,7 @@ impl Evaluation {
             schedule: Schedule::of_evaluation(config),
             steps_per_epoch: if bound == 0 { steps_of_data } else { steps_of_data.min(bound) },
             sgd: Sgd { momentum: config.weights.momentum, weight_decay: config.weights.weight_decay },
+            upload: Upload::new(&config.data.mean, &config.data.std, device),
             config: config.clone(),
             replicas,
             net,
@@ -177,12 +178,7 @@ impl Evaluation {
 
     /// One step of the weights, on the next batches of `loader`. Collective; gradients are averaged over all replicas.
     pub fn train_step(&mut self, loader: &mut Loader, comm: &dyn Communicator) -> Result<StepOutcome> {
-        let device = self.net.params.device();
-        let data = self.config.data.clone();
-        let next = |outcome: &mut StepOutcome| {
-            let batch = loader.next()?;
-            Ok(weight_step::prepare(batch, &data, device, outcome))
-        };
+        let next = |upload: &mut Upload, outcome: &mut StepOutcome| weight_step::prepare(loader, upload, outcome);
         let mut outcome = self.train_on(next, comm)?;
         outcome.data_wait_ms = loader.wait_ms();
         Ok(outcome)
@@ -191,14 +187,14 @@ impl Evaluation {
     /// One step of the weights: `next` gives each local replica's images and labels, on the device. Collective.
     pub fn train_on(
         &mut self,
-        mut next: impl FnMut(&mut StepOutcome) -> Result<(Tensor, Tensor)>,
+        mut next: impl FnMut(&mut Upload, &mut StepOutcome) -> Result<(Tensor, Tensor)>,
         comm: &dyn Communicator,
     ) -> Result<StepOutcome> {
         let mut outcome = StepOutcome::default();
         let epoch = self.epoch_of(self.step);
         let probability = self.drop_path(epoch);
         for (local, replica) in self.replicas.clone().enumerate() {
-            let (images, labels) = next(&mut outcome)?;
+            let (images, labels) = next(&mut self.upload, &mut outcome)?;
             let at = (self.config.seed, self.step, replica as u64);
             let drop_path = self.net.drop_path(probability, at, images.size()[0]);
             let tape = self.net.forward(&images, drop_path, local);
@@ -257,7 +253,6 @@ pub fn test_weights(
     device: Device,
     comm: &dyn Communicator,
 ) -> Result<Tested> {
-    config.precision.apply();
     let shape = Shape { auxiliary: false, ..shape(config, genotype) };
     let mut net = network(config, shape, 0, device);
     net.load(weights)?;
@@ -277,15 +272,16 @@ fn test(
     comm: &dyn Communicator,
 ) -> Result<Tested> {
     let device = net.params.device();
+    let mut upload = Upload::new(&config.data.mean, &config.data.std, device);
     let mut mine: Vec<Tensor> = Vec::new();
     while let Some(batch) = loader.next()? {
-        let (images, labels) = weight_step::prepare(batch, &config.data, device, &mut StepOutcome::default());
+        let (images, labels) = upload.input(&batch)?;
         let n = images.size()[0] as f64;
         let means = tch::no_grad(|| {
             let logits = net.logits(&images, slot);
             measure(&logits, &labels, &cross_entropy(&logits, &labels))
         });
-        let count = Tensor::from_slice(&[n]).to_device(device);
+        let count = Tensor::full([1], n, (Kind::Double, device));
         mine.push(Tensor::cat(&[count, means * n], 0));
         comm.progress()?;
     }

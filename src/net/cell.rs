@@ -78,33 +78,50 @@ impl Cell {
 
     /// Outputs of the two cells before to this cell's output [N, 4*C, H', W'].
     pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Tensor {
-        let mut ready = self.inputs.forward(pass, s0, s1);
-        let mut nodes = Vec::with_capacity(NUM_NODES);
-        // Sums over the edges into the nodes that are not complete, [N, nodes*c, H', W']; a state feeds all of them.
-        let mut mixed: Option<Tensor> = None;
-        let mut bypassed: Option<Tensor> = None;
-        for op in &self.mixed {
-            let (out, bypass) = op.forward(pass, &ready);
-            let sum = plus(mixed.take(), out);
-            bypassed = bypass.map(|bypass| plus(bypassed.take(), bypass));
-            // The nearest node has all its inputs.
-            let open = sum.size()[1] - self.partial;
-            let done = if open == 0 {
-                sum
-            } else {
-                let mut parts = sum.split_with_sizes([self.partial, open], 1);
-                mixed = parts.pop();
-                parts.remove(0)
-            };
-            let node = match &bypassed {
-                None => done,
-                Some(bypassed) => shuffle(&done, bypassed, self.k),
-            };
-            nodes.push(node.shallow_clone());
-            ready = vec![node];
-        }
+        let nodes =
+            mix_nodes(self.inputs.forward(pass, s0, s1), NUM_NODES, self.partial, self.k, |node, ready| {
+                self.mixed[node].forward(pass, ready)
+            });
         Tensor::cat(&nodes, 1)
     }
+}
+
+/// The nodes of a mixed cell, in order. `mix(node, ready)`: what the states that became ready before `node` give to all
+/// nodes that they feed: sums of operations [N, nodes*c, H', W'], nearest node first, and the channels that bypass them
+/// [N, C - c, H', W'] (`None` for k = 1). `partial`: c.
+pub(super) fn mix_nodes(
+    inputs: Vec<Tensor>,
+    num_nodes: usize,
+    partial: i64,
+    k: i64,
+    mix: impl Fn(usize, &[Tensor]) -> (Tensor, Option<Tensor>),
+) -> Vec<Tensor> {
+    let mut ready = inputs;
+    let mut nodes = Vec::with_capacity(num_nodes);
+    // Sums over the edges into the nodes that are not complete, [N, nodes*c, H', W']; a state feeds all of them.
+    let mut mixed: Option<Tensor> = None;
+    let mut bypassed: Option<Tensor> = None;
+    for node in 0..num_nodes {
+        let (out, bypass) = mix(node, &ready);
+        let sum = plus(mixed.take(), out);
+        bypassed = bypass.map(|bypass| plus(bypassed.take(), bypass));
+        // The nearest node has all its inputs.
+        let open = sum.size()[1] - partial;
+        let done = if open == 0 {
+            sum
+        } else {
+            let mut parts = sum.split_with_sizes([partial, open], 1);
+            mixed = parts.pop();
+            parts.remove(0)
+        };
+        let complete = match &bypassed {
+            None => done,
+            Some(bypassed) => shuffle(&done, bypassed, k),
+        };
+        nodes.push(complete.shallow_clone());
+        ready = vec![complete];
+    }
+    nodes
 }
 
 /// Concatenates mixed [N, c, H, W] and bypassed [N, C - c, H, W] channels and shuffles them with k groups: channel

@@ -50,7 +50,7 @@ impl Shape {
     fn stem_side(&self) -> i64 {
         match self.space {
             SearchSpace::DartsImagenet => self.px / 8,
-            SearchSpace::DartsCifar => self.px,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.px,
         }
     }
 }
@@ -176,6 +176,11 @@ impl Network {
     /// What it is.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// How and where it computes.
+    pub fn placement(&self) -> Placement {
+        self.placement
     }
 
     /// Learned scalars, without the auxiliary head, as papers count.

@@ -7,15 +7,16 @@ use super::params::{Init, Specs, WeightId};
 use crate::space::SearchSpace;
 use tch::Tensor;
 
-struct ConvNorm {
+/// A 3x3 convolution and a batch norm: the whole stem of NAS-Bench-201, a piece of the others.
+pub struct ConvNorm {
     weight: WeightId,
     norm: AffineNorm,
     stride: i64,
 }
 
 impl ConvNorm {
-    /// A 3x3 convolution at `name.at` and the batch norm behind it.
-    fn new(specs: &mut Specs, name: &str, at: usize, c_in: i64, c_out: i64, stride: i64) -> ConvNorm {
+    /// Declares the convolution at `name.at` and the batch norm behind it.
+    pub fn new(specs: &mut Specs, name: &str, at: usize, c_in: i64, c_out: i64, stride: i64) -> ConvNorm {
         let piece = vec![(format!("{name}.{at}.weight"), 0..c_out)];
         ConvNorm {
             weight: specs.weight(&[c_out, c_in, 3, 3], Init::FanIn(9 * c_in), piece),
@@ -24,13 +25,14 @@ impl ConvNorm {
         }
     }
 
-    fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
+    /// [N, c_in, H, W] to [N, c_out, H', W'].
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let y = conv(x, pass.params.weight(self.weight), self.stride, 1, 1, 1);
         pass.affine_batch_norm(&y, &self.norm)
     }
 }
 
-/// Images to the inputs of the first cell.
+/// Images to the inputs of the first DARTS cell.
 pub struct Stem(Kind);
 
 enum Kind {
@@ -39,14 +41,17 @@ enum Kind {
 }
 
 impl Stem {
-    /// Declares the stem of `space`, to `c` channels, for images of `px` (see `Specs::count_for`; 0 counts nothing).
+    /// Declares the stem of `space`, which is one of DARTS, to `c` channels, for images of `px` (see `Specs::count_for`; 0
+    /// counts nothing).
     pub fn new(specs: &mut Specs, space: SearchSpace, c: i64, px: i64) -> Stem {
         let mut conv_norm = |name: &str, at: usize, c_in: i64, c_out: i64, side: i64, stride: i64| {
             specs.count_for(side);
             ConvNorm::new(specs, name, at, c_in, c_out, stride)
         };
         Stem(match space {
-            SearchSpace::DartsCifar => Kind::Cifar(conv_norm("stem", 0, 3, c, px, 1)),
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => {
+                Kind::Cifar(conv_norm("stem", 0, 3, c, px, 1))
+            }
             SearchSpace::DartsImagenet => Kind::Imagenet([
                 conv_norm("stem0", 0, 3, c / 2, px / 2, 2),
                 conv_norm("stem0", 3, c / 2, c, px / 4, 2),

@@ -1,14 +1,15 @@
-//! Supernet: stem, mixed cells, classifier.
+//! Supernet: stem, mixed cells (of NAS-Bench-201 with residual blocks between them), classifier.
 //!
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
 use super::mixed_op::Place;
 use super::mixing::{DeviceMasks, Mixing};
-use super::ops::{Mode, Pass};
+use super::nb201::Nb201Cell;
+use super::ops::{AffineNorm, Mode, Pass};
 use super::params::{Named, Params, Specs};
-use super::stem::{Classifier, Stem};
-use super::tape::{Tape, ThetaTape};
+use super::residual::Residual;
+use super::stem::{Classifier, ConvNorm, Stem};
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
 use std::ops::Range;
@@ -16,9 +17,9 @@ use std::rc::Rc;
 use tch::Tensor;
 
 pub use super::loss::cross_entropy;
-pub use super::tape::Placement;
+pub use super::tape::{Placement, Tape, ThetaTape};
 
-/// Channels of the stem per channel of the first cell.
+/// Channels of a DARTS stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
 
 /// What a supernet is, apart from its weights.
@@ -28,7 +29,7 @@ pub struct Shape {
     pub space: SearchSpace,
     /// Channels of the first cells, C.
     pub init_channels: i64,
-    /// Number of cells.
+    /// Number of cells; of NAS-Bench-201 the cells of each of the three groups, N.
     pub layers: usize,
     /// Number of classes.
     pub num_classes: i64,
@@ -39,9 +40,30 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Whether cell `index` halves the resolution.
+    /// Cells and, of NAS-Bench-201, residual blocks: whatever is called `cells.N`.
+    pub fn num_cells(&self) -> usize {
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => self.layers,
+            SearchSpace::NasBench201 => 3 * self.layers + 2,
+        }
+    }
+
+    /// Whether cell `index` halves the resolution; of NAS-Bench-201 those are the residual blocks.
     pub fn is_reduction(&self, index: usize) -> bool {
-        index == self.layers / 3 || index == 2 * self.layers / 3
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => {
+                index == self.layers / 3 || index == 2 * self.layers / 3
+            }
+            SearchSpace::NasBench201 => index == self.layers || index == 2 * self.layers + 1,
+        }
+    }
+
+    /// Which eta table cell `index` uses.
+    pub fn table(&self, index: usize) -> usize {
+        match self.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => usize::from(self.is_reduction(index)),
+            SearchSpace::NasBench201 => 0,
+        }
     }
 
     /// Channels C of cell `index`.
@@ -50,13 +72,44 @@ impl Shape {
     }
 }
 
+/// What buckets are made of, in the order of the forward pass.
+enum Part {
+    Stem(Stem),
+    Cell(Cell),
+    Nb201Stem(ConvNorm),
+    Nb201Cell(Nb201Cell),
+    Residual(Residual),
+    /// Of NAS-Bench-201 behind a batch norm and a ReLU.
+    Classifier(Option<AffineNorm>, Classifier),
+}
+
+impl Part {
+    /// States between the parts: the outputs of the last two DARTS cells, the newer one last, or of the last
+    /// NAS-Bench-201 cell; before the first part the images, after the last one the logits.
+    fn forward(&self, pass: &Pass, mut states: Vec<Tensor>) -> Vec<Tensor> {
+        let newest = states.pop().expect("every part is handed something");
+        match self {
+            Part::Stem(stem) => stem.forward(pass, &newest).into(),
+            Part::Cell(cell) => {
+                let out = cell.forward(pass, &states[0], &newest);
+                vec![newest, out]
+            }
+            Part::Nb201Stem(stem) => vec![stem.forward(pass, &newest)],
+            Part::Nb201Cell(cell) => vec![cell.forward(pass, &newest)],
+            Part::Residual(block) => vec![block.forward(pass, &newest)],
+            Part::Classifier(None, classifier) => vec![classifier.forward(pass, &newest)],
+            Part::Classifier(Some(norm), classifier) => {
+                vec![classifier.forward(pass, &pass.affine_batch_norm(&newest, norm).relu_())]
+            }
+        }
+    }
+}
+
 /// The network of the search, with its tensors on one rank.
 pub struct Supernet {
     shape: Shape,
     placement: Placement,
-    stem: Stem,
-    cells: Vec<Cell>,
-    classifier: Classifier,
+    parts: Vec<Part>,
     masks: DeviceMasks,
     /// Its tensors.
     pub params: Params,
@@ -66,35 +119,13 @@ impl Supernet {
     /// Builds the network with all weights zero: `params.initialise` or `import` follows.
     pub fn new(shape: Shape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
-        let stem_channels = STEM_MULTIPLIER * shape.init_channels;
-        let stem = Stem::new(&mut specs, shape.space, stem_channels, 0);
-        specs.end_part();
-        let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
-        // The ImageNet stem halves the resolution between its two outputs.
-        let mut reduction_prev = shape.space == SearchSpace::DartsImagenet;
-        let mut cells = Vec::with_capacity(shape.layers);
-        for index in 0..shape.layers {
-            let reduction = shape.is_reduction(index);
-            let table = usize::from(reduction);
-            let place = Place {
-                space: shape.space,
-                table,
-                mask: &shape.masks[table],
-                cell: format!("cells.{index}"),
-                channels: shape.channels(index),
-                k: shape.k,
-                reduction,
-            };
-            cells.push(Cell::new(&mut specs, &place, c_prev_prev, c_prev, reduction_prev));
-            specs.end_part();
-            reduction_prev = reduction;
-            (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
-        }
-        let classifier = Classifier::new(&mut specs, "classifier", c_prev, shape.num_classes);
-        specs.end_part();
+        let parts = match shape.space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => darts_parts(&mut specs, &shape),
+            SearchSpace::NasBench201 => nb201_parts(&mut specs, &shape),
+        };
         let masks = DeviceMasks::new(&shape.masks, placement.precision.weights(), placement.device);
         let params = Params::new(specs, &placement);
-        Supernet { shape, placement, stem, cells, classifier, masks, params }
+        Supernet { shape, placement, parts, masks, params }
     }
 
     /// What it is.
@@ -126,7 +157,16 @@ impl Supernet {
         let mixing = Mixing::new(theta, &self.masks);
         let pass = Pass::new(&self.params, &mixing, mode, replica);
         let images = vec![self.placement.laid_out(images)];
-        (0..self.num_parts()).fold(images, |states, part| self.part(&pass, part, states)).remove(0)
+        self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
+    }
+
+    /// Logits in training mode with weights that are only tried: no running statistics move.
+    pub fn logits_tried(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
+        self.params.refresh();
+        let mixing = Mixing::new(theta, &self.masks);
+        let pass = Pass::again(&self.params, &mixing, 0);
+        let images = vec![self.placement.laid_out(images)];
+        self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
     }
 
     /// A training pass, ready to be differentiated; its result is the logits. theta is a constant here.
@@ -137,7 +177,7 @@ impl Supernet {
         }
         let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
         let images = self.placement.laid_out(images);
-        Tape::record(&self.params, images, |part, states| self.part(&pass, part, states))
+        Tape::record(&self.params, images, |part, states| self.parts[part].forward(&pass, states))
     }
 
     /// A training pass for the gradients of `theta` (leaves that require one), not of the weights.
@@ -151,7 +191,7 @@ impl Supernet {
             return ThetaTape::whole(theta, self.logits(images, theta, Mode::Train, replica));
         }
         // Part by part: so the gradients of what cells share are summed in the order of the whole graph.
-        let parts: Vec<Range<usize>> = (0..self.num_parts()).map(|part| part..part + 1).collect();
+        let parts: Vec<Range<usize>> = (0..self.parts.len()).map(|part| part..part + 1).collect();
         let mixing = Rc::new(Mixing::new(theta, &self.masks));
         ThetaTape::cells(theta, self.record_inputs(images, &parts, Rc::clone(&mixing), replica), mixing)
     }
@@ -165,27 +205,61 @@ impl Supernet {
     ) -> Tape<'_> {
         let shared = Rc::clone(&mixing);
         let pass = Pass::new(&self.params, &shared, Mode::Train, replica);
-        let again = move |part, states| self.part(&Pass::again(&self.params, &mixing, replica), part, states);
+        let again = move |part: usize, states| {
+            self.parts[part].forward(&Pass::again(&self.params, &mixing, replica), states)
+        };
         let images = self.placement.laid_out(images);
-        let part = |part, states| self.part(&pass, part, states);
+        let part = |part: usize, states| self.parts[part].forward(&pass, states);
         Tape::record_inputs(&self.params, segments, images, part, again)
     }
+}
 
-    /// Stem, cells, classifier.
-    fn num_parts(&self) -> usize {
-        self.cells.len() + 2
+/// Stem, cells, classifier.
+fn darts_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+    let stem_channels = STEM_MULTIPLIER * shape.init_channels;
+    let mut parts = vec![Part::Stem(Stem::new(specs, shape.space, stem_channels, 0))];
+    specs.end_part();
+    let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
+    // The ImageNet stem halves the resolution between its two outputs.
+    let mut reduction_prev = shape.space == SearchSpace::DartsImagenet;
+    for index in 0..shape.num_cells() {
+        let reduction = shape.is_reduction(index);
+        let table = shape.table(index);
+        let place = Place {
+            space: shape.space,
+            table,
+            mask: &shape.masks[table],
+            cell: format!("cells.{index}"),
+            channels: shape.channels(index),
+            k: shape.k,
+            reduction,
+        };
+        parts.push(Part::Cell(Cell::new(specs, &place, c_prev_prev, c_prev, reduction_prev)));
+        specs.end_part();
+        reduction_prev = reduction;
+        (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
     }
+    parts.push(Part::Classifier(None, Classifier::new(specs, "classifier", c_prev, shape.num_classes)));
+    specs.end_part();
+    parts
+}
 
-    /// States between the parts: the outputs of the last two cells, the newer one last.
-    fn part(&self, pass: &Pass, number: usize, mut states: Vec<Tensor>) -> Vec<Tensor> {
-        let newest = states.pop().expect("the images, or two states");
-        if number == 0 {
-            self.stem.forward(pass, &newest).into()
-        } else if number <= self.cells.len() {
-            let out = self.cells[number - 1].forward(pass, &states[0], &newest);
-            vec![newest, out]
-        } else {
-            vec![self.classifier.forward(pass, &newest)]
-        }
+/// Stem, three groups of cells with residual blocks between them, classifier.
+fn nb201_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+    let mut c = shape.init_channels;
+    let mut parts = vec![Part::Nb201Stem(ConvNorm::new(specs, "stem", 0, 3, c, 1))];
+    specs.end_part();
+    for index in 0..shape.num_cells() {
+        let (name, channels) = (format!("cells.{index}"), shape.channels(index));
+        parts.push(match shape.is_reduction(index) {
+            true => Part::Residual(Residual::new(specs, &name, c, channels)),
+            false => Part::Nb201Cell(Nb201Cell::new(specs, &name, channels, shape.k, &shape.masks[0])),
+        });
+        specs.end_part();
+        c = channels;
     }
+    let norm = AffineNorm::new(specs, "lastact.0", c);
+    parts.push(Part::Classifier(Some(norm), Classifier::new(specs, "classifier", c, shape.num_classes)));
+    specs.end_part();
+    parts
 }

@@ -68,16 +68,25 @@ pub fn draw_indices(weights: &Named, running: &Named, k: i64, k_new: i64, seed: 
 
 /// `cells.3._ops.5._ops.0.op.1`: a pooling's batch norm (those of convolutions stand at 3 and 7).
 fn is_pool(module: &str) -> bool {
-    is_in_an_operation(module) && module.ends_with(".op.1")
+    is_in_a_darts_operation(module) && module.ends_with(".op.1")
 }
 
-/// `cells.3._ops.5._ops.4.op.1.weight`: inside an operation on an edge.
+/// `cells.3._ops.5._ops.4.op.1.weight`, of NAS-Bench-201 `cells.3.edges.2<-0.3.op.1.weight`: inside an operation on an
+/// edge.
 fn is_in_an_operation(name: &str) -> bool {
+    is_in_a_darts_operation(name) || name.contains(".edges.")
+}
+
+fn is_in_a_darts_operation(name: &str) -> bool {
     name.contains("._ops.")
 }
 
-/// Position of a separable chain's convolution: 1 depthwise, 2 pointwise, 5 depthwise, 6 pointwise.
+/// Position of a separable chain's convolution: 1 depthwise, 2 pointwise, 5 depthwise, 6 pointwise. The convolutions of
+/// NAS-Bench-201 stand alone and are dense.
 fn position(name: &str) -> Option<usize> {
+    if !is_in_a_darts_operation(name) {
+        return None;
+    }
     name.strip_suffix(".weight")?.rsplit_once(".op.")?.1.parse().ok()
 }
 

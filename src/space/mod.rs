@@ -1,12 +1,13 @@
 //! The search space: which operations stand on which edges of which tables.
 
+pub mod found;
 pub mod genotype;
 pub mod nb201;
 pub mod published;
 
 use serde::{Deserialize, Serialize};
 
-/// The networks that a search can run on. Both share the DARTS cell and differ in stem and input size.
+/// The networks that a search can run on. The DARTS ones share the cell and differ in stem and input size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SearchSpace {
@@ -14,6 +15,9 @@ pub enum SearchSpace {
     DartsImagenet,
     /// DARTS cells behind one 3x3 convolution.
     DartsCifar,
+    /// NAS-Bench-201: cells of one kind with one input, residual blocks between three groups of them.
+    #[serde(rename = "nas-bench-201")]
+    NasBench201,
 }
 
 /// What an operation does. Order and names are the published ones: eta's columns follow it.
@@ -33,6 +37,12 @@ pub enum Operation {
     DilConv3x3,
     /// One separable 5x5 convolution of dilation 2.
     DilConv5x5,
+    /// No connection. NAS-Bench-201, as all that follow.
+    None,
+    /// 1x1 convolution.
+    NorConv1x1,
+    /// 3x3 convolution.
+    NorConv3x3,
 }
 
 impl Operation {
@@ -47,6 +57,15 @@ impl Operation {
         Operation::DilConv5x5,
     ];
 
+    /// The NAS-Bench-201 operations, in the order of eta's columns. Pooling has no batch norm there.
+    pub const NAS_BENCH_201: [Operation; 5] = [
+        Operation::None,
+        Operation::SkipConnect,
+        Operation::NorConv1x1,
+        Operation::NorConv3x3,
+        Operation::AvgPool3x3,
+    ];
+
     /// The name that papers and genotypes use.
     pub fn name(self) -> &'static str {
         match self {
@@ -57,10 +76,13 @@ impl Operation {
             Operation::SepConv5x5 => "sep_conv_5x5",
             Operation::DilConv3x3 => "dil_conv_3x3",
             Operation::DilConv5x5 => "dil_conv_5x5",
+            Operation::None => "none",
+            Operation::NorConv1x1 => "nor_conv_1x1",
+            Operation::NorConv3x3 => "nor_conv_3x3",
         }
     }
 
-    /// The operation of that name.
+    /// The DARTS operation of that name.
     pub fn from_name(name: &str) -> Option<Operation> {
         Operation::DARTS.into_iter().find(|operation| operation.name() == name)
     }
@@ -74,21 +96,35 @@ pub const NUM_NODES: usize = 4;
 pub const NUM_EDGES: usize = 14;
 
 impl SearchSpace {
+    /// How people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => "DARTS",
+            SearchSpace::NasBench201 => "NAS-Bench-201",
+        }
+    }
+
     /// Names of the eta tables, one per kind of cell.
     pub fn tables(self) -> &'static [&'static str] {
-        &["normal", "reduce"]
+        match self {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => &["normal", "reduce"],
+            SearchSpace::NasBench201 => &["cell"],
+        }
     }
 
     /// Operations on every edge, in the order of eta's columns.
     pub fn operations(self) -> &'static [Operation] {
-        &Operation::DARTS
+        match self {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => &Operation::DARTS,
+            SearchSpace::NasBench201 => &Operation::NAS_BENCH_201,
+        }
     }
 
     /// Stride of the 5x5 pooling in the auxiliary head of the final network.
     pub fn auxiliary_stride(self) -> i64 {
         match self {
             SearchSpace::DartsImagenet => 2,
-            SearchSpace::DartsCifar => 3,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => 3,
         }
     }
 
@@ -99,7 +135,10 @@ impl SearchSpace {
 
     /// Rows of an eta table.
     pub fn num_edges(self) -> usize {
-        NUM_EDGES
+        match self {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => NUM_EDGES,
+            SearchSpace::NasBench201 => nb201::EDGES.len(),
+        }
     }
 }
 

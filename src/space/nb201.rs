@@ -4,6 +4,8 @@
 //! Source: NAS-Bench-201 (ICLR 2020); order of operations and edges as DrNAS has them.
 
 use crate::error::{Error, Result};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -52,6 +54,68 @@ impl Architecture {
             assert_eq!(row.len(), OPERATIONS.len(), "columns of a NAS-Bench-201 table");
             (0..row.len()).fold(0, |best, column| if row[column] > row[best] { column } else { best })
         }))
+    }
+}
+
+/// What the benchmark's networks were trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+pub enum Dataset {
+    /// CIFAR-10.
+    #[value(name = "cifar10")]
+    #[serde(rename = "cifar10")]
+    Cifar10,
+    /// CIFAR-100.
+    #[value(name = "cifar100")]
+    #[serde(rename = "cifar100")]
+    Cifar100,
+    /// The first 120 classes of ImageNet at 16 x 16 pixels.
+    #[value(name = "imagenet16-120")]
+    #[serde(rename = "imagenet16-120")]
+    ImageNet16,
+}
+
+impl Dataset {
+    /// The three, in the order in which papers report them.
+    pub const ALL: [Dataset; 3] = [Dataset::Cifar10, Dataset::Cifar100, Dataset::ImageNet16];
+
+    /// The name on the command line and in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dataset::Cifar10 => "cifar10",
+            Dataset::Cifar100 => "cifar100",
+            Dataset::ImageNet16 => "imagenet16-120",
+        }
+    }
+
+    /// The name that people write.
+    pub fn title(self) -> &'static str {
+        match self {
+            Dataset::Cifar10 => "CIFAR-10",
+            Dataset::Cifar100 => "CIFAR-100",
+            Dataset::ImageNet16 => "ImageNet16-120",
+        }
+    }
+
+    /// The table's column of the test accuracy after 200 epochs, percent, mean over the trained seeds.
+    pub fn column(self) -> &'static str {
+        match self {
+            Dataset::Cifar10 => "c10_test_200",
+            Dataset::Cifar100 => "c100_test_200",
+            Dataset::ImageNet16 => "in16_test_200",
+        }
+    }
+
+    /// Whether a column of that name holds accuracies of this data set: "c10_valid_12", "in16_test_12".
+    pub fn owns(self, column: &str) -> bool {
+        let prefix = self.column().split('_').next().unwrap_or_default();
+        column
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.starts_with("_test") || rest.starts_with("_valid"))
+    }
+
+    /// The data set of that name.
+    pub fn from_name(name: &str) -> Option<Dataset> {
+        Dataset::ALL.into_iter().find(|dataset| dataset.name() == name)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use drnas_dist::net::params::Named;
 use drnas_dist::net::supernet::Shape;
+use drnas_dist::space::nb201::EDGES;
 use drnas_dist::space::{Operation, SearchSpace};
 use tch::Tensor;
 
@@ -79,19 +80,52 @@ impl Naive<'_> {
             }
             Operation::DilConv3x3 => self.separable(x, name, 1, 3, stride, 2),
             Operation::DilConv5x5 => self.separable(x, name, 1, 5, stride, 2),
+            Operation::None | Operation::NorConv1x1 | Operation::NorConv3x3 => {
+                unreachable!("an operation of NAS-Bench-201")
+            }
         }
+    }
+
+    /// An operation of NAS-Bench-201: pooling without a batch norm, dense convolutions.
+    fn operation_201(&self, x: &Tensor, name: &str, operation: Operation) -> Tensor {
+        let kernel = match operation {
+            Operation::None => return x * 0.0,
+            Operation::SkipConnect => return x.shallow_clone(),
+            Operation::AvgPool3x3 => {
+                return x.avg_pool2d([3, 3], [1, 1], [1, 1], false, false, None::<i64>);
+            }
+            Operation::NorConv1x1 => 1,
+            _ => 3,
+        };
+        self.relu_conv_norm_of(x, name, kernel, 1)
+    }
+
+    fn relu_conv_norm_of(&self, x: &Tensor, name: &str, kernel: i64, stride: i64) -> Tensor {
+        let y = conv(&x.relu(), self.weight(&format!("{name}.op.1.weight")), stride, kernel / 2, 1, 1);
+        self.norm(&y, &format!("{name}.op.2"))
     }
 
     fn mixed(&self, x: &Tensor, theta: &Tensor, cell: usize, edge: usize, stride: i64) -> Tensor {
         let (k, channels) = (self.shape.k, x.size()[1]);
-        let mask = &self.shape.masks[usize::from(self.shape.is_reduction(cell))];
+        let space = self.shape.space;
+        let mask = &self.shape.masks[self.shape.table(cell)];
         let head = x.narrow(1, 0, channels / k);
         let mut sum: Option<Tensor> = None;
-        for (column, &operation) in self.shape.space.operations().iter().enumerate() {
+        for (column, &operation) in space.operations().iter().enumerate() {
             if mask.keeps(edge, column) {
-                let name = format!("cells.{cell}._ops.{edge}._ops.{column}");
                 let weight = theta.get(edge as i64).get(column as i64);
-                let term = self.operation(&head, &name, operation, stride) * weight;
+                let output = match space {
+                    SearchSpace::NasBench201 => {
+                        let (node, from) = EDGES[edge];
+                        let name = format!("cells.{cell}.edges.{node}<-{from}.{column}");
+                        self.operation_201(&head, &name, operation)
+                    }
+                    _ => {
+                        let name = format!("cells.{cell}._ops.{edge}._ops.{column}");
+                        self.operation(&head, &name, operation, stride)
+                    }
+                };
+                let term = output * weight;
                 sum = Some(match sum {
                     Some(sum) => sum + term,
                     None => term,
@@ -109,8 +143,35 @@ impl Naive<'_> {
         y.view([n, k, channels / k, h, w]).transpose(1, 2).contiguous().view([n, channels, h, w])
     }
 
+    /// The network of NAS-Bench-201.
+    fn logits_201(&self, images: &Tensor, theta: &Tensor) -> Tensor {
+        let mut x = self.norm(&conv(images, self.weight("stem.0.weight"), 1, 1, 1, 1), "stem.1");
+        for cell in 0..self.shape.num_cells() {
+            let name = |which: &str| format!("cells.{cell}.{which}");
+            if self.shape.is_reduction(cell) {
+                let y = self.relu_conv_norm_of(&x, &name("conv_a"), 3, 2);
+                let y = self.relu_conv_norm_of(&y, &name("conv_b"), 3, 1);
+                let pooled = x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+                x = y + conv(&pooled, self.weight(&name("downsample.1.weight")), 1, 0, 1, 1);
+                continue;
+            }
+            let mut states = vec![x];
+            for node in 1..4 {
+                let edges = (0..EDGES.len()).filter(|&edge| EDGES[edge].0 == node);
+                let terms = edges.map(|edge| self.mixed(&states[EDGES[edge].1], theta, cell, edge, 1));
+                states.push(terms.reduce(|sum, term| sum + term).unwrap());
+            }
+            x = states.pop().unwrap();
+        }
+        let pooled = self.norm(&x, "lastact.0").relu().mean_dim([2i64, 3].as_slice(), false, None);
+        pooled.linear(self.weight("classifier.weight"), Some(self.weight("classifier.bias")))
+    }
+
     /// Logits of images under theta (one [E, O] per table), in training mode.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
+        if self.shape.space == SearchSpace::NasBench201 {
+            return self.logits_201(images, &theta[0]);
+        }
         let stem = |x: &Tensor, name: &str, at: usize, stride: i64| {
             let y = conv(x, self.weight(&format!("{name}.{at}.weight")), stride, 1, 1, 1);
             self.norm(&y, &format!("{name}.{}", at + 1))

@@ -25,7 +25,7 @@ pub struct Target<'a> {
     pub seeds: Vec<Vec<u8>>,
     /// What the format is made of.
     pub words: &'a [&'a str],
-    /// Bytes that it may hold beyond 64 times the file.
+    /// Bytes that it may hold beyond 256 times the file: a parsed `[` takes about 100.
     pub spare_bytes: u64,
 }
 
@@ -54,7 +54,7 @@ pub fn bombard<E: Into<Box<dyn std::error::Error>>>(
         let (outcome, bytes) = memory::measured(|| catch_unwind(AssertUnwindSafe(|| parse(&file))));
         let fault = match &outcome {
             Err(_) => Some("a panic".to_owned()),
-            Ok(_) if bytes > 64 * file.len() as u64 + target.spare_bytes => {
+            Ok(_) if bytes > 256 * file.len() as u64 + target.spare_bytes => {
                 Some(format!("{bytes} bytes held"))
             }
             Ok(Err(line)) if line.is_empty() || line.contains(char::is_control) => {

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Training of a found architecture from scratch as a Slurm job:  sbatch launch/slurm/evaluate.sh
+# Submit it in the checkout, where `cargo build --release` has been run and which all nodes see. What follows the script's
+# name goes to evaluate. Before its time limit it puts itself back into the queue and goes on.
+#
+# -- change these lines --------------------------------------------------------------------------------------------
+#SBATCH --job-name=drnas-evaluate
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+CONFIG=${CONFIG:-configs/evaluate-imagenet.toml}
+GENOTYPE=${GENOTYPE:-runs/search-imagenet/genotype.json}
+TRAIN=${TRAIN:-shards/all-train}
+TEST=${TEST:-shards/test}
+RUN=${RUN:-runs/evaluate-imagenet}
+LAUNCHER=${LAUNCHER:-mpirun}            # or srun
+# ------------------------------------------------------------------------------------------------------------------
+
+cd "${SLURM_SUBMIT_DIR:-.}"
+# shellcheck source=launch/slurm/common.sh
+. launch/slurm/common.sh
+export DRNAS_COMMAND="sbatch launch/slurm/evaluate.sh $*"
+ranks "$SLURM_NTASKS"
+go "$RUN" drnas-dist evaluate --config "$CONFIG" --genotype "$GENOTYPE" --train "$TRAIN" --test "$TEST" "$@"

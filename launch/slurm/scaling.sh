@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# How fast are 1, 2, 4 ... ranks? One short search for each number, one after another, and a table:
+#   sbatch launch/slurm/scaling.sh
+# Warned before its time limit, it goes on in the next job: what is measured already stays.
+#
+# -- change these lines --------------------------------------------------------------------------------------------
+#SBATCH --job-name=drnas-scaling
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --exclusive
+#SBATCH --time=02:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+CONFIG=${CONFIG:-configs/search-imagenet.toml}
+TRAIN=${TRAIN:-shards/train}
+VALID=${VALID:-shards/valid}
+RUNS=${RUNS:-runs/scaling}              # RUNS/1, RUNS/2 ...
+RANKS=${RANKS:-1 2 4 8 16}
+STEPS=${STEPS:-50}                      # measured; as many go before, which warm up
+BATCH=${BATCH:-}                        # images of a rank: the global batch grows. Empty: the batch of CONFIG is divided
+LAUNCHER=${LAUNCHER:-mpirun}            # or srun
+# ------------------------------------------------------------------------------------------------------------------
+
+cd "${SLURM_SUBMIT_DIR:-.}"
+# shellcheck source=launch/slurm/common.sh
+. launch/slurm/common.sh
+export DRNAS_COMMAND="sbatch launch/slurm/scaling.sh $*"
+runs=()
+for n in $RANKS; do
+    ranks "$n"
+    # The first stage alone, in two epochs: one of weight steps, then the one that counts, of whole steps.
+    steps=(--set "search.steps_per_epoch=$STEPS" --set search.architecture_from_epoch=1 --set weights.warmup_epochs=0
+        --set 'search.stage=[{ k = 6, ops_kept = 7, epochs = 2 }]' --set run.log_every=1 --set run.checkpoint_every="$STEPS")
+    if [ -n "$BATCH" ]; then
+        steps+=(--set "search.replicas=$n" --set "search.global_batch=$((n * BATCH))")
+    fi
+    go "$RUNS/$n" drnas-dist search-imagenet --config "$CONFIG" --train "$TRAIN" --valid "$VALID" "${steps[@]}" "$@"
+    runs+=("$RUNS/$n")
+done
+drnas-dist report scaling "${runs[@]}" | tee "$RUNS/scaling.md"

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A search as a Slurm job, on one node or several:  sbatch launch/slurm/search.sh
+# Submit it in the checkout, where `cargo build --release` has been run and which all nodes see. What follows the script's
+# name goes to search-imagenet (--set seed=1). Before its time limit it puts itself back into the queue and goes on.
+#
+# -- change these lines --------------------------------------------------------------------------------------------
+#SBATCH --job-name=drnas-search
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+CONFIG=${CONFIG:-configs/search-imagenet.toml}
+TRAIN=${TRAIN:-shards/train}
+VALID=${VALID:-shards/valid}
+RUN=${RUN:-runs/search-imagenet}
+LAUNCHER=${LAUNCHER:-mpirun}            # or srun
+# ------------------------------------------------------------------------------------------------------------------
+
+cd "${SLURM_SUBMIT_DIR:-.}"
+# shellcheck source=launch/slurm/common.sh
+. launch/slurm/common.sh
+export DRNAS_COMMAND="sbatch launch/slurm/search.sh $*"
+ranks "$SLURM_NTASKS"
+go "$RUN" drnas-dist search-imagenet --config "$CONFIG" --train "$TRAIN" --valid "$VALID" "$@"

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The same search with several seeds, an array of jobs:  sbatch launch/slurm/seeds.sh
+# Each number of the array is a seed and has a run folder of its own; each job requeues itself as search.sh does.
+#
+# -- change these lines --------------------------------------------------------------------------------------------
+#SBATCH --job-name=drnas-seeds
+#SBATCH --array=0-3
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%A-%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+CONFIG=${CONFIG:-configs/search-imagenet.toml}
+TRAIN=${TRAIN:-shards/train}
+VALID=${VALID:-shards/valid}
+RUNS=${RUNS:-runs/seeds}                # RUNS/0, RUNS/1 ...
+LAUNCHER=${LAUNCHER:-mpirun}            # or srun
+# ------------------------------------------------------------------------------------------------------------------
+
+cd "${SLURM_SUBMIT_DIR:-.}"
+# shellcheck source=launch/slurm/common.sh
+. launch/slurm/common.sh
+export DRNAS_COMMAND="sbatch launch/slurm/seeds.sh $*"
+ranks "$SLURM_NTASKS"
+go "$RUNS/$SLURM_ARRAY_TASK_ID" drnas-dist search-imagenet --config "$CONFIG" --train "$TRAIN" --valid "$VALID" \
+    --set "seed=$SLURM_ARRAY_TASK_ID" "$@"

@@ -1,0 +1,285 @@
+//! The table as a file: on-disk structs, checks before anything is used, and the writer. Format: `datasets/README.md`.
+//!
+//! Header (64 bytes), columns (64 bytes each), codes (u16, N), values (u32, N x C row by row); little endian. N is
+//! always the whole space, C the columns there are: 594,390 bytes for nine.
+
+use super::Column;
+use crate::error::{Error, Result};
+use crate::space::nb201::{Architecture, NUM_ARCHITECTURES};
+use bytemuck::{Pod, Zeroable};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Version of the format; another one is refused.
+pub const VERSION: u32 = 1;
+/// Columns that a table can have; with so many it is below 2 MB.
+pub const MAX_COLUMNS: usize = 28;
+/// Bytes of a column's name at most.
+pub const MAX_NAME_BYTES: usize = 48;
+/// Digits after the decimal point at most.
+pub const MAX_DECIMALS: u32 = 6;
+
+const MAGIC: [u8; 8] = *b"DRNAS201";
+const HEADER_BYTES: usize = size_of::<Header>();
+const COLUMN_BYTES: usize = size_of::<ColumnRecord>();
+
+const _: () = assert!(cfg!(target_endian = "little"), "tables are little endian");
+
+/// The first 64 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Header {
+    magic: [u8; 8],
+    version: u32,
+    num_architectures: u32,
+    num_columns: u32,
+    reserved: [u32; 3],
+    /// Bytes of the whole file.
+    file_bytes: u64,
+    /// xxh3 of everything behind the header.
+    body_hash: u64,
+    more_reserved: u64,
+    /// xxh3 of the 56 bytes before.
+    header_hash: u64,
+}
+
+/// One column: a value is its integer divided by 10^decimals.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ColumnRecord {
+    /// UTF-8, the rest zero.
+    name: [u8; MAX_NAME_BYTES],
+    /// UTF-8, the rest zero; "percent" or nothing.
+    unit: [u8; 8],
+    decimals: u32,
+    reserved: u32,
+}
+
+/// Where the parts of a table lie, in bytes from the start; the file was checked.
+#[derive(Debug)]
+pub struct Layout {
+    /// The columns.
+    pub columns: Vec<Column>,
+    /// Of the codes.
+    pub codes_at: usize,
+    /// Of the values.
+    pub values_at: usize,
+    /// Position in the file of each code.
+    pub index_of: Vec<u16>,
+}
+
+/// Bytes of a table with so many columns.
+fn file_bytes(num_columns: usize) -> usize {
+    HEADER_BYTES + num_columns * COLUMN_BYTES + NUM_ARCHITECTURES * (2 + 4 * num_columns)
+}
+
+/// Checks magic, version, sizes, checksums, columns and codes, in that order. Errors: one per kind of damage.
+pub fn check(path: &Path, bytes: &[u8]) -> Result<Layout> {
+    let damaged = |what: String| Error::Nb201Damaged { path: path.to_owned(), what };
+    let cut = |expected| Error::Nb201CutShort { path: path.to_owned(), found: bytes.len(), expected };
+    if bytes.is_empty() || bytes[..bytes.len().min(8)] != MAGIC[..bytes.len().min(8)] {
+        return Err(Error::Nb201Magic { path: path.to_owned() });
+    }
+    let head = bytes.get(..HEADER_BYTES).ok_or_else(|| cut(HEADER_BYTES))?;
+    let header: Header = bytemuck::pod_read_unaligned(head);
+    if header.version != VERSION {
+        return Err(Error::Nb201Version { path: path.to_owned(), found: header.version, expected: VERSION });
+    }
+    same_hash("the header", header.header_hash, xxh3_64(&head[..HEADER_BYTES - 8])).map_err(damaged)?;
+    // What the checksum covers can still come from a faulty writer: nothing is used unchecked.
+    let num_columns = header.num_columns as usize;
+    if !(1..=MAX_COLUMNS).contains(&num_columns) || header.num_architectures as usize != NUM_ARCHITECTURES {
+        return Err(damaged(format!(
+            "{NUM_ARCHITECTURES} architectures and 1 to {MAX_COLUMNS} columns expected, {} and {num_columns} found",
+            header.num_architectures
+        )));
+    }
+    let expected = file_bytes(num_columns);
+    if bytes.len() < expected {
+        return Err(cut(expected));
+    }
+    if bytes.len() > expected || header.file_bytes != expected as u64 {
+        return Err(damaged(format!("{expected} bytes expected, {} found", bytes.len())));
+    }
+    same_hash("the table", header.body_hash, xxh3_64(&bytes[HEADER_BYTES..])).map_err(damaged)?;
+
+    let codes_at = HEADER_BYTES + num_columns * COLUMN_BYTES;
+    let values_at = codes_at + 2 * NUM_ARCHITECTURES;
+    let columns: Vec<Column> = bytes[HEADER_BYTES..codes_at]
+        .chunks_exact(COLUMN_BYTES)
+        .map(|record| column(bytemuck::pod_read_unaligned(record)))
+        .collect::<Result<_, String>>()
+        .map_err(damaged)?;
+    let index_of = inverse(&bytes[codes_at..values_at]).map_err(damaged)?;
+    Ok(Layout { columns, codes_at, values_at, index_of })
+}
+
+fn same_hash(part: &str, expected: u64, found: u64) -> Result<(), String> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(format!("{part}: checksum {expected:016x} expected, {found:016x} found")),
+    }
+}
+
+fn column(record: ColumnRecord) -> Result<Column, String> {
+    let text = |bytes: &[u8]| -> Result<String, String> {
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        String::from_utf8(bytes[..end].to_vec()).map_err(|_| "a column name is not UTF-8".to_string())
+    };
+    if record.decimals > MAX_DECIMALS {
+        return Err(format!("a column has {} decimals, at most {MAX_DECIMALS} expected", record.decimals));
+    }
+    Ok(Column { name: text(&record.name)?, unit: text(&record.unit)?, decimals: record.decimals })
+}
+
+/// The position of each code in the list of codes, which has to hold each once.
+fn inverse(codes: &[u8]) -> Result<Vec<u16>, String> {
+    let mut index_of = vec![u16::MAX; NUM_ARCHITECTURES];
+    for (index, bytes) in codes.chunks_exact(2).enumerate() {
+        let code = u16::from_le_bytes([bytes[0], bytes[1]]);
+        match index_of.get_mut(code as usize) {
+            Some(place) if *place == u16::MAX => *place = index as u16,
+            Some(_) => return Err(format!("architecture code {code} stands there twice")),
+            None => return Err(format!("architecture code {code} is none")),
+        }
+    }
+    Ok(index_of)
+}
+
+/// Writes a table: to `<path>.tmp`, then fsync and rename. `architectures` in the benchmark's order, the whole space;
+/// `values[c][i]`: column c of architecture i, as integers of the column's decimals. Local.
+pub fn write(
+    path: &Path,
+    columns: &[Column],
+    architectures: &[Architecture],
+    values: &[Vec<u32>],
+) -> Result<()> {
+    assert_eq!(architectures.len(), NUM_ARCHITECTURES, "a table holds the whole space");
+    assert!((1..=MAX_COLUMNS).contains(&columns.len()) && columns.len() == values.len());
+    let mut body = Vec::with_capacity(file_bytes(columns.len()));
+    for column in columns {
+        assert!(column.name.len() <= MAX_NAME_BYTES && column.unit.len() <= 8);
+        let mut record = ColumnRecord { decimals: column.decimals, ..Zeroable::zeroed() };
+        record.name[..column.name.len()].copy_from_slice(column.name.as_bytes());
+        record.unit[..column.unit.len()].copy_from_slice(column.unit.as_bytes());
+        body.extend(bytemuck::bytes_of(&record));
+    }
+    architectures.iter().for_each(|architecture| body.extend((architecture.code() as u16).to_le_bytes()));
+    for index in 0..NUM_ARCHITECTURES {
+        values.iter().for_each(|column| body.extend(column[index].to_le_bytes()));
+    }
+    let mut header = Header {
+        magic: MAGIC,
+        version: VERSION,
+        num_architectures: NUM_ARCHITECTURES as u32,
+        num_columns: columns.len() as u32,
+        file_bytes: (HEADER_BYTES + body.len()) as u64,
+        body_hash: xxh3_64(&body),
+        ..Zeroable::zeroed()
+    };
+    header.header_hash = xxh3_64(&bytemuck::bytes_of(&header)[..HEADER_BYTES - 8]);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytemuck::bytes_of(&header))?;
+        file.write_all(&body)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(Error::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        let column = |name: &str| Column { name: name.into(), unit: "percent".into(), decimals: 4 };
+        let architectures: Vec<Architecture> = Architecture::all().collect();
+        let values: Vec<u32> = (0..NUM_ARCHITECTURES as u32).collect();
+        write(&path, &[column("a"), column("b")], &architectures, &[values.clone(), values]).unwrap();
+        fs::read(path).unwrap()
+    }
+
+    /// A file whose checksums are right, whatever else is wrong with it.
+    fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+        let body_hash = xxh3_64(&bytes[HEADER_BYTES..]);
+        bytes[40..48].copy_from_slice(&body_hash.to_le_bytes());
+        let header_hash = xxh3_64(&bytes[..HEADER_BYTES - 8]);
+        bytes[56..64].copy_from_slice(&header_hash.to_le_bytes());
+        bytes
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        let error = check(Path::new("t"), bytes).unwrap_err().to_string();
+        assert_eq!(error.lines().count(), 1, "{error}");
+        error
+    }
+
+    #[test]
+    fn each_damage_has_its_own_line() {
+        let good = table();
+        assert!(check(Path::new("t"), &good).is_ok());
+        assert!(check(Path::new("t"), &sealed(good.clone())).is_ok());
+        let changed = |at: usize, new: &[u8]| {
+            let mut bytes = good.clone();
+            bytes[at..at + new.len()].copy_from_slice(new);
+            bytes
+        };
+        let codes_at = HEADER_BYTES + 2 * COLUMN_BYTES;
+        for (bytes, what) in [
+            (vec![], "not a drnas-dist table"),
+            (b"DRNASHRD........".to_vec(), "not a drnas-dist table"),
+            (good[..63].to_vec(), "cut short: 64 bytes expected, 63 found"),
+            (good[..good.len() - 1].to_vec(), "cut short"),
+            ([&good[..], b"x"].concat(), "156442 bytes expected, 156443 found"),
+            (changed(8, &[9]), "format version 9, this program reads version 1"),
+            (changed(16, &[1]), "the header: checksum"),
+            (changed(good.len() - 1, &[1]), "the table: checksum"),
+            (
+                sealed(changed(12, &[1])),
+                "15625 architectures and 1 to 28 columns expected, 15617 and 2 found",
+            ),
+            (sealed(changed(16, &[0])), "and 0 found"),
+            (sealed(changed(16, &[255; 4])), "and 4294967295 found"),
+            (sealed(changed(16, &[3])), "cut short"),
+            (sealed(changed(32, &[1])), "bytes expected"),
+            (sealed(changed(HEADER_BYTES, &[255])), "a column name is not UTF-8"),
+            (sealed(changed(HEADER_BYTES + 56, &[7])), "7 decimals, at most 6"),
+            (sealed(changed(codes_at, &[1, 0])), "code 1 stands there twice"),
+            (sealed(changed(codes_at, &[255, 255])), "code 65535 is none"),
+        ] {
+            let error = refusal(&bytes);
+            assert!(error.contains(what), "{what} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic() {
+        use rand::{Rng, RngExt};
+        let good = table();
+        let mut random = crate::random::stream(3, crate::random::Purpose::Demo, &[]);
+        for round in 0..3000 {
+            let mut bytes = good.clone();
+            // Mostly the structs in front; the checksums hold in half of the rounds.
+            for _ in 0..1 + round % 4 {
+                let at = random.random_range(0..256);
+                bytes[at] = random.next_u32() as u8;
+            }
+            if round % 3 == 0 {
+                bytes.truncate(random.random_range(0..400));
+            }
+            if round % 2 == 0 && bytes.len() >= HEADER_BYTES {
+                bytes = sealed(bytes);
+            }
+            if let Err(error) = check(Path::new("t"), &bytes) {
+                assert_eq!(error.to_string().lines().count(), 1);
+            }
+        }
+    }
+}

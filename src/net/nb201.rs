@@ -1,0 +1,148 @@
+//! The mixed cell of NAS-Bench-201: one input, three nodes, every operation on every edge; all out-edges of a state at
+//! once.
+//!
+//! Shapes: N batch, C channels of a state, c = C/k of them computed with, M nodes that a state feeds, H W.
+//! Here pooling has no batch norm and nothing has a stride; `none` costs nothing. Source: `search_cells.py` of the
+//! published code, `NAS201SearchCell_PartialChannel`.
+
+use super::cell::mix_nodes;
+use super::mixing::Entries;
+use super::ops::{Pass, cat, conv, pointwise, stack};
+use super::params::{Init, Specs, StatId, WeightId};
+use super::separable::Slots;
+use crate::space::nb201::EDGES;
+use crate::space::{Mask, Operation};
+use tch::Tensor;
+
+/// Nodes with inputs; state 0 is the cell's own input.
+const NUM_NODES: usize = 3;
+
+/// ReLU, convolution, batch norm of one kernel on the out-edges that keep it (the ReLU is the state's).
+struct Convs {
+    /// Width of the kernel, 1 or 3.
+    kernel: i64,
+    /// [edges*c, c, K, K].
+    weight: WeightId,
+    stat: StatId,
+    slots: Slots,
+    entries: Entries,
+}
+
+/// The out-edges of one state.
+struct OutEdges {
+    num_nodes: usize,
+    /// What is mixed as it is: the state itself (skip_connect), the pooled state.
+    plain: Vec<Operation>,
+    /// M times `plain`.
+    plain_entries: Entries,
+    convs: Vec<Convs>,
+    /// The column `none` of the M edges.
+    nothing: Entries,
+}
+
+/// A mixed cell.
+pub struct Nb201Cell {
+    /// By state: the input, then every node but the last.
+    edges: Vec<OutEdges>,
+    channels: i64,
+    k: i64,
+}
+
+impl Nb201Cell {
+    /// Declares the cell with the published name `name` (as `cells.3`) and `channels` channels.
+    pub fn new(specs: &mut Specs, name: &str, channels: i64, k: i64, mask: &Mask) -> Nb201Cell {
+        let edges = (0..NUM_NODES).map(|from| OutEdges::new(specs, name, channels / k, mask, from)).collect();
+        Nb201Cell { edges, channels, k }
+    }
+
+    /// `x` [N, C, H, W] to the last node, of the same shape.
+    pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
+        let partial = self.channels / self.k;
+        let mut nodes = mix_nodes(vec![x.shallow_clone()], NUM_NODES, partial, self.k, |state, ready| {
+            // Split, not narrowed: the gradients of narrow views would be put together channels first.
+            let mut parts = ready[0].split_with_sizes([partial, self.channels - partial], 1);
+            let bypass = parts.pop().filter(|bypass| bypass.size()[1] > 0);
+            (self.edges[state].forward(pass, &parts[0], partial), bypass)
+        });
+        nodes.pop().expect("a cell has nodes")
+    }
+}
+
+impl OutEdges {
+    fn new(specs: &mut Specs, cell: &str, partial: i64, mask: &Mask, from: usize) -> OutEdges {
+        // (position among the M nodes, edge)
+        let out: Vec<(usize, usize)> =
+            (0..EDGES.len()).filter(|&edge| EDGES[edge].1 == from).enumerate().collect();
+        let column = |operation: Operation| {
+            let columns = Operation::NAS_BENCH_201.iter();
+            columns.enumerate().find(|(_, other)| **other == operation).expect("an operation of the space").0
+        };
+        let keeping = |operation: Operation| -> Vec<(usize, usize)> {
+            out.iter().copied().filter(|&(_, edge)| mask.keeps(edge, column(operation))).collect()
+        };
+        let entries = |places: Vec<(usize, usize)>| Entries { table: 0, places };
+        let prefix = |edge: usize, operation: Operation| {
+            let (node, from) = EDGES[edge];
+            format!("{cell}.edges.{node}<-{from}.{}", column(operation))
+        };
+        let mut plain = vec![Operation::SkipConnect, Operation::AvgPool3x3];
+        plain.retain(|&operation| !keeping(operation).is_empty());
+        let places =
+            out.iter().flat_map(|&(_, edge)| plain.iter().map(move |&operation| (edge, column(operation))));
+        let plain_entries = entries(places.collect());
+
+        let mut convs = Vec::new();
+        for (operation, kernel) in [(Operation::NorConv1x1, 1), (Operation::NorConv3x3, 3)] {
+            let kept = keeping(operation);
+            if kept.is_empty() {
+                continue;
+            }
+            let prefixes: Vec<String> = kept.iter().map(|&(_, edge)| prefix(edge, operation)).collect();
+            let rows = kept.len() as i64 * partial;
+            convs.push(Convs {
+                kernel,
+                weight: specs.weight(
+                    &[rows, partial, kernel, kernel],
+                    Init::FanIn(partial * kernel * kernel),
+                    stack(&prefixes, partial, ".op.1.weight"),
+                ),
+                stat: specs.stat(rows, stack(&prefixes, partial, ".op.2")),
+                slots: Slots::new(kept.iter().map(|&(position, _)| position).collect(), out.len()),
+                entries: entries(kept.iter().map(|&(_, edge)| (edge, column(operation))).collect()),
+            });
+        }
+        let nothing = entries(out.iter().map(|&(_, edge)| (edge, column(Operation::None))).collect());
+        OutEdges { num_nodes: out.len(), plain, plain_entries, convs, nothing }
+    }
+
+    /// `x` [N, c, H, W] to the weighted sums on the out-edges [N, M*c, H, W], nearest node first.
+    fn forward(&self, pass: &Pass, x: &Tensor, partial: i64) -> Tensor {
+        let mut terms = Vec::new();
+        if !self.plain.is_empty() {
+            let plain = self.plain.iter().map(|operation| match operation {
+                Operation::SkipConnect => x.shallow_clone(),
+                _ => x.avg_pool2d([3, 3], [1, 1], [1, 1], false, false, None::<i64>),
+            });
+            let matrix = pass.mixing.matrix(&self.plain_entries, self.num_nodes, partial);
+            terms.push(pointwise(&cat(plain.collect(), 1), &matrix.to_kind(x.kind()), 1));
+        }
+        if !self.convs.is_empty() {
+            let rectified = x.relu();
+            for Convs { kernel, weight, stat, slots, entries } in &self.convs {
+                let weight = pass.params.weight(*weight);
+                let y = match kernel {
+                    1 => pointwise(&rectified, weight, 1),
+                    _ => conv(&rectified, weight, 1, 1, 1, 1),
+                };
+                let y = pass.batch_norm(&y, *stat, Some(&pass.mixing.scale(entries, partial)));
+                terms.push(slots.sum(&y, partial));
+            }
+        }
+        // No out-edge keeps anything but `none`: zeros that the state and theta still get a gradient through.
+        let nothing = || {
+            let weight = pass.mixing.scale(&self.nothing, partial).view([1, -1, 1, 1]) * 0.0;
+            x.repeat([1, self.num_nodes as i64, 1, 1]) * weight.to_kind(x.kind())
+        };
+        terms.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(nothing)
+    }
+}

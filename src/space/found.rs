@@ -1,0 +1,87 @@
+//! What a search finds, whichever its space.
+
+use super::genotype::Genotype;
+use super::nb201::Architecture;
+use super::{NUM_EDGES, SearchSpace};
+use crate::error::{Error, Result};
+use serde_json::json;
+
+/// The chosen architecture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Two DARTS cells.
+    Darts(Genotype),
+    /// One NAS-Bench-201 cell.
+    NasBench201(Architecture),
+}
+
+impl Found {
+    /// The architecture that the mean of the Dirichlet points at. `weights`: one `[E][O]` per eta table, pruned entries 0
+    /// (see [`super::genotype::mean_weights`]).
+    pub fn from_weights(space: SearchSpace, weights: &[Vec<Vec<f64>>]) -> Found {
+        match space {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => {
+                debug_assert_eq!(weights[0].len(), NUM_EDGES);
+                Found::Darts(Genotype::from_weights(space, weights))
+            }
+            SearchSpace::NasBench201 => Found::NasBench201(Architecture::from_weights(&weights[0])),
+        }
+    }
+
+    /// The line that other code holds: `Genotype(normal=...)`, or the benchmark's `|nor_conv_3x3~0|+|...`.
+    pub fn to_line(&self) -> String {
+        match self {
+            Found::Darts(genotype) => genotype.to_line(),
+            Found::NasBench201(architecture) => architecture.to_string(),
+        }
+    }
+
+    /// The same for programs: a genotype's fields, or `{"space": "nas-bench-201", "architecture": "|..."}`.
+    pub fn to_json(&self) -> Result<String> {
+        let text = match self {
+            Found::Darts(genotype) => serde_json::to_string_pretty(genotype),
+            Found::NasBench201(architecture) => serde_json::to_string_pretty(
+                &json!({ "space": "nas-bench-201", "architecture": architecture.to_string() }),
+            ),
+        };
+        text.map_err(|error| Error::Genotype(error.to_string()))
+    }
+
+    /// The NAS-Bench-201 architecture, if it is one.
+    pub fn architecture(&self) -> Option<Architecture> {
+        match self {
+            Found::Darts(_) => None,
+            Found::NasBench201(architecture) => Some(*architecture),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Operation;
+    use super::super::nb201::{DRNAS, OPERATIONS};
+    use super::*;
+
+    #[test]
+    fn a_search_of_either_space_finds_something() {
+        let mut rows = vec![vec![0.1; 5]; 6];
+        for (row, operation) in rows.iter_mut().zip(DRNAS.0) {
+            row[operation] = 0.6;
+        }
+        let found = Found::from_weights(SearchSpace::NasBench201, &[rows]);
+        assert_eq!(found.architecture(), Some(DRNAS));
+        let read: serde_json::Value = serde_json::from_str(&found.to_json().unwrap()).unwrap();
+        assert_eq!(read["architecture"], found.to_line());
+        assert!(found.to_line().starts_with("|nor_conv_3x3~0|+|"));
+
+        let found =
+            Found::from_weights(SearchSpace::DartsCifar, &[vec![vec![0.1; 7]; 14], vec![vec![0.1; 7]; 14]]);
+        assert!(found.to_line().starts_with("Genotype(") && found.architecture().is_none());
+        assert!(Genotype::from_json(&found.to_json().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn the_two_lists_of_operations_agree() {
+        assert_eq!(Operation::NAS_BENCH_201.map(Operation::name), OPERATIONS);
+    }
+}

@@ -1,0 +1,270 @@
+//! The benchmark table: what goes in comes out, what is wrong is named, and the facts of the published benchmark.
+
+use drnas_dist::nb201::{Table, import};
+use drnas_dist::space::nb201::{Architecture, DRNAS, Dataset, NUM_ARCHITECTURES};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// A benchmark of our own as CSV: `c10_test_200` counts the operations (weights 0..5 percent, four decimals), the
+/// order is that of the codes backwards, and `params` has no unit.
+fn csv_rows() -> Vec<String> {
+    let row = |(index, architecture): (usize, Architecture)| {
+        let sum: usize = architecture.0.iter().sum();
+        format!("{architecture},{index},{}.{:04},{}", sum, architecture.code() % 7, 1000 * architecture.0[0])
+    };
+    let mut rows: Vec<Architecture> = Architecture::all().collect();
+    rows.reverse();
+    rows.into_iter().enumerate().map(row).collect()
+}
+
+fn csv(rows: &[String]) -> String {
+    format!("arch,index,c10_test_200,params\n{}\n", rows.join("\n"))
+}
+
+fn imported(folder: &Path, text: &str) -> Result<Table, String> {
+    let (source, out) = (folder.join("source"), folder.join("table"));
+    fs::write(&source, text).unwrap();
+    let error = |error: drnas_dist::Error| error.to_string().replace(source.to_str().unwrap(), "SOURCE");
+    import(&source, &out, &[]).map_err(error)?;
+    Table::open(&out).map_err(error)
+}
+
+#[test]
+fn what_goes_in_comes_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = imported(folder.path(), &csv(&csv_rows())).unwrap();
+    let columns: Vec<_> = table.columns().iter().map(|c| (&c.name[..], &c.unit[..], c.decimals)).collect();
+    assert_eq!(columns, [("c10_test_200", "percent", 4), ("params", "", 0)]);
+    for (index, architecture) in Architecture::all().enumerate() {
+        let row = table.row(&architecture);
+        assert_eq!(row.index, NUM_ARCHITECTURES - 1 - index);
+        assert_eq!(row.architecture(), architecture);
+        let text = format!("{}.{:04}", architecture.0.iter().sum::<usize>(), architecture.code() % 7);
+        assert_eq!(row.value(0), text.parse::<f64>().unwrap());
+        assert_eq!(row.text(0), text);
+        assert_eq!(row.text(1), (1000 * architecture.0[0]).to_string());
+    }
+    assert_eq!(table.row_at(NUM_ARCHITECTURES).map(|row| row.index), None);
+}
+
+#[test]
+fn ranks_optimum_and_median_are_those_of_a_slow_sort() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = imported(folder.path(), &csv(&csv_rows())).unwrap();
+    for column in 0..2 {
+        let values = table.values(column);
+        let mut sorted = values.clone();
+        sorted.sort_by(|a, b| b.partial_cmp(a).unwrap());
+        assert_eq!(table.median(column), sorted[NUM_ARCHITECTURES / 2]);
+        for index in (0..NUM_ARCHITECTURES).step_by(97) {
+            let rank = 1 + sorted.iter().position(|value| *value == values[index]).unwrap();
+            assert_eq!(table.row_at(index).unwrap().rank(column), rank);
+        }
+        let best = (0..NUM_ARCHITECTURES).find(|index| values[*index] == sorted[0]).unwrap();
+        assert_eq!(table.optimum(column).index, best, "of equals the first");
+        let top: Vec<f64> = table.top(column, 50).iter().map(|row| row.value(column)).collect();
+        assert_eq!(top, sorted[..50]);
+    }
+}
+
+#[test]
+fn json_and_csv_make_the_same_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = csv_rows();
+    let quoted = rows.iter().map(|row| {
+        let cells: Vec<&str> = row.split(',').collect();
+        format!("[\"{}\",{}]", cells[0], cells[1..].join(","))
+    });
+    let json = format!(
+        "{{\"note\":\"n\",\"columns\":[\"arch\",\"index\",\"c10_test_200\",\"params\"],\"rows\":[{}]}}",
+        quoted.collect::<Vec<_>>().join(",\n")
+    );
+    imported(folder.path(), &json).unwrap();
+    let from_json = fs::read(folder.path().join("table")).unwrap();
+    // Rows in another order: the index decides.
+    let mut shuffled = rows.clone();
+    shuffled.rotate_left(1234);
+    imported(folder.path(), &csv(&shuffled)).unwrap();
+    assert_eq!(fs::read(folder.path().join("table")).unwrap(), from_json);
+    assert!(from_json.len() < 2_000_000);
+}
+
+#[test]
+fn what_is_wrong_with_a_source_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = csv_rows();
+    let with_row = |row: usize, text: &str| {
+        let mut rows = good.clone();
+        rows[row] = text.replace("ARCH", good[row].split(',').next().unwrap());
+        csv(&rows)
+    };
+    for (text, what) in [
+        (csv(&good[1..]), "SOURCE: all 15625 architectures expected, 15624 found; |avg_pool_3x3~0|+|avg"),
+        (String::new(), "a column \"arch\" expected, found "),
+        ("{\"columns\":[\"arch\"]".into(), "SOURCE line 1: "),
+        (
+            "{\"columns\":[\"arch\",\"x\"],\"rows\":[[\"|none~0|\",1]]}".into(),
+            "SOURCE row 1: architecture \"|none~0|\": 3 nodes",
+        ),
+        (
+            csv(&good).replacen("arch,", "architecture,", 1),
+            "a column \"arch\" expected, found architecture, index, ",
+        ),
+        (csv(&good).replacen("params", "index", 1), "the column \"index\" is there twice"),
+        (with_row(3, "ARCH,3,1.0"), "SOURCE line 5: 4 cells expected, 3 found"),
+        (
+            with_row(3, "ARCH,3,1.0,"),
+            "SOURCE line 5: column \"params\": a number from 0 to 4294967294 expected, '' found",
+        ),
+        (with_row(3, "ARCH,3,-1.0,1"), "'-1.0' found; leave the column out with --skip c10_test_200"),
+        (with_row(3, "ARCH,3,NaN,1"), "'NaN' found"),
+        (with_row(3, "ARCH,2,1.0,1"), "SOURCE line 5: index 2 again"),
+        (with_row(3, "ARCH,15625,1.0,1"), "SOURCE line 5: an index from 0 to 15624 expected, '15625' found"),
+        (with_row(3, &good[2]), "SOURCE line 5: the architecture of line 4 again"),
+        (
+            csv(&good).replace("\n", "\r\n\n").replacen(",3,", ",x,", 1),
+            "SOURCE line 9: an index from 0 to 15624",
+        ),
+        (with_row(3, "\"ARCH,3,1.0,1"), "a quotation mark without its second"),
+        (with_row(3, &"1,".repeat(200)), "SOURCE line 5: too many columns"),
+        (with_row(3, "|none~0|+,3,1.0,1"), "SOURCE line 5: architecture \"|none~0|+\": 3 nodes"),
+    ] {
+        let error = imported(folder.path(), &text).unwrap_err();
+        assert!(error.contains(what), "{what} is not in {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(!folder.path().join("table").exists(), "a refused import leaves nothing behind");
+    }
+}
+
+#[test]
+fn numbers_are_rounded_to_what_a_column_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rows = csv_rows();
+    rows[0] = format!("{},0,94.37333333333,4294967294", rows[0].split(',').next().unwrap());
+    let table = imported(folder.path(), &csv(&rows)).unwrap();
+    let row = table.row_at(0).unwrap();
+    assert_eq!((row.text(0), row.text(1)), ("94.373333".into(), "4294967294".into()));
+}
+
+fn drnas(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_drnas-dist")).args(arguments).output().expect("the program starts")
+}
+
+fn said(arguments: &[&str]) -> String {
+    let output = drnas(arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let output = drnas(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
+}
+
+#[test]
+fn the_commands_answer_people_and_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    imported(folder.path(), &csv(&csv_rows())).unwrap();
+    let table = folder.path().join("table");
+    let table = table.to_str().unwrap();
+    assert_eq!(
+        said(&["nb201", "query", "15624", "--table", table]),
+        "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|\n\
+         index 15624, one of 15625 architectures\n\n\
+         \u{20}                              value   rank  better than   median            largest\n\
+         CIFAR-10, test, 200 epochs  0.0000 %  15625       0.00 %  12.0003  24.0000 (index 0)\n\
+         params                             0  12501       0.00 %     2000     4000 (index 0)\n"
+    );
+    let text = "|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|";
+    let answer: serde_json::Value =
+        serde_json::from_str(&said(&["nb201", "query", text, "--table", table, "--json"])).unwrap();
+    assert_eq!(answer["index"], 15623);
+    assert_eq!(answer["architecture"], text);
+    assert_eq!(answer["values"]["c10_test_200"], 1.0001);
+    assert_eq!(answer["optima"]["params"]["index"], 0);
+    let top = said(&["nb201", "top", "2", "--by", "c10_test_200", "--table", table]);
+    let lines: Vec<&str> = top.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[0].starts_with("rank  index  c10_test_200  architecture"), "{top}");
+    assert!(lines[1].starts_with("   1      0       24.0000  |avg_pool_3x3~0|+"), "{top}");
+    let top: serde_json::Value =
+        serde_json::from_str(&said(&["nb201", "top", "3", "--table", table, "--json"])).unwrap();
+    assert_eq!(top.as_array().unwrap().len(), 3);
+    assert_eq!(top[0]["values"]["c10_test_200"], 24.0);
+
+    assert!(refused(&["nb201", "query", "15625", "--table", table]).contains("from 0 to 15624"));
+    assert!(refused(&["nb201", "query", "none", "--table", table]).contains("3 nodes, joined by '+'"));
+    assert!(
+        refused(&["nb201", "top", "1", "--by", "cifar100", "--table", table])
+            .contains("there are c10_test_200")
+    );
+    let source = folder.path().join("source");
+    let source = source.to_str().unwrap();
+    assert!(refused(&["nb201", "query", "1", "--table", source]).contains("not a drnas-dist table"));
+    assert!(
+        refused(&["nb201", "import", source, "--out", source]).contains("is no table, so it is not replaced")
+    );
+    let answer = said(&["nb201", "import", source, "--out", table, "--skip", "params"]);
+    assert!(
+        answer.ends_with("15625 architectures, 1 columns\n  c10_test_200   largest 24.0000 % (index 0)\n"),
+        "{answer}"
+    );
+}
+
+/// The published benchmark, imported once; none where `../shared` is not there.
+fn published() -> Option<&'static Table> {
+    static TABLE: OnceLock<Option<Table>> = OnceLock::new();
+    TABLE
+        .get_or_init(|| {
+            let shared = std::env::var_os("DRNAS_SHARED").map_or("../shared".into(), PathBuf::from);
+            let source = shared.join("data/nasbench201_accuracy.json");
+            if !source.exists() {
+                println!("skipped: {} is not there", source.display());
+                return None;
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let out = folder.path().join("table");
+            import(&source, &out, &[]).unwrap();
+            assert_eq!(fs::metadata(&out).unwrap().len(), 594_390);
+            // The map outlives the file's name.
+            Some(Table::open(&out).unwrap())
+        })
+        .as_ref()
+}
+
+#[test]
+fn the_published_optima_and_the_architecture_of_drnas() {
+    let Some(table) = published() else { return };
+    assert_eq!(table.columns().len(), 9);
+    let optimum = |dataset| {
+        let best = table.optimum(table.accuracy(dataset).unwrap());
+        (best.text(table.accuracy(dataset).unwrap()), best.index)
+    };
+    let optima = Dataset::ALL.map(optimum);
+    assert_eq!(optima, [("94.3733".into(), 6111), ("73.5133".into(), 9930), ("47.3111".into(), 857)]);
+    let found = table.row(&DRNAS);
+    assert_eq!(found.index, 9930);
+    assert_eq!(found.accuracies(), [Some(94.3633), Some(73.5133), Some(46.3444)]);
+    assert_eq!(found.rank(table.accuracy(Dataset::Cifar100).unwrap()), 1);
+}
+
+#[test]
+fn every_published_number_is_kept() {
+    let Some(table) = published() else { return };
+    let shared = std::env::var_os("DRNAS_SHARED").map_or("../shared".into(), PathBuf::from);
+    let text = fs::read_to_string(shared.join("data/nasbench201_accuracy.json")).unwrap();
+    let source: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let names: Vec<&str> = source["columns"].as_array().unwrap().iter().filter_map(|c| c.as_str()).collect();
+    for row in source["rows"].as_array().unwrap() {
+        let ours = table.row(&row[1].as_str().unwrap().parse().unwrap());
+        assert_eq!(ours.index as u64, row[0].as_u64().unwrap());
+        for at in 2..names.len() {
+            assert_eq!(ours.value(table.column(names[at]).unwrap()), row[at].as_f64().unwrap());
+        }
+    }
+}
