@@ -1,16 +1,16 @@
 //! `doctor`: what this program runs on: libraries and where they come from, ranks, threads, devices, and what is missing.
 
-use crate::cuda::{self, LibtorchCuda};
+use crate::cuda::{self, Driver, LibtorchCuda};
 use crate::error::Result;
 use crate::launch::World;
 use libloading::Library;
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::c_int;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// Bytes of the line that each rank contributes.
-const LINE: usize = 256;
+const LINE: usize = 1024;
 const FOR_GPU: &str = "needed for GPU ranks only";
 const SETUP: &str = "run launch/setup.sh again on a machine with an NVIDIA driver";
 
@@ -18,15 +18,14 @@ const SETUP: &str = "run launch/setup.sh again on a machine with an NVIDIA drive
 /// before the first tensor. Errors: the ranks cannot be joined; what is known of the libraries is printed before.
 pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
     let libtorch_cuda = cuda::load();
-    let driver = Driver::open();
     let started = World::start(limit, threads);
     if started.as_ref().map_or(0, World::rank) == 0 {
-        for (name, found) in libraries(&libtorch_cuda, &driver) {
+        for (name, found) in libraries(&libtorch_cuda) {
             println!("{name:<14} {found}");
         }
     }
     let world = started?;
-    let told = world.communicator().all_gather(&own_line(&world, &driver));
+    let told = world.communicator().all_gather(&own_line(&world));
     let rank = world.rank();
     let level = world.threading();
     let hosts = world.num_hosts();
@@ -49,9 +48,8 @@ pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
 }
 
 /// (name, version and path or what to do) of everything that is loaded or could be.
-fn libraries(libtorch_cuda: &LibtorchCuda, driver: &Driver) -> Vec<(&'static str, String)> {
+fn libraries(libtorch_cuda: &LibtorchCuda) -> Vec<(&'static str, String)> {
     let torch = cuda::mapped("libtorch_cpu.so");
-    let folders = wheel_folders(torch.as_deref());
     vec![
         ("drnas-dist", env!("CARGO_PKG_VERSION").to_string()),
         ("libtorch", found(torch.as_deref().and_then(torch_version), torch.as_deref())),
@@ -74,27 +72,43 @@ fn libraries(libtorch_cuda: &LibtorchCuda, driver: &Driver) -> Vec<(&'static str
                 }
             },
         ),
-        (
-            "CUDA driver",
-            match &driver.version {
-                Ok(version) => version.clone(),
-                Err(why) => format!("not found ({FOR_GPU}): {why}; install the NVIDIA driver"),
-            },
-        ),
-        (
-            "CUDA runtime",
-            version_in("libcudart.so", &["libcudart.so.13", "libcudart.so.12"], &folders, cuda_runtime),
-        ),
-        ("cuDNN", version_in("libcudnn.so", &["libcudnn.so.9"], &folders, cudnn)),
-        ("NCCL", version_in("libnccl.so", &["libnccl.so.2", "libnccl.so"], &folders, nccl)),
+        ("CUDA driver", driver_text()),
+        ("CUDA runtime", version_in("libcudart.so", &["libcudart.so.13", "libcudart.so.12"], cuda_runtime)),
+        ("cuDNN", version_in("libcudnn.so", &["libcudnn.so.9"], cudnn)),
+        ("NCCL", nccl()),
     ]
 }
 
+/// The driver's version and path.
+fn driver_text() -> String {
+    match Driver::open().map(Driver::version) {
+        Ok(version) => {
+            let version =
+                version.map_or_else(|why| why.to_string(), |version| format!("CUDA {}", thousands(version)));
+            found(Some(version), cuda::mapped("libcuda.so").as_deref())
+        }
+        Err(why) => format!("not found ({FOR_GPU}): {why}; install the NVIDIA driver"),
+    }
+}
+
+/// "GPU 0 NVIDIA H100 (80 GiB) at 0000:81:00.0" of every card that this process may see.
+fn cards() -> Vec<String> {
+    let Ok(driver) = Driver::open() else {
+        return Vec::new();
+    };
+    let text = |index| match driver.card(index) {
+        Ok(card) => format!("GPU {index} {} ({} GiB) at {}", card.name, card.memory_bytes >> 30, card.bus_id),
+        Err(why) => format!("GPU {index}: {why}"),
+    };
+    (0..driver.num_cards()).map(text).collect()
+}
+
 /// What this rank says of itself, padded: all ranks give the same length.
-fn own_line(world: &World, driver: &Driver) -> Vec<u8> {
-    let devices = match driver.devices.is_empty() {
+fn own_line(world: &World) -> Vec<u8> {
+    let cards = cards();
+    let devices = match cards.is_empty() {
         true => "no GPU".to_string(),
-        false => driver.devices.join(", "),
+        false => cards.join(", "),
     };
     let mut line = format!(
         "rank {} of {} on {}: local rank {} of {}, {} thread{}, {} of {} cores, {devices}",
@@ -138,81 +152,10 @@ fn machine_cores() -> usize {
     usize::try_from(cores).unwrap_or(1)
 }
 
-/// The NVIDIA driver: version and devices, asked of the driver itself, without a context on any device.
-struct Driver {
-    version: Result<String, String>,
-    devices: Vec<String>,
-}
-
-impl Driver {
-    fn open() -> Self {
-        // SAFETY: the driver's library runs no code of ours when opened.
-        match unsafe { Library::new("libcuda.so.1") } {
-            Ok(library) => {
-                let (version, devices) = (Self::version(&library), Self::devices(&library));
-                // Once initialised the driver stays: it has threads of its own.
-                std::mem::forget(library);
-                let version = match &devices {
-                    Ok(_) => version,
-                    Err(code) => version.map(|text| format!("{text}, but it answers error {code}")),
-                };
-                Self { version, devices: devices.unwrap_or_default() }
-            }
-            Err(error) => Self { version: Err(error.to_string()), devices: Vec::new() },
-        }
-    }
-
-    fn version(library: &Library) -> Result<String, String> {
-        let number = number(library, b"cuDriverGetVersion\0")?;
-        Ok(format!("CUDA {}", thousands(number)))
-    }
-
-    /// Name and memory of each device; the error code if the driver has no use of any.
-    fn devices(library: &Library) -> Result<Vec<String>, c_int> {
-        type Init = unsafe extern "C" fn(u32) -> c_int;
-        type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
-        type Device = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
-        type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
-        type Memory = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
-        const MISSING: c_int = -1;
-        let worked = |code: c_int| if code == 0 { Ok(()) } else { Err(code) };
-        // SAFETY: the types are those of cuda.h; every out pointer is live, the name has room for its length.
-        unsafe {
-            let init = library.get::<Init>(b"cuInit\0").map_err(|_| MISSING)?;
-            let count = library.get::<Count>(b"cuDeviceGetCount\0").map_err(|_| MISSING)?;
-            let device = library.get::<Device>(b"cuDeviceGet\0").map_err(|_| MISSING)?;
-            let name = library.get::<Name>(b"cuDeviceGetName\0").map_err(|_| MISSING)?;
-            let memory = library.get::<Memory>(b"cuDeviceTotalMem_v2\0").map_err(|_| MISSING)?;
-            worked(init(0))?;
-            let mut devices = 0;
-            worked(count(&mut devices))?;
-            (0..devices)
-                .map(|index| {
-                    let (mut handle, mut bytes, mut text) = (0, 0usize, [0 as c_char; 128]);
-                    worked(device(&mut handle, index))?;
-                    worked(name(text.as_mut_ptr(), 127, handle))?;
-                    worked(memory(&mut bytes, handle))?;
-                    let name = CStr::from_ptr(text.as_ptr()).to_string_lossy();
-                    Ok(format!("GPU {index} {name} ({} GiB)", bytes >> 30))
-                })
-                .collect()
-        }
-    }
-}
-
-/// The version of the library `stem`: the one in use, else the first of `names` in `folders`, else the system's.
-fn version_in(
-    stem: &str,
-    names: &[&str],
-    folders: &[PathBuf],
-    version: fn(&Library) -> Result<String, String>,
-) -> String {
-    let nearby = (folders.iter())
-        .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
-        .find(|path| path.exists());
-    let candidates = (cuda::mapped(stem).into_iter()).chain(nearby).chain(names.iter().map(PathBuf::from));
+/// The version and path of a library: the one in use, else the first that can be opened.
+fn version_in(stem: &str, names: &[&str], version: fn(&Library) -> Result<String, String>) -> String {
     let mut why = String::new();
-    for path in candidates {
+    for path in cuda::candidates(stem, names) {
         // SAFETY: a library of the vendor, opened as libtorch opens it; it stays open.
         match unsafe { Library::new(&path) } {
             Ok(library) => {
@@ -227,6 +170,14 @@ fn version_in(
         }
     }
     format!("not found{why} ({FOR_GPU}); {SETUP}")
+}
+
+/// The version and path of NCCL, as ranks on cards would open it.
+fn nccl() -> String {
+    match crate::comm::nccl_library() {
+        Ok((version, path)) => found(Some(version), Some(path)),
+        Err(why) => format!("{why} ({FOR_GPU})"),
+    }
 }
 
 /// Calls `int name(int *)`, the way all three libraries tell a number.
@@ -250,12 +201,6 @@ fn thousands(number: c_int) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 
-/// 22809 is 2.28.9.
-fn nccl(library: &Library) -> Result<String, String> {
-    let number = number(library, b"ncclGetVersion\0")?;
-    Ok(format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100))
-}
-
 /// 91900 is 9.19.0.
 fn cudnn(library: &Library) -> Result<String, String> {
     type Version = unsafe extern "C" fn() -> usize;
@@ -263,20 +208,6 @@ fn cudnn(library: &Library) -> Result<String, String> {
     let number =
         unsafe { library.get::<Version>(b"cudnnGetVersion\0").map_err(|error| error.to_string())?() };
     Ok(format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100))
-}
-
-/// Where wheels put the CUDA libraries: beside libtorch, and in ../nvidia/*/lib of the folder torch.
-fn wheel_folders(torch: Option<&Path>) -> Vec<PathBuf> {
-    let Some(lib) = torch.and_then(Path::parent) else {
-        return Vec::new();
-    };
-    let mut folders = vec![lib.to_path_buf()];
-    if let Some(packages) = lib.parent().and_then(Path::parent)
-        && let Ok(entries) = fs::read_dir(packages.join("nvidia"))
-    {
-        folders.extend(entries.flatten().map(|entry| entry.path().join("lib")));
-    }
-    folders
 }
 
 /// The version that libtorch says of itself in the files beside it: the wheel's version.py or the archive's build-version.

@@ -8,13 +8,15 @@ pub(crate) mod roll;
 
 pub use mpi::Mpi;
 pub(crate) use mpi::end_all;
-pub use nccl::NCCL_VARIABLE;
-pub use nccl::Nccl;
 pub(crate) use nccl::Terms;
+pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
 
 use crate::error::{Error, Result};
+use serde::Serialize;
 use std::io::Write;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 use tch::Tensor;
 
 /// The collective operations of a run. Collective methods are called by all ranks in the same order; none of them waits
@@ -47,8 +49,41 @@ pub trait Communicator {
     /// Returns when every rank has arrived. Collective.
     fn barrier(&self) -> Result<()>;
 
+    /// From now on the reductions are timed. Local.
+    fn start_trace(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Times of the reductions since `start_trace`, where a card has timed them; the work of this rank's card is done.
+    /// Local.
+    fn take_trace(&self) -> Result<Option<Trace>> {
+        Ok(None)
+    }
+
     /// Ends all ranks at once: one rank's failure is everyone's. Not collective.
     fn abort(&self, why: &Error) -> !;
+}
+
+/// When the reductions of some steps ran on the card, milliseconds since the trace was started.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Trace {
+    /// In the order in which they were started.
+    pub reductions: Vec<Reduction>,
+    /// When the gradients of each step were complete: the end of the backward pass.
+    pub backward_ends_ms: Vec<f64>,
+}
+
+/// One group of reductions.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reduction {
+    /// What it is.
+    pub what: String,
+    /// First to last work on the communication stream.
+    pub from_ms: f64,
+    /// The same.
+    pub to_ms: f64,
+    /// Which `backward_ends_ms` it belongs to.
+    pub step: usize,
 }
 
 /// One process alone: nothing is ever sent.
@@ -95,11 +130,30 @@ impl Communicator for Solo {
     }
 }
 
-/// One line to stderr in one piece, so that lines of several ranks do not mix. A closed stderr is no reason to fail.
+/// One line to stderr in one piece, so that lines of several ranks do not mix, and to the file of [`say_into`]. Neither a
+/// closed stderr nor a file that cannot be written is a reason to fail.
 pub(crate) fn say(line: &str) {
     let _ = std::io::stdout().flush();
-    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+    let line = format!("{line}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = MESSAGES.get() {
+        // A file system that hangs must not hold up the end of a run.
+        let (done, written) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+            let _ = done.send(());
+        });
+        let _ = written.recv_timeout(Duration::from_millis(200));
+    }
 }
+
+/// What is said from now on is appended to the file `path` too. Once; later calls change nothing.
+pub(crate) fn say_into(path: &Path) {
+    let _ = MESSAGES.set(path.to_path_buf());
+}
+
+static MESSAGES: OnceLock<PathBuf> = OnceLock::new();
 
 /// What remains to be done when this process ends in the middle of its work, whatever ends it: the others are told, the run
 /// folder is unlocked.

@@ -1,0 +1,509 @@
+//! Faults of every kind in every phase, on three ranks: the rank is named, everything ends, nothing is lost.
+//!
+//! Each case is a small search of which rank 1 (or 0) meets with a fault at one point. The ranks run this very program,
+//! `rank_program`, which plants the fault by `whereabouts::on_begin` and then does what `drnas-dist` does.
+
+#[path = "common/bench.rs"]
+#[allow(dead_code)] // the searches of other tests
+mod bench;
+
+use bench::{Bench, finish, said, signal};
+use clap::Parser;
+use drnas_dist::cli::Cli;
+use drnas_dist::whereabouts::{self, Phase};
+use drnas_dist::{Error, checkpoint};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Two stages of two epochs of three steps; a checkpoint every second step.
+const STEPS: u64 = 12;
+const CONFIG: &str = "
+[model]
+init_channels = 12
+layers = 3
+num_classes = 4
+[data]
+px = 32
+crop_area_min = 0.3
+[search]
+replicas = 6
+global_batch = 12
+architecture_from_epoch = 1
+steps_per_epoch = 3
+[[search.stage]]
+k = 6
+ops_kept = 7
+epochs = 2
+[[search.stage]]
+k = 3
+ops_kept = 4
+epochs = 2
+[weights]
+lr = 0.003
+warmup_epochs = 1
+[run]
+log_every = 2
+compare_every = 4
+checkpoint_every = 2
+time_limit_s = 60
+threads = 1
+heartbeat_s = 2
+";
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Nothing takes so long, on however busy a machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+// -- what a rank does ---------------------------------------------------------------------------------------------
+
+const PLAN: &str = "DRNAS_TEST_FAULT";
+const ARGUMENTS: &str = "DRNAS_TEST_ARGUMENTS";
+
+#[test]
+#[ignore = "the other tests start it under mpirun"]
+fn rank_program() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
+    if let Ok(plan) = std::env::var(PLAN) {
+        plant(&plan);
+    }
+    let words = std::iter::once("drnas-dist").chain(arguments.split('\n'));
+    if let Err(why) = drnas_dist::run(Cli::parse_from(words).command) {
+        eprintln!("error: {why}");
+        std::process::exit(1);
+    }
+}
+
+/// `plan` is "fault phase step rank".
+fn plant(plan: &str) {
+    let words: Vec<String> = plan.split('|').map(String::from).collect();
+    let (fault, phase) = (words[0].clone(), words[1].clone());
+    let (step, rank): (u64, usize) = (words[2].parse().unwrap(), words[3].parse().unwrap());
+    whereabouts::on_begin(Box::new(move |at, what| {
+        let here = whereabouts::here();
+        if at == 0 && what == Phase::StartUp {
+            fs::write(format!("pid-{}", here.rank), std::process::id().to_string()).unwrap();
+        }
+        if (at, what.to_string(), here.rank) != (step, phase.clone(), rank) {
+            return Ok(());
+        }
+        // Once, in however many pieces the phase comes.
+        if fs::File::create_new("met").is_err() {
+            return Ok(());
+        }
+        // Time for a beat that says where it happens.
+        std::thread::sleep(HEARTBEAT / 3);
+        meet(&fault)
+    }));
+}
+
+fn meet(fault: &str) -> Result<(), Error> {
+    match fault {
+        // SAFETY: plain calls on this very process.
+        "kill" => unsafe {
+            libc::kill(libc::getpid(), libc::SIGKILL);
+        },
+        // SAFETY: as above.
+        "stop" => unsafe {
+            libc::kill(libc::getpid(), libc::SIGSTOP);
+        },
+        "panic" => panic!("a planned mistake"),
+        "error" => return Err(Error::LoaderSpec("a planned failure".into())),
+        "slow" => std::thread::sleep(slowness()),
+        "damage" => damage(Path::new("train")),
+        "signal" => ask(libc::SIGUSR1),
+        "terminate" => ask(libc::SIGTERM),
+        "truncate" => shards(Path::new("train")).for_each(|path| {
+            fs::File::options().write(true).open(path).unwrap().set_len(64).unwrap();
+        }),
+        "remove" => shards(Path::new("train")).for_each(|path| fs::remove_file(path).unwrap()),
+        other => panic!("no fault {other}"),
+    }
+    Ok(())
+}
+
+/// Sends this very process a signal, and gives it time to be heard.
+fn ask(signal: i32) {
+    // SAFETY: a plain call.
+    unsafe { libc::kill(libc::getpid(), signal) };
+    std::thread::sleep(Duration::from_millis(500));
+}
+
+fn shards(set: &Path) -> impl Iterator<Item = PathBuf> {
+    let set = set.to_path_buf();
+    (0..).map(move |number| set.join(format!("shard-{number:05}.bin"))).take_while(|path| path.exists())
+}
+
+/// Longer than a rank may be silent. `DRNAS_TEST_SLOW_S` asks for other seconds.
+fn slowness() -> Duration {
+    let asked = std::env::var("DRNAS_TEST_SLOW_S").ok().and_then(|seconds| seconds.parse().ok());
+    asked.map_or(5 * HEARTBEAT / 2, Duration::from_secs)
+}
+
+/// Changes every image of a set that is in use, in place.
+fn damage(set: &Path) {
+    use std::os::unix::fs::FileExt;
+    for path in shards(set) {
+        let bytes = fs::read(&path).unwrap();
+        let records = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        let images = 64 + 40 * records;
+        let changed: Vec<u8> = bytes[images..].iter().map(|byte| !byte).collect();
+        // In place: a file of another inode would never be seen through the map.
+        file.write_all_at(&changed, images as u64).unwrap();
+    }
+}
+
+// -- one case -----------------------------------------------------------------------------------------------------
+
+/// A folder of its own for each case: the shards are damaged in some.
+struct Case {
+    folder: PathBuf,
+}
+
+impl Case {
+    fn new(name: &str) -> Case {
+        let bench = Bench::get();
+        let folder = bench.path(name);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("search.toml"), CONFIG).unwrap();
+        let case = Case { folder };
+        case.restore_data();
+        case
+    }
+
+    fn restore_data(&self) {
+        for set in ["train", "valid"] {
+            fs::create_dir_all(self.folder.join(set)).unwrap();
+            for entry in fs::read_dir(Bench::get().path(set)).unwrap().flatten() {
+                fs::copy(entry.path(), self.folder.join(set).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The search on `ranks` ranks (0: no mpirun), with a fault if one is planned.
+    fn command(&self, ranks: usize, plan: Option<&str>, more: &[&str]) -> Command {
+        let bench = Bench::get();
+        let this = std::env::current_exe().unwrap();
+        let mut command = if ranks == 0 { bench.at_home(&this) } else { bench.mpirun() };
+        if ranks > 0 {
+            command.args(["-n", &ranks.to_string()]).arg(&this);
+        }
+        command.args(["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"]);
+        let arguments =
+            ["search-imagenet", "--config", "search.toml", "--train", "train", "--valid", "valid"];
+        let arguments = [&arguments[..], &["--out", "run", "--resume"], more].concat();
+        command.current_dir(&self.folder).env(ARGUMENTS, arguments.join("\n"));
+        // What a rank leaves in shared memory and in its session lies here.
+        command.env("TMPDIR", &self.folder).env("OMPI_MCA_btl_sm_backing_directory", &self.folder);
+        match plan {
+            Some(plan) => command.env(PLAN, plan),
+            None => command.env_remove(PLAN),
+        };
+        command
+    }
+
+    fn run(&self, ranks: usize, plan: Option<&str>, more: &[&str]) -> Output {
+        finish(self.command(ranks, plan, more), LIMIT)
+    }
+
+    fn bench_run(&self) -> bench::Run {
+        bench::Run { folder: self.path("run") }
+    }
+
+    /// No rank of the run is left: a zombie whose parent is slow is none.
+    fn assert_gone(&self, ranks: usize, output: &Output) {
+        let living = |rank: usize| {
+            let pid = fs::read_to_string(self.path(&format!("pid-{rank}"))).ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let state = stat.rsplit(')').next()?.trim_start().chars().next()?;
+            (state != 'Z').then_some(pid)
+        };
+        let start = Instant::now();
+        while let Some(pid) = (0..ranks).find_map(living) {
+            assert!(start.elapsed() < Duration::from_secs(10), "{pid} is left: {}", said(output));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What killed ranks must not leave in shared memory, nor a lock.
+    fn assert_clean(&self, output: &Output) {
+        let left: Vec<_> = (fs::read_dir(&self.folder).unwrap().flatten())
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .filter(|name| name.contains("sm_segment") || name.contains("vader"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}: {}", said(output));
+        assert!(!self.path("run/lock.json").exists(), "the lock is left: {}", said(output));
+    }
+
+    /// The run has ended with the bits of the run that nothing happened to.
+    fn assert_whole(&self, output: &Output) {
+        assert!(output.status.success(), "{}", said(output));
+        assert!(self.path("run/finished.json").exists());
+        assert!(!self.path("run/lock.json").exists());
+        let undisturbed = undisturbed();
+        let (ours, theirs) = (self.bench_run(), undisturbed.bench_run());
+        let (a, b) = (ours.state(STEPS), theirs.state(STEPS));
+        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+        for (name, tensor) in &a {
+            assert!(tensor.equal(&b[name]), "{name} differs");
+        }
+        assert_eq!(ours.genotype(), theirs.genotype());
+        assert_eq!(ours.log(), theirs.log());
+    }
+}
+
+/// The run that nothing happened to, on three ranks.
+fn undisturbed() -> &'static Case {
+    static CASE: OnceLock<Case> = OnceLock::new();
+    CASE.get_or_init(|| {
+        let case = Case::new("undisturbed");
+        let output = case.run(3, None, &[]);
+        assert!(output.status.success(), "{}", said(&output));
+        case
+    })
+}
+
+/// Phases and the step in which a fault happens there.
+const PHASES: [(&str, u64); 5] =
+    [("start-up", 0), ("forward", 5), ("all-reduce", 5), ("checkpoint", 4), ("stage change", 6)];
+
+/// `fault` of rank `rank` in every phase: the job ends in time with an error, `words` (and where it happened) are said,
+/// nothing is left; resumed, it ends as if nothing had happened.
+fn ends_and_resumes(fault: &str, rank: usize, words: &[&str]) {
+    for (phase, step) in PHASES {
+        let case = Case::new(&format!("{fault} {phase}"));
+        let output = case.run(3, Some(&format!("{fault}|{phase}|{step}|{rank}")), &[]);
+        let text = said(&output);
+        assert!(!output.status.success(), "{phase}: {text}");
+        assert!(case.path("met").exists(), "{phase}: nothing happened: {text}");
+        // mpirun may throw away what is printed while it ends a job: the run folder keeps it.
+        let kept = fs::read_to_string(case.path("run/messages.log")).unwrap_or_default();
+        for word in words {
+            let word = word.replace("STEP", &step.to_string()).replace("PHASE", phase);
+            assert!(text.contains(&word) || kept.contains(&word), "{phase}: no {word:?} in {text}\n{kept}");
+        }
+        case.assert_gone(3, &output);
+        case.assert_clean(&output);
+        if fault == "damage" {
+            case.restore_data();
+        }
+        case.assert_whole(&case.run(3, None, &[]));
+    }
+}
+
+#[test]
+fn a_killed_rank_is_named_and_nothing_is_lost() {
+    ends_and_resumes("kill", 1, &["lost rank 1 on ", ", step STEP, PHASE: its process is gone"]);
+}
+
+#[test]
+fn a_stopped_rank_is_named_and_nothing_is_lost() {
+    ends_and_resumes("stop", 1, &["lost rank 1 on ", ", step STEP, PHASE: no sign of life for 2 s"]);
+}
+
+#[test]
+fn a_panic_is_named_and_nothing_is_lost() {
+    ends_and_resumes("panic", 1, &["rank 1 on ", "panicked at tests/faults.rs", "a planned mistake"]);
+}
+
+#[test]
+fn an_error_is_named_and_nothing_is_lost() {
+    ends_and_resumes("error", 1, &["rank 1 on ", "loader: a planned failure"]);
+}
+
+#[test]
+fn a_damaged_batch_is_named_and_nothing_is_lost() {
+    ends_and_resumes("damage", 1, &["shard shard-0000", "is damaged", "pack it again"]);
+}
+
+#[test]
+fn a_slow_rank_survives() {
+    for (phase, step) in PHASES {
+        let case = Case::new(&format!("slow {phase}"));
+        let output = case.run(3, Some(&format!("slow|{phase}|{step}|1")), &[]);
+        assert!(case.path("met").exists(), "{phase}: nothing happened: {}", said(&output));
+        case.assert_whole(&output);
+    }
+}
+
+// -- signals ------------------------------------------------------------------------------------------------------
+
+/// Stopped with a checkpoint of the step under way, and with the code that says so.
+fn assert_stopped(case: &Case, output: &Output, step: u64) {
+    assert_eq!(output.status.code(), Some(75), "{}", said(output));
+    assert_eq!(case.bench_run().checkpoints().last(), Some(&step), "{}", said(output));
+    assert!(
+        said(output).contains(&format!("the newest checkpoint, after step {step}, is good")),
+        "{}",
+        said(output)
+    );
+    assert!(!case.path("run/finished.json").exists() && !case.path("run/lock.json").exists());
+}
+
+#[test]
+fn a_signal_to_any_rank_stops_all_at_one_step() {
+    for (ranks, rank, fault) in [(3, 2, "signal"), (3, 0, "signal"), (0, 0, "signal"), (0, 0, "terminate")] {
+        let case = Case::new(&format!("{fault} {rank} of {ranks}"));
+        let output = case.run(ranks, Some(&format!("{fault}|forward|5|{rank}")), &[]);
+        assert_stopped(&case, &output, 5);
+        case.assert_whole(&case.run(3, None, &[]));
+    }
+}
+
+/// Starts a run that waits in step 5, calls `meanwhile` then, and returns how it ended.
+fn while_it_waits(case: &Case, meanwhile: impl FnOnce(u32)) -> Output {
+    let mut command = case.command(3, Some("slow|forward|5|1"), &[]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while !case.path("met").exists() {
+        assert!(start.elapsed() < LIMIT, "it never came to step 5");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    meanwhile(child.id());
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_signal_to_mpirun_stops_all_at_one_step() {
+    let case = Case::new("mpirun signalled");
+    let output = while_it_waits(&case, |mpirun| signal(mpirun, "USR1"));
+    assert_stopped(&case, &output, 5);
+    case.assert_whole(&case.run(2, None, &[]));
+}
+
+#[test]
+fn other_numbers_of_ranks_go_on_as_if_nothing_had_changed() {
+    let case = Case::new("elastic");
+    let longer = ["--set", "search.steps_per_epoch=5"];
+    for (ranks, step) in [(3, 4), (2, 9), (0, 13), (3, 17)] {
+        let output = case.run(ranks, Some(&format!("signal|forward|{step}|0")), &longer);
+        assert_stopped(&case, &output, step);
+        fs::remove_file(case.path("met")).unwrap();
+    }
+    let output = case.run(1, None, &longer);
+    assert!(output.status.success(), "{}", said(&output));
+    let whole = Case::new("inelastic");
+    assert!(whole.run(3, None, &longer).status.success());
+    for name in ["loss", "architecture_loss"] {
+        let (a, b) = (case.bench_run().of_steps(name), whole.bench_run().of_steps(name));
+        assert_eq!((a.len(), b.len()), if name == "loss" { (20, 20) } else { (10, 10) });
+        for (step, (a, b)) in a.iter().zip(&b).enumerate() {
+            assert!((a - b).abs() <= 1e-4 * b.abs(), "{name} of step {}: {a} and {b}", step + 1);
+        }
+    }
+    // More than that: the same bits.
+    assert_eq!(case.bench_run().log(), whole.bench_run().log());
+    assert_eq!(case.bench_run().genotype(), whole.bench_run().genotype());
+}
+
+// -- the run folder -----------------------------------------------------------------------------------------------
+
+#[test]
+fn two_jobs_do_not_write_one_run() {
+    let case = Case::new("two jobs");
+    let mut second = None;
+    let first = while_it_waits(&case, |_| second = Some(case.run(0, None, &[])));
+    let second = second.unwrap();
+    assert_eq!(second.status.code(), Some(1), "{}", said(&second));
+    assert!(said(&second).contains("another job writes this run"), "{}", said(&second));
+    case.assert_whole(&first);
+}
+
+#[test]
+fn a_shard_that_is_cut_while_it_is_read_is_named() {
+    for ranks in [3, 0] {
+        let case = Case::new(&format!("cut on {ranks}"));
+        let rank = usize::from(ranks > 0);
+        let output = case.run(ranks, Some(&format!("truncate|forward|5|{rank}")), &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        let line = said(&output).lines().find(|line| line.contains("SIGBUS")).unwrap_or_default().to_string();
+        for part in ["rank ", "train/shard-0000", "cut short, replaced in place or unreadable", "--resume"] {
+            assert!(line.contains(part), "{part}: {}", said(&output));
+        }
+        case.assert_gone(ranks, &output);
+        case.restore_data();
+        case.assert_whole(&case.run(3, None, &[]));
+    }
+    // One that is only removed can be read to the end.
+    let case = Case::new("removed");
+    case.assert_whole(&case.run(3, Some("remove|forward|5|1"), &[]));
+}
+
+/// A small file system of its own, for as long as it lives.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// None where mounting is not allowed.
+    fn mount(at: &Path, size: &str) -> Option<Disk> {
+        let options = format!("size={size}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output();
+        mounted.is_ok_and(|output| output.status.success()).then(|| Disk(at.into()))
+    }
+
+    fn change(&self, options: &str) {
+        let options = format!("remount,{options}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_or_read_only_disk_is_told_and_nothing_is_lost() {
+    let case = Case::new("disk");
+    fs::create_dir(case.path("run")).unwrap();
+    let Some(disk) = Disk::mount(&case.path("run"), "1600k") else {
+        println!("skipped: a file system cannot be mounted here");
+        return;
+    };
+    let output = case.run(3, None, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("No space left on device"), "{}", said(&output));
+    let good = case.bench_run().checkpoints();
+    println!("whole checkpoints on the full disk: {good:?}");
+    assert!(!good.is_empty(), "one at least had room");
+    checkpoint::read(&case.path("run/checkpoints"), *good.last().unwrap()).unwrap();
+
+    disk.change("ro");
+    let output = case.run(3, None, &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("Read-only file system"), "{}", said(&output));
+
+    disk.change("rw,size=64m");
+    let output = case.run(3, None, &[]);
+    assert!(said(&output).contains("resumed after step"), "{}", said(&output));
+    case.assert_whole(&output);
+}
+
+#[test]
+fn a_supervised_run_goes_on_by_itself() {
+    let case = Case::new("supervised");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/supervise.sh");
+    let plain = case.command(3, Some("kill|forward|5|1"), &[]);
+    let mpirun = format!("{} --bind-to none", plain.get_program().to_str().unwrap());
+    let mut command = Command::new(script);
+    for (name, value) in plain.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    let started = "exec \"$0\" --exact rank_program --ignored --nocapture --test-threads=1";
+    command.current_dir(&case.folder).env("MPIRUN", mpirun).env("RANKS", "4").env("PAUSE_S", "0");
+    command.env("REPLICAS", "6").arg("run").args(["sh", "-c", started]).arg(std::env::current_exe().unwrap());
+    let output = finish(command, LIMIT);
+    for line in ["start with 3 ranks, from step 0", "another start", "start with 3 ranks, from step 4"] {
+        assert!(said(&output).contains(line), "{line}: {}", said(&output));
+    }
+    case.assert_whole(&output);
+}
