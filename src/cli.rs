@@ -1,10 +1,12 @@
 //! What a user may type.
 
-use crate::config::{DeviceChoice, Precision};
+use crate::config::{DeviceChoice, Precision, Settings};
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
+use crate::error::Result;
 use crate::nb201::Nb201Args;
+use crate::space::nb201::Dataset;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -28,10 +30,14 @@ pub enum Command {
     DemoData(DemoArgs),
     /// Choose class-balanced subsets and write their lists.
     Split(SplitArgs),
-    /// Pack an ImageFolder, or a list of its images, into memory-mapped shards.
+    /// Pack an ImageFolder, CIFAR or ImageNet16, whole or in part, into memory-mapped shards.
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Search DARTS cells on CIFAR-10 shards, in two stages.
+    SearchCifar(SearchArgs),
+    /// Search a NAS-Bench-201 cell, and look up what it reaches.
+    SearchNb201(SearchNb201Args),
     /// Train a found network from scratch on ImageNet-like images, and test it; under mpirun, over many ranks.
     EvaluateImagenet(EvaluateArgs),
     /// The same on CIFAR-like images.
@@ -47,9 +53,28 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
     Doctor,
+    /// Measure training steps on synthetic images; what is trained is thrown away.
+    Bench(BenchArgs),
 }
 
-/// Arguments of `search-imagenet`.
+/// Arguments of `search-nb201`.
+#[derive(Args, Debug)]
+pub struct SearchNb201Args {
+    /// What the shards hold: sets classes, side, padding and normalisation, over the configuration.
+    #[arg(long, value_enum)]
+    pub dataset: Dataset,
+    /// The published progressive run (k 4, then 2), instead of the plain one, if there is no --config.
+    #[arg(long, conflicts_with = "config")]
+    pub progressive: bool,
+    /// The benchmark's table (drnas-dist nb201 import): every epoch tells what its architecture reaches.
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
+    /// What every search is given.
+    #[command(flatten)]
+    pub search: SearchArgs,
+}
+
+/// Arguments of `search-imagenet` and `search-cifar`.
 #[derive(Args, Debug)]
 #[command(after_help = SEARCH_EXAMPLES)]
 pub struct SearchArgs {
@@ -89,6 +114,48 @@ pub struct EvaluateArgs {
     pub weights: Option<PathBuf>,
 }
 
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// The configuration of a search or, with --genotype, of an evaluation.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Change one key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Stage of the search whose supernet is trained, from 1.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub stage: usize,
+    /// Train the final network of this architecture instead.
+    #[arg(long, value_name = "FILE|NAME|TEXT")]
+    pub genotype: Option<String>,
+    /// No architecture steps.
+    #[arg(long)]
+    pub weights_only: bool,
+    /// Steps before the measurement.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
+    pub warmup: usize,
+    /// Steps of one block.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = at_least_one)]
+    pub steps: usize,
+    /// Blocks; the median counts.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
+    pub blocks: usize,
+    /// Let several ranks share one GPU, as in a search.
+    #[arg(long)]
+    pub share_gpu: bool,
+    /// Append the result to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("a whole number from 1 on is expected".into()),
+    }
+}
+
 /// Arguments of `export`.
 #[derive(Args, Debug)]
 pub struct ExportArgs {
@@ -106,9 +173,9 @@ pub struct ExportArgs {
 /// Arguments of everything that makes a run folder.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// The configuration, a TOML file; configs/README.md explains every key.
+    /// The configuration, a TOML file; configs/README.md explains every key. Without one: the published run.
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    pub config: Option<PathBuf>,
     /// Run folder: checkpoints, metrics, results. Made if need be; an older run in it is never overwritten.
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
@@ -121,6 +188,17 @@ pub struct RunArgs {
     /// Let several ranks share one GPU, for trying things out: needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
     #[arg(long)]
     pub share_gpu: bool,
+}
+
+impl RunArgs {
+    /// The configuration with every `--set`, and before them `sets`; without a file, the published one: its name and text.
+    pub fn settings<S: Settings>(&self, published: (&str, &str), sets: &[String]) -> Result<S> {
+        let sets = [sets, &self.sets].concat();
+        match &self.config {
+            Some(path) => S::load(path, &sets),
+            None => S::parse(published.1, published.0, &sets),
+        }
+    }
 }
 
 /// What `report` can tell.
@@ -183,6 +261,8 @@ const SEARCH_EXAMPLES: &str = "\
 Examples:
   mpirun -n 8 drnas-dist search-imagenet --config configs/search-imagenet.toml \\
       --train shards/train --valid shards/valid --out runs/imagenet
+  drnas-dist search-nb201 --dataset cifar10 --progressive --table nb201.table \\
+      --train shards/train --valid shards/valid --out runs/nb201
   ... the same with --resume      goes on after an interruption; other numbers of ranks will do
   ... --set seed=1 --set search.stage.2.epochs=30";
 

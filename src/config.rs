@@ -6,6 +6,7 @@
 mod check;
 mod evaluate;
 mod load;
+pub mod published;
 mod settings;
 
 pub use evaluate::{DecayKind, Evaluate, EvaluateConfig};
@@ -152,6 +153,37 @@ pub enum Theta {
     Shared,
 }
 
+/// What the architecture's gradient knows of the weights' training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+pub enum Order {
+    /// 1: the weights are as they are.
+    First,
+    /// 2: the weights after one virtual step, which depends on eta; about five times the cost of first order.
+    Second,
+}
+
+impl From<Order> for u8 {
+    fn from(order: Order) -> u8 {
+        match order {
+            Order::First => 1,
+            Order::Second => 2,
+        }
+    }
+}
+
+impl TryFrom<u8> for Order {
+    type Error = String;
+
+    fn try_from(order: u8) -> Result<Order, String> {
+        match order {
+            1 => Ok(Order::First),
+            2 => Ok(Order::Second),
+            order => Err(format!("order must be 1 or 2, found {order}")),
+        }
+    }
+}
+
 /// The search: replicas, batch, stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -163,7 +195,9 @@ pub struct Search {
     pub global_batch: i64,
     /// How often theta is drawn.
     pub theta: Theta,
-    /// Largest norm of the averaged gradients (of weights, and of eta); 0 = no clipping.
+    /// Whether an architecture step differentiates through a virtual weight step.
+    pub order: Order,
+    /// Largest norm of the averaged gradients of the weights; 0 = no clipping.
     pub grad_clip: f64,
     /// Architecture steps begin at this epoch **of each stage**, counted from 0: so many epochs train weights only.
     pub architecture_from_epoch: u64,
@@ -225,6 +259,8 @@ pub struct Eta {
     pub regulariser: Regulariser,
     /// Weight of the KL term.
     pub kl_scale: f64,
+    /// Largest norm of eta's averaged gradient; 0 = no clipping.
+    pub grad_clip: f64,
 }
 
 /// Reporting, checkpoints, communication.
@@ -303,6 +339,7 @@ impl Default for Search {
             replicas: 8,
             global_batch: 512,
             theta: Theta::PerReplica,
+            order: Order::First,
             grad_clip: 5.0,
             architecture_from_epoch: 10,
             steps_per_epoch: 0,
@@ -325,6 +362,7 @@ impl Default for Eta {
             weight_decay: 1e-3,
             regulariser: Regulariser::L2,
             kl_scale: 1e-3,
+            grad_clip: 5.0,
         }
     }
 }

@@ -5,8 +5,8 @@ mod progress;
 mod scaling;
 
 pub use metrics::{
-    EpochRecord, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, MetricsLog, NetworkRecord, Record,
-    StageRecord, StepRecord,
+    Accuracies, EpochRecord, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, MetricsLog, NetworkRecord,
+    Record, StageRecord, StepRecord,
 };
 pub use progress::{Progress, Status};
 pub use scaling::scaling;
@@ -21,8 +21,9 @@ pub const REPORT_FILE: &str = "report.txt";
 /// Scripts ask for it: a launcher's exit code 0 is no proof.
 pub const FINISHED_FILE: &str = "finished.json";
 
-/// The end of a run, for people: the architecture, where everything lies, and what can be done with it.
-pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
+/// The end of a search, for people: the architecture, what it is to be seen beside (`beside`, whole lines or nothing), where
+/// everything lies, and what can be done with it (`next`, one thing a line).
+pub fn final_text(run: &Path, finish: &FinishRecord, beside: &str, next: &[&str]) -> String {
     let rows = [
         ("genotype.json", "the architecture, for programs"),
         ("metrics.jsonl", "every step and epoch, one JSON object a line"),
@@ -30,13 +31,11 @@ pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
         ("checkpoints/", "the newest states; the last one holds the trained supernet"),
     ];
     let files: String = rows.iter().map(|(file, what)| format!("  {file:<14} {what}\n")).collect();
+    let next: String = next.iter().map(|what| format!("- {what}\n")).collect();
+    let beside = if beside.is_empty() { String::new() } else { format!("{beside}\n") };
     format!(
         "Found architecture, after {} stages, {} epochs, {} steps ({}, {} images, {} ranks):\n\n{}\n\n\
-         Run folder: {}\n{files}\n\
-         What next:\n\
-         - Paste the line above into `genotypes.py` of the DARTS, PC-DARTS or DrNAS code to train that network.\n\
-         - Watch how it came about: the epoch lines of metrics.jsonl hold the genotype of each epoch.\n\
-         - Search again with another seed (--set seed=1) and compare: one search is one sample.\n",
+         {beside}Run folder: {}\n{files}\nWhat next:\n{next}",
         finish.stages,
         finish.epochs,
         finish.step,
@@ -153,11 +152,12 @@ mod tests {
             images: 1280,
             ranks: 2,
             genotype: "Genotype(normal=[('skip_connect', 0)])".into(),
+            benchmark: None,
             wall_s: 161.0,
         };
         assert_eq!(finished(folder.path()).unwrap(), None);
-        finish(folder.path(), 40, &final_text(folder.path(), &record)).unwrap();
-        assert_eq!(finished(folder.path()).unwrap(), Some(final_text(folder.path(), &record)));
+        finish(folder.path(), 40, &final_text(folder.path(), &record, "", &[])).unwrap();
+        assert_eq!(finished(folder.path()).unwrap(), Some(final_text(folder.path(), &record, "", &[])));
         let text = fs::read_to_string(folder.path().join(REPORT_FILE)).unwrap();
         assert!(text.contains("2 stages, 4 epochs, 40 steps (2 min 41 s, 1280 images, 2 ranks)"));
         assert!(text.contains("\n\nGenotype(normal=[('skip_connect', 0)])\n\n"));

@@ -35,16 +35,21 @@ pub fn backward(
     comm: &dyn Communicator,
 ) -> Result<()> {
     begin(Phase::Backward)?;
-    let (last, share) = (local + 1 == num_local, 1.0 / num_local as f64);
+    let last = local + 1 == num_local;
     tape.backward(loss, |number, grads| {
         let bucket = &buckets[number];
         bucket.add(&grads);
         if last {
-            let _ = bucket.grads.shallow_clone().g_mul_scalar_(share);
-            comm.start_mean(&bucket.grads)?;
+            start_mean(bucket, num_local, comm)?;
         }
         comm.progress()
     })
+}
+
+/// Starts to average a bucket over all replicas, when `num_local` of them have been added up here. Collective.
+pub fn start_mean(bucket: &Bucket, num_local: usize, comm: &dyn Communicator) -> Result<()> {
+    let _ = bucket.grads.shallow_clone().g_mul_scalar_(1.0 / num_local as f64);
+    comm.start_mean(&bucket.grads)
 }
 
 /// Waits for the averaged gradients, clips their common norm at `grad_clip` and takes the step. Collective.

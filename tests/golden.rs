@@ -36,7 +36,7 @@ fn compared(folder: &Path) -> usize {
 #[test]
 fn golden_files_pass() {
     tch::set_num_threads(1);
-    assert_eq!(compared(&own()), 6);
+    assert_eq!(compared(&own()), 7);
 }
 
 #[test]

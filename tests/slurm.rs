@@ -1,6 +1,7 @@
 //! The batch scripts under a real Slurm: time limits, signals, requeues, scancel; one node and two, mpirun and srun.
 
 #[path = "common/bench.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 #[path = "common/cluster.rs"]
 mod cluster;

@@ -246,12 +246,29 @@ impl Run {
 }
 
 impl Config {
+    /// Whether the configuration is one of `space`: each has a command of its own.
+    pub fn check_space(&self, space: SearchSpace) -> Result<()> {
+        let command = |space| match space {
+            SearchSpace::DartsImagenet => "search-imagenet",
+            SearchSpace::DartsCifar => "search-cifar",
+            SearchSpace::NasBench201 => "search-nb201",
+        };
+        require!(
+            self.model.space == space,
+            "this is {}, the configuration is one for {}: give it to that, or set model.space",
+            command(space),
+            command(self.model.space)
+        );
+        Ok(())
+    }
+
     fn check_numbers(&self) -> Result<()> {
         let eta = &self.eta;
         check_seed(self.seed)?;
         not_negative(&[
             ("eta.weight_decay", &[eta.weight_decay]),
             ("eta.kl_scale", &[eta.kl_scale]),
+            ("eta.grad_clip", &[eta.grad_clip]),
             ("search.grad_clip", &[self.search.grad_clip]),
         ])?;
         positive(&[("eta.lr", &[eta.lr])])?;

@@ -4,10 +4,15 @@
 //! in 0..1; a number that is not finite is `null`.
 
 use crate::error::{Error, Result};
+use crate::space::Mask;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// Percent by data set ("cifar10", "cifar100", "imagenet16-120").
+pub type Accuracies = BTreeMap<String, f64>;
 
 /// One line of the file; `event` says which kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +64,10 @@ pub struct StepRecord {
     pub reduce_wait_ms: f64,
     /// Time for which a checkpoint held training up before this step, milliseconds; most of it is written meanwhile.
     pub checkpoint_ms: f64,
+    /// Memory in use on rank 0's card at the look after this step, by all processes, MiB; libtorch gives nothing back, so
+    /// this is the largest need so far. Only on cards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card_memory_mib: Option<f64>,
 }
 
 /// One epoch: means over its steps.
@@ -90,12 +99,18 @@ pub struct EpochRecord {
     pub data_wait_ms: f64,
     /// Time that rank 0 waited for other ranks, milliseconds per step.
     pub reduce_wait_ms: f64,
-    /// Mean entropy (nats) of a row's softmax of eta, normal cells: falls as the choice becomes clear.
-    pub eta_entropy_normal: f64,
-    /// The same of the reduction cells.
-    pub eta_entropy_reduce: f64,
-    /// What eta selects now, DARTS one-line text.
+    /// Mean entropy (nats) of a row's softmax of eta, by table (of DARTS: normal, reduction cells): falls as the choice
+    /// becomes clear.
+    pub eta_entropy: Vec<f64>,
+    /// eta, `[T][E][O]`; 0 where an operation was pruned.
+    pub eta: Vec<Vec<Vec<f64>>>,
+    /// Kept operations, of the same shape.
+    pub masks: Vec<Mask>,
+    /// What eta selects now: DARTS one-line text, or the architecture string of NAS-Bench-201.
     pub genotype: String,
+    /// Test accuracy of that architecture in the benchmark's table, percent by data set; absent without a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub benchmark: Option<Accuracies>,
     /// Images that could not be decoded and were replaced.
     pub skipped_images: u64,
     /// Length of the epoch, seconds.
@@ -132,8 +147,11 @@ pub struct FinishRecord {
     pub images: u64,
     /// Ranks that took part in the end.
     pub ranks: u64,
-    /// The found architecture, DARTS one-line text.
+    /// The found architecture: DARTS one-line text, or the architecture string of NAS-Bench-201.
     pub genotype: String,
+    /// Its test accuracy in the benchmark's table, percent by data set; absent without a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub benchmark: Option<Accuracies>,
     /// Seconds since the program started, or went on from a checkpoint, the last time.
     pub wall_s: f64,
 }
@@ -341,6 +359,7 @@ mod tests {
             data_wait_ms: 0.5,
             reduce_wait_ms: 1.5,
             checkpoint_ms: 0.0,
+            card_memory_mib: None,
         })
     }
 
@@ -352,6 +371,7 @@ mod tests {
             images: 64,
             ranks: 1,
             genotype: "Genotype()".into(),
+            benchmark: None,
             wall_s: 1.0,
         })
     }
