@@ -3,6 +3,7 @@
 //! Without files: drawn pictures of CIFAR's size, and one drawn JPEG of ImageNet's. Medians of rounds, in CPU time of the
 //! thread, which a busy machine disturbs less.
 
+use drnas_dist::data::augment::jitter::Tone;
 use drnas_dist::data::decode::{Picture, decode, decode_into};
 use drnas_dist::data::{Augment, Crop, Jitter};
 use drnas_dist::random::{Purpose, stream};
@@ -29,12 +30,17 @@ fn main() {
     report("224: the same with colour jitter", &jpegs, 224, Augment { jitter: strong, ..random }, each);
     report("224: decode, resize 256, centre crop", &jpegs, 224, Crop::Centre { resize: 256 }.into(), each);
 
-    let mut planar = vec![0; 3 * 224 * 224];
+    let (mut before, mut planar) = (vec![0; 3 * 224 * 224], vec![0; 3 * 224 * 224]);
     random
-        .apply(&decode(&jpegs[0]).unwrap(), 224, &mut stream(0, Purpose::Augment, &[]), &mut planar)
+        .apply(&decode(&jpegs[0]).unwrap(), 224, &mut stream(0, Purpose::Augment, &[]), &mut before)
         .unwrap();
-    let mut rng = stream(1, Purpose::Augment, &[]);
-    print("224: colour jitter alone", median(20, || strong.apply(&mut rng, &mut planar)));
+    for tone in [Tone::Brightness(0.8), Tone::Contrast(1.2), Tone::Saturation(0.8), Tone::Hue(0.1)] {
+        let alone = median(20, || {
+            planar.copy_from_slice(&before);
+            tone.apply(&mut planar);
+        });
+        print(&format!("224: {tone:?} alone"), alone);
+    }
 }
 
 /// What a decode thread does with each of `images`, `each` times a round.

@@ -207,9 +207,12 @@ impl World {
         if let Some(text) = self.standing.farewell() {
             say(&text);
         }
-        if let Ranks::Joined(mpi, ..) = &self.ranks {
+        if let Ranks::Joined(mpi, nccl, _) = &self.ranks {
             if let Err(why) = mpi.agree("stop of the run") {
                 mpi.abort(&why);
+            }
+            if let Some(nccl) = nccl {
+                nccl.leave();
             }
             self.goodbye();
         }

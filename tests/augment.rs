@@ -1,6 +1,6 @@
-//! Augmentation beside Pillow and numpy, and the random numbers behind it.
+//! Augmentation beside Pillow, and the random numbers behind it.
 //!
-//! The comparison needs a Python with Pillow and numpy: `DRNAS_PYTHON`, or native/bin/python; without one it is skipped.
+//! Where tests/python/pillow.sh finds no Pillow (no Python, no network) the comparison is skipped.
 
 use drnas_dist::config::{CropKind, Data};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
@@ -17,13 +17,13 @@ use std::process::Command;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
-/// A Python that has `modules`; `None`, with a line, when there is none.
-fn python(modules: &str) -> Option<PathBuf> {
-    let python = std::env::var_os("DRNAS_PYTHON")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/python"), PathBuf::from);
-    let found = Command::new(&python).args(["-c", &format!("import {modules}")]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: {} is not there or has no {modules}", python.display());
+/// The script that runs Python with Pillow; `None`, with a line, when there is none.
+fn python() -> Option<PathBuf> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/pillow.sh");
+    let output = Command::new(&python).args(["-c", "import PIL"]).output().unwrap();
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        eprintln!("skipped: Pillow is not there: {}", text.trim().lines().last().unwrap_or_default());
         return None;
     }
     Some(python)
@@ -47,7 +47,7 @@ fn planar(picture: &Picture) -> Vec<u8> {
     (0..3).flat_map(|c| picture.rgb().chunks_exact(3).map(move |p| p[c]).collect::<Vec<_>>()).collect()
 }
 
-/// Cases for tests/pillow_reference.py, and what was found here.
+/// Cases for tests/python/pillow_reference.py, and what was found here.
 struct Cases {
     python: PathBuf,
     dir: TempDir,
@@ -72,7 +72,7 @@ impl Cases {
     fn expected(&self) -> Vec<Vec<u8>> {
         let list = self.dir.path().join("cases.json");
         fs::write(&list, serde_json::to_vec(&self.cases).unwrap()).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pillow_reference.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/pillow_reference.py");
         let output = Command::new(&self.python).arg(script).arg(&list).arg(self.dir.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         (0..self.cases.len()).map(|n| fs::read(self.dir.path().join(n.to_string())).unwrap()).collect()
@@ -114,7 +114,7 @@ fn photos() -> Vec<Picture> {
 
 #[test]
 fn geometry_is_that_of_pillow_and_torchvision() {
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
@@ -144,7 +144,7 @@ fn geometry_is_that_of_pillow_and_torchvision() {
 
 #[test]
 fn pad_crops_and_flips_are_exact() {
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
@@ -172,7 +172,7 @@ fn pad_crops_and_flips_are_exact() {
 
 #[test]
 fn colours_change_as_in_pillow() {
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     for (name, tone, factors) in [
@@ -213,7 +213,7 @@ fn holes_are_those_of_darts_and_their_centres_uniform() {
         // 99.9 % of fair draws stay below 61.1 (31 degrees).
         assert!(chi2 < 61.1, "{chi2} {counts:?}");
     }
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
@@ -327,7 +327,7 @@ fn the_configuration_chooses_the_augmentation() {
 
 #[test]
 fn cifar10_is_rebuilt_from_jpeg_files() {
-    let Some(python) = python("PIL") else {
+    let Some(python) = python() else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

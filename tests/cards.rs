@@ -14,7 +14,7 @@ use drnas_dist::comm::Communicator;
 use drnas_dist::config::{DeviceChoice, Reduce};
 use drnas_dist::launch::{Devices, World};
 use drnas_dist::whereabouts::{self, Phase};
-use drnas_dist::{Config, Result, Settings};
+use drnas_dist::{Config, Result};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -408,8 +408,8 @@ fn search(world: &World) -> Result<()> {
     let cli::Command::SearchImagenet(args) = Cli::parse_from(words.split(' ')).command else {
         panic!("{words} is no search");
     };
-    let config = Config::load(&args.run.config, &args.run.sets)?;
-    drnas_dist::run::search::search(&config, &args, world)
+    let config: Config = args.run.settings(drnas_dist::config::published::IMAGENET, &[])?;
+    drnas_dist::run::search::search(&config, &args, None, world)
 }
 
 // -- the tests ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ mod watch;
 pub use library::NCCL_VARIABLE;
 use library::{Library, version_text};
 
-use super::{Communicator, Mpi, contiguous, reducible, root_within};
+use super::{Communicator, Mpi, Reduction, Trace, contiguous, reducible, root_within};
 use crate::config::Reduce;
 use crate::cuda::{Card, Context, Event, Stream};
 use crate::error::{Error, Result};
@@ -52,9 +52,44 @@ pub struct Nccl {
     /// Where tensors must be.
     device: Device,
     reduce: Reduce,
+    context: Context,
+    clock: RefCell<Option<Clock>>,
     means: RefCell<Means>,
     /// Descriptions of means that all ranks were found to have.
     agreed: RefCell<HashSet<String>>,
+}
+
+/// Timed events of a trace.
+struct Clock {
+    origin: Event,
+    /// What begins, and in which step.
+    begins: Vec<(String, Event, usize)>,
+    ends: Vec<Event>,
+    /// Ends of backward passes.
+    steps: Vec<Event>,
+}
+
+enum Mark<'a> {
+    Begin(&'a str),
+    End,
+    Step,
+}
+
+impl Clock {
+    /// All events have come, or the host waits for them.
+    fn read(self) -> Result<Trace> {
+        for event in self.ends.iter().chain(&self.steps) {
+            event.synchronize()?;
+        }
+        let at = |event: &Event| event.ms_since(&self.origin);
+        let reductions = self.begins.iter().zip(&self.ends).map(|((what, begin, step), end)| {
+            Ok(Reduction { what: what.clone(), from_ms: at(begin)?, to_ms: at(end)?, step: *step })
+        });
+        Ok(Trace {
+            reductions: reductions.collect::<Result<_>>()?,
+            backward_ends_ms: self.steps.iter().map(at).collect::<Result<_>>()?,
+        })
+    }
 }
 
 #[derive(Default)]
@@ -138,6 +173,8 @@ impl Nccl {
             finished: Event::new(terms.context)?,
             device: terms.device,
             reduce: terms.reduce,
+            context: terms.context,
+            clock: RefCell::default(),
             means: RefCell::default(),
             agreed: RefCell::default(),
         })
@@ -158,6 +195,11 @@ impl Nccl {
         });
     }
 
+    /// Before this process ends as all of them do, and without `close`: that others are gone is no error any more.
+    pub(crate) fn leave(&self) {
+        self.watch.stop_asking();
+    }
+
     /// One call of the library, under the time limit.
     fn call(&self, operation: &str, call: &'static str, start: impl FnOnce() -> u32) -> Result<()> {
         match self.watch.during(operation, start) {
@@ -175,7 +217,9 @@ impl Nccl {
     fn start(&self, operation: String, collective: impl FnOnce(&str) -> Result<()>) -> Result<()> {
         self.ready.record(&self.torch)?;
         self.stream.wait(&self.ready)?;
+        self.note(Mark::Begin(&operation))?;
         collective(&operation)?;
+        self.note(Mark::End)?;
         let done = self.watch.event()?;
         done.record(&self.stream)?;
         self.watch.follow(&operation, done);
@@ -213,6 +257,30 @@ impl Nccl {
             self.call(operation, "ncclGroupEnd", || unsafe { (calls.ncclGroupEnd)() })
         })?;
         self.means.borrow_mut().started.extend(waiting);
+        Ok(())
+    }
+
+    /// Times a point, if there is a trace.
+    fn note(&self, mark: Mark) -> Result<()> {
+        let mut clock = self.clock.borrow_mut();
+        let Some(clock) = clock.as_mut() else {
+            return Ok(());
+        };
+        let event = Event::timed(self.context)?;
+        match mark {
+            Mark::Begin(what) => {
+                event.record(&self.stream)?;
+                clock.begins.push((what.to_owned(), event, clock.steps.len()));
+            }
+            Mark::End => {
+                event.record(&self.stream)?;
+                clock.ends.push(event);
+            }
+            Mark::Step => {
+                event.record(&self.torch)?;
+                clock.steps.push(event);
+            }
+        }
         Ok(())
     }
 
@@ -264,8 +332,21 @@ impl Communicator for Nccl {
         Ok(())
     }
 
+    fn start_trace(&self) -> Result<()> {
+        let origin = Event::timed(self.context)?;
+        origin.record(&self.torch)?;
+        *self.clock.borrow_mut() =
+            Some(Clock { origin, begins: Vec::new(), ends: Vec::new(), steps: Vec::new() });
+        Ok(())
+    }
+
+    fn take_trace(&self) -> Result<Option<Trace>> {
+        self.clock.borrow_mut().take().map(|clock| clock.read()).transpose()
+    }
+
     fn finish(&self) -> Result<()> {
         self.start_waiting()?;
+        self.note(Mark::Step)?;
         let description = describe("finish", &self.means.borrow().started);
         if !self.agreed.borrow().contains(&description) {
             self.mpi.agree(&description)?;

@@ -24,7 +24,7 @@ use crate::tally::{StepOutcome, measure};
 use crate::weight_step;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What a test of the network gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -125,7 +125,6 @@ impl Evaluation {
         replicas: Range<usize>,
         device: Device,
     ) -> Evaluation {
-        config.precision.apply();
         let mut net = network(config, shape(config, genotype), replicas.len(), device);
         net.params.initialise(config.seed);
         let bound = config.evaluate.steps_per_epoch;
@@ -248,7 +247,6 @@ pub fn test_weights(
     device: Device,
     comm: &dyn Communicator,
 ) -> Result<Tested> {
-    config.precision.apply();
     let shape = Shape { auxiliary: false, ..shape(config, genotype) };
     let mut net = network(config, shape, 0, device);
     net.load(weights)?;
@@ -277,7 +275,7 @@ fn test(
             let logits = net.logits(&images, slot);
             measure(&logits, &labels, &cross_entropy(&logits, &labels))
         });
-        let count = Tensor::from_slice(&[n]).to_device(device);
+        let count = Tensor::full([1], n, (Kind::Double, device));
         mine.push(Tensor::cat(&[count, means * n], 0));
         comm.progress()?;
     }
