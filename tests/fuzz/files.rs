@@ -238,7 +238,7 @@ fn bombard_search(name: &str, file: &str) {
     checkpoint::write(dir.path(), 2, &state, 2).unwrap();
     let words = "[ { \" true false , [true], \"k\": \"stage\": \"F32\" \"I64\" \"shape\": null";
     let seeds = vec![fs::read(folder.join(file)).unwrap()];
-    let target = Target { name, seeds, words, spare_bytes: 8 << 20, every: 1 };
+    let target = Target { name, seeds, words, spare_bytes: 8 << 20, every: 10 };
     bombard(&target, |bytes| {
         put(&folder, file, bytes, true);
         search.restore(&checkpoint::read(dir.path(), 2)?)?;
