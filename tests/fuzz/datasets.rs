@@ -87,6 +87,21 @@ fn pickle() {
     });
 }
 
+/// A few bytes that name two long texts again and again.
+#[test]
+fn a_pickle_that_repeats_itself_takes_no_memory() {
+    let mut bytes = b"\x80\x04".to_vec();
+    for place in 0..2 {
+        bytes.extend([b'X', 0x50, 0xc3, 0, 0]); // 50,000 bytes of text
+        bytes.extend([b'x'; 50_000]);
+        bytes.extend([b'q', place]);
+    }
+    bytes.extend(b"h\0h\x01\x93".repeat(10_000));
+    bytes.push(b'.');
+    let (read, held) = crate::memory::measured(|| drnas_dist::data::pickle::read(&bytes).is_ok());
+    assert!(!read && held < 16 << 20, "{held} bytes held");
+}
+
 /// A source of a table, with one column.
 fn csv() -> String {
     let mut text = String::from("arch,c10_test_200\n");
