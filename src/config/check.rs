@@ -143,7 +143,7 @@ impl Data {
             self.crop_area_min
         );
         // First of the sizes: others are computed from it.
-        require!((1..=4096).contains(&self.px), "data.px = {} must be in 1..=4096", self.px);
+        require!((0..=4096).contains(&self.px), "data.px = {} must be in 1..=4096", self.px);
         require!(self.pad <= 4096, "data.pad must be at most 4096, found {}", self.pad);
         require!(
             self.cutout % 2 == 0 && self.cutout <= 8192,
