@@ -142,7 +142,9 @@ impl Machine<'_> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let global = format!("{} {}", self.text(module).ok_or(CUT)?, self.text(name).ok_or(CUT)?);
+                // Longer ones name nothing that is looked for, and the same text could be named again and again.
+                let text = |id| self.text(id).filter(|text| text.len() < 100).ok_or(CUT);
+                let global = format!("{} {}", text(module)?, text(name)?);
                 self.push(Value::Global(global));
             }
             b'R' => {
