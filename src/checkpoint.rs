@@ -3,6 +3,10 @@
 //! `step-000000123/` holds `state.safetensors` (tensors), `state.json` (everything else) and, last, `DONE`: sizes and xxh3
 //! hashes of both. A folder without `DONE` is none.
 
+mod writer;
+
+pub use writer::Writer;
+
 use crate::error::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};

@@ -1,10 +1,13 @@
 //! What a user may type.
 
+use crate::config::{DeviceChoice, Precision, Settings};
 use crate::data::demo::DemoArgs;
 use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
+use crate::error::Result;
 use crate::nb201::Nb201Args;
 use crate::plot::PlotArgs;
+use crate::space::nb201::Dataset;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -32,6 +35,16 @@ pub enum Command {
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
+    /// Search DARTS cells on CIFAR-10 shards, in two stages.
+    SearchCifar(SearchArgs),
+    /// Search a NAS-Bench-201 cell, and look up what it reaches.
+    SearchNb201(SearchNb201Args),
+    /// Train a found network from scratch on ImageNet-like images, and test it; under mpirun, over many ranks.
+    EvaluateImagenet(EvaluateArgs),
+    /// The same on CIFAR-like images.
+    EvaluateCifar(EvaluateArgs),
+    /// Take a trained network to PyTorch: weights, genotype, and one Python file that loads them.
+    Export(ExportArgs),
     /// Compare finished runs.
     #[command(subcommand)]
     Report(ReportCommand),
@@ -45,7 +58,24 @@ pub enum Command {
     Doctor,
 }
 
-/// Arguments of `search-imagenet`.
+/// Arguments of `search-nb201`.
+#[derive(Args, Debug)]
+pub struct SearchNb201Args {
+    /// What the shards hold: sets classes, side, padding and normalisation, over the configuration.
+    #[arg(long, value_enum)]
+    pub dataset: Dataset,
+    /// The published progressive run (k 4, then 2), instead of the plain one, if there is no --config.
+    #[arg(long, conflicts_with = "config")]
+    pub progressive: bool,
+    /// The benchmark's table (drnas-dist nb201 import): every epoch tells what its architecture reaches.
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
+    /// What every search is given.
+    #[command(flatten)]
+    pub search: SearchArgs,
+}
+
+/// Arguments of `search-imagenet` and `search-cifar`.
 #[derive(Args, Debug)]
 #[command(after_help = SEARCH_EXAMPLES)]
 pub struct SearchArgs {
@@ -60,12 +90,51 @@ pub struct SearchArgs {
     pub valid: PathBuf,
 }
 
+/// Arguments of `evaluate-imagenet` and `evaluate-cifar`.
+#[derive(Args, Debug)]
+#[command(after_help = EVALUATE_EXAMPLES)]
+pub struct EvaluateArgs {
+    /// What every run is given.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The architecture: a file (the genotype.json of a search), a published name (DrNAS_imagenet, DrNAS_cifar10,
+    /// PC_DARTS_image, PC_DARTS_cifar, DARTS_V1, DARTS_V2), or the one-line text of DARTS code.
+    #[arg(long, value_name = "FILE|NAME|TEXT")]
+    pub genotype: String,
+    /// Folder of shards that train the network.
+    #[arg(long, value_name = "SHARDS", required_unless_present = "test_only")]
+    pub train: Option<PathBuf>,
+    /// Folder of shards that test it.
+    #[arg(long, value_name = "SHARDS")]
+    pub test: PathBuf,
+    /// Only test the weights of --weights; the result goes to RUN/test.json.
+    #[arg(long, requires = "weights", conflicts_with_all = ["train", "resume"])]
+    pub test_only: bool,
+    /// Weights to test: a safetensors file of an export, RUN/best.safetensors, or a checkpoint's state.safetensors.
+    #[arg(long, value_name = "FILE", requires = "test_only")]
+    pub weights: Option<PathBuf>,
+}
+
+/// Arguments of `export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// Run folder of an evaluation.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Where to write; made if need be.
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The weights of the best test instead of the newest checkpoint's.
+    #[arg(long)]
+    pub best: bool,
+}
+
 /// Arguments of everything that makes a run folder.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// The configuration, a TOML file; configs/README.md explains every key.
+    /// The configuration, a TOML file; configs/README.md explains every key. Without one: the published run.
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    pub config: Option<PathBuf>,
     /// Run folder: checkpoints, metrics, results. Made if need be; an older run in it is never overwritten.
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
@@ -78,6 +147,17 @@ pub struct RunArgs {
     /// Let several ranks share one GPU, for trying things out: needs NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
     #[arg(long)]
     pub share_gpu: bool,
+}
+
+impl RunArgs {
+    /// The configuration with every `--set`, and before them `sets`; without a file, the published one: its name and text.
+    pub fn settings<S: Settings>(&self, published: (&str, &str), sets: &[String]) -> Result<S> {
+        let sets = [sets, &self.sets].concat();
+        match &self.config {
+            Some(path) => S::load(path, &sets),
+            None => S::parse(published.1, published.0, &sets),
+        }
+    }
 }
 
 /// What `report` can tell.
@@ -97,6 +177,18 @@ pub struct VerifyArgs {
     /// Golden files, safetensors or JSON.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// How exact the networks compute; what is allowed follows from it.
+    #[arg(long, default_value_t = Precision::Fp32)]
+    pub precision: Precision,
+    /// What to compute on.
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// Activations lie in memory channel by channel, not pixel by pixel.
+    #[arg(long)]
+    pub channels_first: bool,
+    /// Compute cells again for the backward pass.
+    #[arg(long)]
+    pub checkpoint_cells: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -109,12 +201,27 @@ Examples:
       --train demo/train --valid demo/valid --out runs/first
 
 Exit codes:
-  0 done   1 error (one line on stderr says which)   2 wrong usage   130 interrupted, can be resumed";
+  0    done
+  1    error; one line on stderr says which
+  2    wrong usage
+  75   stopped by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM) with a checkpoint; go on with --resume
+  130  interrupted at once; go on with --resume from the newest checkpoint
+A run has finished when RUN/finished.json is there, whatever mpirun answers.";
+
+const EVALUATE_EXAMPLES: &str = "\
+Examples:
+  mpirun -n 8 drnas-dist evaluate-imagenet --config configs/evaluate-imagenet.toml \\
+      --genotype runs/imagenet/genotype.json --train shards/all --test shards/val --out runs/evaluation
+  ... the same with --resume      goes on after an interruption; other numbers of ranks will do
+  drnas-dist evaluate-cifar --config runs/evaluation/config.toml --genotype runs/evaluation/genotype.json \\
+      --test shards/test --test-only --weights runs/evaluation/best.safetensors --out runs/test";
 
 const SEARCH_EXAMPLES: &str = "\
 Examples:
   mpirun -n 8 drnas-dist search-imagenet --config configs/search-imagenet.toml \\
       --train shards/train --valid shards/valid --out runs/imagenet
+  drnas-dist search-nb201 --dataset cifar10 --progressive --table nb201.table \\
+      --train shards/train --valid shards/valid --out runs/nb201
   ... the same with --resume      goes on after an interruption; other numbers of ranks will do
   ... --set seed=1 --set search.stage.2.epochs=30";
 

@@ -4,9 +4,12 @@
 //! an empty file is that run.
 
 mod check;
+mod evaluate;
 mod load;
+pub mod published;
 mod settings;
 
+pub use evaluate::{DecayKind, Evaluate, EvaluateConfig};
 pub use settings::Settings;
 
 pub use crate::precision::Precision;
@@ -53,7 +56,7 @@ pub enum Reduce {
 }
 
 /// Where a rank computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
     /// On cards if every rank has one, else on the CPU.
@@ -150,6 +153,37 @@ pub enum Theta {
     Shared,
 }
 
+/// What the architecture's gradient knows of the weights' training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+pub enum Order {
+    /// 1: the weights are as they are.
+    First,
+    /// 2: the weights after one virtual step, which depends on eta; about five times the cost of first order.
+    Second,
+}
+
+impl From<Order> for u8 {
+    fn from(order: Order) -> u8 {
+        match order {
+            Order::First => 1,
+            Order::Second => 2,
+        }
+    }
+}
+
+impl TryFrom<u8> for Order {
+    type Error = String;
+
+    fn try_from(order: u8) -> Result<Order, String> {
+        match order {
+            1 => Ok(Order::First),
+            2 => Ok(Order::Second),
+            order => Err(format!("order must be 1 or 2, found {order}")),
+        }
+    }
+}
+
 /// The search: replicas, batch, stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -161,7 +195,9 @@ pub struct Search {
     pub global_batch: i64,
     /// How often theta is drawn.
     pub theta: Theta,
-    /// Largest norm of the averaged gradients (of weights, and of eta); 0 = no clipping.
+    /// Whether an architecture step differentiates through a virtual weight step.
+    pub order: Order,
+    /// Largest norm of the averaged gradients of the weights; 0 = no clipping.
     pub grad_clip: f64,
     /// Architecture steps begin at this epoch **of each stage**, counted from 0: so many epochs train weights only.
     pub architecture_from_epoch: u64,
@@ -223,6 +259,8 @@ pub struct Eta {
     pub regulariser: Regulariser,
     /// Weight of the KL term.
     pub kl_scale: f64,
+    /// Largest norm of eta's averaged gradient; 0 = no clipping.
+    pub grad_clip: f64,
 }
 
 /// Reporting, checkpoints, communication.
@@ -245,6 +283,8 @@ pub struct Run {
     pub threads: usize,
     /// A collective that takes longer ends the run, seconds.
     pub time_limit_s: f64,
+    /// A rank that gives no sign of life for so long ends the run, seconds; 0 = it is not watched.
+    pub heartbeat_s: f64,
 }
 
 impl Default for Config {
@@ -299,6 +339,7 @@ impl Default for Search {
             replicas: 8,
             global_batch: 512,
             theta: Theta::PerReplica,
+            order: Order::First,
             grad_clip: 5.0,
             architecture_from_epoch: 10,
             steps_per_epoch: 0,
@@ -321,6 +362,7 @@ impl Default for Eta {
             weight_decay: 1e-3,
             regulariser: Regulariser::L2,
             kl_scale: 1e-3,
+            grad_clip: 5.0,
         }
     }
 }
@@ -336,6 +378,7 @@ impl Default for Run {
             reduce: Reduce::Fp32,
             threads: 0,
             time_limit_s: 300.0,
+            heartbeat_s: 20.0,
         }
     }
 }

@@ -585,6 +585,29 @@ pub enum Error {
         why: String,
     },
 
+    /// A run folder that another job writes to.
+    #[error(
+        "{} is held by {who}: another job writes this run; wait for it, end it, or choose another --out",
+        path.display()
+    )]
+    RunLocked {
+        /// The lock.
+        path: PathBuf,
+        /// Its holder.
+        who: String,
+    },
+
+    /// A lock that this job held and that is another's now.
+    #[error(
+        "{} was taken by another job (this one did not answer for long, or the file was removed); this job ends and \
+         writes nothing more",
+        path.display()
+    )]
+    LockLost {
+        /// The lock.
+        path: PathBuf,
+    },
+
     // -- search -----------------------------------------------------------------------------
     /// A run folder that holds a run, without `--resume`.
     #[error("{} holds a run already; add --resume to go on with it, or choose another --out", .0.display())]
@@ -643,6 +666,15 @@ pub enum Error {
         valid: PathBuf,
     },
 
+    /// The network would be tested on what it was trained on.
+    #[error("--train {} and --test {} hold the same images; a test needs images that the weights have not seen", train.display(), test.display())]
+    TestedOnTraining {
+        /// Shards of the training.
+        train: PathBuf,
+        /// Shards of the test.
+        test: PathBuf,
+    },
+
     /// `--resume` where there are checkpoints, but none that can be read.
     #[error("none of the {count} checkpoints in {} can be read (see the warnings); restore one, or remove the folder to begin again", folder.display())]
     NoGoodCheckpoint {
@@ -668,6 +700,24 @@ pub enum Error {
     /// A checkpoint that is whole, but of another program or run.
     #[error("the checkpoint does not fit: {0}")]
     CheckpointState(String),
+
+    /// A test whose losses are no numbers.
+    #[error(
+        "the test after epoch {epoch} gave losses that are not finite; begin another run with a lower weights.lr or longer weights.warmup_epochs"
+    )]
+    TestNotFinite {
+        /// Epochs trained.
+        epoch: u64,
+    },
+
+    /// A file of weights that cannot be read or written.
+    #[error("weights {}: {why}; a safetensors file is expected", path.display())]
+    WeightsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
 
     /// A genotype file that does not describe an architecture of the space.
     #[error("genotype: {0}")]

@@ -6,6 +6,7 @@ mod place;
 mod signals;
 
 pub use device::Devices;
+pub(crate) use heartbeat::{born, machine, token};
 pub use signals::{INTERRUPTED, STOPPED};
 
 use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms, at_last, end_all, last_acts, say};
@@ -365,7 +366,7 @@ fn end_all_on_panic(rank: usize, host: String) {
             .unwrap_or("no text")
             .replace('\n', " ");
         let at = panic.location().map_or(String::new(), |at| format!(" at {at}"));
-        say(&format!("rank {rank} on {host}: panicked{at}: {text}"));
+        say(&format!("rank {rank} on {host}{}: panicked{at}: {text}", whereabouts::in_step()));
         let trace = std::backtrace::Backtrace::capture();
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
             say(&trace.to_string());

@@ -11,6 +11,8 @@ pub mod cuda;
 pub mod data;
 pub mod doctor;
 pub mod error;
+pub mod eval;
+pub mod export;
 pub mod launch;
 pub mod nb201;
 pub mod net;
@@ -29,12 +31,21 @@ pub mod verify;
 pub mod weight_step;
 pub mod whereabouts;
 
-pub use config::{Config, Settings};
+use config::DeviceChoice;
+pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, ReportCommand, RunArgs, SearchArgs, VerifyArgs};
+use cli::{Command, EvaluateArgs, ReportCommand, RunArgs, SearchArgs, SearchNb201Args, VerifyArgs};
+use config::published;
 use launch::{Devices, World};
+use nb201::Table;
+use run::benchmark::Benchmark;
+use space::SearchSpace;
 use std::time::Duration;
+use tch::Device;
+
+/// How long commands without a configuration wait for other ranks.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Does what the command line says, and returns when it is done.
 pub fn run(command: Command) -> Result<()> {
@@ -42,7 +53,14 @@ pub fn run(command: Command) -> Result<()> {
         Command::DemoData(args) => data::demo::run(&args),
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
-        Command::SearchImagenet(args) => search_imagenet(&args),
+        Command::SearchImagenet(args) => search(&args, SearchSpace::DartsImagenet, published::IMAGENET),
+        Command::SearchCifar(args) => search(&args, SearchSpace::DartsCifar, published::CIFAR),
+        Command::SearchNb201(args) => search_nb201(&args),
+        Command::EvaluateImagenet(args) => {
+            evaluate(&args, SearchSpace::DartsImagenet, published::EVALUATE_IMAGENET)
+        }
+        Command::EvaluateCifar(args) => evaluate(&args, SearchSpace::DartsCifar, published::EVALUATE_CIFAR),
+        Command::Export(args) => export::run(&args),
         Command::Report(ReportCommand::Scaling { runs }) => {
             print!("{}", report::scaling(&runs)?);
             Ok(())
@@ -50,14 +68,35 @@ pub fn run(command: Command) -> Result<()> {
         Command::Nb201(args) => nb201::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify_files(&args),
-        Command::Doctor => doctor::run(Duration::from_secs(60), None),
+        Command::Doctor => doctor::run(LIMIT, None),
     }
 }
 
 /// Every rank: load the configuration, join the world, search.
-fn search_imagenet(args: &SearchArgs) -> Result<()> {
-    let config = Config::load(&args.run.config, &args.run.sets)?;
-    in_world(&config, &args.run, |world| run::search::search(&config, args, world))
+fn search(args: &SearchArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
+    let config: Config = args.run.settings(published, &[])?;
+    config.check_space(space)?;
+    in_world(&config, &args.run, |world| run::search::search(&config, args, None, world))
+}
+
+/// The same on NAS-Bench-201. The table is rank 0's business.
+fn search_nb201(args: &SearchNb201Args) -> Result<()> {
+    let published = if args.progressive { published::NB201_PROGRESSIVE } else { published::NB201 };
+    let config: Config = args.search.run.settings(published, &published::sets_of(args.dataset))?;
+    config.check_space(SearchSpace::NasBench201)?;
+    in_world(&config, &args.search.run, |world| {
+        let path = args.table.as_ref().filter(|_| world.rank() == 0);
+        let table = path.map(|path| Table::open(path)).transpose()?;
+        let benchmark = table.map(|table| Benchmark::new(table, args.dataset)).transpose()?;
+        run::search::search(&config, &args.search, benchmark, world)
+    })
+}
+
+/// Every rank: load the configuration, join the world, train and test.
+fn evaluate(args: &EvaluateArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
+    let config: EvaluateConfig = args.run.settings(published, &[])?;
+    config.check_space(space)?;
+    in_world(&config, &args.run, |world| run::evaluate::evaluate(&config, args, world))
 }
 
 /// Every rank: joins the world, does `work` in it.
@@ -71,15 +110,33 @@ fn in_world<S: Settings>(
     let devices =
         Devices { choice: settings.device(), share_gpu: args.share_gpu, reduce: run.reduce, tensors: None };
     let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
-    let outcome = work(&world);
+    let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
+    let outcome = watched.and_then(|()| work(&world));
     world.end(outcome)
 }
 
 /// Compares golden files with this program's network; an error if one differs.
 fn verify_files(args: &VerifyArgs) -> Result<()> {
+    if args.device == DeviceChoice::Cpu {
+        return verify_on(args, Device::Cpu);
+    }
+    let devices = Devices { choice: args.device, ..Devices::default() };
+    let world = World::start_on(devices, LIMIT, None)?;
+    let outcome = verify_on(args, world.device());
+    world.end(outcome)
+}
+
+fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
+    let placement = net::placement::Placement {
+        precision: args.precision,
+        device,
+        channels_last: !args.channels_first,
+        checkpoint_cells: args.checkpoint_cells,
+        ..verify::PLACEMENT
+    };
     let mut failed = 0;
     for file in &args.files {
-        let outcome = verify::verify(file)?;
+        let outcome = verify::verify(file, placement)?;
         println!("{}\n{outcome}", file.display());
         if let verify::Outcome::Compared(findings) = &outcome {
             failed += usize::from(!findings.iter().all(verify::Finding::passes));

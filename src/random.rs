@@ -31,8 +31,10 @@ pub enum Purpose {
     Demo = 9,
     /// Operations left out of a training pass.
     DropPath = 10,
+    /// Dirichlet samples of the virtual weight step inside a second-order architecture step.
+    ThetaVirtualStep = 11,
     /// Architectures drawn for the trajectory figure.
-    Trajectory = 20,
+    Trajectory = 12,
 }
 
 /// The seed of the stream at `place` (step, replica, sample ... whatever tells two uses apart).

@@ -4,18 +4,26 @@ mod metrics;
 mod progress;
 mod scaling;
 
-pub use metrics::{EpochRecord, FinishRecord, MetricsLog, Record, StageRecord, StepRecord};
+pub use metrics::{
+    Accuracies, EpochRecord, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, MetricsLog, NetworkRecord,
+    Record, StageRecord, StepRecord,
+};
 pub use progress::{Progress, Status};
 pub use scaling::scaling;
 
 use crate::error::{Error, Result};
-use std::{fs, path::Path, time::Duration};
+use std::{fs, io::Write, path::Path, time::Duration};
 
-/// Name of the report inside the run folder; it is there when, and only when, the run has finished.
+/// Name of the report inside the run folder.
 pub const REPORT_FILE: &str = "report.txt";
 
-/// The end of a run, for people: the architecture, where everything lies, and what can be done with it.
-pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
+/// Name of the completion record inside the run folder: written last, there when, and only when, the run has finished.
+/// Scripts ask for it: a launcher's exit code 0 is no proof.
+pub const FINISHED_FILE: &str = "finished.json";
+
+/// The end of a search, for people: the architecture, what it is to be seen beside (`beside`, whole lines or nothing), where
+/// everything lies, and what can be done with it (`next`, one thing a line).
+pub fn final_text(run: &Path, finish: &FinishRecord, beside: &str, next: &[&str]) -> String {
     let rows = [
         ("genotype.json", "the architecture, for programs"),
         ("metrics.jsonl", "every step and epoch, one JSON object a line"),
@@ -23,13 +31,11 @@ pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
         ("checkpoints/", "the newest states; the last one holds the trained supernet"),
     ];
     let files: String = rows.iter().map(|(file, what)| format!("  {file:<14} {what}\n")).collect();
+    let next: String = next.iter().map(|what| format!("- {what}\n")).collect();
+    let beside = if beside.is_empty() { String::new() } else { format!("{beside}\n") };
     format!(
         "Found architecture, after {} stages, {} epochs, {} steps ({}, {} images, {} ranks):\n\n{}\n\n\
-         Run folder: {}\n{files}\n\
-         What next:\n\
-         - Paste the line above into `genotypes.py` of the DARTS, PC-DARTS or DrNAS code to train that network.\n\
-         - Watch how it came about: the epoch lines of metrics.jsonl hold the genotype of each epoch.\n\
-         - Search again with another seed (--set seed=1) and compare: one search is one sample.\n",
+         {beside}Run folder: {}\n{files}\nWhat next:\n{next}",
         finish.stages,
         finish.epochs,
         finish.step,
@@ -41,13 +47,76 @@ pub fn final_text(run: &Path, finish: &FinishRecord) -> String {
     )
 }
 
-/// Prints the report and leaves it in the run folder as `REPORT_FILE`, whole or not at all. Rank 0 only, last.
-pub fn finish(run: &Path, text: &str) -> Result<()> {
-    let (path, temporary) = (run.join(REPORT_FILE), run.join("report.txt.tmp"));
-    fs::write(&temporary, text).map_err(Error::io("write", &temporary))?;
-    fs::rename(&temporary, &path).map_err(Error::io("write", &path))?;
+/// The end of an evaluation, for people: what the tests found, and what can be done with the network.
+pub fn evaluated_text(run: &Path, evaluated: &EvaluatedRecord) -> String {
+    let percent = |part: f64| format!("{:.2} %", 100.0 * part);
+    let result = |top1: f64, top5: f64| {
+        format!("top-1 {} (error {}), top-5 {}", percent(top1), percent(1.0 - top1), percent(top5))
+    };
+    format!(
+        "Evaluated, after {} epochs, {} steps ({}, {} images, {} ranks), on {} test images:\n\n  \
+         last epoch ({}): {}\n  best epoch ({}): {}\n\n\
+         The best epoch is chosen by the test images themselves: tables of papers often hold it, the last one is the\n\
+         honest figure. {:.3} M parameters, {:.1} M multiply-adds.\n\n{}\n\n\
+         Run folder: {}\n  best.safetensors  weights of the best epoch\n  metrics.jsonl     every step, epoch and test, \
+         one JSON object a line\n  checkpoints/      the newest states; the last one holds the last epoch's weights\n\n\
+         What next:\n- drnas-dist export {} --to DIR   takes the network to PyTorch.\n\
+         - Train again with another seed (--set seed=1): one training is one sample.\n",
+        evaluated.epochs,
+        evaluated.step,
+        human_time(Duration::from_secs_f64(evaluated.wall_s.max(0.0))),
+        evaluated.images,
+        evaluated.ranks,
+        evaluated.test_images,
+        evaluated.epochs,
+        result(evaluated.last_top1, evaluated.last_top5),
+        evaluated.best_epoch,
+        result(evaluated.best_top1, evaluated.best_top5),
+        evaluated.parameters as f64 / 1e6,
+        evaluated.multiply_adds as f64 / 1e6,
+        evaluated.genotype,
+        run.display(),
+        run.display(),
+    )
+}
+
+/// Prints the report of a run of `step` steps, leaves it in the run folder as `REPORT_FILE`, and then the completion
+/// record; each whole or not at all. Rank 0 only, last.
+pub fn finish(run: &Path, step: u64, text: &str) -> Result<()> {
+    put(run, REPORT_FILE, text)?;
+    let record = serde_json::json!({ "step": step, "version": env!("CARGO_PKG_VERSION") });
+    put(run, FINISHED_FILE, &format!("{record}\n"))?;
     println!("\n{text}");
     Ok(())
+}
+
+/// The report of a run that has finished; `None` for another one. Any rank.
+pub fn finished(run: &Path) -> Result<Option<String>> {
+    let path = run.join(REPORT_FILE);
+    match run.join(FINISHED_FILE).exists() {
+        true => fs::read_to_string(&path).map(Some).map_err(Error::io("read", path)),
+        false => Ok(None),
+    }
+}
+
+/// Takes the completion record away: the run goes on. Rank 0 only, before it writes anything else.
+pub fn unfinish(run: &Path) -> Result<()> {
+    let path = run.join(FINISHED_FILE);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn put(run: &Path, name: &str, text: &str) -> Result<()> {
+    let (path, temporary) = (run.join(name), run.join(format!("{name}.tmp")));
+    let write = || {
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(Error::io("write", &temporary))?;
+    fs::rename(&temporary, &path).map_err(Error::io("write", &path))
 }
 
 /// "1 h 02 min", "3 min 07 s", "12 s".
@@ -83,12 +152,20 @@ mod tests {
             images: 1280,
             ranks: 2,
             genotype: "Genotype(normal=[('skip_connect', 0)])".into(),
+            benchmark: None,
             wall_s: 161.0,
         };
-        finish(folder.path(), &final_text(folder.path(), &record)).unwrap();
+        assert_eq!(finished(folder.path()).unwrap(), None);
+        finish(folder.path(), 40, &final_text(folder.path(), &record, "", &[])).unwrap();
+        assert_eq!(finished(folder.path()).unwrap(), Some(final_text(folder.path(), &record, "", &[])));
         let text = fs::read_to_string(folder.path().join(REPORT_FILE)).unwrap();
         assert!(text.contains("2 stages, 4 epochs, 40 steps (2 min 41 s, 1280 images, 2 ranks)"));
         assert!(text.contains("\n\nGenotype(normal=[('skip_connect', 0)])\n\n"));
         assert!(text.contains(&format!("Run folder: {}\n", folder.path().display())));
+        let record = fs::read_to_string(folder.path().join(FINISHED_FILE)).unwrap();
+        assert!(record.contains("\"step\":40"), "{record}");
+        unfinish(folder.path()).unwrap();
+        unfinish(folder.path()).unwrap();
+        assert_eq!(finished(folder.path()).unwrap(), None);
     }
 }

@@ -1,19 +1,25 @@
 //! A run: from checked inputs to the result, with its log, its checkpoints and its end, whatever it trains.
 
+pub mod benchmark;
+pub mod evaluate;
 mod journal;
+mod lock;
 pub mod search;
 mod training;
 
 use crate::checkpoint;
 use crate::cli::RunArgs;
-use crate::comm::Communicator;
+use crate::comm::{Communicator, at_last, say, say_into};
 use crate::config::Settings;
 use crate::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
 use crate::error::{Error, Result};
 use crate::launch::World;
-use crate::report::{REPORT_FILE, finish};
-use crate::tally::{StepOutcome, Tally};
+use crate::report::{finish, finished, unfinish};
+use crate::tally::{StepOutcome, Tally, timed};
+use crate::whereabouts::{self, Phase};
+use checkpoint::Writer;
 use journal::{Journal, Pending, Sums};
+use lock::Lock;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::ops::Range;
@@ -26,9 +32,13 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Overrules the command that an interrupted run is told to go on with: scripts that start one set it to themselves.
 const COMMAND_VARIABLE: &str = "DRNAS_COMMAND";
 
+/// What every rank says goes into this file of the run folder too: launchers lose some of it when a job is ended.
+const MESSAGES_FILE: &str = "messages.log";
+
 /// Trains to the end. Called by all ranks.
 fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()> {
     let comm = world.communicator();
+    whereabouts::begin(Phase::StartUp)?;
     compare_starts(&training, comm)?;
     let Some(mut run) = Run::begin(&mut training, args, world)? else {
         return Ok(());
@@ -36,6 +46,7 @@ fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()
     training.open_data()?;
     training.compare_ranks(comm)?;
     while training.step() < training.num_steps() {
+        whereabouts::set_step(training.step() + 1);
         let start = Instant::now();
         let outcome = training.train_step(comm)?;
         run.note_step(&training, &outcome, start.elapsed().as_secs_f64());
@@ -61,7 +72,7 @@ fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<(
         ("program (another version is installed there)".to_owned(), program),
         ("configuration".to_owned(), training.settings().hash()),
     ];
-    mine.extend(training.sets().iter().map(|(name, hash)| (format!("--{name} shards"), *hash)));
+    mine.extend(training.sets().iter().map(|(name, hash)| (format!("--{name}"), *hash)));
     let bytes: Vec<u8> = mine.iter().flat_map(|(_, hash)| hash.to_le_bytes()).collect();
     let all = comm.all_gather(&bytes)?;
     for (index, (what, _)) in mine.iter().enumerate() {
@@ -126,11 +137,15 @@ struct Run<'a> {
     out: PathBuf,
     /// The command that goes on.
     command: String,
-    /// Rank 0 alone has one.
+    /// Rank 0 alone has them: it writes for all.
     journal: Option<Journal>,
+    writer: Option<Writer>,
+    lock: Option<Lock>,
     /// Losses that nobody has looked at, and what else is known of their steps.
     tally: Tally,
     pending: Vec<Pending>,
+    /// Milliseconds for which the next step was held up by a checkpoint.
+    checkpoint_ms: f64,
 }
 
 impl<'a> Run<'a> {
@@ -142,22 +157,27 @@ impl<'a> Run<'a> {
             out: args.out.clone(),
             command: std::env::var(COMMAND_VARIABLE).unwrap_or_else(|_| go_on(world.size())),
             journal: None,
+            writer: None,
+            lock: None,
             tally: Tally::default(),
             pending: Vec::new(),
+            checkpoint_ms: 0.0,
         };
+        run.lock_folder()?;
         let resumed = if args.resume { run.resume(training)? } else { run.refuse_old()? };
         // Nobody writes before everybody has read.
         world.communicator().barrier()?;
-        let finished = resumed.is_some() && training.step() == training.num_steps();
-        if finished && run.out.join(REPORT_FILE).exists() {
+        if resumed.is_some()
+            && training.step() == training.num_steps()
+            && let Some(report) = finished(&run.out)?
+        {
             if world.rank() == 0 {
-                let path = run.out.join(REPORT_FILE);
-                let report = fs::read_to_string(&path).map_err(Error::io("read", path))?;
                 println!("this run has finished:\n\n{report}");
             }
             return Ok(None);
         }
         if world.rank() == 0 {
+            unfinish(&run.out)?;
             run.introduce(training)?;
             let mut journal = Journal::open(training, &run.out, resumed, world.size())?;
             match resumed {
@@ -165,9 +185,29 @@ impl<'a> Run<'a> {
                 None => journal.stage(training)?,
             }
             run.journal = Some(journal);
+            let kept = training.settings().run().checkpoints_kept;
+            run.writer = Some(Writer::new(checkpoint::folder(&run.out), kept));
         }
         run.prepare_farewell(resumed.map(|(step, _)| step));
         Ok(Some(run))
+    }
+
+    /// Nobody else writes this run: rank 0 locks the folder before anyone reads it. Messages of any rank go there from now
+    /// on. Collective.
+    fn lock_folder(&mut self) -> Result<()> {
+        if self.world.rank() == 0 {
+            fs::create_dir_all(&self.out).map_err(Error::io("create folder", &self.out))?;
+            let lock = Lock::acquire(&self.out, self.world.host())?;
+            at_last(lock.releaser());
+            self.lock = Some(lock);
+        }
+        self.world.communicator().barrier()?;
+        if self.world.rank() != 0 {
+            let out = self.out.clone();
+            at_last(move || lock::remove_if_dead(&out));
+        }
+        say_into(&self.out.join(MESSAGES_FILE));
+        Ok(())
     }
 
     /// Without `--resume` no older run is touched.
@@ -200,7 +240,6 @@ impl<'a> Run<'a> {
 
     /// Says and saves what the run is. Rank 0 only.
     fn introduce(&self, training: &impl Training) -> Result<()> {
-        fs::create_dir_all(&self.out).map_err(Error::io("create folder", &self.out))?;
         let text = training.settings().to_toml();
         let path = self.out.join("config.toml");
         fs::write(&path, &text).map_err(Error::io("write", path))?;
@@ -217,6 +256,11 @@ impl<'a> Run<'a> {
             self.out.display(),
             self.command
         );
+        // Which of the runs of a requeued job this is.
+        if let (Ok(job), count) = (std::env::var("SLURM_JOB_ID"), std::env::var("SLURM_RESTART_COUNT")) {
+            let count = count.unwrap_or_else(|_| "0".into());
+            say(&format!("SLURM_JOB_ID {job}, SLURM_RESTART_COUNT {count}, from step {}", training.step()));
+        }
         Ok(())
     }
 
@@ -230,6 +274,7 @@ impl<'a> Run<'a> {
             wall_s,
             data_wait_ms: outcome.data_wait_ms,
             reduce_wait_ms: outcome.reduce_wait_ms,
+            checkpoint_ms: std::mem::take(&mut self.checkpoint_ms),
         });
     }
 
@@ -240,7 +285,7 @@ impl<'a> Run<'a> {
         let step = training.step();
         let run = training.settings().run();
         let compare_due = step.is_multiple_of(run.compare_every);
-        let stop = self.world.stop_requested(); // of a world of one
+        let stop = self.asked_to_stop()?;
         let epoch_ends = step.is_multiple_of(training.steps_per_epoch());
         let stage_ends = training.stage_ends();
         let checkpoint_due = stage_ends || stop || step.is_multiple_of(run.checkpoint_every);
@@ -254,6 +299,7 @@ impl<'a> Run<'a> {
             }
         }
         if stage_ends && step < training.num_steps() {
+            whereabouts::begin(Phase::StageChange)?;
             training.advance()?;
             if let Some(journal) = &mut self.journal {
                 journal.stage(training)?;
@@ -263,15 +309,30 @@ impl<'a> Run<'a> {
             training.compare_ranks(comm)?;
         }
         if checkpoint_due {
-            self.checkpoint(training)?;
+            let mut ms = 0.0;
+            timed(&mut ms, || self.checkpoint(training))?;
+            self.checkpoint_ms += ms;
+        } else {
+            let written = self.writer.as_mut().map_or(Ok(None), Writer::poll)?;
+            self.note_checkpoint(written);
         }
-        if stop {
+        // The last step ends the run anyway.
+        if stop && step < training.num_steps() {
+            let written = self.writer.as_mut().map_or(Ok(None), Writer::wait)?;
+            self.note_checkpoint(written);
             if let Some(journal) = &self.journal {
                 journal.close();
             }
             self.world.leave();
         }
         Ok(())
+    }
+
+    /// Whether any rank was asked to stop; the same answer on all. One byte of each, through host memory: nothing waits
+    /// for a GPU. Collective.
+    fn asked_to_stop(&self) -> Result<bool> {
+        let mine = u8::from(self.world.stop_requested());
+        Ok(self.world.communicator().all_gather(&[mine])?.iter().any(|asked| asked[0] != 0))
     }
 
     /// Reads the losses of the steps since the last look. Collective.
@@ -293,8 +354,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes the state, rank 0 for all. Collective.
+    /// Begins to write the state, rank 0 for all; training goes on while a thread writes it. An error shows at one of the
+    /// next steps. Collective.
     fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
+        whereabouts::begin(Phase::Checkpoint)?;
         training.check_finite()?;
         let extra = self.journal.as_ref().map(|journal| Extra {
             config: training.settings().to_toml(),
@@ -304,13 +367,22 @@ impl<'a> Run<'a> {
         let extra = extra.map(serde_json::to_value).transpose();
         let extra = extra.map_err(|error| Error::CheckpointState(error.to_string()))?;
         let state = training.to_checkpoint(self.world.communicator(), extra)?;
-        if let (Some(journal), Some(state)) = (&mut self.journal, state) {
-            journal.sync()?;
-            let folder = checkpoint::folder(&self.out);
-            checkpoint::write(&folder, training.step(), &state, training.settings().run().checkpoints_kept)?;
+        if let (Some(journal), Some(writer), Some(lock)) = (&self.journal, &mut self.writer, &self.lock)
+            && let Some(state) = state
+        {
+            lock.check()?;
+            let written = writer.wait()?;
+            writer.start(training.step(), state, journal.syncer()?)?;
+            self.note_checkpoint(written);
         }
-        self.prepare_farewell(Some(training.step()));
         Ok(())
+    }
+
+    /// A checkpoint is whole: from now on a run that ends goes on from there.
+    fn note_checkpoint(&self, step: Option<u64>) {
+        if step.is_some() {
+            self.prepare_farewell(step);
+        }
     }
 
     /// What a person is told when a signal ends the run.
@@ -326,10 +398,12 @@ impl<'a> Run<'a> {
 
     /// Writes the results and the final report. Rank 0 writes; all call.
     fn finish(mut self, training: &impl Training) -> Result<()> {
-        match &mut self.journal {
-            Some(journal) => finish(&self.out, &journal.finish(training, &self.out)?),
-            None => Ok(()),
+        whereabouts::begin(Phase::End)?;
+        if let (Some(journal), Some(writer)) = (&mut self.journal, &mut self.writer) {
+            writer.wait()?;
+            finish(&self.out, training.step(), &journal.finish(training, &self.out)?)?;
         }
+        Ok(())
     }
 }
 

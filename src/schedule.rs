@@ -4,7 +4,7 @@
 //! by hand during warm-up, so that all its later rates are 2 / (1 + cos(4 pi / 50)) = 1.016 times these; the rates that
 //! its authors meant, and that `tests/golden/schedules.json` lists, are the closed ones.
 
-use crate::config::Config;
+use crate::config::{Config, DecayKind, EvaluateConfig};
 use std::f64::consts::PI;
 
 /// How the rate falls after warm-up.
@@ -41,6 +41,19 @@ impl Schedule {
             epochs: config.num_epochs(),
             warmup_epochs: config.weights.warmup_epochs,
             decay: Decay::Cosine { lr_min: config.weights.lr_min },
+        }
+    }
+
+    /// The schedule of an evaluation.
+    pub fn of_evaluation(config: &EvaluateConfig) -> Schedule {
+        Schedule {
+            lr: config.lr(),
+            epochs: config.evaluate.epochs,
+            warmup_epochs: config.weights.warmup_epochs,
+            decay: match config.evaluate.decay {
+                DecayKind::Linear => Decay::Linear,
+                DecayKind::Cosine => Decay::Cosine { lr_min: config.weights.lr_min },
+            },
         }
     }
 

@@ -3,15 +3,23 @@
 
 use crate::comm::Communicator;
 use crate::comm::bucket::Bucket;
-use crate::data::{Batch, Upload};
+use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::tape::Tape;
 use crate::optimiser::{Sgd, clip_coefficient};
 use crate::tally::{StepOutcome, timed};
+use crate::whereabouts::{Phase, begin};
 use tch::Tensor;
 
-/// A batch on the device: normalised images, labels.
-pub fn prepare(batch: Batch, upload: &mut Upload, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+/// The next batch on the device: normalised images, labels.
+pub fn prepare(
+    loader: &mut Loader,
+    upload: &mut Upload,
+    outcome: &mut StepOutcome,
+) -> Result<(Tensor, Tensor)> {
+    begin(Phase::Data)?;
+    let batch = loader.next()?;
+    begin(Phase::Forward)?;
     outcome.num_skipped += batch.num_skipped;
     upload.input(&batch)
 }
@@ -26,16 +34,22 @@ pub fn backward(
     (local, num_local): (usize, usize),
     comm: &dyn Communicator,
 ) -> Result<()> {
-    let (last, share) = (local + 1 == num_local, 1.0 / num_local as f64);
+    begin(Phase::Backward)?;
+    let last = local + 1 == num_local;
     tape.backward(loss, |number, grads| {
         let bucket = &buckets[number];
         bucket.add(&grads);
         if last {
-            let _ = bucket.grads.shallow_clone().g_mul_scalar_(share);
-            comm.start_mean(&bucket.grads)?;
+            start_mean(bucket, num_local, comm)?;
         }
         comm.progress()
     })
+}
+
+/// Starts to average a bucket over all replicas, when `num_local` of them have been added up here. Collective.
+pub fn start_mean(bucket: &Bucket, num_local: usize, comm: &dyn Communicator) -> Result<()> {
+    let _ = bucket.grads.shallow_clone().g_mul_scalar_(1.0 / num_local as f64);
+    comm.start_mean(&bucket.grads)
 }
 
 /// Waits for the averaged gradients, clips their common norm at `grad_clip` and takes the step. Collective.
@@ -46,7 +60,9 @@ pub fn descend(
     comm: &dyn Communicator,
     outcome: &mut StepOutcome,
 ) -> Result<()> {
+    begin(Phase::AllReduce)?;
     timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+    begin(Phase::Optimiser)?;
     let coefficient = clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), grad_clip);
     sgd.step(buckets, &coefficient, lr);
     Ok(())

@@ -2,12 +2,14 @@
 //!
 //! One per process, written by the main thread and read by watching threads at any time, without waiting.
 
+use crate::error::Result;
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 static STEP: AtomicU64 = AtomicU64::new(0);
 static PHASE: AtomicU8 = AtomicU8::new(0);
+static HOOK: OnceLock<Hook> = OnceLock::new();
 static IDENTITY: OnceLock<(usize, String)> = OnceLock::new();
 
 /// What a rank does at a moment.
@@ -107,9 +109,34 @@ pub fn enter(phase: Phase) {
     PHASE.store(phase as u8, Relaxed);
 }
 
+/// Says that `phase` begins; the hook of [`on_begin`] may let it fail.
+pub fn begin(phase: Phase) -> Result<()> {
+    enter(phase);
+    match HOOK.get() {
+        Some(hook) => hook(STEP.load(Relaxed), phase),
+        None => Ok(()),
+    }
+}
+
+/// What a test does when a rank begins a phase, given the step: kill it, stop it, let it fail.
+pub type Hook = Box<dyn Fn(u64, Phase) -> Result<()> + Send + Sync>;
+
+/// For tests: `hook` is called at every [`begin`]. Once; later calls change nothing.
+pub fn on_begin(hook: Hook) {
+    let _ = HOOK.set(hook);
+}
+
 /// Step and phase of this moment.
 pub fn now() -> (u64, Phase) {
     (STEP.load(Relaxed), Phase::from_u8(PHASE.load(Relaxed)))
+}
+
+/// ", step 120, backward" for the line in which a rank fails; "" before the first step, where the error says it all.
+pub fn in_step() -> String {
+    match now() {
+        (0, _) => String::new(),
+        (step, phase) => format!(", step {step}, {phase}"),
+    }
 }
 
 /// This rank at this moment.

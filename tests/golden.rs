@@ -1,6 +1,8 @@
 //! Golden files of the published code: some are in tests/golden, all in ../shared when it is there.
 
-use drnas_dist::verify::{Outcome, verify};
+use drnas_dist::net::placement::Placement;
+use drnas_dist::precision::Precision;
+use drnas_dist::verify::{Outcome, PLACEMENT, verify};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,7 +22,7 @@ fn own() -> PathBuf {
 fn compared(folder: &Path) -> usize {
     let mut compared = 0;
     for file in files(folder) {
-        let outcome = verify(&file).unwrap();
+        let outcome = verify(&file, PLACEMENT).unwrap();
         println!("{}\n{outcome}", file.display());
         if let Outcome::Compared(findings) = outcome {
             assert!(!findings.is_empty());
@@ -34,7 +36,7 @@ fn compared(folder: &Path) -> usize {
 #[test]
 fn golden_files_pass() {
     tch::set_num_threads(1);
-    assert_eq!(compared(&own()), 6);
+    assert_eq!(compared(&own()), 7);
 }
 
 #[test]
@@ -82,4 +84,35 @@ fn a_wrong_figure_is_found() {
     let missing =
         Command::new(env!("CARGO_BIN_EXE_drnas-dist")).args(["verify", "nowhere.json"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(1));
+}
+
+/// The networks of `own()` as `placement` computes them.
+fn networks_pass(placement: Placement) -> f64 {
+    tch::set_num_threads(1);
+    let mut logits = 0.0f64;
+    for file in files(&own()).iter().filter(|file| file.to_string_lossy().contains("age")) {
+        let Outcome::Compared(findings) = verify(file, placement).unwrap() else { continue };
+        for finding in &findings {
+            assert!(finding.passes(), "{} with {placement:?}: {finding:?}", file.display());
+            if finding.kind.starts_with("logits") {
+                logits = logits.max(finding.worst.0);
+            }
+        }
+    }
+    logits
+}
+
+#[test]
+fn golden_files_pass_channels_first_and_recomputed() {
+    networks_pass(Placement { channels_last: false, ..PLACEMENT });
+    networks_pass(Placement { checkpoint_cells: true, bucket_bytes: 20_000, ..PLACEMENT });
+}
+
+#[test]
+fn golden_files_pass_in_bf16() {
+    for channels_last in [true, false] {
+        let placement = Placement { precision: Precision::Bf16, channels_last, ..PLACEMENT };
+        let worst = networks_pass(placement);
+        assert!(worst > 3e-4, "{worst}: this is not bf16");
+    }
 }

@@ -191,7 +191,7 @@ fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
     }
     signal(child.id(), "INT");
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     let command = "drnas-dist search-imagenet --config search.toml --train train --valid valid --out interrupted --resume";
     assert!(said(&output).contains(command), "{}", said(&output));
     let steps = run.checkpoints();

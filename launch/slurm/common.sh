@@ -5,7 +5,7 @@
 #
 # - Slurm warns this script before the time limit (--signal=B:USR1@120). The ranks are told, write a checkpoint and end;
 #   the job is put back into the queue and goes on where it was. So it does after a node was lost: Slurm requeues it.
-# - A run that failed is started again from its newest good checkpoint, RETRIES times.
+# - A run that fails is started again from its newest good checkpoint, RETRIES times.
 # - RUN/finished.json says that a run has finished. No exit code does.
 # - scancel, and pre-emption without that warning, cost the steps since the newest checkpoint (run.checkpoint_every).
 
@@ -42,22 +42,30 @@ go() {
         "${start[@]}" "$@" --out "$run" --resume &
         pid=$!
         [ -z "$warned" ] || tell USR1
+        rc=0
+        wait "$pid" || rc=$?
         # A signal ends `wait`, not what is waited for.
-        while true; do
+        while [ "$rc" -gt 128 ] && kill -0 "$pid" 2>/dev/null; do
             rc=0
             wait "$pid" || rc=$?
-            kill -0 "$pid" 2>/dev/null || break
         done
         pid=''
-        if [ -e "$run/report.txt" ]; then
+        if [ -e "$run/finished.json" ]; then
             say "$run has finished"
             return
         fi
         [ -z "$ended" ] || exit 143
-        [ -z "$warned" ] || again
+        # 75: stopped by a signal that somebody else sent.
+        if [ -n "$warned" ] || [ "$rc" = 75 ]; then
+            again
+        fi
+        if [ ! -d "$run/checkpoints" ]; then
+            say "$run failed before its first checkpoint, with exit code $rc: most likely a mistake, told above"
+            exit 1
+        fi
         failures=$((failures + 1))
         if [ "$failures" -gt "$RETRIES" ]; then
-            say "$run failed $failures times, the last time with exit code $rc; submitted again, it goes on"
+            say "$run failed $failures times, the last time with exit code $rc; go on with: $DRNAS_COMMAND"
             exit 1
         fi
         say "$run failed with exit code $rc; start $((failures + 1)) of $((RETRIES + 1)) goes on from its checkpoint"
@@ -67,12 +75,12 @@ go() {
 # Puts this job back into the queue, and ends it.
 again() {
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
-        say "restarted $SLURM_RESTART_COUNT times: that is enough. Submitted again, it goes on"
+        say "restarted $SLURM_RESTART_COUNT times: that is enough. Go on with: $DRNAS_COMMAND"
     elif scontrol requeue "$SLURM_JOB_ID"; then
         say "not finished; back in the queue"
         exit 0
     else
-        say "not finished, and Slurm does not requeue it. Submitted again, it goes on"
+        say "not finished, and Slurm does not requeue it. Go on with: $DRNAS_COMMAND"
     fi
     exit 75
 }

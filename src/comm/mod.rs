@@ -13,7 +13,9 @@ pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
 
 use crate::error::{Error, Result};
 use std::io::Write;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 use tch::Tensor;
 
 /// The collective operations of a run. Collective methods are called by all ranks in the same order; none of them waits
@@ -94,11 +96,30 @@ impl Communicator for Solo {
     }
 }
 
-/// One line to stderr in one piece, so that lines of several ranks do not mix. A closed stderr is no reason to fail.
+/// One line to stderr in one piece, so that lines of several ranks do not mix, and to the file of [`say_into`]. Neither a
+/// closed stderr nor a file that cannot be written is a reason to fail.
 pub(crate) fn say(line: &str) {
     let _ = std::io::stdout().flush();
-    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+    let line = format!("{line}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = MESSAGES.get() {
+        // A file system that hangs must not hold up the end of a run.
+        let (done, written) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+            let _ = done.send(());
+        });
+        let _ = written.recv_timeout(Duration::from_millis(200));
+    }
 }
+
+/// What is said from now on is appended to the file `path` too. Once; later calls change nothing.
+pub(crate) fn say_into(path: &Path) {
+    let _ = MESSAGES.set(path.to_path_buf());
+}
+
+static MESSAGES: OnceLock<PathBuf> = OnceLock::new();
 
 /// What remains to be done when this process ends in the middle of its work, whatever ends it: the others are told, the run
 /// folder is unlocked.

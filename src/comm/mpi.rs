@@ -12,6 +12,7 @@
 use super::flight::{Flight, Pause, text_of};
 use super::{Communicator, contiguous, last_acts, reducible, roll, root_within, say};
 use crate::error::{Error, Result, chain};
+use crate::whereabouts;
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
 use std::cell::{Cell, RefCell};
 use std::os::raw::{c_int, c_void};
@@ -332,9 +333,11 @@ impl Communicator for Mpi {
         // Errors of this file name the rank themselves.
         let who = format!("rank {} on {}", self.rank, self.host);
         let why = chain(why);
-        match why.starts_with(&who) {
-            true => say(&why),
-            false => say(&format!("{who}: {why}")),
+        if why.starts_with(&who) && !why.starts_with(&format!("{who}: ")) {
+            say(&why);
+        } else {
+            let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
+            say(&format!("{who}{}: {why}", whereabouts::in_step()));
         }
         end_all(1)
     }

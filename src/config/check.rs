@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, DeviceChoice, Regulariser, Run, Settings, Weights};
+use super::{Config, Data, DeviceChoice, Model, Regulariser, Run, Settings, Weights};
 use crate::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -27,7 +27,8 @@ impl Settings for Config {
 
     fn check(&self) -> Result<()> {
         self.check_numbers()?;
-        self.check_model()?;
+        self.model.check(self.data.px)?;
+        self.check_stem()?;
         self.check_stages()?;
         self.check_batch()
     }
@@ -195,41 +196,10 @@ impl Weights {
     }
 }
 
-impl Run {
-    /// Every key for itself.
-    pub(super) fn check(&self) -> Result<()> {
-        positive(&[("run.bucket_mib", &[self.bucket_mib]), ("run.time_limit_s", &[self.time_limit_s])])?;
-        at_least_one(&[
-            ("run.log_every", self.log_every),
-            ("run.compare_every", self.compare_every),
-            ("run.checkpoint_every", self.checkpoint_every),
-            ("run.checkpoints_kept", self.checkpoints_kept as u64),
-        ])
-    }
-}
-
-impl Config {
-    fn check_numbers(&self) -> Result<()> {
-        let eta = &self.eta;
-        check_seed(self.seed)?;
-        not_negative(&[
-            ("eta.weight_decay", &[eta.weight_decay]),
-            ("eta.kl_scale", &[eta.kl_scale]),
-            ("search.grad_clip", &[self.search.grad_clip]),
-        ])?;
-        positive(&[("eta.lr", &[eta.lr])])?;
-        below_one(&[("eta.betas", &eta.betas)])?;
-        require!(
-            eta.regulariser == Regulariser::L2 || eta.weight_decay == 0.0,
-            "eta.weight_decay = {} beside eta.regulariser = \"kl\": one of the two pulls eta; leave weight_decay out",
-            eta.weight_decay
-        );
-        self.data.check()?;
-        self.run.check()
-    }
-
-    fn check_model(&self) -> Result<()> {
-        let (model, px) = (&self.model, self.data.px);
+impl Model {
+    /// Every key for itself, and the side of the images, `px`.
+    pub(super) fn check(&self, px: i64) -> Result<()> {
+        let model = self;
         require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
         require!(
             model.layers >= 3 || model.space == SearchSpace::NasBench201,
@@ -252,6 +222,68 @@ impl Config {
             px > 0 && px <= 4096 && px % multiple == 0,
             "data.px = {px} must be a multiple of {multiple}, at most 4096, so that every reduction halves an even map"
         );
+        Ok(())
+    }
+}
+
+impl Run {
+    /// Every key for itself.
+    pub(super) fn check(&self) -> Result<()> {
+        not_negative(&[("run.heartbeat_s", &[self.heartbeat_s])])?;
+        require!(
+            self.heartbeat_s == 0.0 || (1.0..=3600.0).contains(&self.heartbeat_s),
+            "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600 seconds, found {}",
+            self.heartbeat_s
+        );
+        positive(&[("run.bucket_mib", &[self.bucket_mib]), ("run.time_limit_s", &[self.time_limit_s])])?;
+        at_least_one(&[
+            ("run.log_every", self.log_every),
+            ("run.compare_every", self.compare_every),
+            ("run.checkpoint_every", self.checkpoint_every),
+            ("run.checkpoints_kept", self.checkpoints_kept as u64),
+        ])
+    }
+}
+
+impl Config {
+    /// Whether the configuration is one of `space`: each has a command of its own.
+    pub fn check_space(&self, space: SearchSpace) -> Result<()> {
+        let command = |space| match space {
+            SearchSpace::DartsImagenet => "search-imagenet",
+            SearchSpace::DartsCifar => "search-cifar",
+            SearchSpace::NasBench201 => "search-nb201",
+        };
+        require!(
+            self.model.space == space,
+            "this is {}, the configuration is one for {}: give it to that, or set model.space",
+            command(space),
+            command(self.model.space)
+        );
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        let eta = &self.eta;
+        check_seed(self.seed)?;
+        not_negative(&[
+            ("eta.weight_decay", &[eta.weight_decay]),
+            ("eta.kl_scale", &[eta.kl_scale]),
+            ("eta.grad_clip", &[eta.grad_clip]),
+            ("search.grad_clip", &[self.search.grad_clip]),
+        ])?;
+        positive(&[("eta.lr", &[eta.lr])])?;
+        below_one(&[("eta.betas", &eta.betas)])?;
+        require!(
+            eta.regulariser == Regulariser::L2 || eta.weight_decay == 0.0,
+            "eta.weight_decay = {} beside eta.regulariser = \"kl\": one of the two pulls eta; leave weight_decay out",
+            eta.weight_decay
+        );
+        self.data.check()?;
+        self.run.check()
+    }
+
+    fn check_stem(&self) -> Result<()> {
+        let model = &self.model;
         require!(
             model.space != SearchSpace::DartsImagenet || model.init_channels % 2 == 0,
             "model.init_channels = {} must be even: the ImageNet stem begins with 3/2 of it",

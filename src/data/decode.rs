@@ -241,6 +241,24 @@ mod tests {
     }
 
     #[test]
+    fn ppm_is_pixels_behind_a_header() {
+        let good = b"P6\n2 1\n255\n\x0a\x20\x30456".to_vec();
+        let picture = decode(&good).unwrap();
+        assert_eq!((picture.width, picture.height, picture.rgb()), (2, 1, b"\x0a\x20\x30456".as_slice()));
+        assert_eq!(dimensions(&good).unwrap(), (2, 1));
+        let fault = |bytes: &[u8]| decode(bytes).unwrap_err();
+        assert!(fault(&good[..good.len() - 1]).contains("has 5 bytes of pixels, 6 expected"));
+        assert!(fault(&[good.as_slice(), b"7"].concat()).contains("has 7 bytes"));
+        for header in
+            ["P6", "P6\n2 1\n", "P6\n2 1\n255", "P62 1\n255\n", "P6\n# c\n2 1\n255\n", "P6\n2 1\n65535\n"]
+        {
+            assert!(fault(header.as_bytes()).contains("header"), "{header}");
+        }
+        assert!(fault(b"P6\n0 1\n255\n").contains("0 x 1 pixels"));
+        assert!(fault(b"P6\n65536 1\n255\n").contains("refused"));
+    }
+
+    #[test]
     fn one_pixel_and_a_used_buffer() {
         let mut picture = decode(&encoded_jpeg(40, 30)).unwrap();
         decode_into(&encoded_jpeg(1, 1), &mut picture).unwrap();
@@ -284,7 +302,7 @@ mod tests {
     fn arbitrary_bytes_never_panic() {
         let jpeg = encoded_jpeg(24, 17);
         let png = encoded_png(&[1, 2, 3, 4, 5, 6], image::ExtendedColorType::Rgb8);
-        for whole in [jpeg, png] {
+        for whole in [jpeg, png, b"P6\n2 1\n255\n123456".to_vec()] {
             for at in 0..whole.len() {
                 for flip in [0xFF, 0x01, 0x80] {
                     let mut bytes = whole.clone();

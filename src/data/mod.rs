@@ -7,6 +7,7 @@ pub mod decode;
 pub mod demo;
 pub mod folder;
 pub mod loader;
+mod lost_map;
 pub mod order;
 pub mod pack;
 pub mod pickle;

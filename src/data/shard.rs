@@ -1,5 +1,6 @@
 //! One shard: the on-disk structs, the memory map with its checks, and the writer. Format: `datasets/FORMAT.md`.
 
+use super::lost_map::LostMap;
 use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{Advice, Mmap};
@@ -64,6 +65,8 @@ pub struct Record {
 /// A shard in the memory map. Its index stays in the map: nothing per sample is on the heap.
 pub struct Shard {
     path: PathBuf,
+    /// Before the map: dropped first.
+    _lost: LostMap,
     map: Mmap,
     header: Header,
 }
@@ -79,10 +82,11 @@ impl Shard {
     pub fn open(path: &Path) -> Result<Shard> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         // SAFETY: the map is read-only and private to this process; bytes that another process changes are caught by
-        // checksums. A file that is cut while it is mapped ends the process with SIGBUS: finished shards are never
-        // written to again (`pack` renames them into place).
+        // checksums. A file that is cut while it is mapped ends the process with SIGBUS and a line (`lost_map`); finished
+        // shards are never written to again (`pack` renames them into place).
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        let mut shard = Shard { path: path.to_owned(), map, header: Header::zeroed() };
+        let lost = LostMap::watch(path, &map);
+        let mut shard = Shard { path: path.to_owned(), _lost: lost, map, header: Header::zeroed() };
         shard.header = shard.checked_header()?;
         Ok(shard)
     }

@@ -18,15 +18,16 @@ pub struct TestSpec {
     pub rank: usize,
     /// Number of ranks.
     pub size: usize,
-    /// Images per batch; the last batch of a rank may have fewer.
+    /// Images per batch; the last batch of the set may have fewer.
     pub batch: usize,
     /// Batches kept ready, at least 1.
     pub prefetch: usize,
 }
 
-/// The part of a set that one rank tests: images rank, rank + size, rank + 2 size ... Ranks may have different numbers
-/// of images, by one at most, and of batches; a rank of more ranks than images has none. An unusable image is an error:
-/// a test that leaves images out is another test.
+/// The part of a set that one rank tests. The set is cut into batches, the same ones for any number of ranks, so that even
+/// rounding is the same; a rank takes batches rank, rank + size, rank + 2 size ... Ranks may have different numbers of
+/// batches, by one at most; a rank of more ranks than batches has none. An unusable image is an error: a test that leaves
+/// images out is another test.
 pub struct TestLoader {
     reader: Reader,
     num_left: usize,
@@ -39,12 +40,11 @@ impl TestLoader {
         if rank >= size {
             return Err(Error::LoaderSpec(format!("rank {rank} of {size}; less than {size} expected")));
         }
-        let places = (rank..set.len()).step_by(size).map(|index| Place {
-            epoch: 0,
-            position: index,
-            index: index as u32,
-        });
-        let num_left = places.len().div_ceil(spec.batch.max(1));
+        let (num_images, batch) = (set.len(), spec.batch.max(1));
+        let batches = (rank..num_images.div_ceil(batch)).step_by(size);
+        let num_left = batches.len();
+        let images = batches.flat_map(move |number| number * batch..num_images.min((number + 1) * batch));
+        let places = images.map(|index| Place { epoch: 0, position: index, index: index as u32 });
         let work = Work {
             px: spec.px,
             augment: spec.augment,

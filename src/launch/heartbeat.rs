@@ -11,6 +11,8 @@
 mod card;
 mod wire;
 
+pub(crate) use card::{born, machine, token};
+
 use crate::comm::{Communicator, last_acts, roll, say};
 use crate::error::{Error, Result};
 use card::Card;

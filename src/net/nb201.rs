@@ -124,7 +124,7 @@ impl OutEdges {
                 _ => x.avg_pool2d([3, 3], [1, 1], [1, 1], false, false, None::<i64>),
             });
             let matrix = pass.mixing.matrix(&self.plain_entries, self.num_nodes, partial);
-            terms.push(pointwise(&cat(plain.collect(), 1), &matrix, 1));
+            terms.push(pointwise(&cat(plain.collect(), 1), &matrix.to_kind(x.kind()), 1));
         }
         if !self.convs.is_empty() {
             let rectified = x.relu();
@@ -141,7 +141,7 @@ impl OutEdges {
         // No out-edge keeps anything but `none`: zeros that the state and theta still get a gradient through.
         let nothing = || {
             let weight = pass.mixing.scale(&self.nothing, partial).view([1, -1, 1, 1]) * 0.0;
-            x.repeat([1, self.num_nodes as i64, 1, 1]) * weight
+            x.repeat([1, self.num_nodes as i64, 1, 1]) * weight.to_kind(x.kind())
         };
         terms.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(nothing)
     }

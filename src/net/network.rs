@@ -46,29 +46,12 @@ impl Shape {
         2 * self.layers / 3
     }
 
-    /// Side of the maps that reach the auxiliary head, pixels.
-    pub fn auxiliary_side(&self) -> i64 {
-        self.stem_side() / 4
-    }
-
     /// Side of the maps behind the stem, pixels.
     fn stem_side(&self) -> i64 {
         match self.space {
             SearchSpace::DartsImagenet => self.px / 8,
             SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.px,
         }
-    }
-}
-
-/// Smallest map that an auxiliary head can pool: 5x5 pooling must leave 2x2 pixels.
-pub fn smallest_auxiliary_side(space: SearchSpace) -> i64 {
-    5 + auxiliary_stride(space)
-}
-
-fn auxiliary_stride(space: SearchSpace) -> i64 {
-    match space {
-        SearchSpace::DartsImagenet => 2,
-        SearchSpace::DartsCifar | SearchSpace::NasBench201 => 3,
     }
 }
 
@@ -89,7 +72,7 @@ impl AuxiliaryHead {
         let name = |at: usize| format!("auxiliary_head.features.{at}");
         let rows = |at: usize, rows: i64| vec![(format!("{}.weight", name(at)), 0..rows)];
         AuxiliaryHead {
-            stride: auxiliary_stride(space),
+            stride: space.auxiliary_stride(),
             first: specs.weight(&[narrow, c, 1, 1], Init::FanIn(c), rows(2, narrow)),
             first_norm: AffineNorm::new(specs, &name(3), narrow),
             second: specs.weight(&[wide, narrow, 2, 2], Init::FanIn(4 * narrow), rows(5, wide)),
@@ -193,6 +176,11 @@ impl Network {
     /// What it is.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// How and where it computes.
+    pub fn placement(&self) -> Placement {
+        self.placement
     }
 
     /// Learned scalars, without the auxiliary head, as papers count.

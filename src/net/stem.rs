@@ -41,7 +41,8 @@ enum Kind {
 }
 
 impl Stem {
-    /// Declares the stem of `space`, which is one of DARTS, to `c` channels, for images of `px` (see `Specs::count_for`; 0 counts nothing).
+    /// Declares the stem of `space`, which is one of DARTS, to `c` channels, for images of `px` (see `Specs::count_for`; 0
+    /// counts nothing).
     pub fn new(specs: &mut Specs, space: SearchSpace, c: i64, px: i64) -> Stem {
         let mut conv_norm = |name: &str, at: usize, c_in: i64, c_out: i64, side: i64, stride: i64| {
             specs.count_for(side);

@@ -10,7 +10,6 @@ use super::ops::{AffineNorm, Mode, Pass};
 use super::params::{Named, Params, Specs};
 use super::residual::Residual;
 use super::stem::{Classifier, ConvNorm, Stem};
-use super::tape::{Tape, ThetaTape};
 use crate::error::Result;
 use crate::space::{Mask, NUM_NODES, SearchSpace};
 use std::ops::Range;
@@ -18,7 +17,7 @@ use std::rc::Rc;
 use tch::Tensor;
 
 pub use super::loss::cross_entropy;
-pub use super::tape::Placement;
+pub use super::tape::{Placement, Tape, ThetaTape};
 
 /// Channels of a DARTS stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
@@ -157,6 +156,15 @@ impl Supernet {
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
         let pass = Pass::new(&self.params, &mixing, mode, replica);
+        let images = vec![self.placement.laid_out(images)];
+        self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
+    }
+
+    /// Logits in training mode with weights that are only tried: no running statistics move.
+    pub fn logits_tried(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
+        self.params.refresh();
+        let mixing = Mixing::new(theta, &self.masks);
+        let pass = Pass::again(&self.params, &mixing, 0);
         let images = vec![self.placement.laid_out(images)];
         self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
     }

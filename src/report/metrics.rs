@@ -4,10 +4,15 @@
 //! in 0..1; a number that is not finite is `null`.
 
 use crate::error::{Error, Result};
+use crate::space::Mask;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// Percent by data set ("cifar10", "cifar100", "imagenet16-120").
+pub type Accuracies = BTreeMap<String, f64>;
 
 /// One line of the file; `event` says which kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +26,13 @@ pub enum Record {
     Stage(StageRecord),
     /// Once, at the end of the run.
     Finish(FinishRecord),
+    /// At the beginning of an evaluation.
+    Network(NetworkRecord),
+    /// After the last step of an epoch of an evaluation, and its test.
+    #[serde(rename = "evaluated_epoch")]
+    EvaluatedEpoch(EvaluatedEpochRecord),
+    /// Once, at the end of an evaluation.
+    Evaluated(EvaluatedRecord),
 }
 
 /// One step. The images of all replicas count.
@@ -50,6 +62,8 @@ pub struct StepRecord {
     pub data_wait_ms: f64,
     /// Time that rank 0 waited for other ranks, milliseconds.
     pub reduce_wait_ms: f64,
+    /// Time for which a checkpoint held training up before this step, milliseconds; most of it is written meanwhile.
+    pub checkpoint_ms: f64,
 }
 
 /// One epoch: means over its steps.
@@ -81,12 +95,18 @@ pub struct EpochRecord {
     pub data_wait_ms: f64,
     /// Time that rank 0 waited for other ranks, milliseconds per step.
     pub reduce_wait_ms: f64,
-    /// Mean entropy (nats) of a row's softmax of eta, normal cells: falls as the choice becomes clear.
-    pub eta_entropy_normal: f64,
-    /// The same of the reduction cells.
-    pub eta_entropy_reduce: f64,
-    /// What eta selects now, DARTS one-line text.
+    /// Mean entropy (nats) of a row's softmax of eta, by table (of DARTS: normal, reduction cells): falls as the choice
+    /// becomes clear.
+    pub eta_entropy: Vec<f64>,
+    /// eta, `[T][E][O]`; 0 where an operation was pruned.
+    pub eta: Vec<Vec<Vec<f64>>>,
+    /// Kept operations, of the same shape.
+    pub masks: Vec<Mask>,
+    /// What eta selects now: DARTS one-line text, or the architecture string of NAS-Bench-201.
     pub genotype: String,
+    /// Test accuracy of that architecture in the benchmark's table, percent by data set; absent without a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub benchmark: Option<Accuracies>,
     /// Images that could not be decoded and were replaced.
     pub skipped_images: u64,
     /// Length of the epoch, seconds.
@@ -123,9 +143,105 @@ pub struct FinishRecord {
     pub images: u64,
     /// Ranks that took part in the end.
     pub ranks: u64,
-    /// The found architecture, DARTS one-line text.
+    /// The found architecture: DARTS one-line text, or the architecture string of NAS-Bench-201.
     pub genotype: String,
+    /// Its test accuracy in the benchmark's table, percent by data set; absent without a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub benchmark: Option<Accuracies>,
     /// Seconds since the program started, or went on from a checkpoint, the last time.
+    pub wall_s: f64,
+}
+
+/// An evaluation begins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// Steps done before it.
+    pub step: u64,
+    /// Epochs of the run.
+    pub epochs: u64,
+    /// Learned numbers without the auxiliary head, as papers count.
+    pub parameters: i64,
+    /// Learned numbers, all of them.
+    pub num_weights: i64,
+    /// Multiply-adds of convolutions and linear layers for one test image, without the auxiliary head.
+    pub multiply_adds: i64,
+    /// The architecture, DARTS one-line text.
+    pub genotype: String,
+}
+
+/// One epoch of an evaluation: means over its steps, and the test that followed, if one did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluatedEpochRecord {
+    /// Epoch, from 1.
+    pub epoch: u64,
+    /// Steps done in the run when the epoch ended.
+    pub step: u64,
+    /// Steps of the epoch.
+    pub steps: u64,
+    /// Mean of what was minimised: smoothed, with the auxiliary head's part.
+    pub loss: f64,
+    /// Part of the training images whose class came first.
+    pub top1: f64,
+    /// Part of the training images whose class was among the first five.
+    pub top5: f64,
+    /// Mean cross entropy over the test set.
+    pub test_loss: Option<f64>,
+    /// Part of the test images whose class came first.
+    pub test_top1: Option<f64>,
+    /// Part of the test images whose class was among the first five.
+    pub test_top5: Option<f64>,
+    /// Images tested.
+    pub test_images: Option<u64>,
+    /// The best `test_top1` so far.
+    pub best_top1: Option<f64>,
+    /// The epoch that had it first.
+    pub best_epoch: Option<u64>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Probability of drop path.
+    pub drop_path: f64,
+    /// Training images that went through the network, per second.
+    pub images_per_s: f64,
+    /// Time that rank 0 waited for images, milliseconds per step.
+    pub data_wait_ms: f64,
+    /// Time that rank 0 waited for other ranks, milliseconds per step.
+    pub reduce_wait_ms: f64,
+    /// Images that could not be decoded and were replaced.
+    pub skipped_images: u64,
+    /// Length of the epoch's steps, seconds.
+    pub wall_s: f64,
+}
+
+/// An evaluation has ended well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluatedRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epochs: u64,
+    /// Top-1 of the test after the last epoch.
+    pub last_top1: f64,
+    /// Top-5 of the same test.
+    pub last_top5: f64,
+    /// The epoch whose test had the highest top-1: chosen by the test images themselves.
+    pub best_epoch: u64,
+    /// Its top-1.
+    pub best_top1: f64,
+    /// Its top-5.
+    pub best_top5: f64,
+    /// Images of each test.
+    pub test_images: u64,
+    /// Learned numbers without the auxiliary head.
+    pub parameters: i64,
+    /// Multiply-adds for one test image, without the auxiliary head.
+    pub multiply_adds: i64,
+    /// Training images that went through the network.
+    pub images: u64,
+    /// Ranks that took part in the end.
+    pub ranks: u64,
+    /// The architecture, DARTS one-line text.
+    pub genotype: String,
+    /// Seconds in training steps.
     pub wall_s: f64,
 }
 
@@ -137,6 +253,9 @@ impl Record {
             Record::Epoch(record) => record.step,
             Record::Stage(record) => record.step,
             Record::Finish(record) => record.step,
+            Record::Network(record) => record.step,
+            Record::EvaluatedEpoch(record) => record.step,
+            Record::Evaluated(record) => record.step,
         }
     }
 }
@@ -195,6 +314,13 @@ impl MetricsLog {
         self.file.write_all(&line).map_err(Error::io("write", &self.path))
     }
 
+    /// What brings the lines written so far to the disk, on any thread.
+    pub fn syncer(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
+        let path = self.path.clone();
+        let file = self.file.try_clone().map_err(Error::io("write", &path))?;
+        Ok(move || file.sync_data().map_err(Error::io("write", path)))
+    }
+
     /// Returns when all lines are on the disk. Before a checkpoint that stands for them.
     pub fn sync(&mut self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("write", &self.path))
@@ -225,6 +351,7 @@ mod tests {
             images_per_s: 90.0,
             data_wait_ms: 0.5,
             reduce_wait_ms: 1.5,
+            checkpoint_ms: 0.0,
         })
     }
 
@@ -236,6 +363,7 @@ mod tests {
             images: 64,
             ranks: 1,
             genotype: "Genotype()".into(),
+            benchmark: None,
             wall_s: 1.0,
         })
     }

@@ -22,6 +22,8 @@ pub struct Pending {
     pub data_wait_ms: f64,
     /// Of it waiting for other ranks, milliseconds.
     pub reduce_wait_ms: f64,
+    /// Before it held up by a checkpoint, milliseconds.
+    pub checkpoint_ms: f64,
 }
 
 /// Sums over the steps of an epoch.
@@ -118,7 +120,7 @@ impl Journal {
 
     /// The run, or a stage of it, begins.
     pub fn stage(&mut self, training: &impl Training) -> Result<()> {
-        let told = training.tell_stage();
+        let told = training.tell_stage()?;
         self.progress.note(&told.text);
         self.log.write(&told.record)
     }
@@ -170,6 +172,7 @@ impl Journal {
         record.images_per_s = pending.images as f64 / pending.wall_s;
         record.data_wait_ms = pending.data_wait_ms;
         record.reduce_wait_ms = pending.reduce_wait_ms;
+        record.checkpoint_ms = pending.checkpoint_ms;
         self.log.write(&Record::Step(record))
     }
 
@@ -202,9 +205,9 @@ impl Journal {
         self.log.write(&told.record)
     }
 
-    /// Everything told so far is on disk when this returns.
-    pub fn sync(&mut self) -> Result<()> {
-        self.log.sync()
+    /// What brings everything told so far to the disk, on any thread.
+    pub fn syncer(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
+        self.log.syncer()
     }
 
     /// Takes the progress away.

@@ -1,5 +1,6 @@
 //! The run of a search: its two sets, their streams of samples, and what is told of it.
 
+use super::benchmark::{Benchmark, beside};
 use super::journal::{EpochSummary, Totals};
 use super::training::{StepPlace, Told, Training};
 use super::{Streams, open, run};
@@ -10,22 +11,31 @@ use crate::config::{Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
 use crate::launch::World;
-use crate::report::{EpochRecord, FinishRecord, Record, StageRecord, final_text};
+use crate::report::{Accuracies, EpochRecord, FinishRecord, Record, StageRecord, final_text};
 use crate::schedule::Schedule;
 use crate::search::Search;
 use crate::search::dirichlet::entropy;
 use crate::search::timeline::Timeline;
+use crate::space::found::Found;
 use crate::tally::StepOutcome;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+/// What can be done with a finished search.
+const PASTE: &str =
+    "Paste the line above into `genotypes.py` of the DARTS, PC-DARTS or DrNAS code to train that network.";
+const PLOT: &str = "Draw how it came about, with a table: drnas-dist plot trajectory RUN.";
+const WATCH: &str =
+    "Watch how it came about: the epoch lines of metrics.jsonl hold the genotype of each epoch.";
+const AGAIN: &str = "Search again with another seed (--set seed=1) and compare: one search is one sample.";
+
 /// Streams of samples, as the loaders number them.
 const WEIGHTS: u64 = 0;
 const ARCHITECTURE: u64 = 1;
 
-/// Searches as `args` say. Called by all ranks.
-pub fn search(config: &Config, args: &SearchArgs, world: &World) -> Result<()> {
+/// Searches as `args` say, seen beside `benchmark` if there is one (rank 0's counts). Called by all ranks.
+pub fn search(config: &Config, args: &SearchArgs, benchmark: Option<Benchmark>, world: &World) -> Result<()> {
     config.check_ranks(world.size())?;
     let sets = [open(&args.train)?, open(&args.valid)?];
     check_sets(config, args, &sets)?;
@@ -36,7 +46,9 @@ pub fn search(config: &Config, args: &SearchArgs, world: &World) -> Result<()> {
     let timeline = Timeline::new(config, steps_per_pass);
     let search = Search::new(config, timeline.clone(), replicas, world.device());
     let schedule = Schedule::of_search(config);
-    run(SearchRun { config, search, timeline, schedule, streams, sets, loaders: None }, &args.run, world)
+    let loaders = None;
+    let search = SearchRun { config, search, timeline, schedule, streams, sets, loaders, benchmark };
+    run(search, &args.run, world)
 }
 
 /// What has to be true of the two sets.
@@ -68,6 +80,14 @@ struct SearchRun<'a> {
     sets: [Arc<ShardSet>; 2],
     /// The same, once they are open.
     loaders: Option<[Loader; 2]>,
+    benchmark: Option<Benchmark>,
+}
+
+impl SearchRun<'_> {
+    /// What the table knows of what was found, if there is a table.
+    fn accuracies(&self, found: &Found) -> Option<Accuracies> {
+        Some(self.benchmark.as_ref()?.accuracies(&found.architecture()?))
+    }
 }
 
 impl Training for SearchRun<'_> {
@@ -145,7 +165,7 @@ impl Training for SearchRun<'_> {
         self.search.compare_ranks(comm)
     }
 
-    fn tell_stage(&self) -> Told {
+    fn tell_stage(&self) -> Result<Told> {
         let (number, num_weights) = (self.search.stage(), self.search.net().params.num_elements());
         let stage = self.timeline.stages()[number];
         let record = StageRecord {
@@ -164,11 +184,11 @@ impl Training for SearchRun<'_> {
             stage.ops_kept,
             stage.epochs,
         );
-        Told { record: Record::Stage(record), text }
+        Ok(Told { record: Record::Stage(record), text })
     }
 
     fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told> {
-        let weights = self.search.mean_weights()?;
+        let found = self.search.found()?;
         let measures = &summary.measures;
         let record = EpochRecord {
             stage: summary.stage,
@@ -184,9 +204,11 @@ impl Training for SearchRun<'_> {
             images_per_s: summary.images_per_s,
             data_wait_ms: summary.data_wait_ms,
             reduce_wait_ms: summary.reduce_wait_ms,
-            eta_entropy_normal: entropy(&weights[0]),
-            eta_entropy_reduce: entropy(&weights[1]),
-            genotype: self.search.genotype()?.to_line(),
+            eta_entropy: self.search.mean_weights()?.iter().map(|table| entropy(table)).collect(),
+            eta: self.search.eta_on_host()?,
+            masks: self.search.net().shape().masks.clone(),
+            genotype: found.to_line(),
+            benchmark: self.accuracies(&found),
             skipped_images: measures.skipped as u64,
             wall_s: summary.wall_s,
         };
@@ -198,23 +220,26 @@ impl Training for SearchRun<'_> {
             0 => String::new(),
             images => format!(", {images} images replaced"),
         };
+        let entropies: Vec<String> =
+            record.eta_entropy.iter().map(|entropy| format!("{entropy:.3}")).collect();
+        let table = match (&self.benchmark, &record.benchmark) {
+            (Some(benchmark), Some(accuracies)) => benchmark.epoch_text(accuracies),
+            _ => String::new(),
+        };
         let text = format!(
-            "epoch {}: loss {:.3}, top-1 {:.1} %{architecture}, eta entropy {:.3} / {:.3} nats, {:.1} images/s{skipped}",
+            "epoch {}: loss {:.3}, top-1 {:.1} %{architecture}, eta entropy {} nats, {:.1} images/s{skipped}{table}",
             record.epoch,
             record.loss,
             100.0 * record.top1,
-            record.eta_entropy_normal,
-            record.eta_entropy_reduce,
+            entropies.join(" / "),
             record.images_per_s,
         );
         Ok(Told { record: Record::Epoch(record), text })
     }
 
     fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
-        let genotype = self.search.genotype()?;
-        let json =
-            serde_json::to_string_pretty(&genotype).map_err(|error| Error::Genotype(error.to_string()))?;
-        let line = genotype.to_line();
+        let found = self.search.found()?;
+        let (json, line) = (found.to_json()?, found.to_line());
         for (name, text) in [("genotype.json", &json), ("genotype.txt", &line)] {
             let path = out.join(name);
             fs::write(&path, format!("{text}\n")).map_err(Error::io("write", path))?;
@@ -226,8 +251,14 @@ impl Training for SearchRun<'_> {
             images: totals.images,
             ranks: totals.ranks,
             genotype: line,
+            benchmark: self.accuracies(&found),
             wall_s: totals.wall_s,
         };
-        Ok(Told { text: final_text(out, &record), record: Record::Finish(record) })
+        let beside = beside(self.search.space(), &found, self.benchmark.as_ref())?;
+        let next: &[&str] = match found {
+            Found::Darts(_) => &[PASTE, WATCH, AGAIN],
+            Found::NasBench201(_) => &[PLOT, WATCH, AGAIN],
+        };
+        Ok(Told { text: final_text(out, &record, &beside, next), record: Record::Finish(record) })
     }
 }

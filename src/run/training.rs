@@ -18,7 +18,7 @@ pub trait Training {
     /// The configuration of this run.
     fn settings(&self) -> &Self::Settings;
 
-    /// Its sets of images: option of the command line and content. A run goes on with what it began with.
+    /// What it was given on the command line: option and content. A run goes on with what it began with.
     fn sets(&self) -> Vec<(&'static str, u64)>;
 
     /// Steps of every epoch.
@@ -72,7 +72,7 @@ pub trait Training {
     fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()>;
 
     /// What is told when the run, or a stage of it, begins. Rank 0.
-    fn tell_stage(&self) -> Told;
+    fn tell_stage(&self) -> Result<Told>;
 
     /// What is told after the last step of an epoch, and after `end_epoch`. Rank 0.
     fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told>;

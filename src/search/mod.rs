@@ -8,24 +8,28 @@ pub mod dirichlet;
 pub mod stage;
 pub mod state;
 pub mod timeline;
+pub mod unrolled;
 
 use crate::comm::Communicator;
 use crate::comm::bucket::sum_kind;
-use crate::config::{self, Config, Regulariser};
-use crate::data::{Batch, Loader, Upload};
+use crate::config::{self, Config, Order, Regulariser};
+use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
 use crate::optimiser::{Adam, Sgd, clip_coefficient};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
-use crate::space::genotype::{Genotype, mean_weights};
+use crate::space::found::Found;
+use crate::space::genotype::mean_weights;
 use crate::space::{Mask, SearchSpace};
 use crate::tally::{StepOutcome, measure, timed};
 use crate::weight_step;
+use crate::whereabouts::{Phase, begin};
 use dirichlet::Sample;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
+use unrolled::{Share, Unrolled};
 
 /// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.
 pub struct Search {
@@ -109,61 +113,106 @@ impl Search {
         comm: &dyn Communicator,
     ) -> Result<StepOutcome> {
         let mut outcome = StepOutcome::default();
+        let mut batches = None;
         if self.timeline.moment(self.step).architecture {
-            self.architecture_step(architecture, comm, &mut outcome)?;
+            let grad = match self.config.search.order {
+                Order::First => self.first_order(architecture, &mut outcome)?,
+                Order::Second => {
+                    // The virtual step sees the batch that the real one sees.
+                    let batches = batches.insert(self.local_batches(weights, &mut outcome)?);
+                    self.second_order(batches, architecture, comm, &mut outcome)?
+                }
+            };
+            self.architecture_step(grad, comm, &mut outcome)?;
         }
-        self.weight_step(weights, comm, &mut outcome)?;
+        self.weight_step(batches, weights, comm, &mut outcome)?;
         self.step += 1;
         outcome.data_wait_ms = weights.wait_ms() + architecture.wait_ms();
         Ok(outcome)
     }
 
-    /// First order: gradients of theta alone, carried to eta along the sample's path.
-    fn architecture_step(
-        &mut self,
-        loader: &mut Loader,
-        comm: &dyn Communicator,
-        outcome: &mut StepOutcome,
-    ) -> Result<()> {
+    /// Gradients of theta alone, carried to eta along the sample's path: their sum over the local replicas.
+    fn first_order(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<Tensor> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader.next()?, outcome)?;
+            let (images, labels) = self.prepare(loader, outcome)?;
             let samples = self.draw(Purpose::ThetaArchitectureStep, local);
             let theta: Vec<Tensor> =
                 samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
             let tape = self.net.forward_theta(&images, &theta, local);
             let loss = cross_entropy(tape.logits(), &labels);
             outcome.architecture.push(measure(tape.logits(), &labels, &loss));
+            begin(Phase::Backward)?;
             let grads = tape.backward(&loss)?;
             for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
                 let table = table as i64;
                 let _ = grad.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), grad_theta));
             }
         }
-        let mut grad = grad / self.replicas.len() as f64;
+        Ok(grad)
+    }
+
+    /// The same through a virtual weight step on `batches`.
+    fn second_order(
+        &mut self,
+        batches: &[(Tensor, Tensor)],
+        loader: &mut Loader,
+        comm: &dyn Communicator,
+        outcome: &mut StepOutcome,
+    ) -> Result<Tensor> {
+        let mut shares = Vec::with_capacity(batches.len());
+        for (local, (images, labels)) in batches.iter().enumerate() {
+            shares.push(Share {
+                train: (images.shallow_clone(), labels.shallow_clone()),
+                train_samples: self.draw(Purpose::ThetaVirtualStep, local),
+                valid: self.prepare(loader, outcome)?,
+                valid_samples: self.draw(Purpose::ThetaArchitectureStep, local),
+            });
+        }
+        let (net, eta) = (&self.net, &self.eta);
+        let step = Unrolled { net, eta, sgd: self.sgd, lr: self.lr(), length: unrolled::LENGTH };
+        step.grad(&shares, comm, outcome)
+    }
+
+    /// Averages the gradient of eta, pulls eta towards the uniform Dirichlet, takes one step of Adam.
+    fn architecture_step(
+        &mut self,
+        sum: Tensor,
+        comm: &dyn Communicator,
+        outcome: &mut StepOutcome,
+    ) -> Result<()> {
+        let mut grad = sum / self.replicas.len() as f64;
         comm.start_mean(&grad)?;
+        begin(Phase::AllReduce)?;
         timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+        begin(Phase::Optimiser)?;
         if self.config.eta.regulariser == Regulariser::Kl {
             for table in 0..grad.size()[0] {
                 let pull = dirichlet::kl_grad(&self.eta.get(table)) * self.config.eta.kl_scale;
                 let _ = grad.get(table).g_add_(&pull);
             }
         }
-        let coefficient = clip_coefficient(std::iter::once(&grad), self.config.search.grad_clip);
+        let coefficient = clip_coefficient(std::iter::once(&grad), self.config.eta.grad_clip);
         let _ = grad.g_mul_(&coefficient);
         let grad = grad.to_kind(self.eta.kind());
         self.adam.step(&mut self.eta, &grad);
         Ok(())
     }
 
+    /// `batches`: the local ones, if they have been taken already.
     fn weight_step(
         &mut self,
+        batches: Option<Vec<(Tensor, Tensor)>>,
         loader: &mut Loader,
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<()> {
+        let mut batches = batches.map(Vec::into_iter);
         for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader.next()?, outcome)?;
+            let (images, labels) = match &mut batches {
+                Some(batches) => batches.next().expect("a batch per local replica"),
+                None => self.prepare(loader, outcome)?,
+            };
             let theta: Vec<Tensor> =
                 self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
             let tape = self.net.forward(&images, &theta, local);
@@ -172,9 +221,23 @@ impl Search {
             let turn = (local, self.replicas.len());
             weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
-        let lr = self.schedule.lr(self.timeline.moment(self.step).epoch);
+        let lr = self.lr();
         let (buckets, grad_clip) = (&mut self.net.params.buckets, self.config.search.grad_clip);
         weight_step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
+    }
+
+    /// The batch of every local replica, taken from `loader`.
+    fn local_batches(
+        &mut self,
+        loader: &mut Loader,
+        outcome: &mut StepOutcome,
+    ) -> Result<Vec<(Tensor, Tensor)>> {
+        (0..self.replicas.len()).map(|_| self.prepare(loader, outcome)).collect()
+    }
+
+    /// Learning rate of the weights in the next step.
+    fn lr(&self) -> f64 {
+        self.schedule.lr(self.timeline.moment(self.step).epoch)
     }
 
     /// The mixing weights of local replica `local` for this step, one sample per table.
@@ -191,9 +254,9 @@ impl Search {
             .collect()
     }
 
-    /// A batch on the device: normalised images, labels.
-    fn prepare(&mut self, batch: Batch, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
-        weight_step::prepare(batch, &mut self.upload, outcome)
+    /// The next batch on the device: normalised images, labels.
+    fn prepare(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
+        weight_step::prepare(loader, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
@@ -226,8 +289,8 @@ impl Search {
     }
 
     /// The architecture chosen now.
-    pub fn genotype(&self) -> Result<Genotype> {
-        Ok(Genotype::from_weights(self.space(), &self.mean_weights()?))
+    pub fn found(&self) -> Result<Found> {
+        Ok(Found::from_weights(self.space(), &self.mean_weights()?))
     }
 
     /// The space that is searched.

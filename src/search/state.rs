@@ -70,15 +70,7 @@ impl Search {
         if meta.version != VERSION {
             return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));
         }
-        let expected = self.config.search.replicas as usize;
-        if meta.replicas != expected || meta.stage >= self.config.search.stages.len() {
-            return Err(wrong(format!(
-                "{} replicas in stage {}, expected {expected} replicas and one of {} stages",
-                meta.replicas,
-                meta.stage + 1,
-                self.config.search.stages.len()
-            )));
-        }
+        self.check_meta(&meta).map_err(wrong)?;
         let device = self.net.params.device();
         let mut net = supernet(&self.config, meta.k, meta.masks, self.replicas.len(), device);
         state::restore(&mut net.params, checkpoint, self.replicas.clone())?;
@@ -97,6 +89,47 @@ impl Search {
             tensor.copy_(saved);
         }
         (self.step, self.stage, self.adam.steps) = (meta.step, meta.stage, meta.adam_steps);
+        Ok(())
+    }
+
+    /// Whether the numbers of a checkpoint are ones that this search can come to. The files have checksums; this keeps
+    /// one that was made with other code, or by hand, from being gone on with.
+    fn check_meta(&self, meta: &Meta) -> Result<(), String> {
+        let search = &self.config.search;
+        let Some(stage) = search.stages.get(meta.stage).filter(|_| meta.replicas == search.replicas as usize)
+        else {
+            return Err(format!(
+                "{} replicas in stage number {} from 0, expected {} replicas and one of {} stages",
+                meta.replicas,
+                meta.stage,
+                search.replicas,
+                search.stages.len()
+            ));
+        };
+        let steps = self.timeline.steps_of(meta.stage);
+        if !(steps.start..=steps.end).contains(&meta.step) || meta.adam_steps > meta.step {
+            return Err(format!(
+                "step {} with {} architecture steps, expected a step in {}..={} of this stage",
+                meta.step, meta.adam_steps, steps.start, steps.end
+            ));
+        }
+        let space = self.config.model.space;
+        let (edges, operations) = (space.num_edges(), space.operations().len());
+        let row = |row: &Vec<bool>| {
+            row.len() == operations && row.iter().filter(|kept| **kept).count() == stage.ops_kept
+        };
+        let table = |mask: &Mask| mask.0.len() == edges && mask.0.iter().all(row);
+        if meta.k != stage.k || meta.masks.len() != space.tables().len() || !meta.masks.iter().all(table) {
+            return Err(format!(
+                "k {} and masks of {} tables, expected k {} and {} tables of {edges} edges that keep {} of \
+                 {operations} operations",
+                meta.k,
+                meta.masks.len(),
+                stage.k,
+                space.tables().len(),
+                stage.ops_kept
+            ));
+        }
         Ok(())
     }
 

@@ -120,6 +120,19 @@ impl SearchSpace {
         }
     }
 
+    /// Stride of the 5x5 pooling in the auxiliary head of the final network.
+    pub fn auxiliary_stride(self) -> i64 {
+        match self {
+            SearchSpace::DartsImagenet => 2,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => 3,
+        }
+    }
+
+    /// Smallest map that an auxiliary head can take: its pooling must leave 2x2 pixels.
+    pub fn smallest_auxiliary_side(self) -> i64 {
+        5 + self.auxiliary_stride()
+    }
+
     /// Rows of an eta table.
     pub fn num_edges(self) -> usize {
         match self {

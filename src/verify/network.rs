@@ -1,6 +1,6 @@
 //! Golden files of the final networks: forward, losses, gradients, statistics, evaluation, and parameter counts.
 
-use super::{Comparison, Finding, GRADIENTS, Golden, VALUES};
+use super::{Allowed, Comparison, Finding, Golden, PLACEMENT};
 use crate::error::{Error, Result};
 use crate::net::loss::smoothed_cross_entropy;
 use crate::net::network::{Network, Shape};
@@ -11,27 +11,15 @@ use crate::space::genotype::Genotype;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 const FLOAT64_GRADIENTS: &str = "gradients, in float64";
 
-/// How a network is computed here.
-fn placement(precision: Precision) -> Placement {
-    Placement {
-        precision,
-        device: Device::Cpu,
-        channels_last: true,
-        checkpoint_cells: false,
-        replicas: 1,
-        bucket_bytes: 1, // a bucket per part: every cut is exercised
-    }
-}
-
-/// One network, trained one step and tested: in float32, and with its gradients in float64.
+/// One network, trained one step and tested: as `placement` says, and in float32 with its gradients in float64.
 ///
 /// The batch norm over two values in the auxiliary head of `eval_cifar` makes gradients 1e4 times as inexact as numbers
 /// are: those of two float32 programs are further apart than the tolerance. In float64 only the file's own rounding counts.
-pub fn network(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
+pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Result<Vec<Finding>> {
     let shape = Shape {
         space,
         genotype: Genotype::parse(golden.text("genotype")?)?,
@@ -41,16 +29,23 @@ pub fn network(golden: &Golden, space: SearchSpace) -> Result<Vec<Finding>> {
         px: golden.tensor("input")?.size()[3],
         auxiliary: golden.text("auxiliary")? == "True",
     };
-    let mut findings = step(golden, Network::new(shape.clone(), placement(Precision::Fp32)), false)?;
-    let exact = step(golden, Network::new(shape, placement(Precision::Fp64)), true)?;
+    let mut findings = step(golden, Network::new(shape.clone(), placement), false)?;
+    if placement.precision != Precision::Fp32 {
+        return Ok(findings);
+    }
+    let exact = Placement { precision: Precision::Fp64, ..placement };
+    let exact = step(golden, Network::new(shape, exact), true)?;
     findings.extend(exact.into_iter().filter(|finding| finding.kind == FLOAT64_GRADIENTS));
     Ok(findings)
 }
 
 fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<Finding>> {
-    let values = |kind| Comparison::new(kind, VALUES, 0.0);
+    let allowed = Allowed::of(net.placement().precision);
+    let values = |kind| allowed.values(kind);
     let tensor = |name: &str| golden.tensor(name);
-    let (images, labels) = (tensor("input")?, tensor("target")?);
+    let on_device = |name: &str| Ok(tensor(name)?.to_device(net.placement().device));
+    let (images, labels): (Result<Tensor>, Result<Tensor>) = (on_device("input"), on_device("target"));
+    let (images, labels) = (&images?, &labels?);
     net.load(&golden.group("weights"))?;
 
     let mut parameters = Comparison::new("parameters", 0.0, 0.0);
@@ -65,7 +60,8 @@ fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<F
     let mut loss = smoothed_cross_entropy(tape.logits(), labels, smoothing);
     findings.push(values("logits, training").one(tape.logits(), tensor("logits.train")?));
     if let [_, auxiliary] = tape.results() {
-        findings.push(values("logits, auxiliary").one(auxiliary, tensor("logits.auxiliary")?));
+        let comparison = Comparison::new("logits, auxiliary", allowed.auxiliary, 0.0);
+        findings.push(comparison.one(auxiliary, tensor("logits.auxiliary")?));
         let auxiliary = smoothed_cross_entropy(auxiliary, labels, smoothing);
         loss = loss + auxiliary * golden.decimal("auxiliary_weight")?;
     }
@@ -82,7 +78,7 @@ fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<F
         let theirs = golden.group("grad");
         let largest = theirs.values().map(|grad| grad.norm().double_value(&[])).fold(0.0, f64::max);
         let ours = net.params.export(|bucket| &bucket.grads);
-        let comparison = Comparison::new(FLOAT64_GRADIENTS, GRADIENTS, 1e-5 * largest);
+        let comparison = allowed.gradients(FLOAT64_GRADIENTS, largest);
         findings.push(comparison.all(&ours, &theirs, |_| false));
     }
     let running = net.params.export_running(0);
@@ -114,7 +110,7 @@ pub fn counts(path: &Path) -> Result<Vec<Finding>> {
     for (name, &theirs) in &counts.parameters_without_auxiliary {
         let shape =
             shape_of(name).ok_or_else(|| wrong(format!("'{name}' is not SPACE-CHANNELS-CELLS-GENOTYPE")))?;
-        let net = Network::new(shape, placement(Precision::Fp32));
+        let net = Network::new(shape, PLACEMENT);
         parameters.add(name, &Tensor::from(net.num_parameters()), &Tensor::from(theirs));
     }
     Ok(vec![genotypes.finding, parameters.finding])

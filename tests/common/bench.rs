@@ -77,7 +77,7 @@ impl Bench {
         self.at_home(env!("CARGO_BIN_EXE_drnas-dist"))
     }
 
-    fn at_home(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn at_home(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .current_dir(self.folder.path())
@@ -136,7 +136,9 @@ impl Run {
             .map(|line| {
                 let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
                 let fields = line.as_object_mut().unwrap();
-                for clock in ["images_per_s", "data_wait_ms", "reduce_wait_ms", "wall_s", "ranks"] {
+                for clock in
+                    ["images_per_s", "data_wait_ms", "reduce_wait_ms", "checkpoint_ms", "wall_s", "ranks"]
+                {
                     fields.remove(clock);
                 }
                 line
@@ -168,9 +170,14 @@ impl Run {
     }
 }
 
-/// Asserts that two runs ended with the same bits.
+/// Asserts that two runs of `STEPS` steps ended with the same bits.
 pub fn assert_same_end(ours: &Run, theirs: &Run) {
-    let (a, b) = (ours.state(STEPS), theirs.state(STEPS));
+    assert_same_end_after(STEPS, ours, theirs);
+}
+
+/// Asserts that two runs of `steps` steps ended with the same bits.
+pub fn assert_same_end_after(steps: u64, ours: &Run, theirs: &Run) {
+    let (a, b) = (ours.state(steps), theirs.state(steps));
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     for (name, tensor) in &a {
         assert!(tensor.equal(&b[name]), "{name} differs");
@@ -204,24 +211,26 @@ pub fn signal(id: u32, name: &str) {
     Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().unwrap();
 }
 
-/// Kills a running search for good: mpirun and every rank that it started, none of which can do a thing about it.
-pub fn kill_all(mut child: Child, run: &Path) {
-    signal(child.id(), "KILL");
-    // Ranks are known by the folder they write to.
-    let mark = run.file_name().unwrap().to_str().unwrap();
+/// The living ranks of the run in the folder `run`: a rank is known by the folder it writes to.
+pub fn ranks_of(run: &Path) -> Vec<u32> {
+    let mark = run.file_name().unwrap().to_str().unwrap().as_bytes();
     let ours = |id: u32| {
         let text = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = text.split(|byte| *byte == 0).collect();
-        words.contains(&b"search-imagenet".as_slice()) && words.contains(&mark.as_bytes())
+        let program = words[0].ends_with(b"drnas-dist");
+        program && words.iter().any(|word| *word == mark || word.ends_with(&[b"/", mark].concat()))
     };
-    let living = || -> Vec<u32> {
-        let entries = std::fs::read_dir("/proc").unwrap().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|&id| ours(id)).collect()
-    };
-    living().into_iter().for_each(|id| signal(id, "KILL"));
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|&id| ours(id)).collect()
+}
+
+/// Kills a running search for good: mpirun and every rank that it started, none of which can do a thing about it.
+pub fn kill_all(mut child: Child, run: &Path) {
+    signal(child.id(), "KILL");
+    ranks_of(run).into_iter().for_each(|id| signal(id, "KILL"));
     child.wait().unwrap();
     let start = Instant::now();
-    while !living().is_empty() {
+    while !ranks_of(run).is_empty() {
         assert!(start.elapsed() < Duration::from_secs(20), "killed ranks are still there");
         std::thread::sleep(Duration::from_millis(5));
     }

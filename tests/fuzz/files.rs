@@ -5,6 +5,8 @@
 
 use crate::{Target, bombard};
 use drnas_dist::checkpoint::{self, Checkpoint};
+use drnas_dist::comm::Solo;
+use drnas_dist::config::{Config, Settings};
 use drnas_dist::data::ShardSet;
 use drnas_dist::data::decode::{MAX_PIXELS, decode, dimensions};
 use drnas_dist::data::demo::{self, DemoArgs};
@@ -13,11 +15,13 @@ use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
 use drnas_dist::data::source::SourceArgs;
 use drnas_dist::report::MetricsLog;
+use drnas_dist::search::Search;
+use drnas_dist::search::timeline::Timeline;
 use drnas_dist::{Error, Result};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use tch::Tensor;
+use tch::{Device, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A small packed set: 3 classes x 4 images, in shards of `shard_images`.
@@ -202,6 +206,77 @@ fn checkpoint_state() {
 fn checkpoint_tensors() {
     bombard_checkpoint("checkpoint-tensors", FILES[2], false);
     bombard_checkpoint("checkpoint-tensors-resealed", FILES[2], true);
+}
+
+/// A search of two stages, small enough to be restored thousands of times.
+fn small_search() -> Search {
+    let text = "
+        [model]
+        space = \"darts-cifar\"
+        init_channels = 2
+        layers = 3
+        num_classes = 2
+        [data]
+        px = 4
+        [search]
+        replicas = 2
+        global_batch = 4
+        architecture_from_epoch = 1
+        [[search.stage]]
+        k = 2
+        ops_kept = 7
+        epochs = 2
+        [[search.stage]]
+        k = 1
+        ops_kept = 3
+        epochs = 2
+        [weights]
+        warmup_epochs = 1";
+    let config = Config::parse(text, "the test's", &[]).unwrap();
+    let timeline = Timeline::new(&config, 5);
+    Search::new(&config, timeline, 0..2, Device::Cpu)
+}
+
+/// The states that a run can go on from: what is accepted has to be usable.
+fn bombard_search(name: &str, file: &str) {
+    let (dir, folder) = checkpoints();
+    let mut search = small_search();
+    let state = search.to_checkpoint(&Solo, Some(json!({"sums": 1}))).unwrap().unwrap();
+    checkpoint::write(dir.path(), 2, &state, 2).unwrap();
+    let words = [
+        "[",
+        "{",
+        "\"",
+        "true",
+        "false",
+        ",",
+        "[true],",
+        "\"k\":",
+        "\"stage\":",
+        "\"F32\"",
+        "\"I64\"",
+        "\"shape\":",
+        "null",
+    ];
+    let seeds = vec![fs::read(folder.join(file)).unwrap()];
+    let target = Target { name, seeds, words: &words, spare_bytes: 8 << 20 };
+    bombard(&target, |bytes| {
+        put(&folder, file, bytes, true);
+        search.restore(&checkpoint::read(dir.path(), 2)?)?;
+        search.genotype()?;
+        let _ = search.check_finite(); // damaged numbers are found here, before the next checkpoint
+        search.to_checkpoint(&Solo, Some(json!(null))).map(drop)
+    });
+}
+
+#[test]
+fn search_state() {
+    bombard_search("search-state", FILES[1]);
+}
+
+#[test]
+fn search_tensors() {
+    bombard_search("search-tensors", FILES[2]);
 }
 
 #[test]

@@ -1,0 +1,103 @@
+//! Cost of an image on one thread: `cargo bench --bench data -- [IMAGE.jpg ...]`.
+//!
+//! Without files: drawn pictures of CIFAR's size, and one drawn JPEG of ImageNet's. Medians of rounds, in CPU time of the
+//! thread, which a busy machine disturbs less.
+
+use drnas_dist::data::decode::{Picture, decode, decode_into};
+use drnas_dist::data::{Augment, Crop, Jitter};
+use drnas_dist::random::{Purpose, stream};
+use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
+
+const ROUNDS: usize = 15;
+
+fn main() {
+    let files: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let cifar = [b"P6\n32 32\n255\n".to_vec(), noise(32, 32)].concat();
+    let jpegs: Vec<Vec<u8>> = match files.as_slice() {
+        [] => vec![drawn(500, 375)],
+        files => files.iter().map(|file| std::fs::read(file).expect("the file can be read")).collect(),
+    };
+
+    let pad = Augment { flip: true, ..Crop::Pad { pad: 4 }.into() };
+    report("CIFAR: read, pad crop, flip", &[cifar.clone()], 32, pad, 2000);
+    report("CIFAR: the same with cut-out", &[cifar], 32, Augment { cutout: 16, ..pad }, 2000);
+
+    let random = Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() };
+    let each = jpegs.len().max(20);
+    report("224: decode, RandomResizedCrop, flip", &jpegs, 224, random, each);
+    let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
+    report("224: the same with colour jitter", &jpegs, 224, Augment { jitter: strong, ..random }, each);
+    report("224: decode, resize 256, centre crop", &jpegs, 224, Crop::Centre { resize: 256 }.into(), each);
+
+    let mut planar = vec![0; 3 * 224 * 224];
+    random
+        .apply(&decode(&jpegs[0]).unwrap(), 224, &mut stream(0, Purpose::Augment, &[]), &mut planar)
+        .unwrap();
+    let mut rng = stream(1, Purpose::Augment, &[]);
+    print("224: colour jitter alone", median(20, || strong.apply(&mut rng, &mut planar)));
+}
+
+/// What a decode thread does with each of `images`, `each` times a round.
+fn report(what: &str, images: &[Vec<u8>], px: u32, augment: Augment, each: usize) {
+    let (mut picture, mut out) = (Picture::default(), vec![0; 3 * (px * px) as usize]);
+    let mut number = 0;
+    let seconds = median(each, || {
+        let mut rng = stream(0, Purpose::Augment, &[number as u64]);
+        decode_into(&images[number % images.len()], &mut picture).unwrap();
+        augment.apply(&picture, px, &mut rng, &mut out).unwrap();
+        number += 1;
+    });
+    print(what, seconds);
+}
+
+fn print(what: &str, (median, least, most): (f64, f64, f64)) {
+    let rate = 1.0 / median;
+    println!(
+        "{what:<40} {:9.1} us ({:.1} to {:.1}), {rate:8.0} images/s and thread",
+        1e6 * median,
+        1e6 * least,
+        1e6 * most
+    );
+}
+
+/// Seconds of one call: median, least and most of the rounds.
+fn median(each: usize, mut call: impl FnMut()) -> (f64, f64, f64) {
+    call();
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let started = cpu_s();
+            (0..each).for_each(|_| call());
+            (cpu_s() - started) / each as f64
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    (rounds[ROUNDS / 2], rounds[0], rounds[ROUNDS - 1])
+}
+
+/// CPU time of this thread so far, seconds.
+fn cpu_s() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec to write to.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn noise(width: usize, height: usize) -> Vec<u8> {
+    (0..3 * width * height).map(|at| (at * at / 7 % 256) as u8).collect()
+}
+
+/// A JPEG with smooth and with busy parts.
+fn drawn(width: u32, height: u32) -> Vec<u8> {
+    let mut pixels = Vec::new();
+    for y in 0..height {
+        for x in 0..width {
+            let busy = if (x / 50 + y / 50) % 2 == 0 { (x * y) % 64 } else { 0 };
+            pixels.extend([x / 2 + busy, y / 2 + busy, (x + y) / 4 + busy].map(|v| v.min(255) as u8));
+        }
+    }
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, 90)
+        .encode(&pixels, width, height, ExtendedColorType::Rgb8)
+        .expect("memory can be written");
+    bytes
+}

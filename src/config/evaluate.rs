@@ -1,0 +1,244 @@
+//! The configuration of an evaluation: a found network trained from scratch, and tested.
+
+use super::check::{at_least_one, below_one, check_seed, check_share, not_negative, require};
+use super::{Data, DeviceChoice, Model, Run, Settings, Weights};
+use crate::error::{Error, Result};
+use crate::precision::Precision;
+use crate::space::SearchSpace;
+use serde::{Deserialize, Serialize};
+
+/// An evaluation, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvaluateConfig {
+    /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
+    pub seed: u64,
+    /// What ranks compute on.
+    pub device: DeviceChoice,
+    /// How exact the network computes.
+    pub precision: Precision,
+    /// Channels last in memory.
+    pub channels_last: bool,
+    /// Keep only the inputs of cells for the backward pass and compute the rest again.
+    pub checkpoint_cells: bool,
+    /// The network, apart from its genotype.
+    pub model: Model,
+    /// Images: size, augmentation, workers.
+    pub data: Data,
+    /// The training: replicas, batch, epochs.
+    pub evaluate: Evaluate,
+    /// SGD of the weights.
+    pub weights: Weights,
+    /// Reporting, checkpoints, communication: changes results by rounding at most.
+    pub run: Run,
+}
+
+/// The training: replicas, batch, epochs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Evaluate {
+    /// R, the logical replicas that the global batch is split over. Ranks must divide R; the result does not depend on
+    /// the number of ranks.
+    pub replicas: i64,
+    /// Images per step, over all replicas.
+    pub global_batch: i64,
+    /// Epochs of the run.
+    pub epochs: u64,
+    /// Steps of one epoch; 0 = the whole set, less the last incomplete batch.
+    pub steps_per_epoch: u64,
+    /// How the learning rate falls.
+    pub decay: DecayKind,
+    /// The batch that `weights.lr` is meant for: with another global batch the rate is multiplied by
+    /// global_batch / lr_batch (the linear rule). 0 = the rate is meant for the batch of this run.
+    pub lr_batch: i64,
+    /// Largest norm of the averaged gradients; 0 = no clipping.
+    pub grad_clip: f64,
+    /// Part of a training label that is spread over all classes, in [0, 1).
+    pub label_smoothing: f64,
+    /// Weight of the auxiliary head's loss; 0 = no such head.
+    pub auxiliary_weight: f64,
+    /// Drop path: probability, in [0, 1), that the last epoch would reach; it rises linearly from 0, epoch by epoch.
+    pub drop_path: f64,
+    /// Epochs between two tests; the last epoch is always tested.
+    pub test_every: u64,
+    /// Images per batch of a test.
+    pub test_batch: i64,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecayKind {
+    /// See [`crate::schedule::Decay::Linear`].
+    Linear,
+    /// See [`crate::schedule::Decay::Cosine`], to `weights.lr_min`.
+    Cosine,
+}
+
+impl Default for EvaluateConfig {
+    fn default() -> Self {
+        EvaluateConfig {
+            seed: 0,
+            device: DeviceChoice::Auto,
+            precision: Precision::Fp32,
+            channels_last: true,
+            checkpoint_cells: false,
+            model: Model::default(),
+            data: Data { jitter: [0.4, 0.4, 0.4, 0.2], ..Data::default() },
+            evaluate: Evaluate::default(),
+            weights: Weights { weight_decay: 3e-5, ..Weights::default() },
+            run: Run::default(),
+        }
+    }
+}
+
+impl Default for Evaluate {
+    fn default() -> Self {
+        Evaluate {
+            replicas: 8,
+            global_batch: 768,
+            epochs: 250,
+            steps_per_epoch: 0,
+            decay: DecayKind::Linear,
+            lr_batch: 0,
+            grad_clip: 5.0,
+            label_smoothing: 0.1,
+            auxiliary_weight: 0.4,
+            drop_path: 0.0,
+            test_every: 1,
+            test_batch: 100,
+        }
+    }
+}
+
+impl EvaluateConfig {
+    /// The highest learning rate: `weights.lr`, scaled by the linear rule if `evaluate.lr_batch` says so.
+    pub fn lr(&self) -> f64 {
+        match self.evaluate.lr_batch {
+            0 => self.weights.lr,
+            batch => self.weights.lr * self.evaluate.global_batch as f64 / batch as f64,
+        }
+    }
+}
+
+impl EvaluateConfig {
+    /// Whether the configuration is for `evaluate-imagenet` or `evaluate-cifar`, as `command` says.
+    pub fn check_space(&self, command: SearchSpace) -> Result<()> {
+        let (space, other) = match self.model.space {
+            SearchSpace::DartsImagenet => ("darts-imagenet", "belongs to the command evaluate-imagenet"),
+            SearchSpace::DartsCifar => ("darts-cifar", "belongs to the command evaluate-cifar"),
+            SearchSpace::NasBench201 => {
+                ("nas-bench-201", "is not trained here: its benchmark has; see `nb201 query`")
+            }
+        };
+        require!(self.model.space == command, "model.space = \"{space}\" {other}");
+        Ok(())
+    }
+}
+
+impl Settings for EvaluateConfig {
+    const SECTION: &'static str = "evaluate";
+
+    fn check(&self) -> Result<()> {
+        let evaluate = &self.evaluate;
+        check_seed(self.seed)?;
+        self.model.check(self.data.px)?;
+        self.data.check()?;
+        self.run.check()?;
+        not_negative(&[
+            ("evaluate.grad_clip", &[evaluate.grad_clip]),
+            ("evaluate.auxiliary_weight", &[evaluate.auxiliary_weight]),
+        ])?;
+        below_one(&[
+            ("evaluate.label_smoothing", &[evaluate.label_smoothing]),
+            ("evaluate.drop_path", &[evaluate.drop_path]),
+        ])?;
+        at_least_one(&[("evaluate.test_every", evaluate.test_every)])?;
+        require!(
+            (1..=1_000_000).contains(&evaluate.epochs),
+            "evaluate.epochs = {} must be in 1..=1000000",
+            evaluate.epochs
+        );
+        require!(
+            (1..=1 << 20).contains(&evaluate.test_batch),
+            "evaluate.test_batch = {} must be in 1..=1048576",
+            evaluate.test_batch
+        );
+        require!(
+            evaluate.lr_batch >= 0,
+            "evaluate.lr_batch = {} must be 0 (no scaling) or the batch that weights.lr is meant for",
+            evaluate.lr_batch
+        );
+        self.weights.check(evaluate.epochs)?;
+        check_share(self)?;
+        self.check_maps()
+    }
+
+    fn replicas(&self) -> i64 {
+        self.evaluate.replicas
+    }
+
+    fn global_batch(&self) -> i64 {
+        self.evaluate.global_batch
+    }
+
+    fn num_classes(&self) -> i64 {
+        self.model.num_classes
+    }
+
+    fn device(&self) -> DeviceChoice {
+        self.device
+    }
+
+    fn data(&self) -> &Data {
+        &self.data
+    }
+
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
+    fn take_free_keys(&mut self, now: &Self) {
+        self.device = now.device;
+        self.checkpoint_cells = now.checkpoint_cells;
+        self.run = now.run.clone();
+        self.data.take_free_keys(&now.data);
+    }
+}
+
+impl EvaluateConfig {
+    /// The maps are large enough for what works on them.
+    fn check_maps(&self) -> Result<()> {
+        let (space, px) = (self.model.space, self.data.px);
+        require!(
+            self.model.init_channels % 2 == 0,
+            "model.init_channels = {} must be even: a reduction makes half of them by each of two convolutions",
+            self.model.init_channels
+        );
+        let deepest = match space {
+            SearchSpace::DartsImagenet => px / 32,
+            SearchSpace::DartsCifar | SearchSpace::NasBench201 => px / 4,
+        };
+        let auxiliary = self.evaluate.auxiliary_weight > 0.0;
+        let smallest = space.smallest_auxiliary_side();
+        require!(
+            !auxiliary || deepest >= smallest,
+            "data.px = {px} leaves {deepest} x {deepest} pixels to the auxiliary head, which needs {smallest} x {smallest}; \
+             use --set data.px={} or --set evaluate.auxiliary_weight=0",
+            smallest * px / deepest
+        );
+        require!(
+            self.replica_batch() * deepest * deepest >= 2 && (!auxiliary || self.replica_batch() >= 2),
+            "one image per replica gives a batch norm over the last map, or over the auxiliary head's one pixel, a \
+             single value; raise evaluate.global_batch"
+        );
+        let test = self.data.test_crop_px();
+        let multiple = px / deepest;
+        require!(
+            test % multiple == 0 && test <= 4096,
+            "data.test_crop = {test} must be a multiple of {multiple}, at most 4096, so that every reduction halves an \
+             even map"
+        );
+        Ok(())
+    }
+}

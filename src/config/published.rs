@@ -1,0 +1,51 @@
+//! The published runs, as the files in `configs/` have them: name and text.
+
+use crate::space::nb201::Dataset;
+
+/// DARTS cells on ImageNet.
+pub const IMAGENET: (&str, &str) =
+    ("configs/search-imagenet.toml", include_str!("../../configs/search-imagenet.toml"));
+/// DARTS cells on CIFAR-10.
+pub const CIFAR: (&str, &str) =
+    ("configs/search-cifar.toml", include_str!("../../configs/search-cifar.toml"));
+/// NAS-Bench-201, plain.
+pub const NB201: (&str, &str) =
+    ("configs/search-nb201.toml", include_str!("../../configs/search-nb201.toml"));
+/// NAS-Bench-201, progressive.
+pub const NB201_PROGRESSIVE: (&str, &str) =
+    ("configs/search-nb201-progressive.toml", include_str!("../../configs/search-nb201-progressive.toml"));
+/// The network found on ImageNet, trained there.
+pub const EVALUATE_IMAGENET: (&str, &str) =
+    ("configs/evaluate-imagenet.toml", include_str!("../../configs/evaluate-imagenet.toml"));
+/// The network found on CIFAR-10, trained there.
+pub const EVALUATE_CIFAR: (&str, &str) =
+    ("configs/evaluate-cifar10.toml", include_str!("../../configs/evaluate-cifar10.toml"));
+
+/// What `--dataset` says, as `--set` would.
+pub fn sets_of(dataset: Dataset) -> Vec<String> {
+    let sets = match dataset {
+        Dataset::Cifar10 => [
+            "model.num_classes=10",
+            "data.px=32",
+            "data.pad=4",
+            "data.mean=[0.49139968, 0.48215827, 0.44653124]",
+            "data.std=[0.24703233, 0.24348505, 0.26158768]",
+        ],
+        Dataset::Cifar100 => [
+            "model.num_classes=100",
+            "data.px=32",
+            "data.pad=4",
+            "data.mean=[0.5071, 0.4865, 0.4409]",
+            "data.std=[0.2673, 0.2564, 0.2762]",
+        ],
+        // As published: (122.68, 116.66, 104.01) / 255 and (63.22, 61.26, 65.09) / 255.
+        Dataset::ImageNet16 => [
+            "model.num_classes=120",
+            "data.px=16",
+            "data.pad=2",
+            "data.mean=[0.4810980392156863, 0.4574901960784314, 0.4078823529411765]",
+            "data.std=[0.24792156862745098, 0.24023529411764705, 0.2552549019607843]",
+        ],
+    };
+    sets.map(String::from).to_vec()
+}

@@ -1,0 +1,107 @@
+//! A shard that shrinks, or whose disk fails, while it is mapped: the kernel sends SIGBUS at the first byte that is not
+//! there. This turns it into one line that names the shard, and an end.
+
+use std::os::raw::{c_int, c_void};
+use std::path::Path;
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::*};
+
+/// A map and what is said when it fails. Never freed: a handler may look at it at any time.
+struct Entry {
+    start: usize,
+    /// 0 when the map is gone.
+    end: AtomicUsize,
+    message: Vec<u8>,
+    next: AtomicPtr<Entry>,
+}
+
+static MAPS: AtomicPtr<Entry> = AtomicPtr::new(std::ptr::null_mut());
+static INSTALL: Once = Once::new();
+/// What answered SIGBUS before: the runtime's check for stack overflows.
+static BEFORE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+/// Watches a map as long as it lives.
+pub(super) struct LostMap(&'static Entry);
+
+impl LostMap {
+    /// Watches the bytes `map` of the shard at `path`.
+    pub(super) fn watch(path: &Path, map: &[u8]) -> LostMap {
+        INSTALL.call_once(install);
+        let here = crate::whereabouts::here();
+        let message = format!(
+            "rank {} on {}: shard {}: cut short, replaced in place or unreadable while it was read (SIGBUS); all ranks are \
+             ended. Copy it again or pack it again (datasets/README.md), then go on with --resume\n",
+            here.rank,
+            here.host,
+            path.display()
+        );
+        let start = map.as_ptr() as usize;
+        let entry: &'static Entry = Box::leak(Box::new(Entry {
+            start,
+            end: AtomicUsize::new(start + map.len()),
+            message: message.into_bytes(),
+            next: AtomicPtr::default(),
+        }));
+        let pointer = std::ptr::from_ref(entry).cast_mut();
+        let mut first = MAPS.load(Acquire);
+        loop {
+            entry.next.store(first, Release);
+            match MAPS.compare_exchange(first, pointer, AcqRel, Acquire) {
+                Ok(_) => return LostMap(entry),
+                Err(now) => first = now,
+            }
+        }
+    }
+}
+
+impl Drop for LostMap {
+    fn drop(&mut self) {
+        self.0.end.store(0, Release);
+    }
+}
+
+fn install() {
+    // SAFETY: plain calls with live arguments; `answer` does only what a signal handler may.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let mut before: libc::sigaction = std::mem::zeroed();
+        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = answer;
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigemptyset(&mut action.sa_mask);
+        if libc::sigaction(libc::SIGBUS, &action, &mut before) == 0 {
+            BEFORE.store(before.sa_sigaction, Release);
+        }
+    }
+}
+
+/// The handler: no allocation, no lock, only `write` and `_exit`.
+extern "C" fn answer(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel gives a live `info` to a handler with SA_SIGINFO.
+    let address = unsafe { (*info).si_addr() } as usize;
+    let mut at = MAPS.load(Acquire);
+    // SAFETY: entries are never freed, and only changed through their atomics.
+    while let Some(entry) = unsafe { at.as_ref() } {
+        if (entry.start..entry.end.load(Acquire)).contains(&address) {
+            // SAFETY: both calls are async-signal-safe; the message lives for ever.
+            unsafe {
+                libc::write(2, entry.message.as_ptr().cast(), entry.message.len());
+                libc::_exit(1)
+            }
+        }
+        at = entry.next.load(Acquire);
+    }
+    // Not ours: as before. If that was nothing, the default action ends the process when the access is tried again.
+    match BEFORE.load(Acquire) {
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: async-signal-safe.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        before => {
+            // SAFETY: the runtime's handler, installed with SA_SIGINFO.
+            let before: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
+                unsafe { std::mem::transmute(before) };
+            before(signal, info, context);
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The evaluation: a found network trained from scratch, one step at a time, and tested.
+//!
+//! A run is defined over R logical replicas, as a search is: each has its own batch statistics and random streams,
+//! gradients are averaged, and a rank computes its share of the replicas one after another. The result does not depend on
+//! the number of ranks.
+//!
+//! Shapes: N batch, K classes, R replicas.
+
+pub mod state;
+
+use crate::comm::Communicator;
+use crate::config::EvaluateConfig;
+use crate::data::{Loader, TestLoader, Upload};
+use crate::error::{Error, Result};
+use crate::net::loss::{cross_entropy, smoothed_cross_entropy};
+use crate::net::network::{Network, Shape};
+use crate::net::params::Named;
+use crate::net::tape::Placement;
+use crate::optimiser::Sgd;
+use crate::schedule::Schedule;
+use crate::space::genotype::Genotype;
+use crate::state::{agreed_running, gather_running};
+use crate::tally::{StepOutcome, measure};
+use crate::weight_step;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use tch::{Device, Tensor};
+
+/// What a test of the network gave.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tested {
+    /// Epochs trained before it.
+    pub epoch: u64,
+    /// Images tested.
+    pub images: u64,
+    /// Of them those whose class came first.
+    pub top1_hits: u64,
+    /// Of them those whose class was among the first five.
+    pub top5_hits: u64,
+    /// Mean cross entropy (without smoothing).
+    pub loss: f64,
+}
+
+impl Tested {
+    /// Part of the images whose class came first.
+    pub fn top1(&self) -> f64 {
+        self.top1_hits as f64 / self.images as f64
+    }
+
+    /// Part of the images whose class was among the first five.
+    pub fn top5(&self) -> f64 {
+        self.top5_hits as f64 / self.images as f64
+    }
+}
+
+/// The tests of a run so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tests {
+    /// The newest.
+    pub last: Option<Tested>,
+    /// The one with most hits; of equals the first.
+    pub best: Option<Tested>,
+}
+
+impl Tests {
+    /// Takes a new one in; whether it is the best.
+    fn add(&mut self, tested: Tested) -> bool {
+        self.last = Some(tested);
+        let better = self.best.is_none_or(|best| tested.top1_hits > best.top1_hits);
+        if better {
+            self.best = Some(tested);
+        }
+        better
+    }
+}
+
+/// What is trained: the network of `genotype`, as the configuration has it.
+pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> Shape {
+    Shape {
+        space: config.model.space,
+        genotype: genotype.clone(),
+        init_channels: config.model.init_channels,
+        layers: config.model.layers as usize,
+        num_classes: config.model.num_classes,
+        px: config.data.test_crop_px(),
+        auxiliary: config.evaluate.auxiliary_weight > 0.0,
+    }
+}
+
+/// A network on this rank: a slot of running statistics for each of `replicas`, and one more for the agreed ones of tests.
+fn network(config: &EvaluateConfig, shape: Shape, replicas: usize, device: Device) -> Network {
+    let placement = Placement {
+        precision: config.precision,
+        device,
+        channels_last: config.channels_last,
+        checkpoint_cells: config.checkpoint_cells,
+        replicas: replicas + 1,
+        bucket_bytes: (config.run.bucket_mib * 1024.0 * 1024.0) as usize,
+    };
+    Network::new(shape, placement)
+}
+
+/// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.
+pub struct Evaluation {
+    config: EvaluateConfig,
+    schedule: Schedule,
+    steps_per_epoch: u64,
+    /// The replicas that this rank computes.
+    replicas: Range<usize>,
+    net: Network,
+    upload: Upload,
+    sgd: Sgd,
+    /// Steps done.
+    step: u64,
+    tests: Tests,
+}
+
+impl Evaluation {
+    /// The beginning of a run: the same weights on every rank. `steps_of_data`: steps that one pass over the training set
+    /// takes; `evaluate.steps_per_epoch` may end epochs earlier. Local.
+    pub fn new(
+        config: &EvaluateConfig,
+        genotype: &Genotype,
+        steps_of_data: u64,
+        replicas: Range<usize>,
+        device: Device,
+    ) -> Evaluation {
+        config.precision.apply();
+        let mut net = network(config, shape(config, genotype), replicas.len(), device);
+        net.params.initialise(config.seed);
+        let bound = config.evaluate.steps_per_epoch;
+        Evaluation {
+            schedule: Schedule::of_evaluation(config),
+            steps_per_epoch: if bound == 0 { steps_of_data } else { steps_of_data.min(bound) },
+            sgd: Sgd { momentum: config.weights.momentum, weight_decay: config.weights.weight_decay },
+            upload: Upload::new(&config.data.mean, &config.data.std, device),
+            config: config.clone(),
+            replicas,
+            net,
+            step: 0,
+            tests: Tests::default(),
+        }
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Steps of every epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.steps_per_epoch
+    }
+
+    /// The network.
+    pub fn net(&self) -> &Network {
+        &self.net
+    }
+
+    /// The network. For tests that disturb it.
+    pub fn net_mut(&mut self) -> &mut Network {
+        &mut self.net
+    }
+
+    /// The tests so far.
+    pub fn tests(&self) -> &Tests {
+        &self.tests
+    }
+
+    /// Epoch of a step, both from 0.
+    pub fn epoch_of(&self, step: u64) -> u64 {
+        step / self.steps_per_epoch
+    }
+
+    /// Learning rate of an epoch.
+    pub fn lr(&self, epoch: u64) -> f64 {
+        self.schedule.lr(epoch)
+    }
+
+    /// Drop-path probability of an epoch.
+    pub fn drop_path(&self, epoch: u64) -> f64 {
+        self.config.evaluate.drop_path * epoch as f64 / self.config.evaluate.epochs as f64
+    }
+
+    /// One step of the weights. Collective; gradients are averaged over all replicas.
+    pub fn train_step(&mut self, loader: &mut Loader, comm: &dyn Communicator) -> Result<StepOutcome> {
+        let mut outcome = StepOutcome::default();
+        let epoch = self.epoch_of(self.step);
+        let probability = self.drop_path(epoch);
+        for (local, replica) in self.replicas.clone().enumerate() {
+            let (images, labels) = weight_step::prepare(loader, &mut self.upload, &mut outcome)?;
+            let at = (self.config.seed, self.step, replica as u64);
+            let drop_path = self.net.drop_path(probability, at, images.size()[0]);
+            let tape = self.net.forward(&images, drop_path, local);
+            let loss = self.loss(tape.results(), &labels);
+            outcome.weights.push(measure(tape.logits(), &labels, &loss));
+            let turn = (local, self.replicas.len());
+            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
+        }
+        outcome.data_wait_ms = loader.wait_ms();
+        let rates = (self.lr(epoch), self.config.evaluate.grad_clip);
+        weight_step::descend(&mut self.net.params.buckets, &self.sgd, rates, comm, &mut outcome)?;
+        self.step += 1;
+        Ok(outcome)
+    }
+
+    /// The loss that is differentiated. `results`: logits and, with an auxiliary head, its logits.
+    pub fn loss(&self, results: &[Tensor], labels: &Tensor) -> Tensor {
+        let evaluate = &self.config.evaluate;
+        let loss = |logits| smoothed_cross_entropy(logits, labels, evaluate.label_smoothing);
+        match results {
+            [logits, auxiliary] => loss(logits) + loss(auxiliary) * evaluate.auxiliary_weight,
+            results => loss(&results[0]),
+        }
+    }
+
+    /// Whether the epoch that has just ended is to be tested.
+    pub fn test_is_due(&self) -> bool {
+        let epochs = self.step / self.steps_per_epoch;
+        epochs == self.config.evaluate.epochs || epochs.is_multiple_of(self.config.evaluate.test_every)
+    }
+
+    /// Tests the network as it is now, with the running statistics of all replicas averaged; whether it is the best so
+    /// far. Collective.
+    pub fn test(&mut self, loader: &mut TestLoader, comm: &dyn Communicator) -> Result<bool> {
+        let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
+        let agreed = agreed_running(&self.net.params, &all);
+        self.net.params.import_running(self.replicas.len(), &agreed)?;
+        let epoch = self.step / self.steps_per_epoch;
+        let tested = test(&self.net, self.replicas.len(), &self.config, epoch, loader, comm)?;
+        Ok(self.tests.add(tested))
+    }
+
+    /// The weights as a test uses them, on the host, under the published names. Local, after a test.
+    pub fn tested_weights(&self) -> Named {
+        let mut named = self.net.params.export(|bucket| &bucket.weights);
+        named.extend(self.net.params.export_running(self.replicas.len()));
+        named.into_iter().map(|(name, tensor)| (name, tensor.to_device(Device::Cpu))).collect()
+    }
+}
+
+/// Tests given weights (published names; an auxiliary head among them is left out). Collective.
+pub fn test_weights(
+    config: &EvaluateConfig,
+    genotype: &Genotype,
+    weights: &Named,
+    loader: &mut TestLoader,
+    device: Device,
+    comm: &dyn Communicator,
+) -> Result<Tested> {
+    config.precision.apply();
+    let shape = Shape { auxiliary: false, ..shape(config, genotype) };
+    let mut net = network(config, shape, 0, device);
+    net.load(weights)?;
+    test(&net, 0, config, 0, loader, comm)
+}
+
+/// What one batch of a test gives: images, sum of the cross entropies, hits of the first class, of the first five.
+const SUMS: usize = 4;
+
+/// Every image once. Batches, and the order in which their numbers are added, are the same for any number of ranks.
+fn test(
+    net: &Network,
+    slot: usize,
+    config: &EvaluateConfig,
+    epoch: u64,
+    loader: &mut TestLoader,
+    comm: &dyn Communicator,
+) -> Result<Tested> {
+    let device = net.params.device();
+    let mut upload = Upload::new(&config.data.mean, &config.data.std, device);
+    let mut mine: Vec<Tensor> = Vec::new();
+    while let Some(batch) = loader.next()? {
+        let (images, labels) = upload.input(&batch)?;
+        let n = images.size()[0] as f64;
+        let means = tch::no_grad(|| {
+            let logits = net.logits(&images, slot);
+            measure(&logits, &labels, &cross_entropy(&logits, &labels))
+        });
+        let count = Tensor::from_slice(&[n]).to_device(device);
+        mine.push(Tensor::cat(&[count, means * n], 0));
+        comm.progress()?;
+    }
+    let rows = match mine.is_empty() {
+        true => Vec::new(),
+        false => Vec::<Vec<f64>>::try_from(Tensor::stack(&mine, 0).to_device(Device::Cpu))?,
+    };
+    let rows = dealt(&rows, comm)?;
+    let sum = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>();
+    let [images, loss, top1, top5] = [0, 1, 2, 3].map(sum);
+    if !loss.is_finite() {
+        return Err(Error::TestNotFinite { epoch });
+    }
+    Ok(Tested {
+        epoch,
+        images: images as u64,
+        top1_hits: top1.round() as u64,
+        top5_hits: top5.round() as u64,
+        loss: loss / images,
+    })
+}
+
+/// The rows of all ranks in the order of the batches, which were dealt in turn. Collective.
+fn dealt(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
+    let lengths = comm.all_gather(&(mine.len() as u64).to_le_bytes())?;
+    let lengths: Vec<usize> = lengths
+        .iter()
+        .map(|bytes| u64::from_le_bytes(bytes.as_slice().try_into().expect("eight bytes")) as usize)
+        .collect();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let mut flat: Vec<f64> = mine.iter().flatten().copied().collect();
+    flat.resize(longest * SUMS, 0.0);
+    let bytes: Vec<u8> = flat.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let all = comm.all_gather(&bytes)?;
+    let row = |rank: usize, at: usize| -> Vec<f64> {
+        let bytes = &all[rank][at * SUMS * 8..(at + 1) * SUMS * 8];
+        bytes.chunks_exact(8).map(|x| f64::from_le_bytes(x.try_into().expect("eight bytes"))).collect()
+    };
+    let places = (0..longest).flat_map(|at| (0..all.len()).map(move |rank| (rank, at)));
+    Ok(places.filter(|&(rank, at)| at < lengths[rank]).map(|(rank, at)| row(rank, at)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_the_first_of_equals() {
+        let tested = |epoch, top1_hits| Tested { epoch, images: 10, top1_hits, top5_hits: 9, loss: 1.0 };
+        let mut tests = Tests::default();
+        assert!(tests.add(tested(1, 5)));
+        assert!(tests.add(tested(2, 7)));
+        assert!(!tests.add(tested(3, 7)));
+        assert!(!tests.add(tested(4, 6)));
+        assert_eq!((tests.best.unwrap().epoch, tests.last.unwrap().epoch), (2, 4));
+        assert_eq!(tests.best.unwrap().top1(), 0.7);
+    }
+
+    #[test]
+    fn numbers_of_batches_come_in_the_order_of_the_set() {
+        let rows = vec![vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0, 7.0, 8.0]];
+        assert_eq!(dealt(&rows, &crate::comm::Solo).unwrap(), rows);
+        assert!(dealt(&[], &crate::comm::Solo).unwrap().is_empty());
+    }
+}

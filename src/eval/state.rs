@@ -1,0 +1,110 @@
+//! The evaluation's state as a checkpoint, as a hash, and back; and the weights that come out of it.
+//!
+//! Tensors: those of the network (see [`crate::state`]). No random generator is saved: streams are addressed by step.
+
+use super::{Evaluation, Tests};
+use crate::checkpoint::Checkpoint;
+use crate::comm::Communicator;
+use crate::error::{Error, Result};
+use crate::net::params::Named;
+use crate::state::{self, gather_running, hash_weights, tensors_of, weights_are_finite};
+use serde::{Deserialize, Serialize};
+use std::hash::Hasher;
+use std::path::Path;
+use tch::Tensor;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Version of what follows; another one is refused.
+const VERSION: u32 = 1;
+
+/// What stands beside the tensors.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Meta {
+    version: u32,
+    step: u64,
+    replicas: usize,
+    tests: Tests,
+    /// What the caller wants back.
+    extra: serde_json::Value,
+}
+
+impl Evaluation {
+    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as
+    /// `meta["extra"]`); `None` for the others. Collective: the running statistics of all replicas are gathered.
+    pub fn to_checkpoint(
+        &self,
+        comm: &dyn Communicator,
+        extra: Option<serde_json::Value>,
+    ) -> Result<Option<Checkpoint>> {
+        let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
+        let Some(extra) = extra else { return Ok(None) };
+        let meta = Meta {
+            version: VERSION,
+            step: self.step,
+            replicas: all.size()[0] as usize,
+            tests: self.tests,
+            extra,
+        };
+        let meta = serde_json::to_value(meta).map_err(|error| Error::CheckpointState(error.to_string()))?;
+        Ok(Some(Checkpoint { tensors: tensors_of(&self.net.params, &all), meta }))
+    }
+
+    /// Puts this evaluation where `checkpoint` was. Local.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let wrong = |what: String| Error::CheckpointState(what);
+        let meta: Meta =
+            serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
+        if meta.version != VERSION {
+            return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));
+        }
+        let expected = self.config.evaluate.replicas as usize;
+        if meta.replicas != expected {
+            return Err(wrong(format!("{} replicas, expected {expected}", meta.replicas)));
+        }
+        state::restore(&mut self.net.params, checkpoint, self.replicas.clone())?;
+        (self.step, self.tests) = (meta.step, meta.tests);
+        Ok(())
+    }
+
+    /// Refuses a state that no run can go on from. Local; equal on all ranks. Reads one number per bucket.
+    pub fn check_finite(&self) -> Result<()> {
+        match weights_are_finite(&self.net.params) {
+            true => Ok(()),
+            false => Err(Error::StateNotFinite { step: self.step, what: "weights" }),
+        }
+    }
+
+    /// Compares what must be equal on all ranks (step, weights); a difference is an error that names the ranks. Collective.
+    pub fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
+        if comm.size() == 1 {
+            return Ok(());
+        }
+        let mut hasher = Xxh3::new();
+        hasher.write_u64(self.step);
+        hash_weights(&self.net.params, &mut hasher)?;
+        state::compare_ranks(self.step, hasher.finish(), comm)
+    }
+}
+
+/// Reads weights from a safetensors file, under the published names: one that `export` or a run made, or the
+/// `state.safetensors` of a checkpoint.
+pub fn read_weights(path: &Path) -> Result<Named> {
+    std::fs::metadata(path).map_err(Error::io("read", path))?;
+    let tensors = Tensor::read_safetensors(path)
+        .map_err(|error| Error::WeightsFile { path: path.into(), why: error.to_string() })?;
+    let of_checkpoint = tensors.iter().any(|(name, _)| name.starts_with("weights/"));
+    let own = |name: String| match of_checkpoint {
+        true => name.strip_prefix("weights/").map(str::to_string),
+        false => Some(name),
+    };
+    Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((own(name)?, tensor))).collect())
+}
+
+/// Writes weights as safetensors, whole or not at all. One rank calls it.
+pub fn write_weights(path: &Path, weights: &Named) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
+    Tensor::write_safetensors(&tensors, &temporary)
+        .map_err(|error| Error::WeightsFile { path: path.into(), why: error.to_string() })?;
+    std::fs::rename(&temporary, path).map_err(Error::io("write", path))
+}

@@ -1,0 +1,342 @@
+//! The run of an evaluation: training set, test set, what is told of it; and the test of given weights.
+
+use super::journal::{EpochSummary, Totals};
+use super::training::{StepPlace, Told, Training};
+use super::{Streams, open, run};
+use crate::checkpoint::Checkpoint;
+use crate::cli::EvaluateArgs;
+use crate::comm::Communicator;
+use crate::config::{EvaluateConfig, Settings};
+use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
+use crate::error::{Error, Result};
+use crate::eval::state::{read_weights, write_weights};
+use crate::eval::{self, Evaluation, Tested};
+use crate::launch::World;
+use crate::net::network::Network;
+use crate::report::{EvaluatedEpochRecord, EvaluatedRecord, NetworkRecord, Record, evaluated_text};
+use crate::space::genotype::Genotype;
+use crate::tally::StepOutcome;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The weights of the best test so far, in the run folder.
+pub const BEST_WEIGHTS: &str = "best.safetensors";
+/// The architecture, in the run folder.
+pub const GENOTYPE: &str = "genotype.json";
+/// What the test of given weights leaves in the run folder.
+const TEST_RESULT: &str = "test.json";
+
+/// Multiply-adds of the 'mobile setting' that networks for ImageNet are compared in.
+const MOBILE_MULTIPLY_ADDS: i64 = 600_000_000;
+
+/// Trains and tests, or only tests, as `args` say. Called by all ranks.
+pub fn evaluate(config: &EvaluateConfig, args: &EvaluateArgs, world: &World) -> Result<()> {
+    let genotype = Genotype::read(&args.genotype)?;
+    let test_set = open(&args.test)?;
+    config.check_classes(test_set.num_classes())?;
+    if let (true, Some(weights)) = (args.test_only, &args.weights) {
+        return test_only(config, &genotype, weights, &test_set, &args.run.out, world);
+    }
+    config.check_ranks(world.size())?;
+    let train = args.train.as_ref().expect("clap asks for it, but for --test-only");
+    let train_set = open(train)?;
+    check_sets(config, &train_set, &test_set)?;
+
+    let replicas = super::replicas_of(config, world);
+    let streams = Streams::new(config, config.seed, replicas.clone(), world.threads());
+    let steps_of_data = streams.steps_per_pass(&train_set)?;
+    let evaluation = Evaluation::new(config, &genotype, steps_of_data, replicas, world.device());
+    let (rank, size, out) = (world.rank(), world.size(), args.run.out.clone());
+    let training = EvaluateRun {
+        config,
+        genotype,
+        evaluation,
+        streams,
+        train_set,
+        test_set,
+        loader: None,
+        rank,
+        size,
+        out,
+    };
+    run(training, &args.run, world)
+}
+
+fn check_sets(config: &EvaluateConfig, train: &ShardSet, test: &ShardSet) -> Result<()> {
+    config.check_classes(train.num_classes())?;
+    if train.hash() == test.hash() {
+        return Err(Error::TestedOnTraining { train: train.dir().into(), test: test.dir().into() });
+    }
+    if train.classes() != test.classes() {
+        return Err(Error::ConfigCheck(format!(
+            "{} and {} name their classes differently: pack both from folders with the same classes",
+            train.dir().display(),
+            test.dir().display()
+        )));
+    }
+    Ok(())
+}
+
+/// A pass over the test set, shared by the ranks.
+fn open_test(
+    config: &EvaluateConfig,
+    set: &Arc<ShardSet>,
+    pool: &DecodePool,
+    (rank, size): (usize, usize),
+) -> Result<TestLoader> {
+    let spec = TestSpec {
+        px: config.data.test_crop_px() as u32,
+        augment: Augment::test(&config.data),
+        rank,
+        size,
+        batch: config.evaluate.test_batch as usize,
+        prefetch: config.data.prefetch,
+    };
+    TestLoader::open(Arc::clone(set), spec, pool)
+}
+
+/// `--test-only`. Collective.
+fn test_only(
+    config: &EvaluateConfig,
+    genotype: &Genotype,
+    weights: &Path,
+    set: &Arc<ShardSet>,
+    out: &Path,
+    world: &World,
+) -> Result<()> {
+    let threads = if config.data.decode_threads == 0 { world.threads() } else { config.data.decode_threads };
+    let pool = DecodePool::new(threads);
+    let mut loader = open_test(config, set, &pool, (world.rank(), world.size()))?;
+    let named = read_weights(weights)?;
+    let comm = world.communicator();
+    let tested = eval::test_weights(config, genotype, &named, &mut loader, world.device(), comm)?;
+    if world.rank() == 0 {
+        println!(
+            "{} on {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}, {} images",
+            weights.display(),
+            set.dir().display(),
+            100.0 * tested.top1(),
+            100.0 * tested.top5(),
+            tested.loss,
+            tested.images
+        );
+        fs::create_dir_all(out).map_err(Error::io("create folder", out))?;
+        let path = out.join(TEST_RESULT);
+        let json = serde_json::to_string_pretty(&tested).expect("numbers have a JSON form");
+        fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))?;
+    }
+    Ok(())
+}
+
+/// Numbers of a network, for people.
+fn introduce(net: &Network) -> String {
+    let millions = |count: i64| count as f64 / 1e6;
+    let (parameters, adds, px) = (net.num_parameters(), net.multiply_adds(), net.shape().px);
+    let auxiliary = match net.shape().auxiliary {
+        true => format!(
+            " ({:.3} M with the auxiliary head, which is for training only)",
+            millions(net.params.num_elements())
+        ),
+        false => String::new(),
+    };
+    let mut text = format!(
+        "network: {:.3} M parameters{auxiliary}, {:.1} M multiply-adds for an image of {px} px\n{}",
+        millions(parameters),
+        millions(adds),
+        net.shape().genotype.to_line()
+    );
+    if adds > MOBILE_MULTIPLY_ADDS {
+        text += &format!(
+            "\nwarning: {:.1} M multiply-adds are more than the 600 M of the 'mobile setting' that ImageNet results are \
+             compared in",
+            millions(adds)
+        );
+    }
+    text
+}
+
+/// An evaluation with its data.
+struct EvaluateRun<'a> {
+    config: &'a EvaluateConfig,
+    genotype: Genotype,
+    evaluation: Evaluation,
+    streams: Streams,
+    train_set: Arc<ShardSet>,
+    test_set: Arc<ShardSet>,
+    /// Training images, once they are open.
+    loader: Option<Loader>,
+    rank: usize,
+    size: usize,
+    out: PathBuf,
+}
+
+impl EvaluateRun<'_> {
+    fn genotype_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(&self.genotype).map_err(|error| Error::Genotype(error.to_string()))
+    }
+
+    /// The test of the epoch that has just ended, if it was tested.
+    fn newest_test(&self) -> Option<Tested> {
+        let epochs = self.evaluation.step() / self.evaluation.steps_per_epoch();
+        self.evaluation.tests().last.filter(|tested| tested.epoch == epochs)
+    }
+}
+
+impl Training for EvaluateRun<'_> {
+    type Settings = EvaluateConfig;
+
+    fn settings(&self) -> &EvaluateConfig {
+        self.config
+    }
+
+    fn sets(&self) -> Vec<(&'static str, u64)> {
+        let genotype = xxh3_64(self.genotype.to_line().as_bytes());
+        vec![("train", self.train_set.hash()), ("test", self.test_set.hash()), ("genotype", genotype)]
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.evaluation.steps_per_epoch()
+    }
+
+    fn num_steps(&self) -> u64 {
+        self.config.evaluate.epochs * self.evaluation.steps_per_epoch()
+    }
+
+    fn step(&self) -> u64 {
+        self.evaluation.step()
+    }
+
+    fn place(&self, step: u64) -> StepPlace {
+        let epoch = self.evaluation.epoch_of(step);
+        StepPlace { stage: 0, num_stages: 1, epoch, lr: self.evaluation.lr(epoch), eta_lr: None }
+    }
+
+    fn open_data(&mut self) -> Result<()> {
+        self.loader = Some(self.streams.open(&self.train_set, 0, self.evaluation.step())?);
+        Ok(())
+    }
+
+    fn train_step(&mut self, comm: &dyn Communicator) -> Result<StepOutcome> {
+        self.evaluation.train_step(self.loader.as_mut().expect("the data were opened"), comm)
+    }
+
+    fn end_epoch(&mut self, comm: &dyn Communicator) -> Result<()> {
+        if !self.evaluation.test_is_due() {
+            return Ok(());
+        }
+        let mut loader = open_test(self.config, &self.test_set, &self.streams.pool, (self.rank, self.size))?;
+        let best = self.evaluation.test(&mut loader, comm)?;
+        if best && self.rank == 0 {
+            write_weights(&self.out.join(BEST_WEIGHTS), &self.evaluation.tested_weights())?;
+        }
+        Ok(())
+    }
+
+    fn to_checkpoint(
+        &self,
+        comm: &dyn Communicator,
+        extra: Option<serde_json::Value>,
+    ) -> Result<Option<Checkpoint>> {
+        self.evaluation.to_checkpoint(comm, extra)
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.evaluation.restore(checkpoint)
+    }
+
+    fn check_finite(&self) -> Result<()> {
+        self.evaluation.check_finite()
+    }
+
+    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
+        self.evaluation.compare_ranks(comm)
+    }
+
+    fn tell_stage(&self) -> Result<Told> {
+        let path = self.out.join(GENOTYPE);
+        fs::write(&path, format!("{}\n", self.genotype_json()?)).map_err(Error::io("write", path))?;
+        let net = self.evaluation.net();
+        let record = NetworkRecord {
+            step: self.evaluation.step(),
+            epochs: self.config.evaluate.epochs,
+            parameters: net.num_parameters(),
+            num_weights: net.params.num_elements(),
+            multiply_adds: net.multiply_adds(),
+            genotype: self.genotype.to_line(),
+        };
+        Ok(Told { record: Record::Network(record), text: introduce(net) })
+    }
+
+    fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told> {
+        let measures = &summary.measures;
+        let (test, best) = (self.newest_test(), self.evaluation.tests().best);
+        let record = EvaluatedEpochRecord {
+            epoch: summary.epoch,
+            step: summary.step,
+            steps: summary.steps,
+            loss: measures.loss,
+            top1: measures.top1,
+            top5: measures.top5,
+            test_loss: test.map(|test| test.loss),
+            test_top1: test.map(|test| test.top1()),
+            test_top5: test.map(|test| test.top5()),
+            test_images: test.map(|test| test.images),
+            best_top1: best.map(|best| best.top1()),
+            best_epoch: best.map(|best| best.epoch),
+            lr: summary.lr,
+            drop_path: self.evaluation.drop_path(summary.epoch - 1),
+            images_per_s: summary.images_per_s,
+            data_wait_ms: summary.data_wait_ms,
+            reduce_wait_ms: summary.reduce_wait_ms,
+            skipped_images: measures.skipped as u64,
+            wall_s: summary.wall_s,
+        };
+        let test = match (test, best) {
+            (Some(test), Some(best)) => format!(
+                ", test top-1 {:.2} %, top-5 {:.2} % (best top-1 {:.2} %, epoch {})",
+                100.0 * test.top1(),
+                100.0 * test.top5(),
+                100.0 * best.top1(),
+                best.epoch
+            ),
+            _ => String::new(),
+        };
+        let skipped = match record.skipped_images {
+            0 => String::new(),
+            images => format!(", {images} images replaced"),
+        };
+        let text = format!(
+            "epoch {}: loss {:.3}, top-1 {:.1} %{test}, {:.1} images/s{skipped}",
+            record.epoch,
+            record.loss,
+            100.0 * record.top1,
+            record.images_per_s,
+        );
+        Ok(Told { record: Record::EvaluatedEpoch(record), text })
+    }
+
+    fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
+        let tests = self.evaluation.tests();
+        let (last, best) = tests.last.zip(tests.best).expect("the last epoch is always tested");
+        let net = self.evaluation.net();
+        let record = EvaluatedRecord {
+            step: self.evaluation.step(),
+            epochs: self.config.evaluate.epochs,
+            last_top1: last.top1(),
+            last_top5: last.top5(),
+            best_epoch: best.epoch,
+            best_top1: best.top1(),
+            best_top5: best.top5(),
+            test_images: last.images,
+            parameters: net.num_parameters(),
+            multiply_adds: net.multiply_adds(),
+            images: totals.images,
+            ranks: totals.ranks,
+            genotype: self.genotype.to_line(),
+            wall_s: totals.wall_s,
+        };
+        Ok(Told { text: evaluated_text(out, &record), record: Record::Evaluated(record) })
+    }
+}

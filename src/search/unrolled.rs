@@ -1,0 +1,165 @@
+//! The second-order architecture step: the gradient of the architecture loss at the weights after one virtual SGD step,
+//! through that step.
+//!
+//! Over R replicas, with L_r and V_r the losses of replica r on its batch of the first and of the second set:
+//!     w' = w - lr * (momentum * m + mean_r dL_r/dw + decay * w)
+//!     d/d eta mean_r V_r(w'(eta), eta) = mean_r dV_r/d eta - lr * d/d eta <mean_r dL_r/dw, v>,   v = mean_r dV_r/dw'
+//! and the second term by finite differences: the change of dL_r/d eta from w - s v to w + s v, over 2 s, with a step of
+//! length s |v| = 0.01. All means are taken over all replicas, so there is one virtual network in the whole run, and the
+//! number of ranks does not show.
+//!
+//! Source: DARTS (ICLR 2019), `architect.py` of the published DrNAS code. Departures: the mixing weights of the first set
+//! are one draw in all three passes (published: each pass draws anew, so that the difference is one of noise); momentum
+//! is counted (published for NAS-Bench-201: eta is among the parameters, has no momentum, and the exception that follows
+//! drops it for all); the virtual networks leave running statistics alone.
+
+use super::dirichlet::Sample;
+use crate::comm::Communicator;
+use crate::comm::bucket::{Bucket, sum_kind};
+use crate::error::Result;
+use crate::net::supernet::{Supernet, cross_entropy};
+use crate::optimiser::Sgd;
+use crate::tally::{StepOutcome, measure, timed};
+use crate::weight_step::{backward, start_mean};
+use tch::Tensor;
+
+/// Length of the step in the weights over which gradients are compared.
+pub const LENGTH: f64 = 1e-2;
+
+/// What one replica brings: normalised images with labels of both sets, and the mixing weights drawn for each.
+pub struct Share {
+    /// For the virtual step.
+    pub train: (Tensor, Tensor),
+    /// One sample per table.
+    pub train_samples: Vec<Sample>,
+    /// For the loss behind it.
+    pub valid: (Tensor, Tensor),
+    /// One sample per table.
+    pub valid_samples: Vec<Sample>,
+}
+
+/// What the virtual step starts from.
+pub struct Unrolled<'a> {
+    /// The network, with weights and momentum before the step. The weights are in the end what they were, bit for bit.
+    pub net: &'a Supernet,
+    /// eta, `[T, E, O]`.
+    pub eta: &'a Tensor,
+    /// The optimiser of the weights.
+    pub sgd: Sgd,
+    /// Its learning rate now.
+    pub lr: f64,
+    /// See [`LENGTH`].
+    pub length: f64,
+}
+
+impl Unrolled<'_> {
+    /// The gradient of eta, `[T, E, O]`, summed over the local replicas: one share for each. Collective.
+    pub fn grad(
+        &self,
+        shares: &[Share],
+        comm: &dyn Communicator,
+        outcome: &mut StepOutcome,
+    ) -> Result<Tensor> {
+        let buckets = &self.net.params.buckets;
+        let kept: Vec<Tensor> = buckets.iter().map(|bucket| bucket.weights.copy()).collect();
+        self.weight_grads(shares, comm, outcome)?;
+        for (bucket, kept) in buckets.iter().zip(&kept) {
+            let (momentum, grads) = (&bucket.momentum * self.sgd.momentum, bucket.grads.to_kind(kept.kind()));
+            set(bucket, &(kept - (momentum + grads + kept * self.sgd.weight_decay) * self.lr));
+            bucket.clear();
+        }
+        let sum = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
+        self.add_at_virtual_weights(&sum, shares, comm, outcome)?;
+
+        // The buckets hold v. Nothing is read back; where v is 0 the difference is 0, whatever the step.
+        let norms: Vec<Tensor> = buckets.iter().map(|bucket| bucket.grads.norm()).collect();
+        let step = Tensor::stack(&norms, 0).norm().clamp_min(f64::from(f32::MIN_POSITIVE)).reciprocal()
+            * self.length;
+        for sign in [1.0, -1.0] {
+            for (bucket, kept) in buckets.iter().zip(&kept) {
+                set(bucket, &(kept + (&bucket.grads * &step * sign).to_kind(kept.kind())));
+            }
+            self.add_difference(&sum, shares, &step, sign)?;
+        }
+        for (bucket, kept) in buckets.iter().zip(&kept) {
+            set(bucket, kept);
+            bucket.clear();
+        }
+        Ok(sum)
+    }
+
+    /// Gradients of the weights on the first set, averaged over all replicas, into the buckets.
+    fn weight_grads(
+        &self,
+        shares: &[Share],
+        comm: &dyn Communicator,
+        outcome: &mut StepOutcome,
+    ) -> Result<()> {
+        for (local, share) in shares.iter().enumerate() {
+            let theta: Vec<Tensor> =
+                share.train_samples.iter().map(|sample| sample.theta.shallow_clone()).collect();
+            let tape = self.net.forward(&share.train.0, &theta, local);
+            let loss = cross_entropy(tape.logits(), &share.train.1);
+            backward(tape, &loss, &self.net.params.buckets, (local, shares.len()), comm)?;
+        }
+        timed(&mut outcome.reduce_wait_ms, || comm.finish())
+    }
+
+    /// The first term, and v into the buckets.
+    fn add_at_virtual_weights(
+        &self,
+        sum: &Tensor,
+        shares: &[Share],
+        comm: &dyn Communicator,
+        outcome: &mut StepOutcome,
+    ) -> Result<()> {
+        let params = &self.net.params;
+        for (local, share) in shares.iter().enumerate() {
+            let theta = leaves(&share.valid_samples);
+            let logits = self.net.logits_tried(&share.valid.0, &theta);
+            let loss = cross_entropy(&logits, &share.valid.1);
+            outcome.architecture.push(measure(&logits, &share.valid.1, &loss));
+            let weights: Vec<&Tensor> =
+                (0..params.buckets.len()).flat_map(|bucket| params.leaves(bucket)).collect();
+            let wanted: Vec<&Tensor> = weights.iter().copied().chain(&theta).collect();
+            let mut grads = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
+            self.add_path(sum, &share.valid_samples, &grads.split_off(weights.len()), 1.0);
+            for bucket in &params.buckets {
+                let rest = grads.split_off(bucket.num_params());
+                bucket.add(&std::mem::replace(&mut grads, rest));
+                if local + 1 == shares.len() {
+                    start_mean(bucket, shares.len(), comm)?;
+                }
+            }
+        }
+        timed(&mut outcome.reduce_wait_ms, || comm.finish())
+    }
+
+    /// One side of the finite difference.
+    fn add_difference(&self, sum: &Tensor, shares: &[Share], step: &Tensor, sign: f64) -> Result<()> {
+        for share in shares {
+            let theta = leaves(&share.train_samples);
+            let loss = cross_entropy(&self.net.logits_tried(&share.train.0, &theta), &share.train.1);
+            let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
+            let scaled: Vec<Tensor> = grads.iter().map(|grad| grad / step).collect();
+            self.add_path(sum, &share.train_samples, &scaled, -self.lr * sign / 2.0);
+        }
+        Ok(())
+    }
+
+    /// Adds `factor` times the gradient by eta, given the gradients by theta.
+    fn add_path(&self, sum: &Tensor, samples: &[Sample], grads: &[Tensor], factor: f64) {
+        for (table, (sample, grad)) in (0..).zip(samples.iter().zip(grads)) {
+            let _ = sum.get(table).g_add_(&(sample.grad_eta(&self.eta.get(table), grad) * factor));
+        }
+    }
+}
+
+fn set(bucket: &Bucket, weights: &Tensor) {
+    tch::no_grad(|| bucket.weights.shallow_clone().copy_(weights));
+}
+
+/// Mixing weights to differentiate for, one per table.
+fn leaves(samples: &[Sample]) -> Vec<Tensor> {
+    samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect()
+}

@@ -1,0 +1,192 @@
+//! The batch scripts under a real Slurm: time limits, signals, requeues, scancel; one node and two, mpirun and srun.
+
+#[path = "common/bench.rs"]
+mod bench;
+#[path = "common/cluster.rs"]
+mod cluster;
+
+use bench::{Bench, Run};
+use cluster::Cluster;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// A job of one of the scripts: where it runs, what it leaves.
+struct Job<'a> {
+    cluster: &'a Cluster,
+    id: String,
+    log: PathBuf,
+    run: Run,
+}
+
+impl<'a> Job<'a> {
+    /// Submits `launch/slurm/SCRIPT` with the test's configuration and data; the run folder is called `name`.
+    fn submit(
+        cluster: &'a Cluster,
+        name: &str,
+        script: &str,
+        options: &[&str],
+        launcher: &str,
+        more: &[&str],
+    ) -> Job<'a> {
+        let bench = Bench::get();
+        let path = |name: &str| bench.path(name).to_str().unwrap().to_owned();
+        let settings = BTreeMap::from([
+            ("CONFIG", path("search.toml")),
+            ("TRAIN", path("train")),
+            ("VALID", path("valid")),
+            ("RUN", path(name)),
+            ("RUNS", path(name)),
+            ("RANKS", "1 2".into()),
+            ("STEPS", "2".into()),
+            ("LAUNCHER", launcher.into()),
+        ]);
+        let log = bench.path(&format!("{name}.log"));
+        let output = format!("--output={}", log.display());
+        let gpus = format!("--gpus-per-node={}", cluster.gpus);
+        let options = [&["--cpus-per-task=1", &output, &gpus], options].concat();
+        let id = cluster.submit(&format!("launch/slurm/{script}"), &options, &settings, more);
+        Job { cluster, id, log, run: bench.run(name) }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until the run's log has that many lines of steps.
+    fn after_steps(&self, steps: usize) {
+        let logged = || fs::read_to_string(self.run.folder.join("metrics.jsonl")).unwrap_or_default();
+        self.cluster.wait(&format!("step {steps}"), &self.log, || {
+            logged().lines().filter(|line| line.contains("\"event\":\"step\"")).count() >= steps
+        });
+    }
+
+    /// Waits for the end, which has to be a good one: every step is in the log once.
+    fn completes(&self, steps: usize) {
+        assert_eq!(self.cluster.ended(&self.id, &self.log), "COMPLETED", "{}", self.said());
+        assert!(self.run.folder.join("finished.json").exists(), "{}", self.said());
+        assert!(self.said().contains("has finished"), "{}", self.said());
+        let found: Vec<u64> = (self.run.log().iter())
+            .filter(|line| line["event"] == "step")
+            .map(|line| line["step"].as_u64().unwrap())
+            .collect();
+        assert_eq!(found, (1..=steps as u64).collect::<Vec<_>>(), "{}", self.said());
+    }
+
+    /// Each start went on where the one before had stopped: nothing was computed twice. The number of restarts.
+    fn restarts_lost_nothing(&self) -> usize {
+        let said = self.said();
+        let count = |text: &str| said.matches(text).count();
+        let restarts = count("not finished; back in the queue");
+        assert_eq!(restarts, count("warned by Slurm"), "{said}");
+        for restart in 0..=restarts {
+            assert!(said.contains(&format!("start {restart} on node")), "{said}");
+        }
+        assert!(restarts == 0 || count("resumed after step") >= 1, "{said}");
+        restarts
+    }
+}
+
+/// Slurm itself warns the script, looking every 30 s whether 60 s of time are nearly over: a run of more than 30 s
+/// meets that once at least.
+fn a_time_limit_is_survived(cluster: &Cluster) {
+    let start = Instant::now();
+    Bench::get().searched(2, "measure", &[]);
+    let mut epochs = (2.0 + 2.0 * 45.0 / start.elapsed().as_secs_f64()) as usize;
+    for attempt in 0..3 {
+        let set = format!("search.stage.2.epochs={epochs}");
+        let options = ["--nodes=1", "--ntasks-per-node=2", "--time=1", "--signal=B:USR1@30"];
+        let name = format!("limit-{attempt}");
+        let job = Job::submit(cluster, &name, "search.sh", &options, "mpirun", &["--set", &set]);
+        job.completes(5 * (2 + epochs));
+        let restarts = job.restarts_lost_nothing();
+        println!("time limit: {} steps, {restarts} restarts", 5 * (2 + epochs));
+        if restarts > 0 {
+            return;
+        }
+        epochs *= 3; // the machine has become faster meanwhile
+    }
+    panic!("never warned");
+}
+
+/// The same signal at a moment of our choice, on two nodes.
+fn a_warning_on_two_nodes(cluster: &Cluster, launcher: &str) {
+    let options = ["--nodes=2", "--ntasks-per-node=1", "--time=5"];
+    let name = format!("two-{launcher}");
+    let more = ["--set", "search.stage.2.epochs=4", "--set", "run.log_every=1"];
+    let job = Job::submit(cluster, &name, "search.sh", &options, launcher, &more);
+    job.after_steps(4);
+    cluster.said("scancel", &["--batch", "--signal=USR1", &job.id]);
+    job.completes(30);
+    assert_eq!(job.restarts_lost_nothing(), 1, "{}", job.said());
+    println!("two nodes, {launcher}: warned, requeued, finished");
+}
+
+/// scancel leaves a good checkpoint and no process; the same job submitted again goes on.
+fn cancelled_and_submitted_again(cluster: &Cluster) {
+    let options = ["--nodes=2", "--ntasks-per-node=1", "--time=5", "--open-mode=append"];
+    let more =
+        ["--set", "search.stage.2.epochs=6", "--set", "run.log_every=1", "--set", "run.checkpoint_every=2"];
+    let submit = || Job::submit(cluster, "cancelled", "search.sh", &options, "mpirun", &more);
+    let job = submit();
+    job.after_steps(5);
+    cluster.said("scancel", &[&job.id]);
+    assert_eq!(cluster.ended(&job.id, &job.log), "CANCELLED", "{}", job.said());
+    cluster.wait("the end of the ranks", &job.log, || bench::ranks_of(&job.run.folder).is_empty());
+    assert!(!job.run.folder.join("finished.json").exists());
+    assert!(!job.run.checkpoints().is_empty());
+    let again = submit();
+    again.completes(40);
+    assert!(again.said().contains("resumed after step"), "{}", again.said());
+    println!("scancel: {} checkpoints, submitted again, finished", job.run.checkpoints().len());
+}
+
+/// One job a seed, each with a folder of its own.
+fn seeds(cluster: &Cluster) {
+    let options = ["--array=3-4", "--ntasks-per-node=1", "--time=5"];
+    let job = Job::submit(cluster, "seeds", "seeds.sh", &options, "mpirun", &[]);
+    for seed in [3, 4] {
+        let id = format!("{}_{seed}", job.id);
+        assert_eq!(cluster.ended(&id, &job.log), "COMPLETED", "{}", job.said());
+        let config = fs::read_to_string(job.run.folder.join(format!("{seed}/config.toml"))).unwrap();
+        assert!(config.contains(&format!("seed = {seed}\n")), "{config}");
+        assert!(job.run.folder.join(format!("{seed}/finished.json")).exists());
+    }
+    println!("array: 2 seeds");
+}
+
+fn scaling(cluster: &Cluster) {
+    let options = ["--nodes=2", "--ntasks-per-node=1", "--time=5", "--no-requeue"];
+    let job = Job::submit(cluster, "scaling", "scaling.sh", &options, "mpirun", &[]);
+    assert_eq!(cluster.ended(&job.id, &job.log), "COMPLETED", "{}", job.said());
+    let table = fs::read_to_string(job.run.folder.join("scaling.md")).unwrap();
+    let ranks: Vec<&str> = table.lines().skip(2).map(|line| line.split('|').nth(1).unwrap().trim()).collect();
+    assert_eq!(ranks, ["1", "2"], "{table}");
+    println!("{table}");
+}
+
+#[test]
+fn the_batch_scripts_under_slurm() {
+    let cluster = match Cluster::start() {
+        Ok(cluster) => cluster,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let with_srun =
+        cluster.command("srun").args(["--mpi=pmix", "-n1", "true"]).output().unwrap().status.success();
+    let cluster = &cluster;
+    // Side by side: most of the time is spent waiting for Slurm.
+    std::thread::scope(|scope| {
+        scope.spawn(|| a_time_limit_is_survived(cluster));
+        scope.spawn(|| a_warning_on_two_nodes(cluster, "mpirun"));
+        scope.spawn(|| match with_srun {
+            true => a_warning_on_two_nodes(cluster, "srun"),
+            false => println!("skipped: srun --mpi=pmix does not work here (apt-get install libpmix-dev)"),
+        });
+        scope.spawn(|| cancelled_and_submitted_again(cluster));
+        scope.spawn(|| {
+            seeds(cluster);
+            scaling(cluster);
+        });
+    });
+}
