@@ -79,6 +79,7 @@ fn rank_program() {
         "steps" => steps(&world, &Double::open()),
         "lengths" => lengths(&world),
         "kept" => kept(&world),
+        "traced" => traced(&world, &Double::open()),
         "time" => time(&world, &Double::open()),
         "abort" => world.communicator().abort(&Error::ConfigCheck("a planned mistake".into())),
         "dropped" => return dropped(world),
@@ -366,6 +367,30 @@ fn kept(world: &World) -> Result<()> {
         comm.finish()?;
     }
     Ok(())
+}
+
+/// By the clock of the card a reduction begins when its gradients are there, not when all are.
+fn traced(world: &World, double: &Double) -> Result<()> {
+    let comm = world.communicator();
+    assert!(comm.take_trace()?.is_none());
+    let buffers =
+        [content(comm.rank(), 1, 300_000, Kind::Float), content(comm.rank(), 2, 300_000, Kind::Float)];
+    comm.start_trace()?;
+    for buffer in &buffers {
+        double.give(|| std::thread::sleep(Duration::from_millis(100)));
+        comm.start_mean(buffer)?;
+    }
+    double.give(|| std::thread::sleep(Duration::from_millis(100)));
+    comm.finish()?;
+    let trace = comm.take_trace()?.expect("a trace");
+    assert_eq!((trace.reductions.len(), trace.backward_ends_ms.len()), (2, 1));
+    let end = trace.backward_ends_ms[0];
+    for (number, reduction) in trace.reductions.iter().enumerate() {
+        assert_eq!(reduction.step, 0);
+        assert!(reduction.from_ms >= 90.0 * (number + 1) as f64, "{number} began too early: {trace:?}");
+        assert!(reduction.from_ms < end && reduction.from_ms <= reduction.to_ms, "no overlap: {trace:?}");
+    }
+    comm.barrier()
 }
 
 /// Copies to the card and back in time: a stream of its own, and stream 0, which waits for it.
@@ -694,6 +719,11 @@ fn streams_copy_and_events_tell_the_time() {
             &[&format!("{call}: unspecified launch failure (CUDA error 719)")],
         );
     }
+}
+
+#[test]
+fn a_trace_shows_that_reductions_overlap_with_backward() {
+    good("traced", 2, &[]);
 }
 
 #[test]
