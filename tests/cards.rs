@@ -380,7 +380,16 @@ fn traced(world: &World, double: &Double) -> Result<()> {
         double.give(|| std::thread::sleep(Duration::from_millis(100)));
         comm.start_mean(buffer)?;
     }
-    double.give(|| std::thread::sleep(Duration::from_millis(100)));
+    // What is computed last takes until the last mean is there.
+    let (at, before) = (buffers[1].data_ptr() as usize, buffers[1].double_value(&[299_999]));
+    double.give(move || {
+        let since = Instant::now();
+        // SAFETY: a float of a tensor that lives until the end of the scene; the double writes it meanwhile.
+        let now = || f64::from(unsafe { (at as *const f32).add(299_999).read_volatile() });
+        while now() == before && since.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
     comm.finish()?;
     let trace = comm.take_trace()?.expect("a trace");
     assert_eq!((trace.reductions.len(), trace.backward_ends_ms.len()), (2, 1));
