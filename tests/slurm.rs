@@ -146,6 +146,21 @@ fn cancelled_and_submitted_again(cluster: &Cluster) {
     println!("scancel: {} checkpoints, submitted again, finished", job.run.checkpoints().len());
 }
 
+/// Without Slurm's MPI plugin each process would be a world of its own and write the same folder.
+fn worlds_of_one_are_refused(cluster: &Cluster) {
+    let bench = Bench::get();
+    let words = "search-imagenet --config search.toml --train train --valid valid --out worlds";
+    let output = (cluster.command("srun").args(["--mpi=none", "-n2", env!("CARGO_BIN_EXE_drnas-dist")]))
+        .args(words.split(' '))
+        .current_dir(bench.path(""))
+        .output()
+        .unwrap();
+    let said = bench::said(&output);
+    assert!(!output.status.success() && said.contains("SLURM_NTASKS says 2 ranks, MPI says 1"), "{said}");
+    assert!(!bench.path("worlds").exists());
+    println!("srun without its plugin: refused");
+}
+
 const EVALUATION: &str = "
 [model]
 space = \"darts-cifar\"
@@ -221,6 +236,7 @@ fn the_batch_scripts_under_slurm() {
         });
         scope.spawn(|| cancelled_and_submitted_again(cluster));
         scope.spawn(|| an_evaluation_is_warned(cluster));
+        scope.spawn(|| worlds_of_one_are_refused(cluster));
         scope.spawn(|| {
             seeds(cluster);
             scaling(cluster);
