@@ -72,6 +72,11 @@ fn rank_program() {
         "kept" => scenes::kept(&world),
         "traced" => scenes::traced(&world, &Double::open()),
         "time" => scenes::time(&world, &Double::open()),
+        "leave" => {
+            scenes::steps(&world, &Double::open()).unwrap();
+            world.set_farewell("go on with --resume");
+            world.leave()
+        }
         "abort" => world.communicator().abort(&Error::ConfigCheck("a planned mistake".into())),
         "dropped" => return scenes::dropped(world),
         "card" => scenes::card(&world),
@@ -169,6 +174,14 @@ fn streams_copy_and_events_tell_the_time() {
 #[test]
 fn a_trace_shows_that_reductions_overlap_with_backward() {
     good("traced", 2, &[]);
+}
+
+#[test]
+fn ranks_leave_together_when_they_are_asked_to() {
+    let ended = run_on(double(), "leave", 2, &[]);
+    assert_eq!(ended.code, Some(130), "{}", ended.output);
+    assert_eq!(ended.output.matches("go on with --resume").count(), 1, "{}", ended.output);
+    assert!(!ended.output.contains("rank 1 on"), "{}", ended.output);
 }
 
 #[test]
