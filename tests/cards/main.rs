@@ -179,7 +179,7 @@ fn a_trace_shows_that_reductions_overlap_with_backward() {
 #[test]
 fn ranks_leave_together_when_they_are_asked_to() {
     let ended = run_on(double(), "leave", 2, &[]);
-    assert_eq!(ended.code, Some(130), "{}", ended.output);
+    assert_eq!(ended.code, Some(drnas_dist::launch::STOPPED), "{}", ended.output);
     assert_eq!(ended.output.matches("go on with --resume").count(), 1, "{}", ended.output);
     assert!(!ended.output.contains("rank 1 on"), "{}", ended.output);
 }
