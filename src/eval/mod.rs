@@ -178,7 +178,8 @@ impl Evaluation {
 
     /// One step of the weights, on the next batches of `loader`. Collective; gradients are averaged over all replicas.
     pub fn train_step(&mut self, loader: &mut Loader, comm: &dyn Communicator) -> Result<StepOutcome> {
-        let next = |upload: &mut Upload, outcome: &mut StepOutcome| weight_step::prepare(loader, upload, outcome);
+        let next =
+            |upload: &mut Upload, outcome: &mut StepOutcome| weight_step::prepare(loader, upload, outcome);
         let mut outcome = self.train_on(next, comm)?;
         outcome.data_wait_ms = loader.wait_ms();
         Ok(outcome)
