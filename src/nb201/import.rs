@@ -26,6 +26,9 @@ struct Source<'a> {
     rows: Vec<Vec<String>>,
 }
 
+/// Columns, architectures in the benchmark's order, values by column.
+type Content = (Vec<Column>, Vec<Architecture>, Vec<Vec<u32>>);
+
 /// Reads `source` and writes the table `out`. `skip`: columns that are left out. Local.
 /// Errors: what is wrong in which row; columns and architectures that are missing or there twice.
 pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
@@ -119,8 +122,7 @@ impl Source<'_> {
         self.columns.iter().position(|column| column == name)
     }
 
-    /// Columns, architectures in the benchmark's order, values by column.
-    fn table(&self, skip: &[String]) -> Result<(Vec<Column>, Vec<Architecture>, Vec<Vec<u32>>)> {
+    fn table(&self, skip: &[String]) -> Result<Content> {
         let order = self.order()?;
         let architectures: Vec<Architecture> = order.iter().map(|(_, architecture)| *architecture).collect();
         if let Some(unknown) = skip.iter().find(|name| self.position(name).is_none()) {
