@@ -12,9 +12,13 @@ use bench::{Bench, assert_same_end};
 use clap::Parser;
 use drnas_dist::comm::Communicator;
 use drnas_dist::config::{DeviceChoice, Reduce};
+use drnas_dist::cuda::{Event, Stream};
+use drnas_dist::data::augment::Rect;
+use drnas_dist::data::upload::Staging;
+use drnas_dist::data::{Batch, Upload};
 use drnas_dist::launch::{Devices, World};
 use drnas_dist::whereabouts::{self, Phase};
-use drnas_dist::{Config, Result};
+use drnas_dist::{Config, Error, Result};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,7 +29,7 @@ use tch::{Device, Kind, Tensor};
 
 const SCENE: &str = "DRNAS_TEST_SCENE";
 /// Time limit of the scenes in which something never ends.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(4);
 /// Time limit of the others: a busy machine must not fail them.
 const PATIENCE: Duration = Duration::from_secs(100);
 
@@ -74,8 +78,14 @@ fn rank_program() {
         "groups" => groups(&world, &Double::open()),
         "steps" => steps(&world, &Double::open()),
         "lengths" => lengths(&world),
+        "kept" => kept(&world),
+        "traced" => traced(&world, &Double::open()),
+        "time" => time(&world, &Double::open()),
+        "abort" => world.communicator().abort(&Error::ConfigCheck("a planned mistake".into())),
         "dropped" => return dropped(world),
         "card" => card(&world),
+        "uploads" => uploads(&world),
+        "slots" => slots(&world, &Double::open()),
         "search" => search(&world),
         other => panic!("no scene {other}"),
     };
@@ -347,11 +357,85 @@ fn groups(world: &World, double: &Double) -> Result<()> {
     Ok(())
 }
 
+/// Buffers that the caller has dropped live until `finish` at least. Their size makes the allocator give memory back at once.
+fn kept(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    for _ in 0..3 {
+        for kind in [Kind::Float, Kind::Double] {
+            comm.start_mean(&Tensor::ones([1 << 19], (kind, Device::Cpu)))?;
+        }
+        comm.finish()?;
+    }
+    Ok(())
+}
+
+/// By the clock of the card a reduction begins when its gradients are there, not when all are.
+fn traced(world: &World, double: &Double) -> Result<()> {
+    let comm = world.communicator();
+    assert!(comm.take_trace()?.is_none());
+    let buffers =
+        [content(comm.rank(), 1, 300_000, Kind::Float), content(comm.rank(), 2, 300_000, Kind::Float)];
+    comm.start_trace()?;
+    for buffer in &buffers {
+        double.give(|| std::thread::sleep(Duration::from_millis(100)));
+        comm.start_mean(buffer)?;
+    }
+    // What is computed last takes until the last mean is there.
+    let (at, before) = (buffers[1].data_ptr() as usize, buffers[1].double_value(&[299_999]));
+    double.give(move || {
+        let since = Instant::now();
+        // SAFETY: a float of a tensor that lives until the end of the scene; the double writes it meanwhile.
+        let now = || f64::from(unsafe { (at as *const f32).add(299_999).read_volatile() });
+        while now() == before && since.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    comm.finish()?;
+    let trace = comm.take_trace()?.expect("a trace");
+    assert_eq!((trace.reductions.len(), trace.backward_ends_ms.len()), (2, 1));
+    let end = trace.backward_ends_ms[0];
+    for (number, reduction) in trace.reductions.iter().enumerate() {
+        assert_eq!(reduction.step, 0);
+        assert!(reduction.from_ms >= 90.0 * (number + 1) as f64, "{number} began too early: {trace:?}");
+        assert!(reduction.from_ms < end && reduction.from_ms <= reduction.to_ms, "no overlap: {trace:?}");
+    }
+    comm.barrier()
+}
+
+/// Copies to the card and back in time: a stream of its own, and stream 0, which waits for it.
+fn time(world: &World, double: &Double) -> Result<()> {
+    let context = world.context().expect("a card");
+    let (zero, side) = (Stream::legacy(context), Stream::new(context)?);
+    let [start, end] = [Event::timed(context)?, Event::timed(context)?];
+    let copied = Event::new(context)?;
+    let (from, between, to) = (
+        content(0, 1, 5_000, Kind::Float),
+        content(0, 2, 5_000, Kind::Float),
+        content(0, 3, 5_000, Kind::Float),
+    );
+    start.record(&zero)?;
+    // SAFETY: two tensors of one size that live until the end of the scene.
+    unsafe { side.copy_to_card(between.data_ptr(), from.data_ptr(), 20_000)? };
+    copied.record(&side)?;
+    zero.wait(&copied)?;
+    double.copy(&to, &between);
+    end.record(&zero)?;
+    assert!(!end.is_done()? && end.ms_since(&start).is_err());
+    end.synchronize()?;
+    assert!(end.is_done()? && copied.is_done()?);
+    assert!(end.ms_since(&start)? > 0.0);
+    assert_eq!(bytes_of(&to), bytes_of(&from));
+    Ok(())
+}
+
 /// A loop as a training has it, with a loss that is read at the end of every step. `TEST_ABSENT=N`: the last rank does not
 /// come to step N.
 fn steps(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
     let absent = std::env::var("TEST_ABSENT").ok().and_then(|step| step.parse().ok());
+    if absent.is_some() {
+        world.keep_watch(Duration::from_secs(10))?;
+    }
     let weights = Tensor::zeros([10], tch::kind::FLOAT_CPU);
     comm.broadcast(&weights, 0)?;
     let buffer = Tensor::zeros([1_000], tch::kind::FLOAT_CPU);
@@ -410,6 +494,54 @@ fn search(world: &World) -> Result<()> {
     };
     let config: Config = args.run.settings(drnas_dist::config::published::IMAGENET, &[])?;
     drnas_dist::run::search::search(&config, &args, None, world)
+}
+
+/// Batches with and without holes, large and small, come to a card as they are on the CPU. Stream 0 is the host.
+fn uploads(world: &World) -> Result<()> {
+    let (mean, std) = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]);
+    let mut card = Upload::to_card(&mean, &std, Device::Cpu, world.context().expect("a card"));
+    let mut plain = Upload::new(&mean, &std, Device::Cpu);
+    for step in 0..12u32 {
+        let mut batch = Batch::synthetic([6, 6, 9, 4][step as usize % 4], 16, 10);
+        batch.images = batch.images.bitwise_xor(i64::from(step) * 7);
+        batch.labels += i64::from(step);
+        if step % 3 == 1 {
+            let hole = |n| Rect { left: n % 5, top: (n + step) % 7, width: 4, height: 3 };
+            batch.holes = (0..batch.labels.size()[0] as u32).map(hole).collect();
+        }
+        let (ours, theirs) = (card.input(&batch)?, plain.input(&batch)?);
+        // 0 times a negative number is -0, which equals 0.
+        assert!(ours.0.eq_tensor(&theirs.0).all().int64_value(&[]) == 1, "images of step {step}");
+        assert!(ours.1.equal(&theirs.1), "labels of step {step}");
+    }
+    Ok(())
+}
+
+/// The order of the two slots: what stream 0 reads late is what was given to it.
+fn slots(world: &World, double: &Double) -> Result<()> {
+    let batch = |step: i64| {
+        let images = Tensor::full([64, 3, 8, 8], step + 1, (Kind::Uint8, Device::Cpu));
+        (images, Tensor::full([64, 1], 100 + step, (Kind::Int64, Device::Cpu)))
+    };
+    let (images, facts) = batch(0);
+    let context = world.context().expect("a card");
+    let mut staging = Staging::new(context, Device::Cpu, &[&images, &facts])?;
+    let mut read = Vec::new();
+    for step in 0..10 {
+        let (images, facts) = batch(step);
+        let copies = (images.zeros_like(), facts.zeros_like());
+        staging.pass(&[&images, &facts], |images, facts| {
+            double.copy(&copies.0, images);
+            double.copy(&copies.1, facts);
+        })?;
+        read.push(copies);
+    }
+    double.synchronize();
+    for (step, (images, facts)) in read.iter().enumerate() {
+        let (expected_images, expected_facts) = batch(step as i64);
+        assert!(images.equal(&expected_images) && facts.equal(&expected_facts), "step {step}: {facts}");
+    }
+    Ok(())
 }
 
 // -- the tests ------------------------------------------------------------------------------------
@@ -580,6 +712,35 @@ fn small_buffers_share_a_group() {
 }
 
 #[test]
+fn buffers_are_kept_until_their_means_are_there() {
+    good("kept", 2, &[("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "5000")]);
+}
+
+#[test]
+fn streams_copy_and_events_tell_the_time() {
+    good("time", 0, &[("DOUBLE_LATE_US", "20000")]);
+    for call in ["cuMemcpyHtoDAsync", "cuEventSynchronize"] {
+        let fail = format!("{call}:1");
+        bad(
+            "time",
+            0,
+            &[("DOUBLE_FAIL", &fail)],
+            &[&format!("{call}: unspecified launch failure (CUDA error 719)")],
+        );
+    }
+}
+
+#[test]
+fn a_trace_shows_that_reductions_overlap_with_backward() {
+    good("traced", 2, &[]);
+}
+
+#[test]
+fn one_rank_ends_all() {
+    bad("abort", 2, &[], &["rank 0 on ", "a planned mistake"]);
+}
+
+#[test]
 fn a_search_is_the_one_of_mpi_bit_for_bit() {
     let bench = Bench::get();
     let by_mpi = bench.searched(2, "by-mpi", &[]);
@@ -687,6 +848,8 @@ fn no_card_is_told_and_auto_is_then_the_cpu() {
         1
     );
     assert!(ended.output.contains("rank 1 has nothing on Cpu"), "{}", ended.output);
+    let bf16 = "run.reduce = \"bf16\" is for ranks with GPUs";
+    bad("bf16", 0, &[none, auto], &[bf16]);
     // No driver at all: the folder of the double is not there.
     let nowhere = Path::new("/nonexistent");
     bad_on(
@@ -709,6 +872,8 @@ fn a_missing_wrong_or_old_library_is_told() {
     );
     // One rank with one card sends nothing and needs no NCCL.
     good("card", 0, &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")]);
+    // A name without a folder is looked for as the system does it.
+    good("card", 2, &[("DRNAS_NCCL", "libnccl.so.2")]);
     let other = double().join("libcuda.so.1");
     let other = other.to_str().unwrap();
     bad(
@@ -828,14 +993,14 @@ fn what_never_ends_is_told_within_the_limit() {
         &[impatient, ("TEST_ABSENT", "5")],
         &[
             "rank 0 on ",
-            ", step 5, backward: waited 3.",
-            " s in all-reduce of 1 means of 1000 (1000 Float) and it does not end",
+            ", step 5, backward: waited ",
+            " s in all-reduce of 1 means of 1000 (1000 Float) and it does not end (furthest behind: rank 2 on ",
         ],
     );
     // Calls that never return: of the library, of the driver, of the watchdog itself; and the end.
     for (call, said) in [
-        ("ncclCommInitRank:1", "step 0, start-up: waited 3."),
-        ("ncclGroupEnd:6", "step 6, backward: waited 3."),
+        ("ncclCommInitRank:1", "step 0, start-up: waited "),
+        ("ncclGroupEnd:6", "step 6, backward: waited "),
         ("cuEventQuery:9", "s in all-reduce of 1 means of 1000"),
         ("ncclCommGetAsyncError:3", "s in a"),
         ("ncclCommDestroy:1", "s in ncclCommDestroy and it does not end"),
@@ -858,4 +1023,31 @@ fn ranks_that_send_other_lengths_are_told_so() {
 #[test]
 fn a_world_dropped_with_means_under_way_ends_all() {
     bad("dropped", 2, &[], &["rank 1 on ", "operations under way"]);
+}
+
+// -- images on their way to a card ----------------------------------------------------------------
+
+#[test]
+fn batches_arrive_as_they_are() {
+    good("uploads", 0, &[("DOUBLE_LEGACY", "host")]);
+}
+
+/// Copies late, readers late, both: no slot is written before it was read, none is read before it was written.
+#[test]
+fn slots_take_turns() {
+    for late in [("DOUBLE_LATE_US", "15000"), ("DOUBLE_LATE_LEGACY_US", "15000")] {
+        good("slots", 0, &[late]);
+    }
+    good("slots", 0, &[]);
+}
+
+#[test]
+fn a_copy_that_fails_is_an_error() {
+    bad_on(
+        double(),
+        "uploads",
+        0,
+        &[("DOUBLE_LEGACY", "host"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:5")],
+        &["cuMemcpyHtoDAsync"],
+    );
 }

@@ -81,8 +81,10 @@ impl Machine<'_> {
 
     fn step(&mut self, code: u8) -> Result<(), Fault> {
         match code {
-            0x80 => drop(self.take(1)?),
-            0x95 => drop(self.take(8)?),
+            // The protocol's number, and the length of a frame, which only helps to read ahead.
+            0x80 | 0x95 => {
+                self.take(if code == 0x80 { 1 } else { 8 })?;
+            }
             b'(' => self.marks.push(self.stack.len()),
             b'N' => self.push(Value::Other),
             b'G' => {
