@@ -139,12 +139,11 @@ fn compare(space: SearchSpace, k: i64) {
     let scene = Scene::new(space, k);
     let before: Vec<Tensor> = scene.net.params.buckets.iter().map(|bucket| bucket.weights.copy()).collect();
     let exact = scene.exact(LR);
-    // The difference becomes the derivative. How good the published length is depends on the network: in so small a one
-    // a step of 0.01 switches many ReLUs and moves statistics of 16 numbers.
-    let errors = [LENGTH, 1e-3, 1e-4, 1e-5, 1e-6].map(|length| distance(&scene.grad(LR, length), &exact));
-    println!("{space:?} k {k}: relative errors {errors:.1e?} from the published length down to 1e-6");
-    assert!(errors[4] < 1e-6, "{errors:?}");
-    assert!(errors[2] < errors[0], "{errors:?}");
+    // The difference becomes the derivative once no ReLU switches in between. In so small a network many do over the
+    // published length, and their jumps are most of the difference.
+    let errors = [LENGTH, 1e-5, 1e-6].map(|length| distance(&scene.grad(LR, length), &exact));
+    println!("{space:?} k {k}: relative errors {errors:?} for the published length, 1e-5 and 1e-6");
+    assert!(errors[1] < 1e-6 && errors[2] < 1e-6, "{errors:?}");
     // The step matters, and so does its second part: a virtual step that changes nothing would go unnoticed else.
     let first_order = scene.exact(0.0);
     assert!(distance(&scene.grad(0.0, LENGTH), &first_order) < 1e-9);
