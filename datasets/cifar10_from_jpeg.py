@@ -24,7 +24,7 @@ def order(pack, part):
         entries = [line.split() for line in file if line.strip()]
     if any(len(entry) != 2 for entry in entries):
         sys.exit(f"{name}: lines \"<canonical index> <path>\" expected")
-    entries = list((int(index), path) for index, path in entries)
+    entries = sorted((int(index), path) for index, path in entries)
     if len({index for index, _ in entries}) != len(entries):
         sys.exit(f"{name}: an index is there twice")
     return [path for _, path in entries]

@@ -8,9 +8,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 IMAGENET=/path/to/imagenet/train        # <class>/<image>.JPEG, 1000 folders
 SHARDS=shards                           # about 18 GB, packed once
 RUN=runs/search-imagenet                # checkpoints, metrics, genotype
-RANKS=8                                 # 1, 2, 4 or 8: a divisor of search.replicas
+RANKS=8                                 # 1, 2, 4 or 8: a divisor of search.replicas; with GPUs, one rank for each
+DEVICE=auto                             # cuda: on GPUs or not at all; cpu; auto: on GPUs if every rank has one
 CONFIG=configs/search-imagenet.toml
-# Several hosts: MPIRUN=(mpirun --bind-to none --host node1:4,node2:4); all of them need this folder at the same path.
+# Two hosts with 4 GPUs each: MPIRUN=(mpirun --bind-to none --host node1:4,node2:4). Both need this folder at the same path,
+# and launch/setup.sh to have been run on one with an NVIDIA driver. Variables of NCCL go along with -x, for example which
+# network it uses: -x NCCL_SOCKET_IFNAME=eth0; and -x NCCL_DEBUG=INFO makes it say what it does.
 MPIRUN=(mpirun --bind-to none)
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -32,4 +35,4 @@ if [ ! -e "$SHARDS/valid/set.json" ]; then
 fi
 
 exec "${MPIRUN[@]}" -n "$RANKS" drnas-dist search-imagenet --config "$CONFIG" \
-    --train "$SHARDS/train" --valid "$SHARDS/valid" --out "$RUN" --resume "$@"
+    --train "$SHARDS/train" --valid "$SHARDS/valid" --out "$RUN" --set device="$DEVICE" --resume "$@"

@@ -6,6 +6,7 @@ use crate::data::pack::PackArgs;
 use crate::data::split::SplitArgs;
 use crate::error::Result;
 use crate::nb201::Nb201Args;
+use crate::plot::PlotArgs;
 use crate::space::nb201::Dataset;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ pub enum Command {
     DemoData(DemoArgs),
     /// Choose class-balanced subsets and write their lists.
     Split(SplitArgs),
-    /// Pack an ImageFolder, or a list of its images, into memory-mapped shards.
+    /// Pack an ImageFolder, CIFAR or ImageNet16, whole or in part, into memory-mapped shards.
     Pack(PackArgs),
     /// Search an architecture on shards; under mpirun, over many ranks.
     SearchImagenet(SearchArgs),
@@ -49,10 +50,14 @@ pub enum Command {
     Report(ReportCommand),
     /// Look up what architectures of NAS-Bench-201 reach.
     Nb201(Nb201Args),
+    /// Draw a figure of a run.
+    Plot(PlotArgs),
     /// Run golden files through the network and compare.
     Verify(VerifyArgs),
     /// Show libraries, ranks, threads and devices, and what is missing.
     Doctor,
+    /// Measure training steps on synthetic images; what is trained is thrown away.
+    Bench(BenchArgs),
 }
 
 /// Arguments of `search-nb201`.
@@ -110,6 +115,48 @@ pub struct EvaluateArgs {
     /// Weights to test: a safetensors file of an export, RUN/best.safetensors, or a checkpoint's state.safetensors.
     #[arg(long, value_name = "FILE", requires = "test_only")]
     pub weights: Option<PathBuf>,
+}
+
+/// Arguments of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// The configuration of a search or, with --genotype, of an evaluation.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Change one key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Stage of the search whose supernet is trained, from 1.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub stage: usize,
+    /// Train the final network of this architecture instead.
+    #[arg(long, value_name = "FILE|NAME|TEXT")]
+    pub genotype: Option<String>,
+    /// No architecture steps.
+    #[arg(long)]
+    pub weights_only: bool,
+    /// Steps before the measurement.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
+    pub warmup: usize,
+    /// Steps of one block.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = at_least_one)]
+    pub steps: usize,
+    /// Blocks; the median counts.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
+    pub blocks: usize,
+    /// Let several ranks share one GPU, as in a search.
+    #[arg(long)]
+    pub share_gpu: bool,
+    /// Append the result to this file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("a whole number from 1 on is expected".into()),
+    }
 }
 
 /// Arguments of `export`.

@@ -3,6 +3,7 @@
 //! One direction: cli -> config -> launch -> data -> space -> net -> search -> report -> run; a file uses only what
 //! stands before it, but for the plain types of `space` (in the configuration) and `comm::bucket` (the network's buffers).
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;
@@ -17,6 +18,7 @@ pub mod launch;
 pub mod nb201;
 pub mod net;
 pub mod optimiser;
+pub mod plot;
 pub mod precision;
 pub mod random;
 pub mod report;
@@ -34,7 +36,7 @@ use config::DeviceChoice;
 pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
-use cli::{Command, EvaluateArgs, ReportCommand, RunArgs, SearchArgs, SearchNb201Args, VerifyArgs};
+use cli::{BenchArgs, Command, EvaluateArgs, ReportCommand, SearchArgs, SearchNb201Args, VerifyArgs};
 use config::published;
 use launch::{Devices, World};
 use nb201::Table;
@@ -65,8 +67,10 @@ pub fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Nb201(args) => nb201::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(LIMIT, None),
+        Command::Bench(args) => measure(&args),
     }
 }
 
@@ -74,7 +78,7 @@ pub fn run(command: Command) -> Result<()> {
 fn search(args: &SearchArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
     let config: Config = args.run.settings(published, &[])?;
     config.check_space(space)?;
-    in_world(&config, &args.run, |world| run::search::search(&config, args, None, world))
+    in_world(&config, args.run.share_gpu, |world| run::search::search(&config, args, None, world))
 }
 
 /// The same on NAS-Bench-201. The table is rank 0's business.
@@ -82,7 +86,7 @@ fn search_nb201(args: &SearchNb201Args) -> Result<()> {
     let published = if args.progressive { published::NB201_PROGRESSIVE } else { published::NB201 };
     let config: Config = args.search.run.settings(published, &published::sets_of(args.dataset))?;
     config.check_space(SearchSpace::NasBench201)?;
-    in_world(&config, &args.search.run, |world| {
+    in_world(&config, args.search.run.share_gpu, |world| {
         let path = args.table.as_ref().filter(|_| world.rank() == 0);
         let table = path.map(|path| Table::open(path)).transpose()?;
         let benchmark = table.map(|table| Benchmark::new(table, args.dataset)).transpose()?;
@@ -94,19 +98,32 @@ fn search_nb201(args: &SearchNb201Args) -> Result<()> {
 fn evaluate(args: &EvaluateArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
     let config: EvaluateConfig = args.run.settings(published, &[])?;
     config.check_space(space)?;
-    in_world(&config, &args.run, |world| run::evaluate::evaluate(&config, args, world))
+    in_world(&config, args.run.share_gpu, |world| run::evaluate::evaluate(&config, args, world))
+}
+
+/// Every rank: load the configuration, join the world, measure.
+fn measure(args: &BenchArgs) -> Result<()> {
+    match &args.genotype {
+        None => {
+            let config = Config::load(&args.config, &args.sets)?;
+            in_world(&config, args.share_gpu, |world| bench::search(&config, args, world))
+        }
+        Some(genotype) => {
+            let config = EvaluateConfig::load(&args.config, &args.sets)?;
+            in_world(&config, args.share_gpu, |world| bench::network(&config, genotype, args, world))
+        }
+    }
 }
 
 /// Every rank: joins the world, does `work` in it.
 fn in_world<S: Settings>(
     settings: &S,
-    args: &RunArgs,
+    share_gpu: bool,
     work: impl FnOnce(&World) -> Result<()>,
 ) -> Result<()> {
     let run = settings.run();
     let threads = (run.threads > 0).then_some(run.threads);
-    let devices =
-        Devices { choice: settings.device(), share_gpu: args.share_gpu, reduce: run.reduce, tensors: None };
+    let devices = Devices { choice: settings.device(), share_gpu, reduce: run.reduce, tensors: None };
     let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
     let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
     let outcome = watched.and_then(|()| work(&world));

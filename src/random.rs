@@ -33,6 +33,8 @@ pub enum Purpose {
     DropPath = 10,
     /// Dirichlet samples of the virtual weight step inside a second-order architecture step.
     ThetaVirtualStep = 11,
+    /// Architectures drawn for the trajectory figure.
+    Trajectory = 12,
 }
 
 /// The seed of the stream at `place` (step, replica, sample ... whatever tells two uses apart).

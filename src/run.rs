@@ -348,8 +348,15 @@ impl<'a> Run<'a> {
                 });
             }
         }
+        let card_memory_mib = match self.world.context() {
+            Some(context) => {
+                let (free, total) = context.memory_bytes()?;
+                Some((total - free) as f64 / f64::from(1 << 20))
+            }
+            None => None,
+        };
         match &mut self.journal {
-            Some(journal) => journal.steps(training, &pending, &measures),
+            Some(journal) => journal.steps(training, &pending, &measures, card_memory_mib),
             None => Ok(()),
         }
     }

@@ -1,6 +1,9 @@
-//! Augmentation beside Pillow and numpy, and the random numbers behind it.
+//! Augmentation beside Pillow, and the random numbers behind it.
 //!
-//! The comparison needs a Python with Pillow and numpy: `DRNAS_PYTHON`, or native/bin/python; without one it is skipped.
+//! Where tests/python/pillow.sh finds no Pillow (no Python, no network) the comparison is skipped.
+
+#[path = "common/pillow.rs"]
+mod pillow;
 
 use drnas_dist::config::{CropKind, Data};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
@@ -9,6 +12,7 @@ use drnas_dist::data::augment::{Rect, hole};
 use drnas_dist::data::decode::{Picture, decode};
 use drnas_dist::data::{Augment, Batch, Crop, Jitter};
 use drnas_dist::random::{Purpose, stream};
+use pillow::python;
 use rand::RngExt;
 use serde_json::json;
 use std::fs;
@@ -16,18 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
-
-/// A Python that has `modules`; `None`, with a line, when there is none.
-fn python(modules: &str) -> Option<PathBuf> {
-    let python = std::env::var_os("DRNAS_PYTHON")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/python"), PathBuf::from);
-    let found = Command::new(&python).args(["-c", &format!("import {modules}")]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: {} is not there or has no {modules}", python.display());
-        return None;
-    }
-    Some(python)
-}
 
 /// Noise, and colours of every kind.
 fn picture(width: u32, height: u32, seed: u64) -> Picture {
@@ -47,7 +39,7 @@ fn planar(picture: &Picture) -> Vec<u8> {
     (0..3).flat_map(|c| picture.rgb().chunks_exact(3).map(move |p| p[c]).collect::<Vec<_>>()).collect()
 }
 
-/// Cases for tests/pillow_reference.py, and what was found here.
+/// Cases for tests/python/pillow_reference.py, and what was found here.
 struct Cases {
     python: PathBuf,
     dir: TempDir,
@@ -72,7 +64,7 @@ impl Cases {
     fn expected(&self) -> Vec<Vec<u8>> {
         let list = self.dir.path().join("cases.json");
         fs::write(&list, serde_json::to_vec(&self.cases).unwrap()).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pillow_reference.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/pillow_reference.py");
         let output = Command::new(&self.python).arg(script).arg(&list).arg(self.dir.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         (0..self.cases.len()).map(|n| fs::read(self.dir.path().join(n.to_string())).unwrap()).collect()
@@ -114,7 +106,7 @@ fn photos() -> Vec<Picture> {
 
 #[test]
 fn geometry_is_that_of_pillow_and_torchvision() {
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
@@ -144,7 +136,7 @@ fn geometry_is_that_of_pillow_and_torchvision() {
 
 #[test]
 fn pad_crops_and_flips_are_exact() {
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
@@ -172,7 +164,7 @@ fn pad_crops_and_flips_are_exact() {
 
 #[test]
 fn colours_change_as_in_pillow() {
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     for (name, tone, factors) in [
@@ -213,7 +205,7 @@ fn holes_are_those_of_darts_and_their_centres_uniform() {
         // 99.9 % of fair draws stay below 61.1 (31 degrees).
         assert!(chi2 < 61.1, "{chi2} {counts:?}");
     }
-    let Some(python) = python("PIL, numpy") else {
+    let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
@@ -323,43 +315,4 @@ fn the_configuration_chooses_the_augmentation() {
     assert_eq!((cifar.test_crop_px(), Augment::test(&cifar)), (32, Crop::Centre { resize: 32 }.into()));
     let own = Data { test_crop: 64, test_resize: 80, ..Data::default() };
     assert_eq!((own.test_crop_px(), Augment::test(&own)), (64, Crop::Centre { resize: 80 }.into()));
-}
-
-#[test]
-fn cifar10_is_rebuilt_from_jpeg_files() {
-    let Some(python) = python("PIL") else {
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let (pack, out) = (dir.path().join("pack"), dir.path().join("out"));
-    let mut orders = [String::new(), String::new()];
-    // Listed backwards: the numbers decide.
-    for number in (0..12usize).rev() {
-        let part = usize::from(number >= 10);
-        let class = ["truck", "airplane"][number % 2];
-        let name = format!("{}/{class}/{number}.png", ["train", "test"][part]);
-        let index = if part == 0 { number } else { 7 * number };
-        orders[part].push_str(&format!("{index} {name}\n"));
-        let file = pack.join(&name);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        let picture = picture(32, 32, number as u64);
-        image::save_buffer(&file, picture.rgb(), 32, 32, image::ExtendedColorType::Rgb8).unwrap();
-    }
-    fs::write(pack.join("order_train.txt"), &orders[0]).unwrap();
-    fs::write(pack.join("order_test.txt"), &orders[1]).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/cifar10_from_jpeg.py");
-    let output = Command::new(python).arg(script).arg(&pack).arg(&out).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut records = Vec::new();
-    for batch in 1..=5 {
-        records.extend(fs::read(out.join(format!("data_batch_{batch}.bin"))).unwrap());
-    }
-    records.extend(fs::read(out.join("test_batch.bin")).unwrap());
-    assert_eq!(records.len(), 12 * 3073);
-    for (number, record) in records.chunks_exact(3073).enumerate() {
-        assert_eq!(record[0], [9, 0][number % 2]);
-        assert_eq!(record[1..], planar(&picture(32, 32, number as u64)), "record {number}");
-    }
-    let names = fs::read_to_string(out.join("batches.meta.txt")).unwrap();
-    assert_eq!(names.lines().count(), 10);
 }

@@ -6,6 +6,7 @@
 //! `DRNAS_SOAK_SEED` repeats the same draws (moments depend on the machine all the same).
 
 #[path = "common/bench.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 
 use bench::{Bench, Run, assert_same_end_after, kill_all, ranks_of, signal};
@@ -44,6 +45,8 @@ const FAULTS: [Fault; 5] = [Fault::KillOne, Fault::KillAll, Fault::Stop, Fault::
 
 #[derive(Default)]
 struct Counts {
+    /// Seconds that a search takes undisturbed.
+    whole_s: f64,
     met: [u64; FAULTS.len()],
     resumes: u64,
     steps_lost: u64,
@@ -94,13 +97,14 @@ fn gone(child: &mut Child, run: &Run, fault: Fault) -> Option<i32> {
 }
 
 /// Lets the run go on for a while, then does `fault` to it; false if it had finished by then.
-fn disturb(run: &Run, ranks: usize, fault: Fault, random: &mut ChaCha8Rng, counts: &mut Counts) -> bool {
+fn disturb(run: &Run, (ranks, fault): (usize, Fault), random: &mut ChaCha8Rng, counts: &mut Counts) -> bool {
+    let whole_s = counts.whole_s;
     let mut child = start(run, ranks);
     let begin = Instant::now();
-    // Half of them early: while ranks start, read the checkpoint, take their first steps.
-    let longest = if random.random() { 3.0 } else { 15.0 };
-    let delay = Duration::from_secs_f64(random.random_range(0.0..longest));
-    while begin.elapsed() < delay {
+    // A third of them early: while ranks start, read the checkpoint, take their first steps.
+    let part = if random.random_ratio(1, 3) { 0.1 } else { 0.6 };
+    let delay = whole_s * random.random_range(0.0..part);
+    while begin.elapsed().as_secs_f64() < delay {
         if child.try_wait().unwrap().is_some() {
             break;
         }
@@ -147,7 +151,7 @@ fn round(run: &Run, ranks: &[usize], random: &mut ChaCha8Rng, counts: &mut Count
             Fault::Stop if ranks < 2 => Fault::KillOne, // nobody is there who could notice
             fault => fault,
         };
-        if !disturb(run, ranks, fault, random, counts) {
+        if !disturb(run, (ranks, fault), random, counts) {
             break;
         }
         let (done, saved) = (logged(run), run.checkpoints().last().copied().unwrap_or(0));
@@ -184,9 +188,11 @@ fn disturbed_searches_end_as_if_nothing_had_been() {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let bench = Bench::get();
     let whole = bench.run("undisturbed");
-    assert!(start(&whole, 2).wait().unwrap().success(), "{}", text(&whole));
     let begin = Instant::now();
-    let mut counts = Counts::default();
+    assert!(start(&whole, 2).wait().unwrap().success(), "{}", text(&whole));
+    let mut counts = Counts { whole_s: begin.elapsed().as_secs_f64(), ..Counts::default() };
+    println!("undisturbed it takes {:.1} s", counts.whole_s);
+    let begin = Instant::now();
     while begin.elapsed() < limit {
         let same_ranks = counts.rounds % 2 == 0;
         let run = bench.run(&format!("round-{}", counts.rounds));

@@ -12,6 +12,7 @@ pub(crate) use nccl::Terms;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
 
 use crate::error::{Error, Result};
+use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -48,8 +49,41 @@ pub trait Communicator {
     /// Returns when every rank has arrived. Collective.
     fn barrier(&self) -> Result<()>;
 
+    /// From now on the reductions are timed. Local.
+    fn start_trace(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Times of the reductions since `start_trace`, where a card has timed them; the work of this rank's card is done.
+    /// Local.
+    fn take_trace(&self) -> Result<Option<Trace>> {
+        Ok(None)
+    }
+
     /// Ends all ranks at once: one rank's failure is everyone's. Not collective.
     fn abort(&self, why: &Error) -> !;
+}
+
+/// When the reductions of some steps ran on the card, milliseconds since the trace was started.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Trace {
+    /// In the order in which they were started.
+    pub reductions: Vec<Reduction>,
+    /// When the gradients of each step were complete: the end of the backward pass.
+    pub backward_ends_ms: Vec<f64>,
+}
+
+/// One group of reductions.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reduction {
+    /// What it is.
+    pub what: String,
+    /// First to last work on the communication stream.
+    pub from_ms: f64,
+    /// The same.
+    pub to_ms: f64,
+    /// Which `backward_ends_ms` it belongs to.
+    pub step: usize,
 }
 
 /// One process alone: nothing is ever sent.

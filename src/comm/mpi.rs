@@ -333,11 +333,11 @@ impl Communicator for Mpi {
         // Errors of this file name the rank themselves.
         let who = format!("rank {} on {}", self.rank, self.host);
         let why = chain(why);
-        if why.starts_with(&who) && !why.starts_with(&format!("{who}: ")) {
-            say(&why);
-        } else {
-            let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
-            say(&format!("{who}{}: {why}", whereabouts::in_step()));
+        // Some errors say more of where they come from.
+        let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
+        match why.starts_with(&who) {
+            true => say(why),
+            false => say(&format!("{who}{}: {why}", whereabouts::in_step())),
         }
         end_all(1)
     }

@@ -8,17 +8,19 @@
 //! the card and back, and MPI compares what the ranks are about to do. NCCL compares nothing, so descriptions of means
 //! are compared through MPI the first time that they occur: in the first step of a stage, not in every step.
 
+mod clock;
 mod library;
 mod watch;
 
 pub use library::NCCL_VARIABLE;
 use library::{Library, version_text};
 
-use super::{Communicator, Mpi, contiguous, reducible, root_within};
+use super::{Communicator, Mpi, Trace, contiguous, reducible, root_within};
 use crate::config::Reduce;
 use crate::cuda::{Card, Context, Event, Stream};
 use crate::error::{Error, Result};
 use crate::whereabouts;
+use clock::{Clock, Mark};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -52,6 +54,8 @@ pub struct Nccl {
     /// Where tensors must be.
     device: Device,
     reduce: Reduce,
+    context: Context,
+    clock: RefCell<Option<Clock>>,
     means: RefCell<Means>,
     /// Descriptions of means that all ranks were found to have.
     agreed: RefCell<HashSet<String>>,
@@ -138,6 +142,8 @@ impl Nccl {
             finished: Event::new(terms.context)?,
             device: terms.device,
             reduce: terms.reduce,
+            context: terms.context,
+            clock: RefCell::default(),
             means: RefCell::default(),
             agreed: RefCell::default(),
         })
@@ -158,6 +164,11 @@ impl Nccl {
         });
     }
 
+    /// Before this process ends as all of them do, and without `close`: that others are gone is no error any more.
+    pub(crate) fn leave(&self) {
+        self.watch.stop_asking();
+    }
+
     /// One call of the library, under the time limit.
     fn call(&self, operation: &str, call: &'static str, start: impl FnOnce() -> u32) -> Result<()> {
         match self.watch.during(operation, start) {
@@ -175,7 +186,9 @@ impl Nccl {
     fn start(&self, operation: String, collective: impl FnOnce(&str) -> Result<()>) -> Result<()> {
         self.ready.record(&self.torch)?;
         self.stream.wait(&self.ready)?;
+        self.note(Mark::Begin(&operation))?;
         collective(&operation)?;
+        self.note(Mark::End)?;
         let done = self.watch.event()?;
         done.record(&self.stream)?;
         self.watch.follow(&operation, done);
@@ -214,6 +227,12 @@ impl Nccl {
         })?;
         self.means.borrow_mut().started.extend(waiting);
         Ok(())
+    }
+
+    /// Times a point, if there is a trace.
+    fn note(&self, mark: Mark) -> Result<()> {
+        let mut clock = self.clock.borrow_mut();
+        clock.as_mut().map_or(Ok(()), |clock| clock.note(mark, &self.stream, &self.torch))
     }
 
     /// What libtorch is given from now on begins after what is on the communication stream.
@@ -264,8 +283,18 @@ impl Communicator for Nccl {
         Ok(())
     }
 
+    fn start_trace(&self) -> Result<()> {
+        *self.clock.borrow_mut() = Some(Clock::start(self.context, &self.torch)?);
+        Ok(())
+    }
+
+    fn take_trace(&self) -> Result<Option<Trace>> {
+        self.clock.borrow_mut().take().map(Clock::read).transpose()
+    }
+
     fn finish(&self) -> Result<()> {
         self.start_waiting()?;
+        self.note(Mark::Step)?;
         let description = describe("finish", &self.means.borrow().started);
         if !self.agreed.borrow().contains(&description) {
             self.mpi.agree(&description)?;
@@ -321,7 +350,7 @@ impl Communicator for Nccl {
 }
 
 impl Drop for Nccl {
-    /// Without [`Nccl::close`] the communicator is left to the end of the process: to destroy it would wait for the others.
+    /// Without `close` the communicator is left to the end of the process: to destroy it would wait for the others.
     /// Memory of means that never ended is left too: the card may still write to it.
     fn drop(&mut self) {
         let means = self.means.get_mut();

@@ -50,8 +50,14 @@ impl LoaderSpec {
 /// A stream of batches without end. Memory: at most `prefetch + 2` batches and a window of max(N, 2 threads) pictures,
 /// however large the set is.
 pub struct Loader {
-    reader: Reader,
+    source: Source,
     order: Order,
+}
+
+enum Source {
+    Set(Reader),
+    /// The same batch again and again.
+    Repeated(Batch),
 }
 
 impl Loader {
@@ -76,14 +82,30 @@ impl Loader {
             skip_bad: spec.skip_bad,
         };
         let places = Places::new(order.clone(), spec.replicas, step);
-        Ok(Loader { reader: Reader::start(set, work, pool, places)?, order })
+        Ok(Loader { source: Source::Set(Reader::start(set, work, pool, places)?), order })
+    }
+
+    /// Serves `batch` without end and without work: to measure what does not read images.
+    pub fn repeat(batch: Batch, spec: &LoaderSpec) -> Loader {
+        let num_samples = spec.batch * spec.num_replicas;
+        let order = Order {
+            num_samples,
+            num_replicas: spec.num_replicas,
+            batch: spec.batch,
+            seed: spec.seed,
+            stream: spec.stream,
+        };
+        Loader { source: Source::Repeated(batch), order }
     }
 
     /// The next batch: for each step the served replicas one after another, then the next step.
     /// Errors: an unusable sample (shard, record and file are named); after an error the loader has ended.
     #[allow(clippy::should_implement_trait)] // never ends and can fail: no Iterator
     pub fn next(&mut self) -> Result<Batch> {
-        self.reader.next()
+        match &mut self.source {
+            Source::Set(reader) => reader.next(),
+            Source::Repeated(batch) => Ok(batch.again()),
+        }
     }
 
     /// Global batches in an epoch.
@@ -93,12 +115,18 @@ impl Loader {
 
     /// Milliseconds the caller waited in `next` since this was last asked.
     pub fn wait_ms(&mut self) -> f64 {
-        self.reader.wait_ms()
+        match &mut self.source {
+            Source::Set(reader) => reader.wait_ms(),
+            Source::Repeated(_) => 0.0,
+        }
     }
 
     /// Samples given to the decode threads so far.
     pub fn num_started(&self) -> u64 {
-        self.reader.num_started()
+        match &self.source {
+            Source::Set(reader) => reader.num_started(),
+            Source::Repeated(_) => 0,
+        }
     }
 }
 

@@ -60,6 +60,31 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// `n` images of `px` that nobody took, and labels below `num_classes`. To measure with.
+    pub fn synthetic(n: usize, px: i64, num_classes: i64) -> Batch {
+        let bytes: Vec<u8> =
+            (0..n * 3 * (px * px) as usize).map(|at| ((at * 2654435761) >> 7) as u8).collect();
+        let labels: Vec<i64> = (0..n as i64).map(|at| at * 7 % num_classes).collect();
+        Batch {
+            images: Tensor::from_slice(&bytes).view([n as i64, 3, px, px]),
+            labels: Tensor::from_slice(&labels),
+            holes: Vec::new(),
+            indices: Vec::new(),
+            num_skipped: 0,
+        }
+    }
+
+    /// The same batch once more; shares memory.
+    pub(super) fn again(&self) -> Batch {
+        Batch {
+            images: self.images.shallow_clone(),
+            labels: self.labels.shallow_clone(),
+            holes: self.holes.clone(),
+            indices: self.indices.clone(),
+            num_skipped: self.num_skipped,
+        }
+    }
+
     /// The network's input, on `device`: normalised as `normalise` does, then 0 in the holes.
     pub fn input(&self, mean: &[f64; 3], std: &[f64; 3], device: Device) -> Tensor {
         self.without_holes(normalise(&self.images.to_device(device), mean, std))

@@ -64,6 +64,10 @@ pub struct StepRecord {
     pub reduce_wait_ms: f64,
     /// Time for which a checkpoint held training up before this step, milliseconds; most of it is written meanwhile.
     pub checkpoint_ms: f64,
+    /// Memory in use on rank 0's card at the look after this step, by all processes, MiB; libtorch gives nothing back, so
+    /// this is the largest need so far. Only on cards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card_memory_mib: Option<f64>,
 }
 
 /// One epoch: means over its steps.
@@ -327,9 +331,12 @@ impl MetricsLog {
     }
 }
 
-/// `step` of a line, of whatever kind: lines with `null` in place of a number count too.
+/// `step` of a line that is kept: lines with `null` in place of a number are, the end of a run that goes on is not.
 fn step_of(line: &[u8]) -> Option<u64> {
     let value: serde_json::Value = serde_json::from_slice(line).ok()?;
+    if value.get("event").is_some_and(|event| event == "finish") {
+        return None;
+    }
     value.get("step")?.as_u64()
 }
 
@@ -352,6 +359,7 @@ mod tests {
             data_wait_ms: 0.5,
             reduce_wait_ms: 1.5,
             checkpoint_ms: 0.0,
+            card_memory_mib: None,
         })
     }
 
@@ -402,6 +410,11 @@ mod tests {
 
         // A line cut off just before its end would swallow the next one.
         log.file.write_all(br#"{"event":"step","step":6}"#).unwrap();
+        let mut log = MetricsLog::resume(&cut, 6).unwrap();
+        assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
+
+        // A run that was killed between its last line and its report says the last line again.
+        log.write(&finish(6)).unwrap();
         MetricsLog::resume(&cut, 6).unwrap();
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
     }

@@ -131,9 +131,10 @@ impl Journal {
         training: &impl Training,
         pending: &[Pending],
         measures: &[Measures],
+        card_memory_mib: Option<f64>,
     ) -> Result<()> {
         for (pending, measures) in pending.iter().zip(measures) {
-            self.step(training, pending, measures)?;
+            self.step(training, pending, measures, card_memory_mib)?;
         }
         let Some(last) = pending.last() else { return Ok(()) };
         let place = training.place(last.step - 1);
@@ -152,7 +153,13 @@ impl Journal {
         Ok(())
     }
 
-    fn step(&mut self, training: &impl Training, pending: &Pending, measures: &Measures) -> Result<()> {
+    fn step(
+        &mut self,
+        training: &impl Training,
+        pending: &Pending,
+        measures: &Measures,
+        card_memory_mib: Option<f64>,
+    ) -> Result<()> {
         let place = training.place(pending.step - 1);
         let epoch = &mut self.sums.epoch;
         epoch.steps += 1;
@@ -173,6 +180,7 @@ impl Journal {
         record.data_wait_ms = pending.data_wait_ms;
         record.reduce_wait_ms = pending.reduce_wait_ms;
         record.checkpoint_ms = pending.checkpoint_ms;
+        record.card_memory_mib = card_memory_mib;
         self.log.write(&Record::Step(record))
     }
 

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -83,9 +85,17 @@ impl Seen {
 /// The lock while this process holds it. Dropping it gives the folder free.
 #[derive(Debug)]
 pub struct Lock {
+    held: Held,
+    _beat: Sender<()>,
+}
+
+/// What the keeping thread and those who end it share.
+#[derive(Clone, Debug)]
+struct Held {
     path: PathBuf,
     content: Vec<u8>,
-    _beat: Sender<()>,
+    /// Given free by this process itself.
+    free: Arc<AtomicBool>,
 }
 
 impl Lock {
@@ -127,13 +137,16 @@ impl Lock {
             }
         }
         let (stop, stopped) = channel();
-        let watching = (path.clone(), content.clone());
+        let held = Held { path, content, free: Arc::default() };
+        let keeping = held.clone();
         std::thread::Builder::new()
             .name("lock".into())
             .spawn(move || {
                 while stopped.recv_timeout(beat) == Err(RecvTimeoutError::Timeout) {
-                    let (path, content) = &watching;
-                    if let Err(why) = check(path, content) {
+                    if let Err(why) = keeping.check() {
+                        if keeping.free.load(Relaxed) {
+                            return;
+                        }
                         say(&why.to_string());
                         last_acts();
                         // SAFETY: ends the process without running anything of it: nothing more may be written.
@@ -142,40 +155,47 @@ impl Lock {
                     // Watchers ask whether this moves, not what it says. A full disk is told where data is written.
                     let _ = File::options()
                         .append(true)
-                        .open(path)
+                        .open(&keeping.path)
                         .and_then(|file| file.set_modified(SystemTime::now()));
                 }
             })
-            .map_err(Error::io("start the thread that keeps", &path))?;
-        Ok(Lock { path, content, _beat: stop })
+            .map_err(Error::io("start the thread that keeps", &held.path))?;
+        Ok(Lock { held, _beat: stop })
     }
 
     /// Whether the folder is still this job's; asked before what cannot be taken back. Errors: it is not.
     pub fn check(&self) -> Result<()> {
-        check(&self.path, &self.content)
-    }
-
-    /// Gives the folder free, at whatever moment this process ends.
-    pub fn release(&self) {
-        release(&self.path, &self.content);
+        self.held.check()
     }
 
     /// What frees the folder when this process ends in the middle of its work.
     pub fn releaser(&self) -> impl FnOnce() + Send + 'static {
-        let (path, content) = (self.path.clone(), self.content.clone());
-        move || release(&path, &content)
+        let held = self.held.clone();
+        move || held.release()
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        self.release();
+        self.held.release();
     }
 }
 
-fn release(path: &Path, content: &[u8]) {
-    if fs::read(path).is_ok_and(|found| found == content) {
-        let _ = fs::remove_file(path);
+impl Held {
+    fn check(&self) -> Result<()> {
+        match fs::read(&self.path) {
+            Ok(found) if found == self.content => Ok(()),
+            // Not known: a disk that hangs.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(Error::LockLost { path: self.path.clone() }),
+        }
+    }
+
+    fn release(&self) {
+        self.free.store(true, Relaxed);
+        if fs::read(&self.path).is_ok_and(|found| found == self.content) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -191,14 +211,6 @@ pub fn remove_if_dead(run: &Path) {
             Some(true) => std::thread::sleep(Duration::from_millis(5)),
             None => return,
         }
-    }
-}
-
-fn check(path: &Path, content: &[u8]) -> Result<()> {
-    match fs::read(path) {
-        Ok(found) if found == content => Ok(()),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Ok(()), // not known: a disk that hangs
-        _ => Err(Error::LockLost { path: path.into() }),
     }
 }
 

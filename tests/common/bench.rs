@@ -141,9 +141,15 @@ impl Run {
             .map(|line| {
                 let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
                 let fields = line.as_object_mut().unwrap();
-                for clock in
-                    ["images_per_s", "data_wait_ms", "reduce_wait_ms", "checkpoint_ms", "wall_s", "ranks"]
-                {
+                for clock in [
+                    "images_per_s",
+                    "data_wait_ms",
+                    "reduce_wait_ms",
+                    "checkpoint_ms",
+                    "wall_s",
+                    "ranks",
+                    "card_memory_mib",
+                ] {
                     fields.remove(clock);
                 }
                 line

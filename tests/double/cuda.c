@@ -254,6 +254,29 @@ int cuMemGetInfo_v2(size_t *free, size_t *total) {
     return current ? SUCCESS : INVALID_CONTEXT;
 }
 
+struct copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+
+static void run_copy(void *argument) {
+    struct copy *copy = argument;
+    memcpy(copy->to, copy->from, copy->bytes);
+    free(copy);
+}
+
+/* As from pinned memory: it reads when its turn comes. */
+int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, CUstream stream) {
+    FAULT("cuMemcpyHtoDAsync", LAUNCH_FAILED);
+    struct copy *copy = malloc(sizeof *copy);
+    *copy = (struct copy){(void *)(size_t)to, from, bytes};
+    pthread_mutex_lock(&lock);
+    give(stream, run_copy, copy, NULL, NULL);
+    pthread_mutex_unlock(&lock);
+    return SUCCESS;
+}
+
 int cuStreamCreate(CUstream *stream, unsigned flags) {
     FAULT("cuStreamCreate", LAUNCH_FAILED);
     if (!current)

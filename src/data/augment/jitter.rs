@@ -64,13 +64,11 @@ impl Tone {
         let (red, rest) = planar.split_at_mut(planar.len() / 3);
         let (green, blue) = rest.split_at_mut(red.len());
         match self {
-            Tone::Brightness(factor) => {
-                planar.iter_mut().for_each(|value| *value = blend(0, *value, factor as f32))
-            }
+            Tone::Brightness(factor) => blend_all(0, planar, factor as f32),
             Tone::Contrast(factor) => {
                 let sum: u64 = greys(red, green, blue).map(u64::from).sum();
-                let mean = (sum as f64 / red.len() as f64 + 0.5) as u8;
-                planar.iter_mut().for_each(|value| *value = blend(mean, *value, factor as f32));
+                let mean = sum as f64 / red.len() as f64 + 0.5;
+                blend_all(mean as u8, planar, factor as f32);
             }
             Tone::Saturation(factor) => {
                 for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
@@ -92,6 +90,12 @@ impl Tone {
 /// Pillow's `Image.blend`: from `from` through `to` and beyond; cut to an integer, kept in 0..=255.
 fn blend(from: u8, to: u8, factor: f32) -> u8 {
     (f32::from(from) + factor * (f32::from(to) - f32::from(from))) as u8
+}
+
+/// `blend` of every byte with one grey.
+fn blend_all(from: u8, planar: &mut [u8], factor: f32) {
+    let table: [u8; 256] = std::array::from_fn(|to| blend(from, to as u8, factor));
+    planar.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
 }
 
 /// Pillow's `convert("L")`.
@@ -118,28 +122,21 @@ impl Wheel {
         Wheel { turned }
     }
 
-    /// RGB to HSV, turned, and back, rounded where Pillow rounds.
+    /// RGB to HSV, turned, and back, rounded where Pillow rounds. Without branches: colours of photos defy prediction. A
+    /// grey has saturation 0, and so comes out as it was whatever its hue is.
     fn turn(&self, r: u8, g: u8, b: u8) -> (u8, u8, u8) {
         let (value, least) = (r.max(g).max(b), r.min(g).min(b));
-        if value == least {
-            return (r, g, b);
-        }
-        let range = f32::from(value - least);
+        let range = f32::from((value - least).max(1));
         let [rc, gc, bc] = [r, g, b].map(|colour| f32::from(value - colour) / range);
-        let sextant = if r == value {
-            bc - gc
-        } else if g == value {
-            (2.0 + f64::from(rc) - f64::from(bc)) as f32
-        } else {
-            (4.0 + f64::from(gc) - f64::from(rc)) as f32
-        };
+        let of_green = (2.0 + f64::from(rc) - f64::from(bc)) as f32;
+        let of_blue = (4.0 + f64::from(gc) - f64::from(rc)) as f32;
+        let not_red = if g == value { of_green } else { of_blue };
+        let sextant = if r == value { bc - gc } else { not_red };
         let circle = f64::from(sextant) / 6.0 + 1.0;
-        let hue = if circle >= 1.0 { circle - 1.0 } else { circle } as f32;
+        let hue = (circle - f64::from(u8::from(circle >= 1.0))) as f32;
         let hue = (f64::from(hue) * 255.0) as u8;
-        let saturation = (f64::from(range / f32::from(value)) * 255.0) as u8;
-        if saturation == 0 {
-            return (value, value, value);
-        }
+        let saturation = f32::from(value - least) / f32::from(value.max(1));
+        let saturation = (f64::from(saturation) * 255.0) as u8;
 
         let (sextant, within) = self.turned[usize::from(hue)];
         let saturation = (f64::from(saturation) / 255.0) as f32;
@@ -148,16 +145,14 @@ impl Wheel {
         let low = round(v * (1.0 - f64::from(saturation)));
         let falling = round(v * (1.0 - f64::from(saturation * within)));
         let rising = round(v * (1.0 - f64::from(saturation) * (1.0 - f64::from(within))));
-        match sextant {
-            0 => (value, rising, low),
-            1 => (falling, value, low),
-            2 => (low, value, rising),
-            3 => (low, falling, value),
-            4 => (rising, low, value),
-            _ => (value, low, falling),
-        }
+        let levels = [value, rising, low, falling];
+        let [r, g, b] = SEXTANTS[usize::from(sextant)].map(|level| levels[level]);
+        (r, g, b)
     }
 }
+
+/// Which of value, rising, low and falling are red, green and blue.
+const SEXTANTS: [[usize; 3]; 6] = [[0, 1, 2], [3, 0, 2], [2, 0, 1], [2, 3, 0], [1, 2, 0], [0, 2, 3]];
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-"""What torchvision's transforms make of a PIL image, written with Pillow and numpy alone.
+"""What torchvision's transforms make of a PIL image, written with Pillow alone.
 
 Usage: pillow_reference.py CASES OUT. CASES is a JSON list; each case has "op", "args" and, for pictures, "width", "height"
 and "rgb" (a file of interleaved bytes). Case N writes OUT/N: planar bytes, or numbers as text.
@@ -8,7 +8,6 @@ import json
 import os
 import sys
 
-import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 
@@ -34,16 +33,15 @@ def pad_crop(image, pad, left, top, px):
 
 def hue(image, factor):
     hue, saturation, value = image.convert("HSV").split()
-    turned = np.array(hue, dtype=np.uint8)
-    with np.errstate(over="ignore"):
-        turned += np.int32(factor * 255).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+    # torchvision adds uint8(int(factor * 255)) to an array of uint8.
+    turned = hue.point([(old + int(factor * 255)) % 256 for old in range(256)])
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
 
 def hole(row, column, px, side):
     """The rectangle that DARTS' Cutout(side) clears around a pixel: left, top, width, height."""
-    top, bottom = np.clip(row - side // 2, 0, px), np.clip(row + side // 2, 0, px)
-    left, right = np.clip(column - side // 2, 0, px), np.clip(column + side // 2, 0, px)
+    top, bottom = max(row - side // 2, 0), min(row + side // 2, px)
+    left, right = max(column - side // 2, 0), min(column + side // 2, px)
     return left, top, right - left, bottom - top
 
 
@@ -71,7 +69,7 @@ def main():
             with open(case["rgb"], "rb") as rgb:
                 image = Image.frombytes("RGB", (case["width"], case["height"]), rgb.read())
             image = PICTURES[case["op"]](image, *case["args"])
-            file.write(np.asarray(image).transpose(2, 0, 1).tobytes())
+            file.writelines(plane.tobytes() for plane in image.split())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,248 @@
+//! `plot trajectory` on run folders as a search leaves them: the figure, its numbers, and what it refuses.
+
+use drnas_dist::nb201::{Table, import};
+use drnas_dist::plot::{Trajectory, png, svg};
+use drnas_dist::random::{Purpose, stream};
+use drnas_dist::report::{EpochRecord, Record};
+use drnas_dist::space::Mask;
+use drnas_dist::space::nb201::{Architecture, Dataset};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A benchmark in which an architecture's accuracy is its operations' mean index times 20 percent (0 to 80), and 1
+/// more on CIFAR-100.
+fn table(folder: &Path) -> PathBuf {
+    let line = |architecture: Architecture| {
+        let percent = accuracy(&architecture);
+        format!("{architecture},{percent:.4},{:.4}", percent + 1.0)
+    };
+    let lines: Vec<String> = Architecture::all().map(line).collect();
+    let (source, out) = (folder.join("source.csv"), folder.join("nb201.table"));
+    fs::write(&source, format!("arch,c10_test_200,c100_test_200\n{}\n", lines.join("\n"))).unwrap();
+    import(&source, &out, &[]).unwrap();
+    out
+}
+
+fn accuracy(architecture: &Architecture) -> f64 {
+    (architecture.0.iter().sum::<usize>() as f64 / 6.0 * 20.0 * 1e4).round() / 1e4
+}
+
+/// An eta table in which one operation of every edge has another value than the rest.
+fn eta(operation: usize, value: f64, others: f64) -> Value {
+    let row: Vec<f64> = (0..5).map(|o| if o == operation { value } else { others }).collect();
+    json!([vec![row; 6]])
+}
+
+fn epoch(stage: u64, epoch: u64, eta: Value) -> Value {
+    json!({"event": "epoch", "stage": stage, "epoch": epoch, "step": 10 * epoch, "loss": null, "eta": eta,
+        "masks": [vec![[true; 5]; 6]]})
+}
+
+/// A run of two stages: from even over leaning to decided.
+fn lines() -> Vec<Value> {
+    vec![
+        json!({"event": "stage", "stage": 1, "step": 0, "k": 4, "ops_kept": 5, "epochs": 2, "num_weights": 7}),
+        json!({"event": "step", "stage": 1, "epoch": 1, "step": 1, "loss": 2.0}),
+        epoch(1, 1, eta(2, 0.001, 0.0)),
+        epoch(1, 2, eta(3, 2.0, 0.0)),
+        json!({"event": "stage", "stage": 2, "step": 20, "k": 2, "ops_kept": 3, "epochs": 1, "num_weights": 8}),
+        epoch(2, 3, eta(4, 3.0, -40.0)),
+        json!({"event": "finish", "stages": 2, "epochs": 3, "step": 30}),
+    ]
+}
+
+fn write_run(folder: &Path, lines: &[Value]) -> PathBuf {
+    let run = folder.join("run");
+    fs::create_dir_all(&run).unwrap();
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    fs::write(run.join("metrics.jsonl"), text).unwrap();
+    run
+}
+
+#[test]
+fn the_numbers_of_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = Table::open(&table(folder.path())).unwrap();
+    let run = write_run(folder.path(), &lines());
+    let read = |dataset, samples, seed| Trajectory::read(&run, &table, dataset, samples, seed).unwrap();
+    let trajectory = read(Dataset::Cifar10, 100, 0);
+    assert_eq!((trajectory.optimum, trajectory.median), (80.0, 40.0));
+    let epochs: Vec<_> = trajectory.epochs.iter().map(|epoch| (epoch.epoch, epoch.accuracy)).collect();
+    assert_eq!(epochs, [(1, 40.0), (2, 60.0), (3, 80.0)]);
+    let stages: Vec<_> = trajectory.stages.iter().map(|s| (s.stage, s.first_epoch, s.k_and_ops)).collect();
+    assert_eq!(stages, [(1, 1, Some((4, 5))), (2, 3, Some((2, 3)))]);
+    let drawn: Vec<_> = trajectory.epochs.iter().map(|epoch| epoch.drawn).collect();
+    // At first nearly even: mean 40, standard deviation 11.5; at last only one architecture is left.
+    assert!(drawn[0].min < 25.0 && drawn[0].max > 55.0, "{:?}", drawn[0]);
+    assert!((drawn[0].median - 40.0).abs() < 5.0, "{:?}", drawn[0]);
+    assert!(drawn[0].lower_quartile < drawn[0].median && drawn[0].median < drawn[0].upper_quartile);
+    assert_eq!((drawn[2].min, drawn[2].max), (80.0, 80.0));
+
+    assert_eq!(read(Dataset::Cifar10, 100, 0), trajectory);
+    assert_ne!(read(Dataset::Cifar10, 100, 1).epochs[0], trajectory.epochs[0]);
+    // The same architectures, whatever is looked at.
+    let other = read(Dataset::Cifar100, 100, 0);
+    assert!((other.epochs[0].drawn.max - trajectory.epochs[0].drawn.max - 1.0).abs() < 1e-9);
+    // Drawn and then summed up slowly.
+    let mut random = stream(0, Purpose::Trajectory, &[2]);
+    let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
+    let draw = |_| accuracy(&drnas_dist::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
+    let mut accuracies: Vec<f64> = (0..100).map(draw).collect();
+    accuracies.sort_by(f64::total_cmp);
+    assert_eq!((drawn[1].min, drawn[1].max), (accuracies[0], accuracies[99]));
+    // 99 gaps: a quarter is at 24.75, the half at 49.5.
+    assert!((drawn[1].lower_quartile - (0.25 * accuracies[24] + 0.75 * accuracies[25])).abs() < 1e-9);
+    assert!((drawn[1].median - (accuracies[49] + accuracies[50]) / 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_running_search_is_drawn_as_far_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = Table::open(&table(folder.path())).unwrap();
+    let read = |run: &Path| Trajectory::read(run, &table, Dataset::Cifar10, 100, 0);
+    let whole = read(&write_run(folder.path(), &lines())).unwrap();
+    let run = write_run(folder.path(), &lines()[..3]);
+    let mut text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text += "{\"event\":\"epoch\",\"stage\":1,\"ep";
+    fs::write(run.join("metrics.jsonl"), text).unwrap();
+    let begun = read(&run).unwrap();
+    assert_eq!(begun.epochs, whole.epochs[..1], "the same draws as when it has ended");
+    let picture = svg(&begun, Path::new("f.svg")).unwrap();
+    assert!(
+        picture.contains("k = 4, 5 operations") && !picture.contains("stage"),
+        "one stage needs no number"
+    );
+    png(&begun, Path::new("f.png")).unwrap();
+}
+
+/// The record as a search writes it has what is read here.
+#[test]
+fn a_search_writes_what_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = Table::open(&table(folder.path())).unwrap();
+    let mut mask = Mask::full(6, 5);
+    mask.0.iter_mut().for_each(|row| row[4] = false);
+    let record = EpochRecord {
+        stage: 1,
+        epoch: 1,
+        step: 5,
+        steps: 5,
+        loss: f64::NAN,
+        top1: 0.1,
+        top5: 0.5,
+        architecture_loss: None,
+        architecture_top1: None,
+        lr: 0.025,
+        images_per_s: 100.0,
+        data_wait_ms: 0.0,
+        reduce_wait_ms: 0.0,
+        eta_entropy: vec![1.6],
+        eta: vec![vec![vec![0.0, 0.0, 0.0, 0.5, 0.9]; 6]],
+        masks: vec![mask],
+        genotype: String::new(),
+        benchmark: None,
+        skipped_images: 0,
+        wall_s: 1.0,
+    };
+    let run = write_run(folder.path(), &[serde_json::to_value(Record::Epoch(record)).unwrap()]);
+    let trajectory = Trajectory::read(&run, &table, Dataset::Cifar10, 100, 0).unwrap();
+    assert_eq!(trajectory.epochs[0].chosen, Architecture([3; 6]), "the pruned one does not count");
+    assert!(trajectory.epochs[0].drawn.max <= 60.0);
+}
+
+#[test]
+fn what_cannot_be_drawn_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = Table::open(&table(folder.path())).unwrap();
+    let refusal = |lines: &[Value], text: &str| {
+        let run = write_run(folder.path(), lines);
+        let path = run.join("metrics.jsonl");
+        fs::write(&path, fs::read_to_string(&path).unwrap() + text).unwrap();
+        let error = Trajectory::read(&run, &table, Dataset::Cifar10, 10, 0).unwrap_err().to_string();
+        assert_eq!(error.lines().count(), 1, "{error}");
+        error.replace(path.to_str().unwrap(), "METRICS")
+    };
+    let another_space = json!([vec![[0.0; 7]; 14], vec![[0.0; 7]; 14]]);
+    let mut masked = epoch(1, 1, eta(0, 0.0, 0.0));
+    masked["masks"] = json!([vec![[false; 5]; 6]]);
+    let without = json!({"event": "epoch", "stage": 1, "epoch": 1, "step": 1});
+    for (lines, text, what) in [
+        (&lines()[..2], "", "METRICS: no epoch has ended yet"),
+        (&[without], "", "METRICS: none of its 1 epochs holds eta"),
+        (
+            &[epoch(1, 1, another_space)],
+            "",
+            "METRICS: line 1: one table of 6 edges and 5 operations expected",
+        ),
+        (&[masked], "", "METRICS: line 1: an edge has no operation left"),
+        (&[epoch(1, 1, json!([vec![[None::<f64>; 5]; 6]]))], "", "not finite"),
+        (&[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))], "", "line 2: epoch 2 comes after"),
+        (&lines()[..3], "no JSON\n", "METRICS: line 4: "),
+    ] {
+        let error = refusal(lines, text);
+        assert!(error.contains(what), "{what} is not in {error}");
+    }
+    let error = Trajectory::read(&folder.path().join("none"), &table, Dataset::Cifar10, 10, 0).unwrap_err();
+    assert!(error.to_string().starts_with("read "), "{error}");
+    let run = write_run(folder.path(), &lines());
+    let error = Trajectory::read(&run, &table, Dataset::ImageNet16, 10, 0).unwrap_err().to_string();
+    assert!(error.contains("no column \"in16_test_200\"; there are c10_test_200, c100_test_200"), "{error}");
+}
+
+#[test]
+fn the_command_writes_both_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = table(folder.path());
+    let run = write_run(folder.path(), &lines());
+    let plot = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_drnas-dist"));
+        let output = command.args(["plot", "trajectory"]).arg(&run).args(more).output().expect("it starts");
+        let (said, error) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        (output.status.code(), said, error)
+    };
+    let table = table.to_str().unwrap();
+    assert_eq!(plot(&[]).0, Some(2), "without a table");
+    // What the run searched on is the default.
+    fs::write(run.join("config.toml"), "seed = 3\n[model]\nnum_classes = 100\n").unwrap();
+    let (code, said, error) = plot(&["--table", table]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(said.starts_with(
+        "CIFAR-100 test accuracy, 100 architectures drawn at every epoch (best of the space 81.00 %"
+    ));
+    assert!(
+        said.contains("\nepoch   3: chosen 81.00 %, drawn 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
+        "{said}"
+    );
+    assert!(run.join("trajectory-cifar100.svg").exists() && run.join("trajectory-cifar100.png").exists());
+
+    let out = folder.path().join("figures/v1.2.svg");
+    let (code, _, error) = plot(&["--dataset", "cifar10", "--out", out.to_str().unwrap(), "--table", table]);
+    assert_eq!(code, Some(0), "{error}");
+    let picture = fs::read_to_string(&out).unwrap();
+    assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"));
+    for text in [
+        "CIFAR-10: search trajectory",
+        "Search epoch",
+        "Test accuracy (%)",
+        "stage 1: k = 4, 5 operations",
+        "stage 2: k = 2, 3 operations",
+        "selected by the Dirichlet mean, at last 80.00 %",
+        "100 drawn architectures: least to largest",
+        "their middle half (quartiles)",
+        "best of the space, 80.00 %",
+        "median of the space, 40.00 %",
+    ] {
+        assert!(picture.contains(text), "{text} is not in the picture");
+    }
+    assert!(picture.matches("<polygon").count() >= 2, "range and quartiles");
+    let bytes = fs::read(folder.path().join("figures/v1.2.png")).unwrap();
+    let pixels = image::load_from_memory(&bytes).unwrap().into_rgb8();
+    assert_eq!(pixels.dimensions().0, 1720);
+    let orange = pixels.pixels().filter(|p| p.0[0] > 180 && p.0[2] < 60).count();
+    assert!(orange > 500, "the line of what was selected, {orange} pixels");
+    assert!(pixels.pixels().filter(|p| p.0 == [255; 3]).count() > pixels.len() / 3 / 4, "white behind all");
+    assert_eq!(fs::read_dir(folder.path().join("figures")).unwrap().count(), 2, "no temporary file stays");
+}
