@@ -26,9 +26,6 @@ struct Source<'a> {
     rows: Vec<Vec<String>>,
 }
 
-/// Columns, architectures in the benchmark's order, values by column.
-type Content = (Vec<Column>, Vec<Architecture>, Vec<Vec<u32>>);
-
 /// Reads `source` and writes the table `out`. `skip`: columns that are left out. Local.
 /// Errors: what is wrong in which row; columns and architectures that are missing or there twice.
 pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
@@ -39,8 +36,7 @@ pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
         let what = "is there and is no table, so it is not replaced; give another --out".to_string();
         return Err(Error::Nb201Source { path: out.to_owned(), place: String::new(), what });
     }
-    let (columns, architectures, values) = source.table(skip)?;
-    format::write(out, &columns, &architectures, &values)
+    source.write(out, skip)
 }
 
 fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
@@ -122,7 +118,8 @@ impl Source<'_> {
         self.columns.iter().position(|column| column == name)
     }
 
-    fn table(&self, skip: &[String]) -> Result<Content> {
+    /// Checks everything, then writes the table: architectures in the benchmark's order, columns but those in `skip`.
+    fn write(&self, out: &Path, skip: &[String]) -> Result<()> {
         let order = self.order()?;
         let architectures: Vec<Architecture> = order.iter().map(|(_, architecture)| *architecture).collect();
         if let Some(unknown) = skip.iter().find(|name| self.position(name).is_none()) {
@@ -145,7 +142,7 @@ impl Source<'_> {
             columns.push(column);
             values.push(integers);
         }
-        Ok((columns, architectures, values))
+        format::write(out, &columns, &architectures, &values)
     }
 
     /// For each index of the benchmark the row that has it, and its architecture.
