@@ -36,6 +36,7 @@ impl<'a> Job<'a> {
         let evaluates = script == "evaluate.sh";
         let settings = BTreeMap::from([
             ("CONFIG", path(if evaluates { "evaluate.toml" } else { "search.toml" })),
+            ("EVALUATE", "evaluate-cifar".into()),
             ("TEST", path("valid")),
             ("GENOTYPE", "DrNAS_cifar10".into()),
             ("TRAIN", path("train")),
