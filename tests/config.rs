@@ -2,7 +2,7 @@
 
 use drnas_dist::config::{Precision, Regulariser, Stage, Theta};
 use drnas_dist::space::SearchSpace;
-use drnas_dist::{Config, Settings};
+use drnas_dist::{Config, EvaluateConfig, Settings};
 
 fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
@@ -212,9 +212,100 @@ fn the_files_of_the_project_are_good() {
 }
 
 #[test]
+fn the_published_runs_are_part_of_the_program() {
+    use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, sets_of};
+    use drnas_dist::schedule::Schedule;
+    use drnas_dist::space::SearchSpace;
+    use drnas_dist::space::nb201::Dataset;
+    let golden: std::collections::BTreeMap<String, Vec<f64>> =
+        serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
+    let load = |(name, text): (&str, &str), dataset: Option<Dataset>| {
+        let sets = dataset.map(sets_of).unwrap_or_default();
+        let config = Config::parse(text, name, &sets).unwrap();
+        // As published: one process, no clipping of eta, first order.
+        assert_eq!(
+            (config.search.replicas, config.eta.grad_clip, u8::from(config.search.order)),
+            (1, 0.0, 1)
+        );
+        let schedule = Schedule::of_search(&config);
+        (config, schedule)
+    };
+    let (cifar, schedule) = load(CIFAR, None);
+    cifar.check_space(SearchSpace::DartsCifar).unwrap();
+    let run = golden.iter().find(|(name, _)| name.starts_with("cifar_search")).unwrap();
+    for (epoch, lr) in (0..).zip(run.1) {
+        assert!((schedule.lr(epoch) - lr).abs() < 1e-12, "{epoch}");
+    }
+    for dataset in Dataset::ALL {
+        let (plain, schedule) = load(NB201, Some(dataset));
+        let (progressive, _) = load(NB201_PROGRESSIVE, Some(dataset));
+        assert_eq!(plain.model, progressive.model);
+        assert_eq!(
+            (plain.search.architecture_from_epoch, progressive.search.architecture_from_epoch),
+            (0, 10)
+        );
+        assert_eq!(plain.data.px, if dataset == Dataset::ImageNet16 { 16 } else { 32 });
+        let run = golden.iter().find(|(name, _)| name.starts_with("nb201")).unwrap();
+        for (epoch, lr) in (0..).zip(run.1) {
+            assert!((schedule.lr(epoch) - lr).abs() < 1e-12, "{epoch}");
+        }
+        let error = plain.check_space(SearchSpace::DartsCifar).unwrap_err().to_string();
+        assert!(error.contains("this is search-cifar, the configuration is one for search-nb201"), "{error}");
+    }
+}
+
+#[test]
+fn evaluations_that_are_shipped_are_good_ones() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let load = |name: &str| EvaluateConfig::load(&folder.join(name), &[]).unwrap();
+    assert_eq!(load("evaluate-imagenet.toml"), EvaluateConfig::default());
+    let cifar = load("evaluate-cifar10.toml");
+    assert_eq!((cifar.model.init_channels, cifar.model.layers, cifar.evaluate.epochs), (36, 20, 600));
+    assert_eq!((cifar.lr(), cifar.evaluate.drop_path, cifar.data.cutout), (0.025, 0.3, 16));
+    for name in ["evaluate-cifar10-small.toml", "evaluate-imagenet-small.toml"] {
+        let config = load(name);
+        config.check_ranks(2).unwrap();
+        config.check_classes(10).unwrap();
+    }
+}
+
+#[test]
+fn evaluations_are_checked() {
+    let parse = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        EvaluateConfig::parse("", "run.toml", &sets).map_err(|error| error.to_string())
+    };
+    let refused = |sets: &[&str], word: &str| {
+        let said = parse(sets).expect_err("this configuration must be refused");
+        assert!(said.contains(word), "{said}");
+    };
+    // The linear rule, when it is asked for.
+    assert_eq!(parse(&["evaluate.global_batch=1536"]).unwrap().lr(), 0.5);
+    assert_eq!(parse(&["evaluate.global_batch=1536", "evaluate.lr_batch=768"]).unwrap().lr(), 1.0);
+    refused(
+        &["evaluate.global_batch=100"],
+        "evaluate.replicas = 8 does not divide evaluate.global_batch = 100",
+    );
+    refused(&["evaluate.drop_path=1.0"], "evaluate.drop_path must be in [0, 1)");
+    refused(&["evaluate.label_smoothing=-0.1"], "evaluate.label_smoothing must be in [0, 1)");
+    refused(&["evaluate.epochs=0"], "evaluate.epochs = 0 must be in 1..=1000000");
+    refused(&["evaluate.epochs=3"], "weights.warmup_epochs = 5 is above the 3 epochs");
+    refused(&["evaluate.test_every=0"], "evaluate.test_every must be 1 or more");
+    refused(
+        &["data.px=64"],
+        "leaves 2 x 2 pixels to the auxiliary head, which needs 7 x 7; use --set data.px=224",
+    );
+    assert!(parse(&["data.px=64", "evaluate.auxiliary_weight=0"]).is_ok());
+    refused(&["evaluate.global_batch=8"], "raise evaluate.global_batch");
+    refused(&["model.init_channels=5"], "model.init_channels = 5 must be even");
+    refused(&["data.test_crop=200", "data.test_resize=220"], "data.test_crop = 200 must be a multiple of 32");
+    refused(&["evaluate.stage=3"], "unknown key");
+}
+
+#[test]
 fn every_key_is_explained() {
     let explained = include_str!("../configs/README.md");
-    let text = Config::default().to_toml();
+    let text = Config::default().to_toml() + &EvaluateConfig::default().to_toml();
     let keys = text.lines().filter_map(|line| line.split_once(" = "));
     for (key, _) in keys {
         assert!(explained.contains(&format!("`{key}`")), "{key} is not in configs/README.md");

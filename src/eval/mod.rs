@@ -156,11 +156,6 @@ impl Evaluation {
         &self.net
     }
 
-    /// The network. For tests that disturb it.
-    pub fn net_mut(&mut self) -> &mut Network {
-        &mut self.net
-    }
-
     /// The tests so far.
     pub fn tests(&self) -> &Tests {
         &self.tests
@@ -181,13 +176,26 @@ impl Evaluation {
         self.config.evaluate.drop_path * epoch as f64 / self.config.evaluate.epochs as f64
     }
 
-    /// One step of the weights. Collective; gradients are averaged over all replicas.
+    /// One step of the weights, on the next batches of `loader`. Collective; gradients are averaged over all replicas.
     pub fn train_step(&mut self, loader: &mut Loader, comm: &dyn Communicator) -> Result<StepOutcome> {
+        let next =
+            |upload: &mut Upload, outcome: &mut StepOutcome| weight_step::prepare(loader, upload, outcome);
+        let mut outcome = self.train_on(next, comm)?;
+        outcome.data_wait_ms = loader.wait_ms();
+        Ok(outcome)
+    }
+
+    /// One step of the weights: `next` gives each local replica's images and labels, on the device. Collective.
+    pub fn train_on(
+        &mut self,
+        mut next: impl FnMut(&mut Upload, &mut StepOutcome) -> Result<(Tensor, Tensor)>,
+        comm: &dyn Communicator,
+    ) -> Result<StepOutcome> {
         let mut outcome = StepOutcome::default();
         let epoch = self.epoch_of(self.step);
         let probability = self.drop_path(epoch);
         for (local, replica) in self.replicas.clone().enumerate() {
-            let (images, labels) = weight_step::prepare(loader, &mut self.upload, &mut outcome)?;
+            let (images, labels) = next(&mut self.upload, &mut outcome)?;
             let at = (self.config.seed, self.step, replica as u64);
             let drop_path = self.net.drop_path(probability, at, images.size()[0]);
             let tape = self.net.forward(&images, drop_path, local);
@@ -196,7 +204,6 @@ impl Evaluation {
             let turn = (local, self.replicas.len());
             weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
-        outcome.data_wait_ms = loader.wait_ms();
         let rates = (self.lr(epoch), self.config.evaluate.grad_clip);
         weight_step::descend(&mut self.net.params.buckets, &self.sgd, rates, comm, &mut outcome)?;
         self.step += 1;
@@ -204,7 +211,7 @@ impl Evaluation {
     }
 
     /// The loss that is differentiated. `results`: logits and, with an auxiliary head, its logits.
-    pub fn loss(&self, results: &[Tensor], labels: &Tensor) -> Tensor {
+    fn loss(&self, results: &[Tensor], labels: &Tensor) -> Tensor {
         let evaluate = &self.config.evaluate;
         let loss = |logits| smoothed_cross_entropy(logits, labels, evaluate.label_smoothing);
         match results {

@@ -1,0 +1,85 @@
+"""Training steps and logits of an exported network by PyTorch itself: steps.py FOLDER.
+
+FOLDER/export is what `drnas-dist export` writes. FOLDER/batches.safetensors: `images` [B, N, 3, px, px], `labels`
+[B, N], used in turn. FOLDER/settings.json: momentum, weight_decay, grad_clip, label_smoothing, auxiliary_weight, and `lr`, one per
+step. Writes FOLDER/torch.safetensors: `logits.before` (evaluation mode, first batch), `losses`, `logits.after`, and the
+state dict after the steps as `after/NAME`; FOLDER/torch.json: parameters and multiply-adds, counted on the modules.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder / "export"))
+from network import load, read_safetensors  # noqa: E402
+
+
+def write_safetensors(path, tensors):
+    kinds = {torch.float32: "F32", torch.float64: "F64"}
+    header, parts, offset = {}, [], 0
+    for name, tensor in tensors.items():
+        data = bytes(tensor.detach().contiguous().flatten().view(torch.uint8).tolist())
+        place = [offset, offset + len(data)]
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        parts.append(data)
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+
+
+torch.set_num_threads(1)
+settings = json.loads((folder / "settings.json").read_text())
+batches = read_safetensors(folder / "batches.safetensors")
+images, labels = batches["images"], batches["labels"]
+net = load(folder / "export")
+
+# Multiply-adds: of each convolution and linear layer, on the maps that it really makes.
+adds = []
+
+
+def count(module, inputs, output):
+    adds.append(module.weight.numel() * (output.shape[2] * output.shape[3] if output.dim() == 4 else 1))
+
+
+hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+found = {}
+with torch.no_grad():
+    found["logits.before"] = net.eval()(images[0])
+for hook in hooks:
+    hook.remove()
+parameters = sum(p.numel() for name, p in net.named_parameters() if "auxiliary" not in name)
+(folder / "torch.json").write_text(json.dumps({"parameters": parameters, "multiply_adds": sum(adds)}))
+
+optimiser = torch.optim.SGD(
+    net.parameters(), lr=1.0, momentum=settings["momentum"], weight_decay=settings["weight_decay"]
+)
+net.train()
+losses = []
+for step, lr in enumerate(settings["lr"]):
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad()
+    logits, auxiliary = net(images[step % len(images)])
+    smoothing = settings["label_smoothing"]
+    loss = F.cross_entropy(logits, labels[step % len(images)], label_smoothing=smoothing)
+    if auxiliary is not None:
+        loss = loss + settings["auxiliary_weight"] * F.cross_entropy(
+            auxiliary, labels[step % len(images)], label_smoothing=smoothing
+        )
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), settings["grad_clip"])
+    optimiser.step()
+    losses.append(loss.detach())
+found["losses"] = torch.stack(losses)
+with torch.no_grad():
+    found["logits.after"] = net.eval()(images[0])
+for name, tensor in net.state_dict().items():
+    if tensor.is_floating_point():
+        found[f"after/{name}"] = tensor
+write_safetensors(folder / "torch.safetensors", found)
