@@ -40,8 +40,11 @@ struct Allowed {
 }
 
 impl Allowed {
-    fn of(precision: Precision) -> Allowed {
+    fn of(placement: Placement) -> Allowed {
+        let precision = placement.precision;
         let (values, auxiliary, gradients) = match precision {
+            // Another order of summation changes the worst tensor by a factor of 3 (channels last and first on a CPU).
+            Precision::Fp32 if placement.device != Device::Cpu => (3e-4, 3e-4, 3e-3),
             Precision::Fp32 | Precision::Fp64 => (1e-4, 1e-4, 1e-3),
             Precision::Tf32 => (5e-3, 5e-2, 1e-1),
             Precision::Bf16 => (2e-2, 3e-1, 4e-1),
@@ -317,7 +320,7 @@ fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Result
         1 => prefix.to_string(),
         _ => format!("{prefix}.{table}"),
     };
-    let allowed = Allowed::of(placement.precision);
+    let allowed = Allowed::of(placement);
     let table = |prefix: &str| -> Result<Vec<Tensor>> {
         space.tables().iter().map(|table| Ok(golden.tensor(&name(prefix, table))?.copy())).collect()
     };

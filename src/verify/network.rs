@@ -40,7 +40,7 @@ pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Res
 }
 
 fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<Finding>> {
-    let allowed = Allowed::of(net.placement().precision);
+    let allowed = Allowed::of(net.placement());
     let values = |kind| allowed.values(kind);
     let tensor = |name: &str| golden.tensor(name);
     let on_device = |name: &str| Ok(tensor(name)?.to_device(net.placement().device));

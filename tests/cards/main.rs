@@ -203,6 +203,9 @@ fn a_search_is_the_one_of_mpi_bit_for_bit() {
     );
     good("search", 2, &[("TEST_WORDS", &words), ("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "300")]);
     assert_same_end(&bench.run("by-nccl"), &by_mpi);
+    // Of the double's 80 GiB half is in use.
+    let log = std::fs::read_to_string(bench.path("by-nccl").join("metrics.jsonl")).unwrap();
+    assert!(log.contains(r#""card_memory_mib":40960.0"#), "{log}");
 }
 
 /// The real program, without a driver and with the double's. (Without libtorch's CUDA libraries it comes no further; what it
