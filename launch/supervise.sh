@@ -25,11 +25,11 @@ say() { printf 'supervise: %s\n' "$*" >&2; }
 
 # The newest whole checkpoint's step, 0 if there is none.
 newest() {
-    local step=0 done
-    for done in "$run"/checkpoints/step-*/DONE; do
-        [ -e "$done" ] || continue
-        done=${done%/DONE}
-        step=$((10#${done##*step-}))
+    local step=0 marker
+    for marker in "$run"/checkpoints/step-*/DONE; do
+        [ -e "$marker" ] || continue
+        marker=${marker%/DONE}
+        step=$((10#${marker##*step-}))
     done
     echo "$step"
 }

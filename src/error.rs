@@ -507,7 +507,7 @@ pub enum Error {
 
     /// A collective operation on the cards that does not end.
     #[error(
-        "{at}: waited {waited_s:.1} s in {operation} and it does not end; \
+        "{at}: waited {waited_s:.1} s in {operation} and it does not end{behind}; \
          look for a rank that hangs or a link that is cut, then go on with --resume"
     )]
     NcclStalled {
@@ -517,6 +517,8 @@ pub enum Error {
         operation: String,
         /// Seconds waited.
         waited_s: f64,
+        /// Who was last heard of furthest behind, as the end of a sentence.
+        behind: String,
     },
 
     /// Two ranks with one card.

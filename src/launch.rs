@@ -44,7 +44,7 @@ enum Ranks {
     /// One process, with MPI started if a launcher started the process.
     Alone(Solo, Option<(Universe, Threading)>),
     /// Several; with a card each, tensors go another way.
-    Joined(Rc<Mpi>, Option<Nccl>, Option<(Universe, Threading)>),
+    Joined(Rc<Mpi>, Option<Box<Nccl>>, Option<(Universe, Threading)>),
 }
 
 impl World {
@@ -250,7 +250,7 @@ impl Drop for World {
             Ranks::Alone(_, universe) => drop(universe.take()),
             Ranks::Joined(mpi, nccl, universe) => {
                 let (rank, host) = (mpi.rank(), &self.place.host);
-                let idle = mpi.idle() && nccl.as_ref().is_none_or(Nccl::idle);
+                let idle = mpi.idle() && nccl.as_ref().is_none_or(|nccl| nccl.idle());
                 if !idle || std::thread::panicking() {
                     say(&format!(
                         "rank {rank} on {host}: leaves with operations under way, all ranks are ended"
@@ -277,7 +277,7 @@ impl Ranks {
     fn communicator(&self) -> &dyn Communicator {
         match self {
             Ranks::Alone(solo, _) => solo,
-            Ranks::Joined(_, Some(nccl), _) => nccl,
+            Ranks::Joined(_, Some(nccl), _) => &**nccl,
             Ranks::Joined(mpi, None, _) => &**mpi,
         }
     }
@@ -294,7 +294,7 @@ impl Ranks {
                 limit,
             };
             *nccl = match Nccl::join(mpi, terms) {
-                Ok(nccl) => Some(nccl),
+                Ok(nccl) => Some(Box::new(nccl)),
                 Err(why) => mpi.abort(&why),
             };
         }
@@ -336,7 +336,7 @@ fn start_mpi(limit: Duration) -> Result<(Universe, Threading)> {
 /// The number of ranks that the launcher speaks of, and where it says so. Open MPI's own number goes before Slurm's:
 /// mpirun inside an allocation may start fewer ranks than the allocation has tasks.
 fn promised(variable: impl Fn(&str) -> Option<String>) -> Option<(&'static str, usize)> {
-    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"]
         .into_iter()
         .find_map(|name| Some((name, variable(name)?.trim().parse().ok()?)))
 }
@@ -348,7 +348,7 @@ fn keeps_promise(promise: Option<(&'static str, usize)>, size: usize) -> Result<
             promised,
             size,
             advice: match variable {
-                "SLURM_NTASKS" => {
+                "SLURM_STEP_NUM_TASKS" | "SLURM_NTASKS" => {
                     "start it by `srun --mpi=pmix` or by mpirun (one process on purpose: SLURM_NTASKS=1)"
                 }
                 _ => "start it by the mpirun of the MPI that `drnas-dist doctor` names",
@@ -399,6 +399,10 @@ mod tests {
         assert!(keeps_promise(inner, 2).is_ok());
         let error = keeps_promise(with(&[("SLURM_NTASKS", "4")]), 1).unwrap_err().to_string();
         assert!(error.contains("SLURM_NTASKS says 4 ranks, MPI says 1") && error.contains("--mpi=pmix"));
+        // srun of 2 tasks in an allocation of 4.
+        let step = with(&[("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "2")]);
+        let error = keeps_promise(step, 1).unwrap_err().to_string();
+        assert!(error.contains("SLURM_STEP_NUM_TASKS says 2") && error.contains("--mpi=pmix"), "{error}");
         let error = keeps_promise(with(&[("PMI_SIZE", "2")]), 1).unwrap_err().to_string();
         assert!(error.contains("PMI_SIZE says 2"), "{error}");
     }

@@ -272,7 +272,7 @@ impl Comparison {
     /// Compares all of `ours` with their namesakes.
     fn all(mut self, ours: &Named, theirs: &Named, skip: impl Fn(&str) -> bool) -> Finding {
         if self.together {
-            return self.as_one(ours, theirs, skip);
+            return self.whole(ours, theirs, skip);
         }
         for (name, ours) in ours.iter().filter(|(name, _)| !skip(name)) {
             match theirs.get(name) {
@@ -284,7 +284,7 @@ impl Comparison {
     }
 
     /// The same, all tensors as one.
-    fn as_one(mut self, ours: &Named, theirs: &Named, skip: impl Fn(&str) -> bool) -> Finding {
+    fn whole(mut self, ours: &Named, theirs: &Named, skip: impl Fn(&str) -> bool) -> Finding {
         let (mut distance, mut size, mut count) = (0.0, 0.0, 0);
         let square = |x: &Tensor| x.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
         for (name, ours) in ours.iter().filter(|(name, _)| !skip(name)) {

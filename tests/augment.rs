@@ -2,6 +2,9 @@
 //!
 //! Where tests/python/pillow.sh finds no Pillow (no Python, no network) the comparison is skipped.
 
+#[path = "common/pillow.rs"]
+mod pillow;
+
 use drnas_dist::config::{CropKind, Data};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
 use drnas_dist::data::augment::jitter::Tone;
@@ -9,6 +12,7 @@ use drnas_dist::data::augment::{Rect, hole};
 use drnas_dist::data::decode::{Picture, decode};
 use drnas_dist::data::{Augment, Batch, Crop, Jitter};
 use drnas_dist::random::{Purpose, stream};
+use pillow::python;
 use rand::RngExt;
 use serde_json::json;
 use std::fs;
@@ -16,18 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
-
-/// The script that runs Python with Pillow; `None`, with a line, when there is none.
-fn python() -> Option<PathBuf> {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/pillow.sh");
-    let output = Command::new(&python).args(["-c", "import PIL"]).output().unwrap();
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        eprintln!("skipped: Pillow is not there: {}", text.trim().lines().last().unwrap_or_default());
-        return None;
-    }
-    Some(python)
-}
 
 /// Noise, and colours of every kind.
 fn picture(width: u32, height: u32, seed: u64) -> Picture {
@@ -323,43 +315,4 @@ fn the_configuration_chooses_the_augmentation() {
     assert_eq!((cifar.test_crop_px(), Augment::test(&cifar)), (32, Crop::Centre { resize: 32 }.into()));
     let own = Data { test_crop: 64, test_resize: 80, ..Data::default() };
     assert_eq!((own.test_crop_px(), Augment::test(&own)), (64, Crop::Centre { resize: 80 }.into()));
-}
-
-#[test]
-fn cifar10_is_rebuilt_from_jpeg_files() {
-    let Some(python) = python() else {
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let (pack, out) = (dir.path().join("pack"), dir.path().join("out"));
-    let mut orders = [String::new(), String::new()];
-    // Listed backwards: the numbers decide.
-    for number in (0..12usize).rev() {
-        let part = usize::from(number >= 10);
-        let class = ["truck", "airplane"][number % 2];
-        let name = format!("{}/{class}/{number}.png", ["train", "test"][part]);
-        let index = if part == 0 { number } else { 7 * number };
-        orders[part].push_str(&format!("{index} {name}\n"));
-        let file = pack.join(&name);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        let picture = picture(32, 32, number as u64);
-        image::save_buffer(&file, picture.rgb(), 32, 32, image::ExtendedColorType::Rgb8).unwrap();
-    }
-    fs::write(pack.join("order_train.txt"), &orders[0]).unwrap();
-    fs::write(pack.join("order_test.txt"), &orders[1]).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/cifar10_from_jpeg.py");
-    let output = Command::new(python).arg(script).arg(&pack).arg(&out).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut records = Vec::new();
-    for batch in 1..=5 {
-        records.extend(fs::read(out.join(format!("data_batch_{batch}.bin"))).unwrap());
-    }
-    records.extend(fs::read(out.join("test_batch.bin")).unwrap());
-    assert_eq!(records.len(), 12 * 3073);
-    for (number, record) in records.chunks_exact(3073).enumerate() {
-        assert_eq!(record[0], [9, 0][number % 2]);
-        assert_eq!(record[1..], planar(&picture(32, 32, number as u64)), "record {number}");
-    }
-    let names = fs::read_to_string(out.join("batches.meta.txt")).unwrap();
-    assert_eq!(names.lines().count(), 10);
 }

@@ -212,6 +212,49 @@ fn the_files_of_the_project_are_good() {
 }
 
 #[test]
+fn the_published_runs_are_part_of_the_program() {
+    use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, sets_of};
+    use drnas_dist::schedule::Schedule;
+    use drnas_dist::space::SearchSpace;
+    use drnas_dist::space::nb201::Dataset;
+    let golden: std::collections::BTreeMap<String, Vec<f64>> =
+        serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
+    let load = |(name, text): (&str, &str), dataset: Option<Dataset>| {
+        let sets = dataset.map(sets_of).unwrap_or_default();
+        let config = Config::parse(text, name, &sets).unwrap();
+        // As published: one process, no clipping of eta, first order.
+        assert_eq!(
+            (config.search.replicas, config.eta.grad_clip, u8::from(config.search.order)),
+            (1, 0.0, 1)
+        );
+        let schedule = Schedule::of_search(&config);
+        (config, schedule)
+    };
+    let (cifar, schedule) = load(CIFAR, None);
+    cifar.check_space(SearchSpace::DartsCifar).unwrap();
+    let run = golden.iter().find(|(name, _)| name.starts_with("cifar_search")).unwrap();
+    for (epoch, lr) in (0..).zip(run.1) {
+        assert!((schedule.lr(epoch) - lr).abs() < 1e-12, "{epoch}");
+    }
+    for dataset in Dataset::ALL {
+        let (plain, schedule) = load(NB201, Some(dataset));
+        let (progressive, _) = load(NB201_PROGRESSIVE, Some(dataset));
+        assert_eq!(plain.model, progressive.model);
+        assert_eq!(
+            (plain.search.architecture_from_epoch, progressive.search.architecture_from_epoch),
+            (0, 10)
+        );
+        assert_eq!(plain.data.px, if dataset == Dataset::ImageNet16 { 16 } else { 32 });
+        let run = golden.iter().find(|(name, _)| name.starts_with("nb201")).unwrap();
+        for (epoch, lr) in (0..).zip(run.1) {
+            assert!((schedule.lr(epoch) - lr).abs() < 1e-12, "{epoch}");
+        }
+        let error = plain.check_space(SearchSpace::DartsCifar).unwrap_err().to_string();
+        assert!(error.contains("this is search-cifar, the configuration is one for search-nb201"), "{error}");
+    }
+}
+
+#[test]
 fn evaluations_that_are_shipped_are_good_ones() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let load = |name: &str| EvaluateConfig::load(&folder.join(name), &[]).unwrap();

@@ -2,6 +2,9 @@
 
 use drnas_dist::nb201::{Table, import};
 use drnas_dist::plot::{Trajectory, png, svg};
+use drnas_dist::random::{Purpose, stream};
+use drnas_dist::report::{EpochRecord, Record};
+use drnas_dist::space::Mask;
 use drnas_dist::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
 use std::fs;
@@ -83,8 +86,6 @@ fn the_numbers_of_a_run() {
     let other = read(Dataset::Cifar100, 100, 0);
     assert!((other.epochs[0].drawn.max - trajectory.epochs[0].drawn.max - 1.0).abs() < 1e-9);
     // Drawn and then summed up slowly.
-    use drnas_dist::random::{Purpose, stream};
-    use drnas_dist::space::Mask;
     let mut random = stream(0, Purpose::Trajectory, &[2]);
     let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
     let draw = |_| accuracy(&drnas_dist::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
@@ -114,6 +115,41 @@ fn a_running_search_is_drawn_as_far_as_it_is() {
         "one stage needs no number"
     );
     png(&begun, Path::new("f.png")).unwrap();
+}
+
+/// The record as a search writes it has what is read here.
+#[test]
+fn a_search_writes_what_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = Table::open(&table(folder.path())).unwrap();
+    let mut mask = Mask::full(6, 5);
+    mask.0.iter_mut().for_each(|row| row[4] = false);
+    let record = EpochRecord {
+        stage: 1,
+        epoch: 1,
+        step: 5,
+        steps: 5,
+        loss: f64::NAN,
+        top1: 0.1,
+        top5: 0.5,
+        architecture_loss: None,
+        architecture_top1: None,
+        lr: 0.025,
+        images_per_s: 100.0,
+        data_wait_ms: 0.0,
+        reduce_wait_ms: 0.0,
+        eta_entropy: vec![1.6],
+        eta: vec![vec![vec![0.0, 0.0, 0.0, 0.5, 0.9]; 6]],
+        masks: vec![mask],
+        genotype: String::new(),
+        benchmark: None,
+        skipped_images: 0,
+        wall_s: 1.0,
+    };
+    let run = write_run(folder.path(), &[serde_json::to_value(Record::Epoch(record)).unwrap()]);
+    let trajectory = Trajectory::read(&run, &table, Dataset::Cifar10, 100, 0).unwrap();
+    assert_eq!(trajectory.epochs[0].chosen, Architecture([3; 6]), "the pruned one does not count");
+    assert!(trajectory.epochs[0].drawn.max <= 60.0);
 }
 
 #[test]

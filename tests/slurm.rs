@@ -33,8 +33,12 @@ impl<'a> Job<'a> {
     ) -> Job<'a> {
         let bench = Bench::get();
         let path = |name: &str| bench.path(name).to_str().unwrap().to_owned();
+        let evaluates = script == "evaluate.sh";
         let settings = BTreeMap::from([
-            ("CONFIG", path("search.toml")),
+            ("CONFIG", path(if evaluates { "evaluate.toml" } else { "search.toml" })),
+            ("EVALUATE", "evaluate-cifar".into()),
+            ("TEST", path("valid")),
+            ("GENOTYPE", "DrNAS_cifar10".into()),
             ("TRAIN", path("train")),
             ("VALID", path("valid")),
             ("RUN", path(name)),
@@ -143,6 +147,53 @@ fn cancelled_and_submitted_again(cluster: &Cluster) {
     println!("scancel: {} checkpoints, submitted again, finished", job.run.checkpoints().len());
 }
 
+/// Without Slurm's MPI plugin each process would be a world of its own and write the same folder.
+fn worlds_of_one_are_refused(cluster: &Cluster) {
+    let bench = Bench::get();
+    let words = "search-imagenet --config search.toml --train train --valid valid --out worlds";
+    let output = (cluster.command("srun").args(["--mpi=none", "-n2", env!("CARGO_BIN_EXE_drnas-dist")]))
+        .args(words.split(' '))
+        .current_dir(bench.path(""))
+        .output()
+        .unwrap();
+    let said = bench::said(&output);
+    assert!(!output.status.success() && said.contains("SLURM_NTASKS says 2 ranks, MPI says 1"), "{said}");
+    assert!(!bench.path("worlds").exists());
+    println!("srun without its plugin: refused");
+}
+
+const EVALUATION: &str = "
+[model]
+space = \"darts-cifar\"
+init_channels = 4
+layers = 3
+num_classes = 4
+[data]
+px = 32
+[evaluate]
+replicas = 4
+global_batch = 32
+epochs = 4
+[weights]
+warmup_epochs = 1
+[run]
+log_every = 1
+checkpoint_every = 100
+threads = 1
+";
+
+/// What was found is trained in the same way.
+fn an_evaluation_is_warned(cluster: &Cluster) {
+    fs::write(Bench::get().path("evaluate.toml"), EVALUATION).unwrap();
+    let options = ["--nodes=1", "--ntasks-per-node=2", "--time=5"];
+    let job = Job::submit(cluster, "evaluation", "evaluate.sh", &options, "mpirun", &[]);
+    job.after_steps(4);
+    cluster.said("scancel", &["--batch", "--signal=USR1", &job.id]);
+    job.completes(20);
+    assert_eq!(job.restarts_lost_nothing(), 1, "{}", job.said());
+    println!("evaluation: warned, requeued, finished");
+}
+
 /// One job a seed, each with a folder of its own.
 fn seeds(cluster: &Cluster) {
     let options = ["--array=3-4", "--ntasks-per-node=1", "--time=5"];
@@ -185,6 +236,8 @@ fn the_batch_scripts_under_slurm() {
             false => println!("skipped: srun --mpi=pmix does not work here (apt-get install libpmix-dev)"),
         });
         scope.spawn(|| cancelled_and_submitted_again(cluster));
+        scope.spawn(|| an_evaluation_is_warned(cluster));
+        scope.spawn(|| worlds_of_one_are_refused(cluster));
         scope.spawn(|| {
             seeds(cluster);
             scaling(cluster);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Training of a found architecture from scratch as a Slurm job:  sbatch launch/slurm/evaluate.sh
 # Submit it in the checkout, where `cargo build --release` has been run and which all nodes see. What follows the script's
-# name goes to evaluate. Before its time limit it puts itself back into the queue and goes on.
+# name goes to the program. Before its time limit it puts itself back into the queue and goes on.
 #
 # -- change these lines --------------------------------------------------------------------------------------------
 #SBATCH --job-name=drnas-evaluate
@@ -15,10 +15,11 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
+EVALUATE=${EVALUATE:-evaluate-imagenet} # or evaluate-cifar
 CONFIG=${CONFIG:-configs/evaluate-imagenet.toml}
 GENOTYPE=${GENOTYPE:-runs/search-imagenet/genotype.json}
-TRAIN=${TRAIN:-shards/all-train}
-TEST=${TEST:-shards/test}
+TRAIN=${TRAIN:-shards/all}
+TEST=${TEST:-shards/val}
 RUN=${RUN:-runs/evaluate-imagenet}
 LAUNCHER=${LAUNCHER:-mpirun}            # or srun
 # ------------------------------------------------------------------------------------------------------------------
@@ -28,4 +29,4 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 . launch/slurm/common.sh
 export DRNAS_COMMAND="sbatch launch/slurm/evaluate.sh $*"
 ranks "$SLURM_NTASKS"
-go "$RUN" drnas-dist evaluate --config "$CONFIG" --genotype "$GENOTYPE" --train "$TRAIN" --test "$TEST" "$@"
+go "$RUN" drnas-dist "$EVALUATE" --config "$CONFIG" --genotype "$GENOTYPE" --train "$TRAIN" --test "$TEST" "$@"

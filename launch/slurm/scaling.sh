@@ -16,6 +16,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
+SEARCH=${SEARCH:-search-imagenet}       # or search-cifar, search-nb201
 CONFIG=${CONFIG:-configs/search-imagenet.toml}
 TRAIN=${TRAIN:-shards/train}
 VALID=${VALID:-shards/valid}
@@ -39,7 +40,7 @@ for n in $RANKS; do
     if [ -n "$BATCH" ]; then
         steps+=(--set "search.replicas=$n" --set "search.global_batch=$((n * BATCH))")
     fi
-    go "$RUNS/$n" drnas-dist search-imagenet --config "$CONFIG" --train "$TRAIN" --valid "$VALID" "${steps[@]}" "$@"
+    go "$RUNS/$n" drnas-dist "$SEARCH" --config "$CONFIG" --train "$TRAIN" --valid "$VALID" "${steps[@]}" "$@"
     runs+=("$RUNS/$n")
 done
 drnas-dist report scaling "${runs[@]}" | tee "$RUNS/scaling.md"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A search as a Slurm job, on one node or several:  sbatch launch/slurm/search.sh
 # Submit it in the checkout, where `cargo build --release` has been run and which all nodes see. What follows the script's
-# name goes to search-imagenet (--set seed=1). Before its time limit it puts itself back into the queue and goes on.
+# name goes to the program (--set seed=1). Before its time limit it puts itself back into the queue and goes on.
 #
 # -- change these lines --------------------------------------------------------------------------------------------
 #SBATCH --job-name=drnas-search
@@ -15,6 +15,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
+SEARCH=${SEARCH:-search-imagenet}       # or search-cifar, search-nb201
 CONFIG=${CONFIG:-configs/search-imagenet.toml}
 TRAIN=${TRAIN:-shards/train}
 VALID=${VALID:-shards/valid}
@@ -27,4 +28,4 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 . launch/slurm/common.sh
 export DRNAS_COMMAND="sbatch launch/slurm/search.sh $*"
 ranks "$SLURM_NTASKS"
-go "$RUN" drnas-dist search-imagenet --config "$CONFIG" --train "$TRAIN" --valid "$VALID" "$@"
+go "$RUN" drnas-dist "$SEARCH" --config "$CONFIG" --train "$TRAIN" --valid "$VALID" "$@"

@@ -15,6 +15,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
+SEARCH=${SEARCH:-search-imagenet}       # or search-cifar, search-nb201
 CONFIG=${CONFIG:-configs/search-imagenet.toml}
 TRAIN=${TRAIN:-shards/train}
 VALID=${VALID:-shards/valid}
@@ -27,5 +28,5 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 . launch/slurm/common.sh
 export DRNAS_COMMAND="sbatch launch/slurm/seeds.sh $*"
 ranks "$SLURM_NTASKS"
-go "$RUNS/$SLURM_ARRAY_TASK_ID" drnas-dist search-imagenet --config "$CONFIG" --train "$TRAIN" --valid "$VALID" \
+go "$RUNS/$SLURM_ARRAY_TASK_ID" drnas-dist "$SEARCH" --config "$CONFIG" --train "$TRAIN" --valid "$VALID" \
     --set "seed=$SLURM_ARRAY_TASK_ID" "$@"

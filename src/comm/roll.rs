@@ -91,6 +91,21 @@ pub(crate) fn missing(rank: usize, number: u64) -> String {
     }
 }
 
+/// Who was furthest behind this rank when last heard of, as the end of a sentence; "" if nobody was. For collectives on
+/// cards, which hosts do not wait for one by one.
+pub(crate) fn furthest_behind(rank: usize) -> String {
+    let roll = roll();
+    let place = |word: &Word| (word.step, word.phase as u8);
+    let others = roll.iter().enumerate().filter(|(other, _)| *other != rank);
+    match others.min_by_key(|(_, entry)| place(&entry.word)) {
+        Some((rank, Entry { host, word, since })) if place(word) < place(&mine()) => {
+            let here = Whereabouts { rank, host: host.clone(), step: word.step, phase: word.phase };
+            format!(" (furthest behind: {here} for {:.0} s)", since.elapsed().as_secs_f64())
+        }
+        _ => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

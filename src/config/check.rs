@@ -142,9 +142,11 @@ impl Data {
             "data.crop_area_min must be above 0 and at most 1, found {}",
             self.crop_area_min
         );
+        // First of the sizes: others are computed from it.
+        require!((0..=4096).contains(&self.px), "data.px = {} must be in 1..=4096", self.px);
         require!(self.pad <= 4096, "data.pad must be at most 4096, found {}", self.pad);
         require!(
-            self.cutout % 2 == 0 && self.cutout <= 8192,
+            self.cutout.is_multiple_of(2) && self.cutout <= 8192,
             "data.cutout must be even and at most 8192, found {}",
             self.cutout
         );

@@ -81,8 +81,10 @@ impl Machine<'_> {
 
     fn step(&mut self, code: u8) -> Result<(), Fault> {
         match code {
-            0x80 => drop(self.take(1)?),
-            0x95 => drop(self.take(8)?),
+            // The protocol's number, and the length of a frame, which only helps to read ahead.
+            0x80 | 0x95 => {
+                self.take(if code == 0x80 { 1 } else { 8 })?;
+            }
             b'(' => self.marks.push(self.stack.len()),
             b'N' => self.push(Value::Other),
             b'G' => {
@@ -140,7 +142,9 @@ impl Machine<'_> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let global = format!("{} {}", self.text(module).ok_or(CUT)?, self.text(name).ok_or(CUT)?);
+                // Longer ones name nothing that is looked for, and the same text could be named again and again.
+                let text = |id| self.text(id).filter(|text| text.len() < 100).ok_or(CUT);
+                let global = format!("{} {}", text(module)?, text(name)?);
                 self.push(Value::Global(global));
             }
             b'R' => {

@@ -164,6 +164,11 @@ impl Records {
         (self.name_of(image) == name).then_some(number)
     }
 
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.images.is_empty()
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.images.len()

@@ -86,7 +86,7 @@ struct Slot {
 }
 
 /// The way to one card.
-struct Staging {
+pub struct Staging {
     context: Context,
     /// For copies.
     side: Stream,
@@ -98,8 +98,8 @@ struct Staging {
 }
 
 impl Staging {
-    /// Room for batches of `like`, whose first dimension is N.
-    fn new(context: Context, device: Device, like: &[&Tensor; 2]) -> Result<Staging> {
+    /// Room for batches of `like`, contiguous, whose first dimension is N; on the card they are tensors of `device`.
+    pub fn new(context: Context, device: Device, like: &[&Tensor; 2]) -> Result<Staging> {
         context.bind()?;
         let main = Stream::legacy(context);
         let slot = || -> Result<Slot> {
@@ -131,7 +131,7 @@ impl Staging {
     }
 
     /// Brings `parts` to the card and gives them to `read`, which only reads them, in work of libtorch's stream.
-    fn pass<T>(&mut self, parts: &[&Tensor; 2], read: impl FnOnce(&Tensor, &Tensor) -> T) -> Result<T> {
+    pub fn pass<T>(&mut self, parts: &[&Tensor; 2], read: impl FnOnce(&Tensor, &Tensor) -> T) -> Result<T> {
         self.context.bind()?;
         let slot = &self.slots[self.next];
         self.next = 1 - self.next;

@@ -186,6 +186,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice::from_ref;
 
     fn seen(host: &str, local_size: usize, cards: &[u8]) -> Seen {
         let why_none = if cards.is_empty() { "no driver; install it".into() } else { String::new() };
@@ -207,10 +208,10 @@ mod tests {
         use DeviceChoice::{Auto, Cpu, Cuda};
         let (bare, rich) = (seen("a", 1, &[]), seen("b", 1, &[1, 2]));
         assert_eq!(chosen(Auto, false, &[bare.clone(), bare.clone()]), Ok(false));
-        assert_eq!(chosen(Auto, false, &[rich.clone()]), Ok(true));
-        assert_eq!(chosen(Cpu, false, &[rich.clone()]), Ok(false));
+        assert_eq!(chosen(Auto, false, from_ref(&rich)), Ok(true));
+        assert_eq!(chosen(Cpu, false, from_ref(&rich)), Ok(false));
         assert_eq!(
-            chosen(Cuda, false, &[bare.clone()]).unwrap_err(),
+            chosen(Cuda, false, from_ref(&bare)).unwrap_err(),
             "device = \"cuda\": no GPU can be used on a: no driver; install it, or compute there with --set device=cpu"
         );
         let mixed = chosen(Auto, false, &[rich, bare]).unwrap_err();

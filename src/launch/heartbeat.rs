@@ -70,9 +70,12 @@ impl Watch {
     pub(super) fn start(comm: &dyn Communicator, host: &str, limit: Duration) -> Result<Arc<Watch>> {
         let failed = |source| Error::Watch { what: "open a port".into(), source };
         let (rank, size) = (comm.rank(), comm.size());
-        // Everywhere: on which machines the others are is not known yet. Strangers do not know the token.
-        let listener = match rank {
-            0 => Some(
+        let machines = comm.all_gather(&machine().to_le_bytes())?;
+        let together = machines.iter().all(|other| *other == machines[0]);
+        let listener = match (rank, together) {
+            (0, true) => Some(TcpListener::bind("127.0.0.1:0").map_err(failed)?),
+            // On every address: which of them the others reach is theirs to find out. Strangers do not know the token.
+            (0, false) => Some(
                 TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).map_err(failed)?,
             ),
             _ => None,

@@ -1,4 +1,4 @@
-//! The table as a file: on-disk structs, checks before anything is used, and the writer. Format: `datasets/README.md`.
+//! The table as a file: on-disk structs, checks before anything is used, and the writer. Format: `datasets/FORMAT.md`.
 //!
 //! Header (64 bytes), columns (64 bytes each), codes (u16, N), values (u32, N x C row by row); little endian. N is
 //! always the whole space, C the columns there are: 594,390 bytes for nine.

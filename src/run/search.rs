@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// What can be done with a finished search.
 const PASTE: &str =
     "Paste the line above into `genotypes.py` of the DARTS, PC-DARTS or DrNAS code to train that network.";
-const PLOT: &str = "Draw how it came about, with a table: drnas-dist plot trajectory RUN.";
+const PLOT: &str = "Draw how it came about: drnas-dist plot trajectory RUN --table FILE.";
 const WATCH: &str =
     "Watch how it came about: the epoch lines of metrics.jsonl hold the genotype of each epoch.";
 const AGAIN: &str = "Search again with another seed (--set seed=1) and compare: one search is one sample.";

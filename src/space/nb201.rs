@@ -192,6 +192,7 @@ mod tests {
             ("|none~0|+|none~0|none~1|", "3 nodes"),
             (&TEXT.replace("|+|n", "+|n"), "node 1: '|' expected"),
             (&TEXT.replace("|nor_conv_3x3~1|+", "|+"), "node 2: 2 edges expected, 1 found"),
+            (&TEXT.replace("|+|skip", "|none~2|+|skip"), "node 2: 2 edges expected, 3 found"),
             (&TEXT.replace("skip_connect~0", "skip_connect~1"), "node 3: an operation and '~0' expected"),
             (&TEXT.replace("skip_connect", "sep_conv_9x9"), "unknown operation 'sep_conv_9x9'"),
             (&TEXT.replace("skip_connect~0", ""), "node 3: an operation and '~0' expected, '' found"),

@@ -56,6 +56,9 @@ const PUBLISHED: [(&str, &str); 6] = [
     ),
 ];
 
+/// Longer texts are refused: a wrong file must not be worked on for minutes.
+const MAX_BYTES: usize = 1 << 14;
+
 impl Genotype {
     /// The architecture that `text` means: a published name, the text of a genotype (JSON, or the line of DARTS code), or a
     /// file that holds such a text, as a search writes it (`genotype.json`).
@@ -84,6 +87,12 @@ impl Genotype {
     /// Reads either text form, checking that the architecture exists in the space.
     pub fn parse(text: &str) -> Result<Genotype> {
         let text = text.trim();
+        if text.len() > MAX_BYTES {
+            return Err(Error::Genotype(format!(
+                "{} bytes are no genotype, which has about 500",
+                text.len()
+            )));
+        }
         if text.starts_with('{') {
             return Genotype::from_json(text);
         }

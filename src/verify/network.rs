@@ -63,7 +63,7 @@ fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<F
         let comparison = Comparison::new("logits, auxiliary", allowed.auxiliary, 0.0);
         findings.push(comparison.one(auxiliary, tensor("logits.auxiliary")?));
         let auxiliary = smoothed_cross_entropy(auxiliary, labels, smoothing);
-        loss = loss + auxiliary * golden.decimal("auxiliary_weight")?;
+        loss += auxiliary * golden.decimal("auxiliary_weight")?;
     }
     findings.push(values("loss").one(&loss, tensor("loss")?));
     if with_gradients {

@@ -102,11 +102,16 @@ impl Bench {
 
     /// The command of a search on `ranks` ranks (0: the program alone, without mpirun) into the folder `run`.
     pub fn search(&self, ranks: usize, run: &str, more: &[&str]) -> Command {
+        self.search_of(&["search-imagenet", "--config", "search.toml"], ranks, run, more)
+    }
+
+    /// The same with another subcommand and its first words.
+    pub fn search_of(&self, words: &[&str], ranks: usize, run: &str, more: &[&str]) -> Command {
         let mut command = if ranks == 0 { self.program() } else { self.mpirun() };
         if ranks > 0 {
             command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_drnas-dist")]);
         }
-        command.args(["search-imagenet", "--config", "search.toml", "--train", "train", "--valid", "valid"]);
+        command.args(words).args(["--train", "train", "--valid", "valid"]);
         command.args(["--out", run]).args(more);
         command
     }
@@ -136,9 +141,15 @@ impl Run {
             .map(|line| {
                 let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
                 let fields = line.as_object_mut().unwrap();
-                for clock in
-                    ["images_per_s", "data_wait_ms", "reduce_wait_ms", "checkpoint_ms", "wall_s", "ranks"]
-                {
+                for clock in [
+                    "images_per_s",
+                    "data_wait_ms",
+                    "reduce_wait_ms",
+                    "checkpoint_ms",
+                    "wall_s",
+                    "ranks",
+                    "card_memory_mib",
+                ] {
                     fields.remove(clock);
                 }
                 line

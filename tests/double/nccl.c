@@ -26,7 +26,7 @@ struct shared {
 struct comm {
     int rank, size;
     struct shared *shared;
-    atomic_int lost, collectives;
+    atomic_int lost, gone, collectives;
 };
 
 struct collective {
@@ -187,12 +187,17 @@ int ncclCommInitRank(struct comm **comm, int size, struct id id, int rank) {
 /* Waits for the others, as the library may. */
 int ncclCommDestroy(struct comm *comm) {
     FAULT("ncclCommDestroy", SYSTEM_ERROR);
+    /* Who still asks is heard for a while: memory that is really gone would not tell. */
+    atomic_store(&comm->gone, 1);
+    usleep(300000);
     meet(comm);
     return SUCCESS;
 }
 
 int ncclCommGetAsyncError(struct comm *comm, int *code) {
     FAULT("ncclCommGetAsyncError", SYSTEM_ERROR);
+    if (atomic_load(&comm->gone))
+        return INVALID_USAGE;
     *code = atomic_load(&comm->lost) ? REMOTE_ERROR : SUCCESS;
     return SUCCESS;
 }

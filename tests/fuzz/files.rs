@@ -80,8 +80,13 @@ fn read_shard(path: &Path) -> Result<()> {
 fn shard() {
     let (_dir, shards) = packed(12);
     let path = shards.join("shard-00000.bin");
-    let target =
-        Target { name: "shard", seeds: vec![fs::read(&path).unwrap()], words: &[], spare_bytes: 1 << 20 };
+    let target = Target {
+        name: "shard",
+        seeds: vec![fs::read(&path).unwrap()],
+        words: "",
+        spare_bytes: 1 << 20,
+        every: 1,
+    };
     bombard(&target, |file| {
         fs::write(&path, file).unwrap();
         read_shard(&path)
@@ -94,7 +99,7 @@ fn shard_behind_its_checksums() {
     let path = shards.join("shard-00000.bin");
     let good: SetFile = read_set_file(&shards).unwrap();
     let seeds = vec![fs::read(&path).unwrap()];
-    let target = Target { name: "shard-resealed", seeds, words: &[], spare_bytes: 1 << 20 };
+    let target = Target { name: "shard-resealed", seeds, words: "", spare_bytes: 1 << 20, every: 1 };
     bombard(&target, |file| {
         let mut file = file.to_vec();
         reseal(&mut file);
@@ -116,13 +121,13 @@ fn shard_behind_its_checksums() {
 fn set_file() {
     let (_dir, shards) = packed(5);
     let path = shards.join("set.json");
-    let words =
-        ["[", "{", "\"", "\"classes\":", "\"num_shards\":", "null", "\\ud800", "-1", "1e400", ",", "\"a\","];
+    let words = "[ { \" \"classes\": \"num_shards\": null \\ud800 -1 1e400 , \"a\",";
     let target = Target {
         name: "set-file",
         seeds: vec![fs::read(&path).unwrap()],
-        words: &words,
+        words,
         spare_bytes: 1 << 20,
+        every: 1,
     };
     bombard(&target, |file| {
         fs::write(&path, file).unwrap();
@@ -165,21 +170,9 @@ fn put(folder: &Path, name: &str, bytes: &[u8], sealed: bool) {
 
 fn bombard_checkpoint(name: &str, file: &str, sealed: bool) {
     let (dir, folder) = checkpoints();
-    let words = [
-        "[",
-        "{",
-        "\"",
-        "\"F32\"",
-        "\"F64\"",
-        "\"BF16\"",
-        "\"shape\":",
-        "\"data_offsets\":",
-        "null",
-        "\\u0000",
-        "0,",
-    ];
+    let words = "[ { \" \"F32\" \"F64\" \"BF16\" \"shape\": \"data_offsets\": null \\u0000 0,";
     let seeds = vec![fs::read(folder.join(file)).unwrap()];
-    let target = Target { name, seeds, words: &words, spare_bytes: 1 << 20 };
+    let target = Target { name, seeds, words, spare_bytes: 1 << 20, every: 1 };
     bombard(&target, |bytes| {
         put(&folder, file, bytes, sealed);
         let found = checkpoint::read(dir.path(), 2);
@@ -243,23 +236,9 @@ fn bombard_search(name: &str, file: &str) {
     let mut search = small_search();
     let state = search.to_checkpoint(&Solo, Some(json!({"sums": 1}))).unwrap().unwrap();
     checkpoint::write(dir.path(), 2, &state, 2).unwrap();
-    let words = [
-        "[",
-        "{",
-        "\"",
-        "true",
-        "false",
-        ",",
-        "[true],",
-        "\"k\":",
-        "\"stage\":",
-        "\"F32\"",
-        "\"I64\"",
-        "\"shape\":",
-        "null",
-    ];
+    let words = "[ { \" true false , [true], \"k\": \"stage\": \"F32\" \"I64\" \"shape\": null";
     let seeds = vec![fs::read(folder.join(file)).unwrap()];
-    let target = Target { name, seeds, words: &words, spare_bytes: 8 << 20 };
+    let target = Target { name, seeds, words, spare_bytes: 8 << 20, every: 10 };
     bombard(&target, |bytes| {
         put(&folder, file, bytes, true);
         search.restore(&checkpoint::read(dir.path(), 2)?)?;
@@ -285,8 +264,8 @@ fn metrics() {
     let path = dir.path().join("metrics.jsonl");
     let lines: String =
         (1..=4).map(|step| format!("{{\"event\":\"step\",\"step\":{step},\"loss\":2.5}}\n")).collect();
-    let words = ["\n", "{", "[", "\"step\":", "null", "\"", "}\n", "\r"];
-    let target = Target { name: "metrics", seeds: vec![lines.into()], words: &words, spare_bytes: 1 << 20 };
+    let words = "\n { [ \"step\": null \" }\n \r";
+    let target = Target { name: "metrics", seeds: vec![lines.into()], words, spare_bytes: 1 << 20, every: 1 };
     bombard(&target, |file| {
         fs::write(&path, file).unwrap();
         MetricsLog::resume(&path, 4).map_err(|error| error.to_string())?;
@@ -323,8 +302,8 @@ fn images() {
     )
     .unwrap();
     seeds.push(png);
-    let words = ["\u{7f}", "IHDR", "IDAT", "PLTE", "iCCP", "Exif"];
-    let target = Target { name: "images", seeds, words: &words, spare_bytes: 10 * MAX_PIXELS };
+    let words = "\u{7f} IHDR IDAT PLTE iCCP Exif";
+    let target = Target { name: "images", seeds, words, spare_bytes: 10 * MAX_PIXELS, every: 1 };
     bombard(&target, |file| {
         let _ = dimensions(file);
         decode(file).map(|picture| assert_eq!(picture.rgb().len() as u64 % 3, 0))

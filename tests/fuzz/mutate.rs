@@ -48,11 +48,12 @@ const NUMBERS: [&str; 22] = [
     "null",
 ];
 
-/// One to four kinds of damage to one of `seeds`. `words`: what the format is made of.
-pub fn mutate(random: &mut impl Rng, seeds: &[Vec<u8>], words: &[&str]) -> Vec<u8> {
+/// One to four kinds of damage to one of `seeds`. `words`: what the format is made of, apart by spaces.
+pub fn mutate(random: &mut impl Rng, seeds: &[Vec<u8>], words: &str) -> Vec<u8> {
+    let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
     let mut bytes = pick(random, seeds).clone();
     for _ in 0..random.random_range(1..=4) {
-        damage(random, &mut bytes, seeds, words);
+        damage(random, &mut bytes, seeds, &words);
     }
     bytes
 }

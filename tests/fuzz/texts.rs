@@ -1,65 +1,51 @@
 //! Texts that people write or paste: configuration, `--set`, split lists, genotypes.
 
 use crate::{Target, bombard};
-use drnas_dist::config::{Config, Settings};
+use drnas_dist::config::{Config, EvaluateConfig, Settings};
 use drnas_dist::data::folder::Folder;
 use drnas_dist::space::genotype::Genotype;
+use drnas_dist::space::nb201::Architecture;
 use std::fs;
 use std::path::Path;
 
 /// A configuration that was accepted must say the same when it is written and read again.
-fn consistent(config: &Config) {
+fn consistent<S: Settings>(config: &S) {
     let text = config.to_toml();
-    let again = Config::parse(&text, "its own text", &[]).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+    let again = S::parse(&text, "its own text", &[]).unwrap_or_else(|error| panic!("{error}:\n{text}"));
     assert_eq!(again.to_toml(), text);
     for size in [1, 2, 3, usize::MAX] {
         let _ = config.check_ranks(size);
         let _ = config.check_classes(size);
     }
-    let _ = (config.num_epochs(), config.replica_batch());
+    let _ = (config.replica_batch(), config.hash());
+}
+
+fn bombard_configuration<S: Settings>(name: &str, files: &[&str]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut seeds = vec![S::default().to_toml().into_bytes()];
+    seeds.extend(files.iter().map(|file| fs::read(folder.join(file)).unwrap()));
+    let words = r#"[ ] [[ { } a. """ ''' ' " \u \ = # [search] [[search.stage]] stage=[] k=6 seed=
+        1979-05-27T07:32:00Z 0x true {a="#;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.toml");
+    let target = Target { name, seeds, words, spare_bytes: 4 << 20, every: 1 };
+    bombard(&target, |file| {
+        fs::write(&path, file).unwrap();
+        S::load(&path, &[]).map(|config| consistent(&config))
+    });
 }
 
 #[test]
-fn configuration() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
-    let mut seeds = vec![Config::default().to_toml().into_bytes()];
-    for name in ["quickstart.toml", "search-imagenet-small.toml", "search-imagenet.toml"] {
-        seeds.push(fs::read(folder.join(name)).unwrap());
-    }
-    let words = [
-        "[",
-        "]",
-        "[[",
-        "{",
-        "}",
-        "a.",
-        "\"\"\"",
-        "'''",
-        "'",
-        "\"",
-        "\\u",
-        "\\",
-        "=",
-        "\n",
-        "# ",
-        "[search]\n",
-        "[[search.stage]]\n",
-        "stage = []\n",
-        "k = 6\n",
-        "seed = ",
-        "1979-05-27T07:32:00Z",
-        "0x",
-        "true",
-        "{a=",
-        "\u{feff}",
-    ];
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("run.toml");
-    let target = Target { name: "configuration", seeds, words: &words, spare_bytes: 4 << 20 };
-    bombard(&target, |file| {
-        fs::write(&path, file).unwrap();
-        Config::load(&path, &[]).map(|config| consistent(&config))
-    });
+fn configuration_of_a_search() {
+    let files =
+        ["quickstart.toml", "search-imagenet-small.toml", "search-imagenet.toml", "search-nb201.toml"];
+    bombard_configuration::<Config>("configuration-search", &files);
+}
+
+#[test]
+fn configuration_of_an_evaluation() {
+    let files = ["evaluate-imagenet.toml", "evaluate-cifar10.toml"];
+    bombard_configuration::<EvaluateConfig>("configuration-evaluate", &files);
 }
 
 #[test]
@@ -73,24 +59,9 @@ fn set() {
         "run.time_limit_s=1e3",
         "weights.lr=0.25",
     ];
-    let words = [
-        "=",
-        ".",
-        "[",
-        "{",
-        "\"",
-        "'",
-        "\n",
-        "a.",
-        "search.",
-        "stage.",
-        "[[",
-        "0",
-        "18446744073709551616",
-        "#",
-    ];
+    let words = "= . [ { \" ' \n a. search. stage. [[ 0 18446744073709551616 #";
     let seeds = seeds.map(|text| text.as_bytes().to_vec()).into();
-    let target = Target { name: "set", seeds, words: &words, spare_bytes: 4 << 20 };
+    let target = Target { name: "set", seeds, words, spare_bytes: 4 << 20, every: 1 };
     bombard(&target, |file| {
         // Arguments are text.
         let set = String::from_utf8_lossy(file).into_owned();
@@ -108,10 +79,10 @@ fn split_list() {
         "# drnas-dist split: 3 of 9 images\napple/1.jpg\napple/2.jpg\npear/a b.png\n",
         "pear/x.jpg\r\nünder/deep/er/y.jpg\r\n\r\n  apple/z.JPEG  ",
     ];
-    let words = ["../", "/", "\n", "apple/", "pear", "..", "#", "\0", "\u{feff}", "\r", "apple/1.jpg\n", "."];
+    let words = "../ / \n apple/ pear .. # \0 \u{feff} \r apple/1.jpg\n .";
     let seeds = seeds.map(|text| text.as_bytes().to_vec()).into();
     let list = dir.path().join("list.txt");
-    let target = Target { name: "split-list", seeds, words: &words, spare_bytes: 1 << 20 };
+    let target = Target { name: "split-list", seeds, words, spare_bytes: 1 << 20, every: 1 };
     bombard(&target, |file| {
         fs::write(&list, file).unwrap();
         Folder::from_list(dir.path(), &list).map(|folder| {
@@ -127,37 +98,36 @@ fn split_list() {
     });
 }
 
+fn checked(genotype: Genotype) {
+    for concat in [&genotype.normal_concat, &genotype.reduce_concat] {
+        assert!(concat.iter().all(|&state| (2..6).contains(&state)), "{concat:?} are not nodes of the cell");
+    }
+    let line = genotype.to_line();
+    assert_eq!(Genotype::parse(&line).unwrap(), genotype, "{line}");
+}
+
 #[test]
 fn genotype() {
-    let seed = r#"{"normal":[["sep_conv_3x3",0],["sep_conv_5x5",1],["skip_connect",0],["max_pool_3x3",2],
-        ["avg_pool_3x3",1],["dil_conv_3x3",3],["dil_conv_5x5",4],["sep_conv_3x3",0]],"normal_concat":[2,3,4,5],
-        "reduce":[["sep_conv_3x3",0],["sep_conv_5x5",1],["skip_connect",0],["max_pool_3x3",2],
-        ["avg_pool_3x3",1],["dil_conv_3x3",3],["dil_conv_5x5",4],["sep_conv_3x3",0]],"reduce_concat":[2,3,4,5]}"#;
-    let words = [
-        "[",
-        "{",
-        "\"",
-        "[\"skip_connect\",0],",
-        "2,",
-        "\"normal\":",
-        "null",
-        "-",
-        "1e5",
-        "\\u0000",
-        ",",
-        "none",
-    ];
-    let target = Target { name: "genotype", seeds: vec![seed.into()], words: &words, spare_bytes: 1 << 20 };
+    let mut seeds = Vec::new();
+    for name in ["DrNAS_imagenet", "DrNAS_cifar10", "DARTS_V2", "PC_DARTS_image"] {
+        let genotype = Genotype::read(name).unwrap();
+        seeds.push(genotype.to_line().into_bytes());
+        seeds.push(serde_json::to_vec(&genotype).unwrap());
+    }
+    let words = r#"[ { " ' ( ) ["skip_connect",0], ('none',0), 2, "normal": normal= Genotype( range( range(0,100) null -
+        1e5 \u0000 , none"#;
+    let target = Target { name: "genotype", seeds, words, spare_bytes: 1 << 20, every: 1 };
+    bombard(&target, |file| Genotype::parse(&String::from_utf8_lossy(file)).map(checked));
+}
+
+#[test]
+fn architecture_of_nas_bench_201() {
+    let seeds = [0, 77, 15_624].map(|code| Architecture::from_code(code).unwrap().to_string().into_bytes());
+    let words = "| + ~ ~0| ~1| none~0 +| skip_connect nor_conv_3x3 ||";
+    let target = Target { name: "nb201-text", seeds: seeds.into(), words, spare_bytes: 1 << 20, every: 1 };
     bombard(&target, |file| {
-        let text = String::from_utf8_lossy(file);
-        Genotype::from_json(&text).map(|genotype| {
-            genotype.to_line();
-            for concat in [&genotype.normal_concat, &genotype.reduce_concat] {
-                assert!(
-                    concat.iter().all(|&state| (2..6).contains(&state)),
-                    "{concat:?} are not nodes of the cell"
-                );
-            }
+        String::from_utf8_lossy(file).parse::<Architecture>().map(|architecture| {
+            assert_eq!(Architecture::from_code(architecture.code()), Some(architecture));
         })
     });
 }

@@ -6,7 +6,7 @@
 //! every rank of the machine calls it, and is not used.
 
 use super::library::Library;
-use crate::comm::{end_all, say};
+use crate::comm::{end_all, roll, say};
 use crate::cuda::{Context, Event};
 use crate::error::{Error, Result};
 use crate::whereabouts::{self, Whereabouts};
@@ -175,6 +175,7 @@ impl Shared {
                         at: Box::new(held.at.clone()),
                         operation: held.operation.clone(),
                         waited_s: waited.as_secs_f64(),
+                        behind: roll::furthest_behind(held.at.rank),
                     });
                 }
             }

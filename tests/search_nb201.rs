@@ -1,0 +1,174 @@
+//! Whole searches on NAS-Bench-201 and of CIFAR cells: ranks, interruptions, the table beside them.
+
+#[path = "common/bench.rs"]
+#[allow(dead_code, reason = "other test programs use the rest")]
+mod bench;
+
+use bench::{Bench, Run, STAGE_CHANGE, assert_same_end, finish, kill_all, said};
+use drnas_dist::space::nb201::{Architecture, DRNAS};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Two stages of two epochs of five steps, as the other searches.
+const CONFIG: &str = "
+device = \"cpu\"
+[model]
+space = \"nas-bench-201\"
+init_channels = 4
+layers = 1
+num_classes = 4
+[data]
+px = 16
+crop_area_min = 0.3
+[search]
+replicas = 2
+global_batch = 16
+architecture_from_epoch = 1
+steps_per_epoch = 5
+[[search.stage]]
+k = 4
+ops_kept = 5
+epochs = 2
+[[search.stage]]
+k = 2
+ops_kept = 3
+epochs = 2
+[weights]
+lr = 0.02
+warmup_epochs = 0
+[eta]
+lr = 0.05
+grad_clip = 0.0
+[run]
+log_every = 3
+compare_every = 4
+checkpoint_every = 100
+time_limit_s = 100
+threads = 1
+";
+
+/// Has the configuration written, and a table in which an architecture's accuracies are told by its code.
+fn bench() -> &'static Bench {
+    let bench = Bench::get();
+    if !bench.path("nb201.table").exists() {
+        std::fs::write(bench.path("nb201.toml"), CONFIG).unwrap();
+        let row = |(index, architecture): (usize, Architecture)| {
+            let [a, b, c] = accuracies(&architecture);
+            format!("{architecture},{index},{a:.4},{b:.4},{c:.4}\n")
+        };
+        let rows: String = Architecture::all().enumerate().map(row).collect();
+        let csv = format!("arch,index,c10_test_200,c100_test_200,in16_test_200\n{rows}");
+        std::fs::write(bench.path("table.csv"), csv).unwrap();
+        let output =
+            bench.program().args(["nb201", "import", "table.csv", "--out", "nb201.table"]).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    bench
+}
+
+fn accuracies(architecture: &Architecture) -> [f64; 3] {
+    let code = architecture.code() as f64;
+    [code / 1000.0, code / 2000.0, code / 4000.0]
+}
+
+/// `--dataset` sets what the demonstration images are not.
+const SETS: [&str; 4] = ["--set", "model.num_classes=4", "--set", "data.px=16"];
+
+fn searched(ranks: usize, run: &str, more: &[&str]) -> Run {
+    let bench = bench();
+    let words = ["search-nb201", "--dataset", "cifar10", "--config", "nb201.toml", "--table", "nb201.table"];
+    let command = bench.search_of(&words, ranks, run, &[&SETS, more].concat());
+    let output = finish(command, Duration::from_secs(300));
+    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", said(&output));
+    bench.run(run)
+}
+
+#[test]
+fn the_number_of_ranks_does_not_show_in_either_order() {
+    let one = searched(0, "one", &[]);
+    assert_same_end(&searched(2, "two", &[]), &one);
+    let second = ["--set", "search.order=2", "--set", "eta.regulariser=kl"];
+    let one_second = searched(0, "one-second", &second);
+    assert_same_end(&searched(2, "two-second", &second), &one_second);
+    assert_ne!(one.of_steps("loss"), one_second.of_steps("loss"), "the virtual step makes another search");
+    // Until eta moves they are the same.
+    assert_eq!(one.of_steps("loss")[..5], one_second.of_steps("loss")[..5]);
+    assert_eq!(one_second.of_steps("architecture_loss").len(), 10);
+}
+
+#[test]
+fn killed_behind_the_stage_change_and_resumed_equals_never_stopped() {
+    let bench = bench();
+    let more = ["--set", "search.order=2", "--set", "run.checkpoint_every=1"];
+    let whole = searched(2, "whole", &more);
+    let words = ["search-nb201", "--dataset", "cifar10", "--config", "nb201.toml", "--table", "nb201.table"];
+    let mut command = bench.search_of(&words, 2, "killed", &[&SETS[..], &more].concat());
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let run = bench.run("killed");
+    let start = Instant::now();
+    while run.checkpoints().last().is_none_or(|&step| step < STAGE_CHANGE + 1) {
+        assert!(start.elapsed() < Duration::from_secs(200), "no checkpoint behind the stage change");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill_all(child, &run.folder);
+    assert!(!run.folder.join("genotype.json").exists(), "it was killed before the end");
+    assert_same_end(&searched(2, "killed", &[&more[..], &["--resume"]].concat()), &whole);
+}
+
+#[test]
+fn every_epoch_tells_eta_and_what_the_table_knows() {
+    let run = searched(0, "told", &[]);
+    let epochs: Vec<_> = run.log().into_iter().filter(|line| line["event"] == "epoch").collect();
+    assert_eq!(epochs.len(), 4);
+    for (number, epoch) in epochs.iter().enumerate() {
+        let architecture: Architecture = epoch["genotype"].as_str().unwrap().parse().unwrap();
+        let expected = accuracies(&architecture);
+        for (name, expected) in ["cifar10", "cifar100", "imagenet16-120"].iter().zip(expected) {
+            assert!((epoch["benchmark"][name].as_f64().unwrap() - expected).abs() < 1e-4, "{name}");
+        }
+        let eta: Vec<Vec<Vec<f64>>> = serde_json::from_value(epoch["eta"].clone()).unwrap();
+        let masks: Vec<Vec<Vec<bool>>> = serde_json::from_value(epoch["masks"].clone()).unwrap();
+        assert_eq!((eta.len(), eta[0].len(), eta[0][0].len()), (1, 6, 5));
+        for (eta, mask) in eta[0].iter().zip(&masks[0]) {
+            let kept = mask.iter().filter(|kept| **kept).count();
+            assert_eq!(kept, if number < 2 { 5 } else { 3 });
+            assert!(eta.iter().all(|eta| eta.is_finite()));
+        }
+        assert_eq!(epoch["eta_entropy"].as_array().unwrap().len(), 1);
+    }
+    let found: serde_json::Value = serde_json::from_str(&run.genotype()).unwrap();
+    assert_eq!(found["architecture"], epochs[3]["genotype"]);
+    let report = std::fs::read_to_string(run.folder.join("report.txt")).unwrap();
+    // The best of this table is the last code; DrNAS has 3 * 3906 + 5 * 5 ... behind it.
+    let best = Architecture::all().last().unwrap();
+    for words in [found["architecture"].as_str().unwrap(), &DRNAS.to_string(), &best.to_string()] {
+        assert!(report.contains(words), "{words} is not in {report}");
+    }
+    let rank = |architecture: &Architecture| 15625 - architecture.code();
+    for words in [format!("({:>6})", rank(&DRNAS)), format!("({:>6})", 1), "median".into()] {
+        assert!(report.contains(&words), "{words} is not in {report}");
+    }
+}
+
+#[test]
+fn cifar_cells_are_searched_in_two_stages() {
+    let bench = bench();
+    let config = CONFIG
+        .replace("nas-bench-201", "darts-cifar")
+        .replace("layers = 1", "layers = 3")
+        .replace("ops_kept = 5", "ops_kept = 7")
+        .replace("ops_kept = 3", "ops_kept = 4");
+    std::fs::write(bench.path("cifar.toml"), config).unwrap();
+    let words = ["search-cifar", "--config", "cifar.toml"];
+    let output = finish(bench.search_of(&words, 0, "cifar", &[]), Duration::from_secs(300));
+    assert!(output.status.success(), "{}", said(&output));
+    let found = said(&output);
+    assert!(found.contains("stage 2/2: k 2, 4 operations per edge"), "{found}");
+    assert!(
+        found.contains("Published result of DrNAS:\n\nGenotype(normal=[('sep_conv_3x3', 0), "),
+        "{found}"
+    );
+    let words = ["search-cifar", "--config", "nb201.toml"];
+    let output = finish(bench.search_of(&words, 0, "wrong", &[]), Duration::from_secs(100));
+    assert!(said(&output).contains("this is search-cifar, the configuration is one for search-nb201"));
+}
