@@ -94,7 +94,9 @@ impl<'a> Job<'a> {
 
     /// It was warned in the middle of the run, once, and lost nothing by that.
     fn went_on_once(&self) {
-        let said = self.said();
+        // A launcher that ends a job may lose last words; they stand in the run folder too.
+        let messages = fs::read_to_string(self.run.folder.join("messages.log")).unwrap_or_default();
+        let said = self.said() + &messages;
         assert_eq!(self.restarts(), 1, "{said}");
         let number = |before: &str| -> Option<u64> {
             let rest = &said[said.find(before)? + before.len()..];
