@@ -56,7 +56,7 @@ if [ -z "$dry" ]; then
     device=cuda batch=${BATCH:-64} steps=4 blocks=3 warmup=2 share=--share-gpu tiny=()
     golden=("$here"/golden/*.safetensors)
 else
-    device=cpu batch=2 steps=1 blocks=1 warmup=1 share='' nccl=(env)
+    device=cpu batch=4 steps=1 blocks=1 warmup=1 share='' nccl=(env)
     tiny=(--set model.init_channels=12 --set model.layers=3 --set model.num_classes=4 --set data.px=32 --set run.threads=1)
     golden=("$here"/golden/darts_imagenet_stage1.safetensors)
 fi

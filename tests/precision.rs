@@ -12,7 +12,7 @@ const PLACEMENT: Placement = Placement {
     channels_last: true,
     checkpoint_cells: false,
     replicas: 2,
-    bucket_bytes: 40_000, // buckets of one cell and of several
+    bucket_bytes: 20_000, // buckets of one cell and of several
 };
 
 /// Everything that one weight step and one architecture step compute.
@@ -25,14 +25,17 @@ struct Computed {
 
 fn compute(space: SearchSpace, placement: Placement) -> Computed {
     tch::set_num_threads(1);
-    let mask = Mask((0..14).map(|edge| (0..7).map(|op| (op + edge) % 7 < 4).collect()).collect());
+    let (edges, operations, tables) = (space.num_edges(), space.operations().len(), space.tables().len());
+    let pruned = |edge| (0..operations).map(|op| (op + edge) % operations < 4).collect();
+    let masks = [Mask((0..edges).map(pruned).collect()), Mask::full(edges, operations)];
     let shape = Shape {
         space,
         init_channels: 12,
-        layers: 6,
+        // Of NAS-Bench-201 in each of three groups.
+        layers: if tables == 2 { 6 } else { 2 },
         num_classes: 5,
         k: 3,
-        masks: vec![Mask::full(14, 7), mask],
+        masks: masks.into_iter().take(tables).collect(),
     };
     let mut net = Supernet::new(shape, placement);
     net.params.initialise(3);
@@ -41,8 +44,9 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
         (if space == SearchSpace::DartsImagenet { 64 } else { 16 }, placement.precision.weights());
     let images = Tensor::randn([4, 3, px, px], (Kind::Double, Device::Cpu)).to_kind(kind);
     let labels = Tensor::from_slice(&[0i64, 3, 4, 1]);
-    let theta: Vec<Tensor> = (0..2)
-        .map(|_| Tensor::rand([14, 7], (Kind::Double, Device::Cpu)).softmax(-1, Kind::Double).to_kind(kind))
+    let size = [edges as i64, operations as i64];
+    let theta: Vec<Tensor> = (0..tables)
+        .map(|_| Tensor::rand(size, (Kind::Double, Device::Cpu)).softmax(-1, Kind::Double).to_kind(kind))
         .collect();
 
     let tape = net.forward(&images, &theta, 1);
@@ -74,7 +78,7 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
 /// The same step, twice: nothing, not one bit, may tell whether activations were kept.
 #[test]
 fn recomputed_cells_are_bit_equal() {
-    for space in [SearchSpace::DartsImagenet, SearchSpace::DartsCifar] {
+    for space in [SearchSpace::DartsImagenet, SearchSpace::DartsCifar, SearchSpace::NasBench201] {
         for precision in [Precision::Fp32, Precision::Fp64, Precision::Bf16] {
             let kept = compute(space, Placement { precision, ..PLACEMENT });
             let again = compute(space, Placement { precision, checkpoint_cells: true, ..PLACEMENT });
