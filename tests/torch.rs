@@ -51,7 +51,7 @@ fn config(space: SearchSpace, precision: Precision) -> EvaluateConfig {
     // The published rate. In float32 a small one: a rounding flips a ReLU in every other step, that moves the weights by the
     // rate times one pixel's gradient, and so on: at the published rate any two float32 programs are apart in the third
     // digit after these steps.
-    config.weights.lr = if precision == Precision::Fp64 { 0.025 } else { 1e-4 };
+    config.weights.lr = if precision == Precision::Fp64 { 0.025 } else { 2e-5 };
     config.weights.warmup_epochs = 2;
     config.check().unwrap();
     config
