@@ -3,11 +3,15 @@
 //! Without files: drawn pictures of CIFAR's size, and one drawn JPEG of ImageNet's. Medians of rounds, in CPU time of the
 //! thread, which a busy machine disturbs less.
 
+use clap::Parser;
 use drnas_dist::data::augment::jitter::Tone;
 use drnas_dist::data::decode::{Picture, decode, decode_into};
-use drnas_dist::data::{Augment, Crop, Jitter};
+use drnas_dist::data::pack::{PackArgs, pack};
+use drnas_dist::data::{Augment, Crop, DecodePool, Jitter, Loader, LoaderSpec, ShardSet};
 use drnas_dist::random::{Purpose, stream};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
+use std::sync::Arc;
+use std::time::Instant;
 
 const ROUNDS: usize = 15;
 
@@ -20,8 +24,10 @@ fn main() {
     };
 
     let pad = Augment { flip: true, ..Crop::Pad { pad: 4 }.into() };
-    report("CIFAR: read, pad crop, flip", &[cifar.clone()], 32, pad, 2000);
+    report("CIFAR: read, pad crop, flip", std::slice::from_ref(&cifar), 32, pad, 2000);
     report("CIFAR: the same with cut-out", &[cifar], 32, Augment { cutout: 16, ..pad }, 2000);
+
+    loader(pad);
 
     let random = Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() };
     let each = jpegs.len().max(20);
@@ -41,6 +47,43 @@ fn main() {
         });
         print(&format!("224: {tone:?} alone"), alone);
     }
+}
+
+/// Images/s that a whole loader with one decode thread serves from shards of CIFAR's size, by the clock.
+fn loader(augment: Augment) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (root, out) = (dir.path().join("cifar"), dir.path().join("shards"));
+    std::fs::create_dir(&root).expect("a folder in it");
+    let records = [vec![0], noise(32, 32)].concat().repeat(4096);
+    std::fs::write(root.join("test_batch.bin"), records).expect("the file can be written");
+    std::fs::write(root.join("batches.meta.txt"), "one\n").expect("the file can be written");
+    let arguments = [root.as_os_str(), out.as_os_str(), "--test".as_ref()];
+    pack(&Args::parse_from(["pack".as_ref()].into_iter().chain(arguments)).pack, &|_| true).expect("packed");
+    let set = Arc::new(ShardSet::open(&out).expect("a set"));
+    let (num_replicas, replicas, batch) = (1, 0..1, 64);
+    let (seed, stream, prefetch, skip_bad) = (0, 0, 2, false);
+    let spec =
+        LoaderSpec { px: 32, augment, seed, stream, num_replicas, replicas, batch, prefetch, skip_bad };
+    let mut loader = Loader::open(set, spec, &DecodePool::new(1), 0).expect("a loader");
+    let mut rates: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let started = Instant::now();
+            (0..64).for_each(|_| drop(loader.next().expect("a batch")));
+            64.0 * 64.0 / started.elapsed().as_secs_f64()
+        })
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    let (least, most) = (rates[0], rates[ROUNDS - 1]);
+    println!(
+        "CIFAR: whole loader, 1 decode thread     {:.0} images/s ({least:.0} to {most:.0})",
+        rates[ROUNDS / 2]
+    );
+}
+
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    pack: PackArgs,
 }
 
 /// What a decode thread does with each of `images`, `each` times a round.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes one file for a machine with an NVIDIA GPU that has neither cargo, MPI, a network nor root: its python3 has
-# torch 2.11 with the CUDA libraries, nothing else is needed. On that machine:
+# torch 2.11 with the CUDA libraries, nothing else is needed. Carry it there together with launch/gpu-check.sh:
 #
-#   tar -xJf gpu-bundle.tar.xz gpu-bundle/gpu-check.sh -O > gpu-check.sh && bash gpu-check.sh gpu-bundle.tar.xz
+#   bash gpu-check.sh gpu-bundle.tar.xz
 #
 #   launch/gpu-bundle.sh [FILE]     FILE: gpu-bundle.tar.xz; below 60 MB
 #
@@ -91,7 +91,7 @@ for part in "train", "valid":
 PYTHON
 cp tests/golden/*.safetensors tests/golden/*.json "$bundle/golden/"
 cp configs/search-imagenet.toml "$bundle/configs/"
-cp launch/gpu-check.sh launch/gpu-report.py "$bundle/"
+cp launch/gpu-report.py "$bundle/"
 cc -O2 -shared -fPIC launch/gpu-count.c -o "$bundle/lib/libgpu-count.so" -ldl
 
 say "packing"

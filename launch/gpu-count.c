@@ -27,7 +27,14 @@ unsigned long drnas_runtime_calls(unsigned number, const char **name) {
 
 static void count(int number) { __atomic_fetch_add(&counts[number], 1, __ATOMIC_RELAXED); }
 
-#define NEXT(name, ...) ((int (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name))
+/* Looked up once for each place. */
+#define NEXT(name, ...)                                                                            \
+    ({                                                                                             \
+        static int (*next)(__VA_ARGS__);                                                           \
+        if (!next)                                                                                 \
+            next = (int (*)(__VA_ARGS__))dlsym(RTLD_NEXT, name);                                   \
+        next;                                                                                      \
+    })
 
 int cudaStreamSynchronize(void *stream) {
     count(STREAM);

@@ -95,3 +95,35 @@ fn recomputed_cells_are_bit_equal() {
         }
     }
 }
+
+/// A pass computes with the weights as they are, whoever changed them: in bf16 with a fresh copy.
+#[test]
+fn a_pass_sees_every_change_of_the_weights() {
+    tch::set_num_threads(1);
+    let shape = || Shape {
+        space: SearchSpace::DartsCifar,
+        init_channels: 12,
+        layers: 3,
+        num_classes: 5,
+        k: 6,
+        masks: vec![Mask::full(14, 7), Mask::full(14, 7)],
+    };
+    let images = Tensor::randn([2, 3, 16, 16], (Kind::Float, Device::Cpu));
+    let theta = [0.2, 0.1].map(|value| Tensor::full([14, 7], value, (Kind::Float, Device::Cpu)));
+    for precision in [Precision::Fp32, Precision::Bf16] {
+        let placement = Placement { precision, ..PLACEMENT };
+        let mut net = Supernet::new(shape(), placement);
+        net.params.initialise(3);
+        let before = net.forward(&images, &theta, 0).logits().copy();
+        for bucket in &mut net.params.buckets {
+            let _ = tch::no_grad(|| bucket.weights.g_mul_scalar_(1.25));
+        }
+        let after = net.forward(&images, &theta, 0).logits().copy();
+        assert!(!after.equal(&before), "{precision}");
+        let mut fresh = Supernet::new(shape(), placement);
+        fresh.params.import(&net.params.export(|bucket| &bucket.weights), |bucket| &bucket.weights).unwrap();
+        assert!(after.equal(fresh.forward(&images, &theta, 0).logits()), "{precision}");
+        let kind = fresh.params.buckets[0].weights.kind();
+        assert_eq!(kind, Kind::Float, "master weights of {precision}");
+    }
+}

@@ -1,6 +1,7 @@
 //! Whole searches on NAS-Bench-201 and of CIFAR cells: ranks, interruptions, the table beside them.
 
 #[path = "common/bench.rs"]
+#[allow(dead_code, reason = "other test programs use the rest")]
 mod bench;
 
 use bench::{Bench, Run, STAGE_CHANGE, assert_same_end, finish, kill_all, said};
@@ -131,7 +132,7 @@ fn every_epoch_tells_eta_and_what_the_table_knows() {
         for (eta, mask) in eta[0].iter().zip(&masks[0]) {
             let kept = mask.iter().filter(|kept| **kept).count();
             assert_eq!(kept, if number < 2 { 5 } else { 3 });
-            assert!(eta.iter().zip(mask).all(|(eta, kept)| *kept || *eta == 0.0));
+            assert!(eta.iter().all(|eta| eta.is_finite()));
         }
         assert_eq!(epoch["eta_entropy"].as_array().unwrap().len(), 1);
     }

@@ -8,17 +8,19 @@
 //! the card and back, and MPI compares what the ranks are about to do. NCCL compares nothing, so descriptions of means
 //! are compared through MPI the first time that they occur: in the first step of a stage, not in every step.
 
+mod clock;
 mod library;
 mod watch;
 
 pub use library::NCCL_VARIABLE;
 use library::{Library, version_text};
 
-use super::{Communicator, Mpi, Reduction, Trace, contiguous, reducible, root_within};
+use super::{Communicator, Mpi, Trace, contiguous, reducible, root_within};
 use crate::config::Reduce;
 use crate::cuda::{Card, Context, Event, Stream};
 use crate::error::{Error, Result};
 use crate::whereabouts;
+use clock::{Clock, Mark};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -57,39 +59,6 @@ pub struct Nccl {
     means: RefCell<Means>,
     /// Descriptions of means that all ranks were found to have.
     agreed: RefCell<HashSet<String>>,
-}
-
-/// Timed events of a trace.
-struct Clock {
-    origin: Event,
-    /// What begins, and in which step.
-    begins: Vec<(String, Event, usize)>,
-    ends: Vec<Event>,
-    /// Ends of backward passes.
-    steps: Vec<Event>,
-}
-
-enum Mark<'a> {
-    Begin(&'a str),
-    End,
-    Step,
-}
-
-impl Clock {
-    /// All events have come, or the host waits for them.
-    fn read(self) -> Result<Trace> {
-        for event in self.ends.iter().chain(&self.steps) {
-            event.synchronize()?;
-        }
-        let at = |event: &Event| event.ms_since(&self.origin);
-        let reductions = self.begins.iter().zip(&self.ends).map(|((what, begin, step), end)| {
-            Ok(Reduction { what: what.clone(), from_ms: at(begin)?, to_ms: at(end)?, step: *step })
-        });
-        Ok(Trace {
-            reductions: reductions.collect::<Result<_>>()?,
-            backward_ends_ms: self.steps.iter().map(at).collect::<Result<_>>()?,
-        })
-    }
 }
 
 #[derive(Default)]
@@ -263,25 +232,7 @@ impl Nccl {
     /// Times a point, if there is a trace.
     fn note(&self, mark: Mark) -> Result<()> {
         let mut clock = self.clock.borrow_mut();
-        let Some(clock) = clock.as_mut() else {
-            return Ok(());
-        };
-        let event = Event::timed(self.context)?;
-        match mark {
-            Mark::Begin(what) => {
-                event.record(&self.stream)?;
-                clock.begins.push((what.to_owned(), event, clock.steps.len()));
-            }
-            Mark::End => {
-                event.record(&self.stream)?;
-                clock.ends.push(event);
-            }
-            Mark::Step => {
-                event.record(&self.torch)?;
-                clock.steps.push(event);
-            }
-        }
-        Ok(())
+        clock.as_mut().map_or(Ok(()), |clock| clock.note(mark, &self.stream, &self.torch))
     }
 
     /// What libtorch is given from now on begins after what is on the communication stream.
@@ -333,15 +284,12 @@ impl Communicator for Nccl {
     }
 
     fn start_trace(&self) -> Result<()> {
-        let origin = Event::timed(self.context)?;
-        origin.record(&self.torch)?;
-        *self.clock.borrow_mut() =
-            Some(Clock { origin, begins: Vec::new(), ends: Vec::new(), steps: Vec::new() });
+        *self.clock.borrow_mut() = Some(Clock::start(self.context, &self.torch)?);
         Ok(())
     }
 
     fn take_trace(&self) -> Result<Option<Trace>> {
-        self.clock.borrow_mut().take().map(|clock| clock.read()).transpose()
+        self.clock.borrow_mut().take().map(Clock::read).transpose()
     }
 
     fn finish(&self) -> Result<()> {
@@ -402,7 +350,7 @@ impl Communicator for Nccl {
 }
 
 impl Drop for Nccl {
-    /// Without [`Nccl::close`] the communicator is left to the end of the process: to destroy it would wait for the others.
+    /// Without `close` the communicator is left to the end of the process: to destroy it would wait for the others.
     /// Memory of means that never ended is left too: the card may still write to it.
     fn drop(&mut self) {
         let means = self.means.get_mut();

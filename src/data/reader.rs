@@ -62,7 +62,8 @@ pub struct Batch {
 impl Batch {
     /// `n` images of `px` that nobody took, and labels below `num_classes`. To measure with.
     pub fn synthetic(n: usize, px: i64, num_classes: i64) -> Batch {
-        let bytes: Vec<u8> = (0..n * 3 * (px * px) as usize).map(|at| (at * 2654435761 >> 7) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..n * 3 * (px * px) as usize).map(|at| ((at * 2654435761) >> 7) as u8).collect();
         let labels: Vec<i64> = (0..n as i64).map(|at| at * 7 % num_classes).collect();
         Batch {
             images: Tensor::from_slice(&bytes).view([n as i64, 3, px, px]),

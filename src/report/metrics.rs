@@ -102,7 +102,7 @@ pub struct EpochRecord {
     /// Mean entropy (nats) of a row's softmax of eta, by table (of DARTS: normal, reduction cells): falls as the choice
     /// becomes clear.
     pub eta_entropy: Vec<f64>,
-    /// eta, `[T][E][O]`; 0 where an operation was pruned.
+    /// eta, `[T][E][O]`; where an operation was pruned it means nothing.
     pub eta: Vec<Vec<Vec<f64>>>,
     /// Kept operations, of the same shape.
     pub masks: Vec<Mask>,

@@ -134,16 +134,22 @@ pub struct Run {
 }
 
 impl Run {
-    /// The lines of the log, without what a clock gave.
+    /// The lines of the log, without what a clock or a card gave.
     pub fn log(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.folder.join("metrics.jsonl")).unwrap();
         text.lines()
             .map(|line| {
                 let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
                 let fields = line.as_object_mut().unwrap();
-                for clock in
-                    ["images_per_s", "data_wait_ms", "reduce_wait_ms", "checkpoint_ms", "wall_s", "ranks"]
-                {
+                for clock in [
+                    "images_per_s",
+                    "data_wait_ms",
+                    "reduce_wait_ms",
+                    "checkpoint_ms",
+                    "wall_s",
+                    "ranks",
+                    "card_memory_mib",
+                ] {
                     fields.remove(clock);
                 }
                 line

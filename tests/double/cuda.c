@@ -289,27 +289,6 @@ int cuStreamCreate(CUstream *stream, unsigned flags) {
     return SUCCESS;
 }
 
-struct copy {
-    void *to;
-    const void *from;
-    size_t bytes;
-};
-
-static void copy(void *argument) {
-    struct copy *copy = argument;
-    memcpy(copy->to, copy->from, copy->bytes);
-    free(copy);
-}
-
-/* As from pinned memory: read when its turn comes. */
-int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, CUstream stream) {
-    FAULT("cuMemcpyHtoDAsync", LAUNCH_FAILED);
-    struct copy *all = malloc(sizeof *all);
-    *all = (struct copy){(void *)(size_t)to, from, bytes};
-    double_enqueue(stream, copy, all);
-    return SUCCESS;
-}
-
 /* As on a card: what it has been given is still done. */
 int cuStreamDestroy_v2(CUstream stream) {
     FAULT("cuStreamDestroy", LAUNCH_FAILED);

@@ -1,0 +1,412 @@
+//! What a rank does in each scene.
+
+use crate::double::Double;
+use clap::Parser;
+use drnas_dist::cli::{self, Cli};
+use drnas_dist::comm::Communicator;
+use drnas_dist::cuda::{Event, Stream};
+use drnas_dist::data::augment::Rect;
+use drnas_dist::data::upload::Staging;
+use drnas_dist::data::{Batch, Upload};
+use drnas_dist::launch::World;
+use drnas_dist::whereabouts::{self, Phase};
+use drnas_dist::{Config, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+/// What `rank` gives to reduction `bucket`: not exact in f32, different everywhere.
+pub fn content(rank: usize, bucket: usize, length: i64, kind: Kind) -> Tensor {
+    let places = Tensor::arange(length, (Kind::Double, Device::Cpu));
+    (places * (0.37 + bucket as f64) + (1 + rank) as f64 * 1.7).sin().to_kind(kind)
+}
+
+pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    bytes
+}
+
+/// Largest distance of `mean` from the mean over `size` ranks.
+pub fn off(mean: &Tensor, size: usize, content: impl Fn(usize) -> Tensor) -> f64 {
+    if mean.numel() == 0 {
+        return 0.0;
+    }
+    let zero = mean.to_kind(Kind::Double).zeros_like();
+    let sum = (0..size).map(|rank| content(rank).to_kind(Kind::Double)).fold(zero, |sum, one| sum + one);
+    (mean.to_kind(Kind::Double) - sum / size as f64).abs().max().double_value(&[])
+}
+
+/// Fails unless every rank has the same bytes.
+pub fn same_everywhere(comm: &dyn Communicator, tensor: &Tensor) -> Result<()> {
+    let hash = xxhash_rust::xxh3::xxh3_64(&bytes_of(tensor)).to_le_bytes();
+    assert!(comm.all_gather(&hash)?.iter().all(|other| *other == hash), "ranks differ");
+    Ok(())
+}
+
+/// Gradients are written by stream 0, averaged, and read by stream 0, again and again in the same buffers: every wait that
+/// is missing shows. Without a double (MPI) the host does the same at once. Prints a hash of all means.
+pub fn means(world: &World, double: Option<&Double>) -> Result<()> {
+    let comm = world.communicator();
+    let shapes = [
+        (1_000, Kind::Float),
+        (1, Kind::Float),
+        (0, Kind::Float),
+        (300_000, Kind::Float), // more than a group takes, and than the double sends at once
+        (7_000, Kind::Double),
+        (17, Kind::Float),
+    ];
+    let empty = |(length, kind): &(i64, Kind)| Tensor::full([*length], f64::NAN, (*kind, Device::Cpu));
+    let buffers: Vec<Tensor> = shapes.iter().map(empty).collect();
+    let mut all = Vec::new();
+    for round in 0..3 {
+        let (sources, results): (Vec<_>, Vec<_>) = (shapes.iter().enumerate())
+            .map(|(bucket, shape)| (content(comm.rank(), bucket + 7 * round, shape.0, shape.1), empty(shape)))
+            .unzip();
+        let copy = |to: &Tensor, from: &Tensor| match double {
+            Some(double) => double.copy(to, from),
+            None => to.shallow_clone().copy_(from),
+        };
+        for (buffer, source) in buffers.iter().zip(&sources) {
+            copy(buffer, source);
+            comm.start_mean(buffer)?;
+            comm.progress()?;
+        }
+        comm.finish()?;
+        results.iter().zip(&buffers).for_each(|(result, buffer)| copy(result, buffer));
+        // The next step's gradients come into the same buffers.
+        let nothing: Vec<Tensor> = shapes.iter().map(empty).collect();
+        buffers.iter().zip(&nothing).for_each(|(buffer, nothing)| copy(buffer, nothing));
+        all.push((sources, results, nothing));
+    }
+    if let Some(double) = double {
+        double.synchronize();
+    }
+    let mut bytes = Vec::new();
+    for (round, (_, results, _)) in all.iter().enumerate() {
+        for (bucket, result) in results.iter().enumerate() {
+            let (length, kind) = shapes[bucket];
+            let far = off(result, comm.size(), |rank| content(rank, bucket + 7 * round, length, kind));
+            let allowed = if kind == Kind::Float { 3e-7 } else { 1e-15 };
+            assert!(far <= allowed, "round {round}, bucket {bucket}: {far:e} from the mean");
+            same_everywhere(comm, result)?;
+            bytes.extend(bytes_of(result));
+        }
+    }
+    println!("hash {:016x}", xxhash_rust::xxh3::xxh3_64(&bytes));
+    Ok(())
+}
+
+/// Broadcasts of all kinds, between two late pieces of work of stream 0.
+pub fn broadcasts(world: &World, double: &Double) -> Result<()> {
+    let comm = world.communicator();
+    for root in 0..comm.size() {
+        for kind in [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8] {
+            let value = |rank: usize| {
+                let numbers = Tensor::arange(5_000, (Kind::Int64, Device::Cpu)) * (3 * rank as i64 + 1);
+                numbers.remainder(200).to_kind(kind)
+            };
+            let (source, result) = (value(comm.rank()), value(0).zeros_like());
+            let buffer = value(0).zeros_like().view([50, 100]);
+            double.copy(&buffer, &source);
+            comm.broadcast(&buffer, root)?;
+            double.copy(&result, &buffer);
+            double.synchronize();
+            assert_eq!(bytes_of(&result), bytes_of(&value(root)), "{kind:?} of {root}");
+        }
+    }
+    Ok(())
+}
+
+/// What is on the host; what cannot be sent.
+pub fn others(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    let (rank, size) = (comm.rank(), comm.size());
+    let told = comm.all_gather(&[rank as u8, 7])?;
+    assert_eq!(told, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
+    comm.barrier()?;
+    let said = |outcome: Result<()>| outcome.unwrap_err().to_string();
+    let turned = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
+    assert!(said(comm.start_mean(&turned)).contains("contiguous tensor expected"));
+    assert!(said(comm.broadcast(&turned, 0)).contains("contiguous tensor expected"));
+    let whole = Tensor::zeros([3], tch::kind::INT64_CPU);
+    assert!(said(comm.start_mean(&whole)).contains("kind Float or Double expected, Int64 found"));
+    assert!(said(comm.broadcast(&whole, 9)).contains("root below"));
+    comm.finish()?;
+    comm.barrier()
+}
+
+/// Tensors of another device.
+pub fn elsewhere(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    let here = Tensor::zeros([3], tch::kind::FLOAT_CPU);
+    let said = |outcome: Result<()>| outcome.unwrap_err().to_string();
+    assert_eq!(said(comm.start_mean(&here)), "mean: a tensor on Cuda(0) expected, Cpu found");
+    assert_eq!(said(comm.broadcast(&here, 0)), "broadcast: a tensor on Cuda(0) expected, Cpu found");
+    Ok(())
+}
+
+/// In bf16 means are means of rounded numbers, back in float32. Stream 0 is the host here: libtorch makes the copies.
+pub fn in_bf16(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    for round in 0..3 {
+        let buffers: Vec<Tensor> =
+            (0..3).map(|bucket| content(comm.rank(), 3 * round + bucket, 40_000, Kind::Float)).collect();
+        let exact = content(comm.rank(), 50, 1_000, Kind::Double);
+        for buffer in buffers.iter().chain([&exact]) {
+            comm.start_mean(buffer)?;
+        }
+        comm.finish()?;
+        for (bucket, mean) in buffers.iter().enumerate() {
+            let content = |rank| content(rank, 3 * round + bucket, 40_000, Kind::Float);
+            let far = off(mean, comm.size(), content);
+            assert!(far < 0.01, "{far} from the mean");
+            assert!(far > 1e-4, "{far}: nothing was rounded");
+            let rounded = mean.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+            assert_eq!(bytes_of(&rounded), bytes_of(mean));
+            same_everywhere(comm, mean)?;
+        }
+        assert!(off(&exact, comm.size(), |rank| content(rank, 50, 1_000, Kind::Double)) <= 1e-15);
+    }
+    Ok(())
+}
+
+/// The host and stream 0 go on while a reduction waits for another rank; only what comes after `finish` waits.
+pub fn ahead(world: &World, double: &Double) -> Result<()> {
+    static PASSED: AtomicBool = AtomicBool::new(false);
+    let comm = world.communicator();
+    let buffer = Tensor::full([1 << 19], comm.rank() as f64, tch::kind::FLOAT_CPU);
+    let reduce = || {
+        comm.start_mean(&buffer)?;
+        comm.finish()
+    };
+    // The first time, descriptions are compared.
+    reduce()?;
+    if comm.rank() > 0 {
+        comm.barrier()?;
+        reduce()?;
+        double.synchronize();
+        return comm.barrier();
+    }
+    comm.start_mean(&buffer)?;
+    double.give(|| PASSED.store(true, Ordering::Release));
+    let since = Instant::now();
+    while !PASSED.load(Ordering::Acquire) {
+        assert!(since.elapsed() < Duration::from_secs(10), "stream 0 waits for the communication stream");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    comm.finish()?;
+    static AFTER: AtomicBool = AtomicBool::new(false);
+    double.give(|| AFTER.store(true, Ordering::Release));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!AFTER.load(Ordering::Acquire), "what comes after finish did not wait");
+    println!("the host is ahead");
+    comm.barrier()?;
+    double.synchronize();
+    assert!(AFTER.load(Ordering::Acquire));
+    comm.barrier()
+}
+
+/// Small buffers are handed over together, and those that have come before a large one with it.
+pub fn groups(world: &World, double: &Double) -> Result<()> {
+    let comm = world.communicator();
+    let small: Vec<_> = (0..5).map(|bucket| content(comm.rank(), bucket, 100, Kind::Float)).collect();
+    let large = content(comm.rank(), 9, 300_000, Kind::Float);
+    small.iter().try_for_each(|buffer| comm.start_mean(buffer))?;
+    comm.start_mean(&large)?;
+    let last = Tensor::zeros([2, 3], tch::kind::FLOAT_CPU);
+    (0..2).try_for_each(|row| comm.start_mean(&last.get(row)))?;
+    comm.finish()?;
+    double.synchronize();
+    for (bucket, mean) in small.iter().enumerate() {
+        assert!(off(mean, comm.size(), |rank| content(rank, bucket, 100, Kind::Float)) <= 3e-7);
+    }
+    assert!(off(&large, comm.size(), |rank| content(rank, 9, 300_000, Kind::Float)) <= 3e-7);
+    Ok(())
+}
+
+/// Buffers that the caller has dropped live until `finish` at least. Their size makes the allocator give memory back at once.
+pub fn kept(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    for _ in 0..3 {
+        for kind in [Kind::Float, Kind::Double] {
+            comm.start_mean(&Tensor::ones([1 << 19], (kind, Device::Cpu)))?;
+        }
+        comm.finish()?;
+    }
+    Ok(())
+}
+
+/// By the clock of the card a reduction begins when its gradients are there, not when all are.
+pub fn traced(world: &World, double: &Double) -> Result<()> {
+    let comm = world.communicator();
+    assert!(comm.take_trace()?.is_none());
+    let buffers =
+        [content(comm.rank(), 1, 300_000, Kind::Float), content(comm.rank(), 2, 300_000, Kind::Float)];
+    comm.start_trace()?;
+    for buffer in &buffers {
+        double.give(|| std::thread::sleep(Duration::from_millis(100)));
+        comm.start_mean(buffer)?;
+    }
+    // What is computed last takes until the last mean is there.
+    let (at, before) = (buffers[1].data_ptr() as usize, buffers[1].double_value(&[299_999]));
+    double.give(move || {
+        let since = Instant::now();
+        // SAFETY: a float of a tensor that lives until the end of the scene; the double writes it meanwhile.
+        let now = || f64::from(unsafe { (at as *const f32).add(299_999).read_volatile() });
+        while now() == before && since.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    comm.finish()?;
+    let trace = comm.take_trace()?.expect("a trace");
+    assert_eq!((trace.reductions.len(), trace.backward_ends_ms.len()), (2, 1));
+    let end = trace.backward_ends_ms[0];
+    for (number, reduction) in trace.reductions.iter().enumerate() {
+        assert_eq!(reduction.step, 0);
+        assert!(reduction.from_ms >= 90.0 * (number + 1) as f64, "{number} began too early: {trace:?}");
+        assert!(reduction.from_ms < end && reduction.from_ms <= reduction.to_ms, "no overlap: {trace:?}");
+    }
+    comm.barrier()
+}
+
+/// Copies to the card and back in time: a stream of its own, and stream 0, which waits for it.
+pub fn time(world: &World, double: &Double) -> Result<()> {
+    let context = world.context().expect("a card");
+    let (zero, side) = (Stream::legacy(context), Stream::new(context)?);
+    let [start, end] = [Event::timed(context)?, Event::timed(context)?];
+    let copied = Event::new(context)?;
+    let (from, between, to) = (
+        content(0, 1, 5_000, Kind::Float),
+        content(0, 2, 5_000, Kind::Float),
+        content(0, 3, 5_000, Kind::Float),
+    );
+    start.record(&zero)?;
+    // SAFETY: two tensors of one size that live until the end of the scene.
+    unsafe { side.copy_to_card(between.data_ptr(), from.data_ptr(), 20_000)? };
+    copied.record(&side)?;
+    zero.wait(&copied)?;
+    double.copy(&to, &between);
+    end.record(&zero)?;
+    assert!(!end.is_done()? && end.ms_since(&start).is_err());
+    end.synchronize()?;
+    assert!(end.is_done()? && copied.is_done()?);
+    assert!(end.ms_since(&start)? > 0.0);
+    assert_eq!(bytes_of(&to), bytes_of(&from));
+    Ok(())
+}
+
+/// A loop as a training has it, with a loss that is read at the end of every step. `TEST_ABSENT=N`: the last rank does not
+/// come to step N.
+pub fn steps(world: &World, double: &Double) -> Result<()> {
+    let comm = world.communicator();
+    let absent = std::env::var("TEST_ABSENT").ok().and_then(|step| step.parse().ok());
+    if absent.is_some() {
+        world.keep_watch(Duration::from_secs(10))?;
+    }
+    let weights = Tensor::zeros([10], tch::kind::FLOAT_CPU);
+    comm.broadcast(&weights, 0)?;
+    let buffer = Tensor::zeros([1_000], tch::kind::FLOAT_CPU);
+    for step in 1..=12 {
+        whereabouts::set_step(step);
+        whereabouts::enter(Phase::Backward);
+        if absent == Some(step) && comm.rank() + 1 == comm.size() {
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        comm.start_mean(&buffer)?;
+        comm.finish()?;
+        whereabouts::enter(Phase::Optimiser);
+        double.synchronize();
+        // The watchdog looks from time to time.
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    Ok(())
+}
+
+/// Ranks with models of different sizes.
+pub fn lengths(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    let length = if comm.rank() == 0 { 1_000 } else { 999 };
+    comm.start_mean(&Tensor::zeros([length], tch::kind::FLOAT_CPU))?;
+    comm.finish()
+}
+
+/// One rank drops the world in the middle of a reduction.
+pub fn dropped(world: World) {
+    let comm = world.communicator();
+    comm.start_mean(&Tensor::zeros([100_000], tch::kind::FLOAT_CPU)).unwrap();
+    if comm.rank() != 1 {
+        let outcome = comm.finish();
+        let _ = world.end(outcome);
+    }
+}
+
+pub fn card(world: &World) -> Result<()> {
+    let (free, total) = world.context().map_or(Ok((0, 0)), |context| context.memory_bytes())?;
+    assert!(free <= total);
+    println!(
+        "rank {} has {} on {:?}, {} GiB",
+        world.rank(),
+        world.card().map_or("nothing", |card| &card.bus_id),
+        world.device(),
+        total >> 30
+    );
+    Ok(())
+}
+
+/// The whole program, but for the device of its tensors. Stream 0 is the host: libtorch computes on the CPU.
+pub fn search(world: &World) -> Result<()> {
+    let words = std::env::var("TEST_WORDS").unwrap();
+    let cli::Command::SearchImagenet(args) = Cli::parse_from(words.split(' ')).command else {
+        panic!("{words} is no search");
+    };
+    let config: Config = args.run.settings(drnas_dist::config::published::IMAGENET, &[])?;
+    drnas_dist::run::search::search(&config, &args, None, world)
+}
+
+/// Batches with and without holes, large and small, come to a card as they are on the CPU. Stream 0 is the host.
+pub fn uploads(world: &World) -> Result<()> {
+    let (mean, std) = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]);
+    let mut card = Upload::to_card(&mean, &std, Device::Cpu, world.context().expect("a card"));
+    let mut plain = Upload::new(&mean, &std, Device::Cpu);
+    for step in 0..12u32 {
+        let mut batch = Batch::synthetic([6, 6, 9, 4][step as usize % 4], 16, 10);
+        batch.images = batch.images.bitwise_xor(i64::from(step) * 7);
+        batch.labels += i64::from(step);
+        if step % 3 == 1 {
+            let hole = |n| Rect { left: n % 5, top: (n + step) % 7, width: 4, height: 3 };
+            batch.holes = (0..batch.labels.size()[0] as u32).map(hole).collect();
+        }
+        let (ours, theirs) = (card.input(&batch)?, plain.input(&batch)?);
+        // 0 times a negative number is -0, which equals 0.
+        assert!(ours.0.eq_tensor(&theirs.0).all().int64_value(&[]) == 1, "images of step {step}");
+        assert!(ours.1.equal(&theirs.1), "labels of step {step}");
+    }
+    Ok(())
+}
+
+/// The order of the two slots: what stream 0 reads late is what was given to it.
+pub fn slots(world: &World, double: &Double) -> Result<()> {
+    let batch = |step: i64| {
+        let images = Tensor::full([64, 3, 8, 8], step + 1, (Kind::Uint8, Device::Cpu));
+        (images, Tensor::full([64, 1], 100 + step, (Kind::Int64, Device::Cpu)))
+    };
+    let (images, facts) = batch(0);
+    let context = world.context().expect("a card");
+    let mut staging = Staging::new(context, Device::Cpu, &[&images, &facts])?;
+    let mut read = Vec::new();
+    for step in 0..10 {
+        let (images, facts) = batch(step);
+        let copies = (images.zeros_like(), facts.zeros_like());
+        staging.pass(&[&images, &facts], |images, facts| {
+            double.copy(&copies.0, images);
+            double.copy(&copies.1, facts);
+        })?;
+        read.push(copies);
+    }
+    double.synchronize();
+    for (step, (images, facts)) in read.iter().enumerate() {
+        let (expected_images, expected_facts) = batch(step as i64);
+        assert!(images.equal(&expected_images) && facts.equal(&expected_facts), "step {step}: {facts}");
+    }
+    Ok(())
+}

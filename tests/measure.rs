@@ -1,0 +1,102 @@
+//! `bench` on the CPU: what it measures is trained as a search trains, on any ranks, precision and layout.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+const TINY: &str = "
+[model]
+init_channels = 12
+layers = 3
+num_classes = 4
+[data]
+px = 32
+[search]
+replicas = 2
+global_batch = 8
+[weights]
+lr = 0.01
+[run]
+threads = 1
+";
+
+/// What `bench` writes, with `more` options, in `folder`; `preload` goes before every library.
+fn measured(folder: &Path, more: &[&str], preload: Option<&Path>) -> Value {
+    let config = folder.join("tiny.toml");
+    std::fs::write(&config, TINY).unwrap();
+    let json = folder.join("result.jsonl");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_drnas-dist"));
+    command.args(["bench", "--warmup", "1", "--steps", "1", "--blocks", "1", "--set", "device=cpu"]);
+    command.arg("--config").arg(&config).arg("--json").arg(&json).args(more);
+    if let Some(library) = preload {
+        command.env("LD_PRELOAD", library);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&json).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn the_same_steps_whatever_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = measured(folder.path(), &["--stage", "2"], None);
+    assert_eq!(plain["what"], "supernet, stage 2");
+    assert_eq!((&plain["images_per_step"], &plain["precision"]), (&16.into(), &"fp32".into()));
+    assert!(plain["images_per_s"].as_f64().unwrap() > 0.0);
+    assert!(plain["calls_per_step"].is_null() && plain["card_memory_mib"].is_null());
+
+    let again = measured(folder.path(), &["--stage", "2", "--set", "checkpoint_cells=true"], None);
+    assert_eq!(plain["loss"], again["loss"], "recomputed cells train bit for bit as kept ones");
+    let short = measured(folder.path(), &["--stage", "2", "--set", "precision=bf16"], None);
+    assert_ne!(plain["loss"], short["loss"]);
+}
+
+#[test]
+fn calls_of_the_runtime_are_counted_and_networks_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("libgpu-count.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/gpu-count.c");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let built = Command::new(compiler)
+        .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(built.unwrap().success());
+    let result = measured(folder.path(), &["--weights-only"], Some(&library));
+    assert_eq!(result["images_per_step"], 8);
+    let calls = result["calls_per_step"].as_object().unwrap();
+    assert!(calls.len() > 5 && calls["cudaStreamSynchronize"] == 0.0, "{calls:?}");
+
+    std::fs::write(folder.path().join("e.toml"), "[model]\ninit_channels = 8\nlayers = 3\nnum_classes = 4")
+        .unwrap();
+    let config = folder.path().join("e.toml");
+    let output = Command::new(env!("CARGO_BIN_EXE_drnas-dist"))
+        .args(["bench", "--genotype", "DrNAS_imagenet", "--warmup", "1", "--steps", "1", "--blocks", "1"])
+        .args(["--set", "device=cpu", "--set", "data.px=32", "--set", "evaluate.auxiliary_weight=0"])
+        .args(["--set", "evaluate.replicas=1", "--set", "evaluate.global_batch=4", "--config"])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.starts_with("network: fp32, channels last"), "{output:?}");
+}
+
+#[test]
+fn wrong_words_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("tiny.toml");
+    std::fs::write(&config, TINY).unwrap();
+    for (more, code, expected) in
+        [(["--stage", "3"], 1, "--stage 3 of 2 stages"), (["--steps", "0"], 2, "a whole number from 1 on")]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_drnas-dist"))
+            .args(["bench", "--set", "device=cpu", "--config"])
+            .arg(&config)
+            .args(more)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && said.contains(expected), "{said}");
+    }
+}
