@@ -300,6 +300,7 @@ fn ends_and_resumes(fault: &str, rank: usize, words: &[&str]) {
     // What happens to rank 0 is seen by another judge; one phase tells.
     let phases = if rank == 0 { &PHASES[1..2] } else { &PHASES };
     for (phase, step) in phases {
+        // Open MPI cleans up by a list of paths that commas separate: with one in the path, what is tested is ours.
         let case = Case::new(&format!("{fault} of {rank}, {phase}"));
         let output = case.run(3, Some(&format!("{fault}|{phase}|{step}|{rank}")), &[]);
         let text = said(&output);
