@@ -83,7 +83,7 @@ impl<'a> Job<'a> {
     fn restarts(&self) -> usize {
         let said = self.said();
         let count = |text: &str| said.matches(text).count();
-        let restarts = count("not finished; back in the queue");
+        let restarts = count("not finished: back into the queue");
         // A warning may come when nothing is left to do.
         assert!(restarts <= count("warned by Slurm"), "{said}");
         for restart in 0..=restarts {
