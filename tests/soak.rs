@@ -88,8 +88,10 @@ fn gone(child: &mut Child, run: &Run, fault: Fault) -> Option<i32> {
     let start = Instant::now();
     loop {
         let code = child.try_wait().unwrap();
-        if code.is_some() && ranks_of(&run.folder).is_empty() {
-            return code.unwrap().code();
+        if let Some(status) = code
+            && ranks_of(&run.folder).is_empty()
+        {
+            return status.code();
         }
         if start.elapsed() > LIMIT {
             panic!(
@@ -203,7 +205,7 @@ fn disturbed_searches_end_as_if_nothing_had_been() {
     println!("undisturbed it takes {:.1} s", counts.whole_s);
     let begin = Instant::now();
     while begin.elapsed() < limit {
-        let same_ranks = counts.rounds % 2 == 0;
+        let same_ranks = counts.rounds.is_multiple_of(2);
         let run = bench.run(&format!("round-{}", counts.rounds));
         round(&run, if same_ranks { &[2] } else { &[0, 1, 2, 4] }, &mut random, &mut counts);
         let (ours, theirs) = (run.of_steps("loss"), whole.of_steps("loss"));

@@ -77,11 +77,14 @@ go() {
 again() {
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
         say "restarted $SLURM_RESTART_COUNT times: that is enough. Go on with: $DRNAS_COMMAND"
-    elif scontrol requeue "$SLURM_JOB_ID"; then
-        say "not finished; back in the queue"
-        exit 0
-    else
-        say "not finished, and Slurm does not requeue it. Go on with: $DRNAS_COMMAND"
+        exit 75
     fi
-    exit 75
+    say "not finished: back into the queue"
+    # Slurm ends the job and all in it, scontrol too, at times before that has heard of its success.
+    trap '' TERM
+    scontrol requeue "$SLURM_JOB_ID" || {
+        say "Slurm does not requeue it. Go on with: $DRNAS_COMMAND"
+        exit 75
+    }
+    exit 0
 }
