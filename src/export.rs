@@ -61,7 +61,7 @@ fn newest_of(run: &Path) -> Result<(Named, String)> {
     let latest = checkpoint::latest(&folder)?;
     latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     let (step, saved) =
-        latest.found.ok_or_else(|| Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
+        latest.found.ok_or(Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
     Ok((group(&saved, "weights/"), format!("the checkpoint of step {step}")))
 }
 

@@ -2,6 +2,7 @@
 
 mod device;
 mod heartbeat;
+mod leftovers;
 mod place;
 mod signals;
 
@@ -108,6 +109,7 @@ impl World {
         let own = ranks.or_end(devices.choose(seen, &place, comm))?;
         ranks.join_cards(&devices, &own, limit);
         if size > 1 {
+            at_last(leftovers::remove_segments);
             end_all_on_panic(rank, place.host.clone());
         }
         standing.join(rank, size);

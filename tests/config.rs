@@ -2,7 +2,7 @@
 
 use drnas_dist::config::{Precision, Regulariser, Stage, Theta};
 use drnas_dist::space::SearchSpace;
-use drnas_dist::{Config, Settings};
+use drnas_dist::{Config, EvaluateConfig, Settings};
 
 fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
@@ -257,9 +257,57 @@ fn the_published_runs_are_part_of_the_program() {
 }
 
 #[test]
+fn evaluations_that_are_shipped_are_good_ones() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let load = |name: &str| EvaluateConfig::load(&folder.join(name), &[]).unwrap();
+    assert_eq!(load("evaluate-imagenet.toml"), EvaluateConfig::default());
+    let cifar = load("evaluate-cifar10.toml");
+    assert_eq!((cifar.model.init_channels, cifar.model.layers, cifar.evaluate.epochs), (36, 20, 600));
+    assert_eq!((cifar.lr(), cifar.evaluate.drop_path, cifar.data.cutout), (0.025, 0.3, 16));
+    for name in ["evaluate-cifar10-small.toml", "evaluate-imagenet-small.toml"] {
+        let config = load(name);
+        config.check_ranks(2).unwrap();
+        config.check_classes(10).unwrap();
+    }
+}
+
+#[test]
+fn evaluations_are_checked() {
+    let parse = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        EvaluateConfig::parse("", "run.toml", &sets).map_err(|error| error.to_string())
+    };
+    let refused = |sets: &[&str], word: &str| {
+        let said = parse(sets).expect_err("this configuration must be refused");
+        assert!(said.contains(word), "{said}");
+    };
+    // The linear rule, when it is asked for.
+    assert_eq!(parse(&["evaluate.global_batch=1536"]).unwrap().lr(), 0.5);
+    assert_eq!(parse(&["evaluate.global_batch=1536", "evaluate.lr_batch=768"]).unwrap().lr(), 1.0);
+    refused(
+        &["evaluate.global_batch=100"],
+        "evaluate.replicas = 8 does not divide evaluate.global_batch = 100",
+    );
+    refused(&["evaluate.drop_path=1.0"], "evaluate.drop_path must be in [0, 1)");
+    refused(&["evaluate.label_smoothing=-0.1"], "evaluate.label_smoothing must be in [0, 1)");
+    refused(&["evaluate.epochs=0"], "evaluate.epochs = 0 must be in 1..=1000000");
+    refused(&["evaluate.epochs=3"], "weights.warmup_epochs = 5 is above the 3 epochs");
+    refused(&["evaluate.test_every=0"], "evaluate.test_every must be 1 or more");
+    refused(
+        &["data.px=64"],
+        "leaves 2 x 2 pixels to the auxiliary head, which needs 7 x 7; use --set data.px=224",
+    );
+    assert!(parse(&["data.px=64", "evaluate.auxiliary_weight=0"]).is_ok());
+    refused(&["evaluate.global_batch=8"], "raise evaluate.global_batch");
+    refused(&["model.init_channels=5"], "model.init_channels = 5 must be even");
+    refused(&["data.test_crop=200", "data.test_resize=220"], "data.test_crop = 200 must be a multiple of 32");
+    refused(&["evaluate.stage=3"], "unknown key");
+}
+
+#[test]
 fn every_key_is_explained() {
     let explained = include_str!("../configs/README.md");
-    let text = Config::default().to_toml();
+    let text = Config::default().to_toml() + &EvaluateConfig::default().to_toml();
     let keys = text.lines().filter_map(|line| line.split_once(" = "));
     for (key, _) in keys {
         assert!(explained.contains(&format!("`{key}`")), "{key} is not in configs/README.md");

@@ -36,6 +36,7 @@ impl<'a> Job<'a> {
         let evaluates = script == "evaluate.sh";
         let settings = BTreeMap::from([
             ("CONFIG", path(if evaluates { "evaluate.toml" } else { "search.toml" })),
+            ("EVALUATE", "evaluate-cifar".into()),
             ("TEST", path("valid")),
             ("GENOTYPE", "DrNAS_cifar10".into()),
             ("TRAIN", path("train")),
@@ -78,17 +79,31 @@ impl<'a> Job<'a> {
         assert_eq!(found, (1..=steps as u64).collect::<Vec<_>>(), "{}", self.said());
     }
 
-    /// Each start went on where the one before had stopped: nothing was computed twice. The number of restarts.
-    fn restarts_lost_nothing(&self) -> usize {
+    /// How often it was put back into the queue; each start says how many went before it.
+    fn restarts(&self) -> usize {
         let said = self.said();
         let count = |text: &str| said.matches(text).count();
         let restarts = count("not finished; back in the queue");
-        assert_eq!(restarts, count("warned by Slurm"), "{said}");
+        // A warning may come when nothing is left to do.
+        assert!(restarts <= count("warned by Slurm"), "{said}");
         for restart in 0..=restarts {
             assert!(said.contains(&format!("start {restart} on node")), "{said}");
         }
-        assert!(restarts == 0 || count("resumed after step") >= 1, "{said}");
         restarts
+    }
+
+    /// It was warned in the middle of the run, once, and lost nothing by that.
+    fn went_on_once(&self) {
+        // A launcher that ends a job may lose last words; they stand in the run folder too.
+        let messages = fs::read_to_string(self.run.folder.join("messages.log")).unwrap_or_default();
+        let said = self.said() + &messages;
+        assert_eq!(self.restarts(), 1, "{said}");
+        let number = |before: &str| -> Option<u64> {
+            let rest = &said[said.find(before)? + before.len()..];
+            rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
+        };
+        let stopped = number("stopped; the newest checkpoint, after step ").expect("a farewell");
+        assert_eq!(number("resumed after step "), Some(stopped), "{said}");
     }
 }
 
@@ -104,7 +119,7 @@ fn a_time_limit_is_survived(cluster: &Cluster) {
         let name = format!("limit-{attempt}");
         let job = Job::submit(cluster, &name, "search.sh", &options, "mpirun", &["--set", &set]);
         job.completes(5 * (2 + epochs));
-        let restarts = job.restarts_lost_nothing();
+        let restarts = job.restarts();
         println!("time limit: {} steps, {restarts} restarts", 5 * (2 + epochs));
         if restarts > 0 {
             return;
@@ -123,7 +138,7 @@ fn a_warning_on_two_nodes(cluster: &Cluster, launcher: &str) {
     job.after_steps(4);
     cluster.said("scancel", &["--batch", "--signal=USR1", &job.id]);
     job.completes(30);
-    assert_eq!(job.restarts_lost_nothing(), 1, "{}", job.said());
+    job.went_on_once();
     println!("two nodes, {launcher}: warned, requeued, finished");
 }
 
@@ -189,7 +204,7 @@ fn an_evaluation_is_warned(cluster: &Cluster) {
     job.after_steps(4);
     cluster.said("scancel", &["--batch", "--signal=USR1", &job.id]);
     job.completes(20);
-    assert_eq!(job.restarts_lost_nothing(), 1, "{}", job.said());
+    job.went_on_once();
     println!("evaluation: warned, requeued, finished");
 }
 

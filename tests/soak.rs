@@ -70,6 +70,12 @@ fn text(run: &Run) -> String {
     fs::read_to_string(run.folder.with_extension("said")).unwrap_or_default()
 }
 
+/// Its last lines.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
+}
+
 /// The last step that the log knows.
 fn logged(run: &Run) -> u64 {
     let text = fs::read_to_string(run.folder.join("metrics.jsonl")).unwrap_or_default();
@@ -139,6 +145,9 @@ fn disturb(run: &Run, (ranks, fault): (usize, Fault), random: &mut ChaCha8Rng, c
     if met {
         counts.met[FAULTS.iter().position(|other| *other == fault).unwrap()] += 1;
         counts.slowest_end = counts.slowest_end.max(before.elapsed());
+        if before.elapsed() > Duration::from_secs(20) {
+            println!("{fault:?} took {:.1} s to end:\n{}", before.elapsed().as_secs_f64(), tail(&text(run)));
+        }
     }
     !run.folder.join("finished.json").exists()
 }

@@ -59,8 +59,9 @@ go() {
         if [ -n "$warned" ] || [ "$rc" = 75 ]; then
             again
         fi
-        if [ ! -d "$run/checkpoints" ]; then
-            say "$run failed before its first checkpoint, with exit code $rc: most likely a mistake, told above"
+        # 1 and 2 are what the program says of a mistake; another code is a crash.
+        if [ "$rc" -le 2 ] && [ ! -d "$run/checkpoints" ]; then
+            say "$run failed before its first checkpoint, with exit code $rc: a mistake, told above"
             exit 1
         fi
         failures=$((failures + 1))
@@ -68,7 +69,7 @@ go() {
             say "$run failed $failures times, the last time with exit code $rc; go on with: $DRNAS_COMMAND"
             exit 1
         fi
-        say "$run failed with exit code $rc; start $((failures + 1)) of $((RETRIES + 1)) goes on from its checkpoint"
+        say "$run failed with exit code $rc; start $((failures + 1)) of $((RETRIES + 1)) goes on where it was"
     done
 }
 

@@ -93,7 +93,11 @@ mod tests {
         let mut writer = Writer::new(dir.path().into(), 2);
         let weights = Tensor::from_slice(&[1.0, 2.0]);
         let (go, going) = mpsc::channel();
-        writer.start(1, state(&weights), move || Ok(going.recv().unwrap())).unwrap();
+        let first = move || {
+            going.recv().unwrap();
+            Ok(())
+        };
+        writer.start(1, state(&weights), first).unwrap();
         // Training goes on while the thread has not begun to write.
         let _ = weights.shallow_clone().g_add_scalar_(5.0);
         assert_eq!(writer.poll().unwrap(), None);

@@ -36,8 +36,7 @@ pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
         let what = "is there and is no table, so it is not replaced; give another --out".to_string();
         return Err(Error::Nb201Source { path: out.to_owned(), place: String::new(), what });
     }
-    let (columns, architectures, values) = source.table(skip)?;
-    format::write(out, &columns, &architectures, &values)
+    source.write(out, skip)
 }
 
 fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
@@ -119,8 +118,8 @@ impl Source<'_> {
         self.columns.iter().position(|column| column == name)
     }
 
-    /// Columns, architectures in the benchmark's order, values by column.
-    fn table(&self, skip: &[String]) -> Result<(Vec<Column>, Vec<Architecture>, Vec<Vec<u32>>)> {
+    /// Checks everything, then writes the table: architectures in the benchmark's order, columns but those in `skip`.
+    fn write(&self, out: &Path, skip: &[String]) -> Result<()> {
         let order = self.order()?;
         let architectures: Vec<Architecture> = order.iter().map(|(_, architecture)| *architecture).collect();
         if let Some(unknown) = skip.iter().find(|name| self.position(name).is_none()) {
@@ -143,7 +142,7 @@ impl Source<'_> {
             columns.push(column);
             values.push(integers);
         }
-        Ok((columns, architectures, values))
+        format::write(out, &columns, &architectures, &values)
     }
 
     /// For each index of the benchmark the row that has it, and its architecture.

@@ -329,7 +329,7 @@ mod tests {
                 std::thread::sleep(SHORT / 20);
             }
         });
-        let error = acquire(run.path()).unwrap_err().to_string();
+        let error = Lock::acquire_in(run.path(), "here", 25 * SHORT, SHORT).unwrap_err().to_string();
         assert!(error.contains("on there"), "{error}");
         thread.join().unwrap();
     }

@@ -63,27 +63,25 @@ impl Genotype {
     /// The architecture that `text` means: a published name, the text of a genotype (JSON, or the line of DARTS code), or a
     /// file that holds such a text, as a search writes it (`genotype.json`).
     pub fn read(text: &str) -> Result<Genotype> {
-        if text.contains(['(', '{']) {
-            return Genotype::parse(text);
-        }
         if let Some((_, line)) = PUBLISHED.iter().find(|(name, _)| *name == text) {
             return Genotype::parse(line);
         }
         let path = Path::new(text);
-        match std::fs::read_to_string(path) {
-            Ok(text) => Genotype::parse(&text).map_err(|error| match error {
+        if path.is_file() {
+            let content = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            return Genotype::parse(&content).map_err(|error| match error {
                 Error::Genotype(what) => Error::Genotype(format!("{}: {what}", path.display())),
                 error => error,
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let names: Vec<&str> = PUBLISHED.iter().map(|(name, _)| *name).collect();
-                Err(Error::Genotype(format!(
-                    "'{text}' is neither a file nor a published name ({})",
-                    names.join(", ")
-                )))
-            }
-            Err(error) => Err(Error::io("read", path)(error)),
+            });
         }
+        if text.contains(['(', '{', '|']) {
+            return Genotype::parse(text);
+        }
+        let names: Vec<&str> = PUBLISHED.iter().map(|(name, _)| *name).collect();
+        Err(Error::Genotype(format!(
+            "'{text}' is neither a file nor a published name ({})",
+            names.join(", ")
+        )))
     }
 
     /// Reads either text form, checking that the architecture exists in the space.
@@ -180,6 +178,6 @@ mod tests {
         refused(&line.replacen("reduce_concat", "reduction_concat", 1), "expected Genotype(normal=");
         refused(&line.replacen(", normal_concat=range(2, 6)", "", 1), "missing field `normal_concat`");
         refused("Genotype(", "the text is no genotype");
-        refused("(|nor_conv_3x3~0|)", "the text is no genotype");
+        refused("|nor_conv_3x3~0|+|skip_connect~0|", "an architecture of NAS-Bench-201");
     }
 }

@@ -40,7 +40,7 @@ pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Res
 }
 
 fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<Finding>> {
-    let allowed = Allowed::of(net.placement().precision);
+    let allowed = Allowed::of(net.placement());
     let values = |kind| allowed.values(kind);
     let tensor = |name: &str| golden.tensor(name);
     let on_device = |name: &str| Ok(tensor(name)?.to_device(net.placement().device));
@@ -63,7 +63,7 @@ fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<F
         let comparison = Comparison::new("logits, auxiliary", allowed.auxiliary, 0.0);
         findings.push(comparison.one(auxiliary, tensor("logits.auxiliary")?));
         let auxiliary = smoothed_cross_entropy(auxiliary, labels, smoothing);
-        loss = loss + auxiliary * golden.decimal("auxiliary_weight")?;
+        loss += auxiliary * golden.decimal("auxiliary_weight")?;
     }
     findings.push(values("loss").one(&loss, tensor("loss")?));
     if with_gradients {

@@ -179,7 +179,7 @@ fn a_trace_shows_that_reductions_overlap_with_backward() {
 #[test]
 fn ranks_leave_together_when_they_are_asked_to() {
     let ended = run_on(double(), "leave", 2, &[]);
-    assert_eq!(ended.code, Some(130), "{}", ended.output);
+    assert_eq!(ended.code, Some(drnas_dist::launch::STOPPED), "{}", ended.output);
     assert_eq!(ended.output.matches("go on with --resume").count(), 1, "{}", ended.output);
     assert!(!ended.output.contains("rank 1 on"), "{}", ended.output);
 }
@@ -203,6 +203,9 @@ fn a_search_is_the_one_of_mpi_bit_for_bit() {
     );
     good("search", 2, &[("TEST_WORDS", &words), ("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "300")]);
     assert_same_end(&bench.run("by-nccl"), &by_mpi);
+    // Of the double's 80 GiB half is in use.
+    let log = std::fs::read_to_string(bench.path("by-nccl").join("metrics.jsonl")).unwrap();
+    assert!(log.contains(r#""card_memory_mib":40960.0"#), "{log}");
 }
 
 /// The real program, without a driver and with the double's. (Without libtorch's CUDA libraries it comes no further; what it

@@ -134,7 +134,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The lines of the log, without what a clock gave.
+    /// The lines of the log, without what a clock or a card gave.
     pub fn log(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.folder.join("metrics.jsonl")).unwrap();
         text.lines()

@@ -1,0 +1,221 @@
+//! Whole evaluations: any number of ranks gives the same network and the same test; interrupted ones end as if they had not
+//! been; given weights are tested; what cannot go well is refused.
+
+#[path = "common/bench.rs"]
+#[allow(dead_code)] // some of it is for searches
+mod bench;
+
+use bench::{Bench, Run, assert_same_end_after, finish, kill_all, said};
+use drnas_dist::eval::state::read_weights;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Four epochs of five steps.
+const STEPS: u64 = 20;
+
+/// Everything that is random is on: crops, flips, colours, holes, drop path.
+const CONFIG: &str = "
+device = \"cpu\"
+[model]
+space = \"darts-cifar\"
+init_channels = 4
+layers = 3
+num_classes = 4
+[data]
+px = 32
+crop = \"pad\"
+jitter = [0.4, 0.4, 0.4, 0.2]
+cutout = 8
+[evaluate]
+replicas = 4
+global_batch = 32
+epochs = 4
+steps_per_epoch = 5
+decay = \"cosine\"
+drop_path = 0.3
+test_batch = 10
+[weights]
+lr = 0.02
+warmup_epochs = 1
+[run]
+log_every = 3
+compare_every = 4
+checkpoint_every = 100
+time_limit_s = 100
+threads = 1
+";
+
+fn bench() -> &'static Bench {
+    let bench = Bench::get();
+    std::fs::write(bench.path("evaluate.toml"), CONFIG).unwrap();
+    bench
+}
+
+/// The command of an evaluation on `ranks` ranks (0: without mpirun) into the folder `run`.
+fn command(ranks: usize, run: &str, more: &[&str]) -> Command {
+    let bench = bench();
+    let mut command = if ranks == 0 { bench.program() } else { bench.mpirun() };
+    if ranks > 0 {
+        command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_drnas-dist")]);
+    }
+    command.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DrNAS_cifar10"]);
+    command.args(["--test", "valid", "--out", run]);
+    if !more.contains(&"--test-only") {
+        command.args(["--train", "train"]);
+    }
+    command.args(more);
+    command
+}
+
+fn evaluated(ranks: usize, run: &str, more: &[&str]) -> Run {
+    let output = finish(command(ranks, run, more), Duration::from_secs(300));
+    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", said(&output));
+    bench().run(run)
+}
+
+fn epochs(run: &Run) -> Vec<serde_json::Value> {
+    run.log().into_iter().filter(|line| line["event"] == "evaluated_epoch").collect()
+}
+
+fn assert_same(ours: &Run, theirs: &Run) {
+    assert_same_end_after(STEPS, ours, theirs);
+    let best = |run: &Run| read_weights(&run.folder.join("best.safetensors")).unwrap();
+    let (a, b) = (best(ours), best(theirs));
+    assert!(a.iter().all(|(name, tensor)| tensor.equal(&b[name])), "the best weights differ");
+}
+
+#[test]
+fn any_number_of_ranks_gives_the_same_network() {
+    let one = evaluated(0, "one", &[]);
+    for ranks in [2, 4] {
+        assert_same(&evaluated(ranks, &format!("ranks-{ranks}"), &[]), &one);
+    }
+    // The 84 test images, which no number of ranks and batches divides, once each.
+    let epochs = epochs(&one);
+    assert_eq!(epochs.len(), 4);
+    assert!(epochs.iter().all(|epoch| epoch["test_images"] == 84), "{epochs:?}");
+    let tops: Vec<f64> = epochs.iter().map(|epoch| epoch["test_top1"].as_f64().unwrap()).collect();
+    let end = one.log().pop().unwrap();
+    assert_eq!(end["event"], "evaluated");
+    assert_eq!(end["last_top1"], tops[3]);
+    let best = tops.iter().copied().fold(0.0, f64::max);
+    assert_eq!((&end["best_top1"], &end["best_epoch"]), (&best.into(), &epochs[3]["best_epoch"]));
+    assert_eq!(tops[epochs[3]["best_epoch"].as_u64().unwrap() as usize - 1], best);
+    let report = std::fs::read_to_string(one.folder.join("report.txt")).unwrap();
+    assert!(report.contains("last epoch (4): top-1 ") && report.contains("best epoch ("), "{report}");
+    // Drop path rises with the epochs; the rate warms up and falls.
+    let column = |name: &str| epochs.iter().map(|epoch| epoch[name].as_f64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(column("drop_path"), [0.0, 0.3 / 4.0, 0.3 * 2.0 / 4.0, 0.3 * 3.0 / 4.0]);
+    assert!(column("lr").is_sorted_by(|a, b| a >= b) && column("lr")[0] == 0.02, "{:?}", column("lr"));
+}
+
+#[test]
+fn killed_and_resumed_equals_never_stopped() {
+    let whole = evaluated(2, "whole", &[]);
+    // In the middle of an epoch, at the end of one, late.
+    for kill_after in [2, 5, 17] {
+        let name = format!("killed-{kill_after}");
+        let more = ["--set", "run.checkpoint_every=1", "--resume"];
+        let child = command(2, &name, &more).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let run = bench().run(&name);
+        let start = Instant::now();
+        while run.checkpoints().last().is_none_or(|&step| step < kill_after) {
+            assert!(start.elapsed() < Duration::from_secs(200), "no checkpoint after step {kill_after}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        kill_all(child, &run.folder);
+        assert!(!run.folder.join("report.txt").exists(), "it was killed before the end");
+        // Another number of ranks goes on.
+        let output = finish(command(1, &name, &more), Duration::from_secs(300));
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(said(&output).contains("resumed after step"), "{}", said(&output));
+        assert_same(&run, &whole);
+    }
+    let again = finish(command(2, "whole", &["--resume"]), Duration::from_secs(100));
+    assert!(said(&again).contains("this run has finished"), "{}", said(&again));
+}
+
+#[test]
+fn given_weights_are_tested_and_exported() {
+    let trained = evaluated(0, "trained", &["--set", "evaluate.test_every=3"]);
+    let tested: Vec<bool> = epochs(&trained).iter().map(|epoch| epoch["test_top1"].is_f64()).collect();
+    assert_eq!(tested, [false, false, true, true], "every third epoch and the last");
+    let end = trained.log().pop().unwrap();
+    let result = |weights: &str, ranks: usize, out: &str| -> serde_json::Value {
+        let output =
+            finish(command(ranks, out, &["--test-only", "--weights", weights]), Duration::from_secs(100));
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice(&std::fs::read(bench().path(out).join("test.json")).unwrap()).unwrap()
+    };
+    let hits = |part: &serde_json::Value| (84.0 * part.as_f64().unwrap()).round() as u64;
+    let newest = format!("trained/checkpoints/step-{STEPS:09}/state.safetensors");
+    let last = result(&newest, 0, "tested-last");
+    assert_eq!((&last["images"], &last["top1_hits"]), (&84.into(), &hits(&end["last_top1"]).into()));
+    assert_eq!(result(&newest, 3, "tested-by-3"), last, "three ranks test the same");
+    let best = result("trained/best.safetensors", 2, "tested-best");
+    assert_eq!(best["top1_hits"], hits(&end["best_top1"]));
+
+    for (more, from) in [(None, "the checkpoint of step 20"), (Some("--best"), "the best test")] {
+        let mut export = bench().program();
+        export.args(["export", "trained", "--to", "exported"]).args(more);
+        let output = export.output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let about = std::fs::read_to_string(bench().path("exported/network.json")).unwrap();
+        assert!(about.contains(from), "{about}");
+        let expected = if more.is_some() { &best } else { &last };
+        assert_eq!(&result("exported/weights.safetensors", 0, "tested-export"), expected);
+    }
+    let genotype = std::fs::read_to_string(bench().path("exported/genotype.json")).unwrap();
+    assert_eq!(genotype, trained.genotype());
+}
+
+#[test]
+fn what_cannot_go_well_is_refused_before_the_first_step() {
+    let refused = |command: Command, words: &[&str]| {
+        let output: Output = finish(command, Duration::from_secs(100));
+        assert!(!output.status.success(), "accepted: {}", said(&output));
+        for word in words {
+            assert!(said(&output).contains(word), "'{word}' is not in {}", said(&output));
+        }
+    };
+    evaluated(0, "first", &["--set", "evaluate.epochs=1"]);
+    let one_epoch = ["--set", "evaluate.epochs=1", "--resume"];
+    refused(command(0, "first", &[]), &["first holds a run already", "--resume"]);
+    refused(
+        command(0, "first", &[&one_epoch[..], &["--set", "evaluate.drop_path=0.2"]].concat()),
+        &["drop_path = 0.3", "now it is drop_path = 0.2"],
+    );
+    let mut other = bench().program();
+    other.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DARTS_V2", "--train", "train"]);
+    other.args(["--test", "valid", "--out", "first"]).args(one_epoch);
+    refused(other, &["the run began with --genotype with content"]);
+    refused(command(3, "three", &[]), &["3 ranks cannot share evaluate.replicas = 4"]);
+    refused(command(0, "classes", &["--set", "model.num_classes=7"]), &["4 classes", "num_classes is 7"]);
+    refused(command(0, "nan", &["--set", "weights.lr=1e30"]), &["step ", "the loss is", "weights.lr"]);
+    refused(
+        command(0, "small", &["--set", "data.px=16"]),
+        &["leaves 4 x 4 pixels to the auxiliary head, which needs 8 x 8", "data.px=32", "auxiliary_weight=0"],
+    );
+    let mut imagenet = bench().program();
+    imagenet.args(["evaluate-imagenet", "--config", "evaluate.toml", "--genotype", "DARTS_V2"]);
+    imagenet.args(["--train", "train", "--test", "valid", "--out", "imagenet"]);
+    refused(imagenet, &["model.space = \"darts-cifar\" belongs to the command evaluate-cifar"]);
+    let mut same = bench().program();
+    same.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DARTS_V2"]);
+    same.args(["--train", "valid", "--test", "valid", "--out", "same"]);
+    refused(same, &["--train valid and --test valid hold the same images"]);
+    refused(command(0, "none", &["--test-only"]), &["--weights"]);
+    refused(
+        command(
+            0,
+            "wrong",
+            &["--test-only", "--weights", "first/best.safetensors", "--set", "model.layers=4"],
+        ),
+        &["belong to another network"],
+    );
+    refused(
+        command(0, "text", &["--test-only", "--weights", "evaluate.toml"]),
+        &["a safetensors file is expected"],
+    );
+    assert!(!bench().path("three").exists() && !bench().path("small").exists());
+}

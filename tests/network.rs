@@ -1,0 +1,106 @@
+//! The final network with itself: however its backward pass is cut or repeated, gradients and statistics are the same.
+//! (Beside PyTorch: tests/torch.rs; beside the published code: tests/golden.rs.)
+
+use drnas_dist::net::loss::smoothed_cross_entropy;
+use drnas_dist::net::network::{Network, Shape};
+use drnas_dist::net::params::Named;
+use drnas_dist::net::tape::Placement;
+use drnas_dist::precision::Precision;
+use drnas_dist::space::SearchSpace;
+use drnas_dist::space::genotype::Genotype;
+use tch::{Device, Kind, Tensor};
+
+/// Every operation in both kinds of cells.
+const GENOTYPE: &str = "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('max_pool_3x3', 0), \
+    ('skip_connect', 1), ('dil_conv_5x5', 2), ('sep_conv_5x5', 1), ('dil_conv_3x3', 2), ('avg_pool_3x3', 4)], \
+    normal_concat=[2, 4, 5], reduce=[('skip_connect', 0), ('skip_connect', 1), ('sep_conv_5x5', 1), ('dil_conv_3x3', 0), \
+    ('max_pool_3x3', 1), ('avg_pool_3x3', 0), ('dil_conv_5x5', 1), ('sep_conv_3x3', 2)], reduce_concat=range(2, 6))";
+
+const N: i64 = 4;
+
+fn shape(genotype: &str) -> Shape {
+    Shape {
+        space: SearchSpace::DartsCifar,
+        genotype: Genotype::read(genotype).unwrap(),
+        init_channels: 4,
+        layers: 4,
+        num_classes: 5,
+        px: 32,
+        auxiliary: true,
+    }
+}
+
+/// Gradients, statistics and logits of one training pass.
+fn pass(
+    precision: Precision,
+    drop_path: f64,
+    bucket_bytes: usize,
+    checkpoint_cells: bool,
+) -> (Named, Named, Tensor) {
+    tch::set_num_threads(1);
+    let placement = Placement {
+        precision,
+        device: Device::Cpu,
+        channels_last: true,
+        checkpoint_cells,
+        replicas: 1,
+        bucket_bytes,
+    };
+    let mut net = Network::new(shape(GENOTYPE), placement);
+    net.params.initialise(1);
+    tch::manual_seed(2);
+    let images = Tensor::randn([N, 3, 32, 32], (precision.weights(), Device::Cpu));
+    let labels = Tensor::from_slice(&[0i64, 1, 2, 4]);
+    let tape = net.forward(&images, net.drop_path(drop_path, (1, 2, 3), N), 0);
+    let [logits, auxiliary] = tape.results() else { panic!("two results") };
+    let logits = logits.detach();
+    let loss = |logits: &Tensor| smoothed_cross_entropy(logits, &labels, 0.1);
+    let loss = loss(tape.logits()) + loss(auxiliary) * 0.4;
+    let mut gradients = Vec::new();
+    tape.backward(&loss, |bucket, grads| {
+        gradients.push((bucket, grads));
+        Ok(())
+    })
+    .unwrap();
+    for (bucket, grads) in gradients {
+        net.params.buckets[bucket].add(&grads);
+    }
+    (net.params.export(|bucket| &bucket.grads), net.params.export_running(0), logits)
+}
+
+fn distance(a: &Named, b: &Named) -> f64 {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    let all = |named: &Named| {
+        Tensor::cat(&named.values().map(|x| x.to_kind(Kind::Double).reshape([-1])).collect::<Vec<_>>(), 0)
+    };
+    (all(a) - all(b)).norm().double_value(&[]) / all(b).norm().double_value(&[])
+}
+
+#[test]
+fn cuts_do_not_show() {
+    let (whole, _, logits) = pass(Precision::Fp64, 0.3, usize::MAX, false);
+    let (cut, _, same) = pass(Precision::Fp64, 0.3, 1, false);
+    assert!(logits.equal(&same));
+    assert!(distance(&cut, &whole) < 1e-12, "{}", distance(&cut, &whole));
+    assert!(whole.values().all(|grad| grad.norm().double_value(&[]) > 0.0), "every weight gets a gradient");
+}
+
+#[test]
+fn cells_that_are_computed_again_are_bit_equal() {
+    for precision in [Precision::Fp32, Precision::Fp64] {
+        let (plain, statistics, logits) = pass(precision, 0.3, 1, false);
+        let (again, repeated, same) = pass(precision, 0.3, 1, true);
+        assert!(logits.equal(&same));
+        assert!(plain.iter().all(|(name, grad)| grad.equal(&again[name])), "{precision}");
+        assert!(statistics.iter().all(|(name, stat)| stat.equal(&repeated[name])), "{precision}");
+    }
+}
+
+#[test]
+fn drop_path_changes_the_pass() {
+    let logits = |probability| pass(Precision::Fp64, probability, usize::MAX, false).2;
+    assert!(logits(0.3).equal(&logits(0.3)));
+    assert!(!logits(0.3).equal(&logits(0.0)));
+    let shape = shape("DARTS_V2");
+    assert!(shape.is_reduction(1) && shape.is_reduction(2) && !shape.is_reduction(3));
+}
