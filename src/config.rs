@@ -159,7 +159,7 @@ pub enum Theta {
 pub enum Order {
     /// 1: the weights are as they are.
     First,
-    /// 2: the weights after one virtual step, which depends on eta; about five times the cost of first order.
+    /// 2: the weights after one virtual step, which depends on eta; four passes instead of one.
     Second,
 }
 

@@ -203,12 +203,14 @@ fn the_files_of_the_project_are_good() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let load = |name: &str| Config::load(&folder.join(name), &[]).unwrap();
     assert_eq!(load("search-imagenet.toml"), Config::default());
-    for name in ["search-imagenet-small.toml", "quickstart.toml"] {
+    for name in ["search-imagenet-small.toml", "search-cifar-small.toml", "quickstart.toml"] {
         let config = load(name);
         assert!(config.search.stages.len() >= 2, "{name}");
         config.check_ranks(2).unwrap();
         config.check_classes(10).unwrap();
     }
+    let small = load("search-nb201-small.toml");
+    assert_eq!(small.search.stages.iter().map(|stage| stage.k).collect::<Vec<_>>(), [2, 1]);
 }
 
 #[test]
