@@ -27,7 +27,7 @@ ENOUGH_S=420   # no check begins later
 
 out=${OUT:-gpu-check}
 rm -rf "$out"
-mkdir -p "$out" && cd "$out" || die "cannot make $out"
+{ mkdir -p "$out" && cd "$out"; } || die "cannot make $out"
 "$python" -m tarfile -e "$bundle" . || die "$bundle cannot be unpacked"   # there may be no xz
 here=$PWD/gpu-bundle
 export TMPDIR=$PWD/tmp
