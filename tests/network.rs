@@ -8,6 +8,7 @@ use drnas_dist::net::tape::Placement;
 use drnas_dist::precision::Precision;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
+use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
 
 /// Every operation in both kinds of cells.
@@ -37,6 +38,9 @@ fn pass(
     bucket_bytes: usize,
     checkpoint_cells: bool,
 ) -> (Named, Named, Tensor) {
+    // libtorch has one generator for all threads.
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let guard = GENERATOR.lock();
     tch::set_num_threads(1);
     let placement = Placement {
         precision,
@@ -50,6 +54,7 @@ fn pass(
     net.params.initialise(1);
     tch::manual_seed(2);
     let images = Tensor::randn([N, 3, 32, 32], (precision.weights(), Device::Cpu));
+    drop(guard);
     let labels = Tensor::from_slice(&[0i64, 1, 2, 4]);
     let tape = net.forward(&images, net.drop_path(drop_path, (1, 2, 3), N), 0);
     let [logits, auxiliary] = tape.results() else { panic!("two results") };
