@@ -108,6 +108,8 @@ fn meet(fault: &str) -> Result<(), Error> {
         // SAFETY: as above.
         "stop" => unsafe {
             libc::kill(libc::getpid(), libc::SIGSTOP);
+            // This thread may run on until another one has stopped the process.
+            std::thread::sleep(Duration::from_millis(200));
         },
         "panic" => panic!("a planned mistake"),
         "error" => return Err(Error::LoaderSpec("a planned failure".into())),

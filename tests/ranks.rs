@@ -301,7 +301,12 @@ fn watched(world: &World, fate: &str) -> Result<()> {
             // SAFETY: plain calls on this very process.
             "killed" => unsafe { libc::kill(libc::getpid(), libc::SIGKILL) },
             // SAFETY: as above.
-            "stopped" => unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) },
+            "stopped" => unsafe {
+                libc::kill(libc::getpid(), libc::SIGSTOP);
+                // This thread may run on until another one has stopped the process.
+                std::thread::sleep(Duration::from_millis(200));
+                0
+            },
             "slow" => {
                 std::thread::sleep(5 * HEARTBEAT / 2);
                 0
