@@ -477,7 +477,7 @@ fn a_rank_that_never_arrives_is_told_by_all_others_within_the_limit() {
         &[
             "stalled 0 within true",
             "stalled 1 within true",
-            "in operation 3 (1 means of 1000000 (1000000 Float))",
+            "in operation 4 (1 means of 1000000 (1000000 Float))",
             "rank 0 on ",
         ],
     );
@@ -514,7 +514,7 @@ fn ranks_that_do_different_things_are_told_so() {
         "differ",
         3,
         &[
-            "operation 2: the ranks do not do the same (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
+            "operation 3: the ranks do not do the same (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
         ],
     );
     at_once(&ended);
