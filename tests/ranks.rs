@@ -61,6 +61,7 @@ fn rank_program() {
         "place" => place(&world),
         "killed" | "stopped" | "slow" | "hangs" => watched(&world, &scene),
         "agreed" => agreed(&world),
+        "cost" => cost(&world),
         other => panic!("no scene {other}"),
     };
     match world.end(outcome) {
@@ -334,6 +335,21 @@ fn agreed(world: &World) -> Result<()> {
             world.leave();
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// What the ranks' agreement to go on costs, once a step.
+fn cost(world: &World) -> Result<()> {
+    let mut us = Vec::new();
+    for _ in 0..2000 {
+        let started = Instant::now();
+        world.communicator().all_gather(&[0])?;
+        us.push(started.elapsed().as_micros());
+    }
+    us.sort();
+    if world.rank() == 0 {
+        println!("one byte of each of {} ranks: median {} us, 90 % {} us", world.size(), us[1000], us[1800]);
     }
     Ok(())
 }
@@ -621,6 +637,14 @@ fn several_ranks_stop_together_for_one_signal() {
         let ended = signalled_to(to, "agreed", 3, libc::SIGUSR1, 1);
         assert_eq!(ended.code, Some(75), "{}", ended.output);
         assert!(ended.output.contains(FAREWELL), "{}", ended.output);
+    }
+}
+
+#[test]
+#[ignore = "a measurement: cargo test --release --test ranks -- --ignored --nocapture what_an_agreement_costs"]
+fn what_an_agreement_costs() {
+    for size in [2, 4] {
+        println!("{}", good("cost", size).output);
     }
 }
 
