@@ -61,6 +61,7 @@ fn rank_program() {
         "place" => place(&world),
         "killed" | "stopped" | "slow" | "hangs" => watched(&world, &scene),
         "agreed" => agreed(&world),
+        "cost" => cost(&world),
         other => panic!("no scene {other}"),
     };
     match world.end(outcome) {
@@ -338,6 +339,21 @@ fn agreed(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// What the ranks' agreement to go on costs, once a step.
+fn cost(world: &World) -> Result<()> {
+    let mut us = Vec::new();
+    for _ in 0..2000 {
+        let started = Instant::now();
+        world.communicator().all_gather(&[0])?;
+        us.push(started.elapsed().as_micros());
+    }
+    us.sort();
+    if world.rank() == 0 {
+        println!("one byte of each of {} ranks: median {} us, 90 % {} us", world.size(), us[1000], us[1800]);
+    }
+    Ok(())
+}
+
 fn place(world: &World) -> Result<()> {
     println!(
         "rank {} of {} local {} of {} hosts {} threads {}",
@@ -477,7 +493,7 @@ fn a_rank_that_never_arrives_is_told_by_all_others_within_the_limit() {
         &[
             "stalled 0 within true",
             "stalled 1 within true",
-            "in operation 3 (1 means of 1000000 (1000000 Float))",
+            "in operation 4 (1 means of 1000000 (1000000 Float))",
             "rank 0 on ",
         ],
     );
@@ -514,7 +530,7 @@ fn ranks_that_do_different_things_are_told_so() {
         "differ",
         3,
         &[
-            "operation 2: the ranks do not do the same (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
+            "operation 3: the ranks do not do the same (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
         ],
     );
     at_once(&ended);
@@ -621,6 +637,14 @@ fn several_ranks_stop_together_for_one_signal() {
         let ended = signalled_to(to, "agreed", 3, libc::SIGUSR1, 1);
         assert_eq!(ended.code, Some(75), "{}", ended.output);
         assert!(ended.output.contains(FAREWELL), "{}", ended.output);
+    }
+}
+
+#[test]
+#[ignore = "a measurement: cargo test --release --test ranks -- --ignored --nocapture what_an_agreement_costs"]
+fn what_an_agreement_costs() {
+    for size in [2, 4] {
+        println!("{}", good("cost", size).output);
     }
 }
 
