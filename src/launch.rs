@@ -350,7 +350,10 @@ fn keeps_promise(promise: Option<(&'static str, usize)>, size: usize) -> Result<
             promised,
             size,
             advice: match variable {
-                "SLURM_STEP_NUM_TASKS" | "SLURM_NTASKS" => {
+                "SLURM_STEP_NUM_TASKS" => {
+                    "start it by `srun --mpi=pmix` or by mpirun (one process on purpose: `srun -n 1`)"
+                }
+                "SLURM_NTASKS" => {
                     "start it by `srun --mpi=pmix` or by mpirun (one process on purpose: SLURM_NTASKS=1)"
                 }
                 _ => "start it by the mpirun of the MPI that `drnas-dist doctor` names",
