@@ -23,8 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// What can be done with a finished search.
-const PASTE: &str =
-    "Paste the line above into `genotypes.py` of the DARTS, PC-DARTS or DrNAS code to train that network.";
+const TRAIN: &str = "Train it from scratch: drnas-dist evaluate-imagenet (or evaluate-cifar) --genotype RUN/genotype.json, see --help.";
 const PLOT: &str = "Draw how it came about: drnas-dist plot trajectory RUN --table FILE.";
 const WATCH: &str =
     "Watch how it came about: the epoch lines of metrics.jsonl hold the genotype of each epoch.";
@@ -256,7 +255,7 @@ impl Training for SearchRun<'_> {
         };
         let beside = beside(self.search.space(), &found, self.benchmark.as_ref())?;
         let next: &[&str] = match found {
-            Found::Darts(_) => &[PASTE, WATCH, AGAIN],
+            Found::Darts(_) => &[TRAIN, WATCH, AGAIN],
             Found::NasBench201(_) => &[PLOT, WATCH, AGAIN],
         };
         Ok(Told { text: final_text(out, &record, &beside, next), record: Record::Finish(record) })
