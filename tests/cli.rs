@@ -15,7 +15,15 @@ fn help_names_every_command_and_exit_code() {
     let output = drnas(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let help = text(&output.stdout);
-    for word in ["search-imagenet", "verify", "doctor", "Examples:", "Exit codes:", "130 interrupted"] {
+    for word in [
+        "search-imagenet",
+        "verify",
+        "doctor",
+        "Examples:",
+        "Exit codes:",
+        "75   stopped",
+        "130  interrupted",
+    ] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
     assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");

@@ -49,8 +49,9 @@ threads = 1
 
 /// Has the configuration written, and a table in which an architecture's accuracies are told by its code.
 fn bench() -> &'static Bench {
+    static READY: std::sync::Once = std::sync::Once::new();
     let bench = Bench::get();
-    if !bench.path("nb201.table").exists() {
+    READY.call_once(|| {
         std::fs::write(bench.path("nb201.toml"), CONFIG).unwrap();
         let row = |(index, architecture): (usize, Architecture)| {
             let [a, b, c] = accuracies(&architecture);
@@ -62,7 +63,7 @@ fn bench() -> &'static Bench {
         let output =
             bench.program().args(["nb201", "import", "table.csv", "--out", "nb201.table"]).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
-    }
+    });
     bench
 }
 
