@@ -1,6 +1,6 @@
 //! drnas-dist: Dirichlet neural architecture search (DrNAS, ICLR 2021) over many ranks.
 //!
-//! One direction: cli -> config -> launch -> data -> space -> net -> search -> report -> run; a file uses only what
+//! One direction: cli -> config -> launch -> data -> space -> net -> search or eval -> report -> run; a file uses only what
 //! stands before it, but for the plain types of `space` (in the configuration) and `comm::bucket` (the network's buffers).
 
 pub mod bench;
