@@ -201,7 +201,7 @@ impl Nccl {
         if waiting.is_empty() {
             return Ok(());
         }
-        self.start(describe("all-reduce", &waiting), |operation| {
+        let started = self.start(describe("all-reduce", &waiting), |operation| {
             let calls = &self.library.calls;
             // SAFETY: no argument.
             self.call(operation, "ncclGroupStart", || unsafe { (calls.ncclGroupStart)() })?;
@@ -224,9 +224,10 @@ impl Nccl {
             }
             // SAFETY: no argument.
             self.call(operation, "ncclGroupEnd", || unsafe { (calls.ncclGroupEnd)() })
-        })?;
+        });
+        // After an error too: the card may have been given some of them, and still writes to their memory.
         self.means.borrow_mut().started.extend(waiting);
-        Ok(())
+        started
     }
 
     /// Times a point, if there is a trace.
