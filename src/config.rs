@@ -281,6 +281,8 @@ pub struct Run {
     pub reduce: Reduce,
     /// libtorch threads per rank; 0 = automatic. Another number adds in another order: results differ by rounding.
     pub threads: usize,
+    /// A rank that has not started so long after another ends the run, seconds.
+    pub start_limit_s: f64,
     /// A collective that takes longer ends the run, seconds.
     pub time_limit_s: f64,
     /// A rank that gives no sign of life for so long ends the run, seconds; 0 = it is not watched.
@@ -377,6 +379,7 @@ impl Default for Run {
             bucket_mib: 1.0,
             reduce: Reduce::Fp32,
             threads: 0,
+            start_limit_s: 30.0,
             time_limit_s: 300.0,
             heartbeat_s: 20.0,
         }

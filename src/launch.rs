@@ -29,6 +29,23 @@ use std::time::Duration;
 const LAUNCHED: [&str; 5] =
     ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "I_MPI_PMI_LIBRARY"];
 
+/// How long ranks wait for one another.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// In each operation until all have started and [`World::keep_watch`] has begun: a rank that stops before that is
+    /// missed by nothing else.
+    pub start: Duration,
+    /// In each operation after that.
+    pub operation: Duration,
+}
+
+impl From<Duration> for Limits {
+    /// The same for both.
+    fn from(limit: Duration) -> Limits {
+        Limits { start: limit, operation: limit }
+    }
+}
+
 /// All ranks of the run and this one's place among them. One per process, on the main thread; dropped last.
 pub struct World {
     ranks: Ranks,
@@ -36,6 +53,7 @@ pub struct World {
     device: tch::Device,
     card: Option<(Card, Context)>,
     threads: usize,
+    limits: Limits,
     standing: Arc<Standing>,
     signals: Handle,
 }
@@ -52,23 +70,24 @@ impl World {
     /// Starts MPI if a launcher started this process (alone, MPI is never touched: nothing of it can go wrong), finds the
     /// place of this rank, gives libtorch its threads and installs the handling of signals and panics.
     ///
-    /// `limit` is the longest that one operation may wait for the other ranks. `threads` per rank; by default the cores of
+    /// `limits` say how long one operation may wait for the other ranks. `threads` per rank; by default the cores of
     /// the machine that these ranks may use, divided among its ranks. Errors: the launcher and MPI count different
     /// numbers of ranks. All ranks call it, once, before the first tensor. Ranks compute on the CPU.
-    pub fn start(limit: Duration, threads: Option<usize>) -> Result<World> {
-        Self::start_on(Devices::cpu(), limit, threads)
+    pub fn start(limits: impl Into<Limits>, threads: Option<usize>) -> Result<World> {
+        Self::start_on(Devices::cpu(), limits, threads)
     }
 
     /// `start`, on the devices that are wanted. With cards, each rank has one, bound before the first tensor, and NCCL joins
     /// the ranks.
-    pub fn start_on(devices: Devices, limit: Duration, threads: Option<usize>) -> Result<World> {
+    pub fn start_on(devices: Devices, limits: impl Into<Limits>, threads: Option<usize>) -> Result<World> {
+        let limits = limits.into();
         let seen = devices.look();
         let (standing, signals) = Standing::watch_signals()?;
         let variable = |name: &str| std::env::var(name).ok();
         let universe = if LAUNCHED.iter().any(|name| variable(name).is_some()) {
             // Read first: Open MPI sets variables of its own when it starts.
             let promise = promised(variable);
-            let started = start_mpi(limit)?;
+            let started = start_mpi(limits.start)?;
             let size = mpi::traits::Communicator::size(&started.0.world()) as usize;
             // A launcher of another MPI, or srun without its plugin, makes worlds of one.
             keeps_promise(promise, size)?;
@@ -82,7 +101,7 @@ impl World {
         let host = host_name();
         let mut ranks = match size {
             1 => Ranks::Alone(Solo, universe),
-            _ => match Mpi::join(host.clone(), limit) {
+            _ => match Mpi::join(host.clone(), limits.start) {
                 Ok(mpi) => Ranks::Joined(Rc::new(mpi), None, universe),
                 Err(why) => {
                     say(&why.to_string());
@@ -107,13 +126,13 @@ impl World {
         let (rank, size) = (comm.rank(), comm.size());
         whereabouts::set_identity(rank, &place.host);
         let own = ranks.or_end(devices.choose(seen, &place, comm))?;
-        ranks.join_cards(&devices, &own, limit);
+        ranks.join_cards(&devices, &own, limits.operation);
         if size > 1 {
             at_last(leftovers::remove_segments);
             end_all_on_panic(rank, place.host.clone());
         }
         standing.join(rank, size);
-        Ok(World { ranks, place, device: own.device, card: own.card, threads, standing, signals })
+        Ok(World { ranks, place, device: own.device, card: own.card, threads, limits, standing, signals })
     }
 
     /// Watches the other ranks by heartbeats, outside the collective library: one that dies, or gives no sign of life for
@@ -125,6 +144,9 @@ impl World {
             let told = Arc::clone(&watch);
             at_last(move || told.tell_failure());
             let _ = self.standing.watch.set(watch);
+        }
+        if let Ranks::Joined(mpi, ..) = &self.ranks {
+            mpi.set_limit(self.limits.operation);
         }
         Ok(())
     }
@@ -322,7 +344,8 @@ fn start_mpi(limit: Duration) -> Result<(Universe, Threading)> {
     let _deadline = Deadline::new(
         limit,
         format!(
-            "{}: MPI_Init did not return within {:.0} s, not every rank has started",
+            "{}: MPI_Init did not return within {:.0} s, not every rank has started; if hosts are slow to start, raise \
+             run.start_limit_s",
             host_name(),
             limit.as_secs_f64()
         ),

@@ -38,7 +38,7 @@ pub use error::{Error, Result};
 
 use cli::{BenchArgs, Command, EvaluateArgs, ReportCommand, SearchArgs, SearchNb201Args, VerifyArgs};
 use config::published;
-use launch::{Devices, World};
+use launch::{Devices, Limits, World};
 use nb201::Table;
 use run::benchmark::Benchmark;
 use space::SearchSpace;
@@ -124,7 +124,11 @@ fn in_world<S: Settings>(
     let run = settings.run();
     let threads = (run.threads > 0).then_some(run.threads);
     let devices = Devices { choice: settings.device(), share_gpu, reduce: run.reduce, tensors: None };
-    let world = World::start_on(devices, Duration::from_secs_f64(run.time_limit_s), threads)?;
+    let limits = Limits {
+        start: Duration::from_secs_f64(run.start_limit_s),
+        operation: Duration::from_secs_f64(run.time_limit_s),
+    };
+    let world = World::start_on(devices, limits, threads)?;
     let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
     let outcome = watched.and_then(|()| work(&world));
     world.end(outcome)

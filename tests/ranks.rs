@@ -2,7 +2,7 @@
 //!
 //! The tests start this very program again under mpirun; `rank_program` is what each rank then runs.
 
-use drnas_dist::launch::World;
+use drnas_dist::launch::{Limits, World};
 use drnas_dist::whereabouts::{self, Phase};
 use drnas_dist::{Error, Result};
 use std::path::Path;
@@ -37,7 +37,15 @@ fn rank_program() {
         }
         return;
     }
-    let world = match World::start(limit, None) {
+    let rank: usize = std::env::var("OMPI_COMM_WORLD_RANK").map_or(0, |rank| rank.parse().unwrap());
+    if scene == "unstarted" && rank == 1 {
+        stop();
+    }
+    let limits = match scene.as_str() {
+        "unstarted" | "unwatched" | "patient" => Limits { start: LIMIT, operation: PATIENCE },
+        _ => limit.into(),
+    };
+    let world = match World::start(limits, None) {
         Ok(world) => world,
         Err(why) => {
             eprintln!("{why}");
@@ -62,6 +70,7 @@ fn rank_program() {
         "killed" | "stopped" | "slow" | "hangs" => watched(&world, &scene),
         "agreed" => agreed(&world),
         "cost" => cost(&world),
+        "unstarted" | "unwatched" | "patient" => starts(&world, &scene),
         other => panic!("no scene {other}"),
     };
     match world.end(outcome) {
@@ -71,6 +80,28 @@ fn rank_program() {
             std::process::exit(1);
         }
     }
+}
+
+/// This process does nothing more, and nobody is told.
+fn stop() {
+    // SAFETY: stops this process.
+    unsafe {
+        libc::kill(libc::getpid(), libc::SIGSTOP);
+    }
+    // This thread may run on until another one has stopped the process.
+    std::thread::sleep(Duration::from_millis(200));
+}
+
+/// Rank 1 stops, or comes late, around the moment when heartbeats begin.
+fn starts(world: &World, scene: &str) -> Result<()> {
+    if scene == "unwatched" && world.rank() == 1 {
+        stop();
+    }
+    world.keep_watch(PATIENCE)?;
+    if scene == "patient" && world.rank() == 1 {
+        std::thread::sleep(LIMIT + Duration::from_secs(1));
+    }
+    world.communicator().barrier()
 }
 
 /// What `rank` gives to reduction `bucket`: not exact in f32, different everywhere.
@@ -299,15 +330,12 @@ fn watched(world: &World, fate: &str) -> Result<()> {
     std::thread::sleep(HEARTBEAT / 2);
     if world.rank() == odd {
         match fate {
-            // SAFETY: plain calls on this very process.
+            // SAFETY: a plain call on this very process.
             "killed" => unsafe { libc::kill(libc::getpid(), libc::SIGKILL) },
-            // SAFETY: as above.
-            "stopped" => unsafe {
-                libc::kill(libc::getpid(), libc::SIGSTOP);
-                // This thread may run on until another one has stopped the process.
-                std::thread::sleep(Duration::from_millis(200));
+            "stopped" => {
+                stop();
                 0
-            },
+            }
             "slow" => {
                 std::thread::sleep(5 * HEARTBEAT / 2);
                 0
@@ -498,6 +526,20 @@ fn a_rank_that_never_arrives_is_told_by_all_others_within_the_limit() {
         ],
     );
     assert!(ended.wall < Duration::from_secs(30), "{:?}", ended.wall);
+}
+
+#[test]
+fn a_rank_that_stops_before_there_are_heartbeats_is_missed_within_the_start_limit() {
+    let ended = bad(
+        "unstarted",
+        3,
+        &["MPI_Init did not return within 3 s, not every rank has started", "raise run.start_limit_s"],
+    );
+    at_once(&ended);
+    let ended = bad("unwatched", 3, &["waited 3.", "not every rank came"]);
+    at_once(&ended);
+    // Once watched, the ranks wait as long as an operation may take.
+    good("patient", 3);
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub struct Mpi {
     rank: usize,
     size: usize,
     host: String,
-    limit: Duration,
+    limit: Cell<Duration>,
     number: Cell<u64>,
     lost: Cell<bool>,
     means: RefCell<Vec<Mean>>,
@@ -73,7 +73,7 @@ impl Mpi {
             rank,
             size,
             host,
-            limit,
+            limit: Cell::new(limit),
             number: Cell::new(0),
             lost: Cell::new(false),
             means: RefCell::default(),
@@ -93,6 +93,11 @@ impl Mpi {
         // SAFETY: a live communicator and a constant handle.
         unsafe { ffi::MPI_Comm_set_errhandler(joined.data, ffi::RSMPI_ERRORS_RETURN) };
         Ok(joined)
+    }
+
+    /// From now on one operation may wait so long for the other ranks. All ranks give the same.
+    pub(crate) fn set_limit(&self, limit: Duration) {
+        self.limit.set(limit);
     }
 
     /// Whether nothing is under way and nothing failed: only then may MPI be finalised. Local.
@@ -189,7 +194,7 @@ impl Mpi {
         let _waiting = Waiting::begin(self.number.get());
         while !flight.test().map_err(|code| self.refused(operation, code))? {
             let waited = since.elapsed();
-            if waited >= self.limit {
+            if waited >= self.limit.get() {
                 self.lost.set(true);
                 return Err(Error::Stalled {
                     rank: self.rank,

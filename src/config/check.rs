@@ -237,7 +237,11 @@ impl Run {
             "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600 seconds, found {}",
             self.heartbeat_s
         );
-        positive(&[("run.bucket_mib", &[self.bucket_mib]), ("run.time_limit_s", &[self.time_limit_s])])?;
+        positive(&[
+            ("run.bucket_mib", &[self.bucket_mib]),
+            ("run.start_limit_s", &[self.start_limit_s]),
+            ("run.time_limit_s", &[self.time_limit_s]),
+        ])?;
         at_least_one(&[
             ("run.log_every", self.log_every),
             ("run.compare_every", self.compare_every),
