@@ -4,7 +4,7 @@
 use crate::cli::BenchArgs;
 use crate::comm::{Communicator, Trace};
 use crate::config::{Config, EvaluateConfig, Settings};
-use crate::data::{Augment, Batch, Loader, LoaderSpec};
+use crate::data::{Batch, Loader, LoaderSpec};
 use crate::error::{Error, Result};
 use crate::eval::Evaluation;
 use crate::launch::World;
@@ -67,14 +67,14 @@ pub fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
     let mut config = config.clone();
     config.search.steps_per_epoch = 0;
     config.search.architecture_from_epoch = u64::from(args.weights_only);
-    let replicas = replicas_of(&config, world);
+    let replicas = config.replicas_of(world.rank(), world.size());
     // All steps are in the first epoch.
     let timeline = Timeline::new(&config, u64::MAX / (1 << 32));
     let mut search = Search::new(&config, timeline, replicas.clone(), world.device());
     for _ in 1..args.stage {
         search.advance()?;
     }
-    let mut loaders = [0, 1].map(|stream| loader(&config, config.seed, replicas.clone(), stream));
+    let mut loaders = [0, 1].map(|stream| loader(&config, replicas.clone(), stream));
     let step: Step = Box::new(move |comm| {
         let [weights, architecture] = &mut loaders;
         search.bilevel_step(weights, architecture, comm)
@@ -95,10 +95,10 @@ pub fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
 pub fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world: &World) -> Result<()> {
     config.check_ranks(world.size())?;
     let genotype = Genotype::read(genotype)?;
-    let replicas = replicas_of(config, world);
+    let replicas = config.replicas_of(world.rank(), world.size());
     let mut evaluation =
         Evaluation::new(config, &genotype, u64::MAX / (1 << 32), replicas.clone(), world.device());
-    let mut loader = loader(config, config.seed, replicas, 0);
+    let mut loader = loader(config, replicas, 0);
     let step: Step = Box::new(move |comm| evaluation.train_step(&mut loader, comm));
     let measured = Measured {
         what: "network".into(),
@@ -111,27 +111,11 @@ pub fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world:
     measure(measured, step, args, world)
 }
 
-fn replicas_of(settings: &impl Settings, world: &World) -> Range<usize> {
-    let per_rank = settings.replicas() as usize / world.size();
-    world.rank() * per_rank..(world.rank() + 1) * per_rank
-}
-
 /// The same images in every step.
-fn loader(settings: &impl Settings, seed: u64, replicas: Range<usize>, stream: u64) -> Loader {
-    let data = settings.data();
-    let batch = settings.replica_batch() as usize;
-    let spec = LoaderSpec {
-        px: data.px as u32,
-        augment: Augment::train(data),
-        seed,
-        stream,
-        num_replicas: settings.replicas() as usize,
-        replicas,
-        batch,
-        prefetch: 1,
-        skip_bad: false,
-    };
-    Loader::repeat(Batch::synthetic(batch, data.px, settings.num_classes()), &spec)
+fn loader(settings: &impl Settings, replicas: Range<usize>, stream: u64) -> Loader {
+    let batch =
+        Batch::synthetic(settings.replica_batch() as usize, settings.data().px, settings.num_classes());
+    Loader::repeat(batch, &LoaderSpec { stream, ..LoaderSpec::of(settings, replicas) })
 }
 
 /// What is known beforehand.

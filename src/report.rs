@@ -2,13 +2,15 @@
 
 mod metrics;
 mod progress;
+mod records;
 mod scaling;
 
-pub use metrics::{
-    Accuracies, EpochRecord, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, MetricsLog, NetworkRecord,
-    Record, StageRecord, StepRecord,
-};
+pub use metrics::MetricsLog;
 pub use progress::{Progress, Status};
+pub use records::{
+    Accuracies, EpochRecord, EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord,
+    NetworkRecord, Record, StageRecord, StepRecord,
+};
 pub use scaling::scaling;
 
 use crate::error::{Error, Result};

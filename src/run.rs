@@ -5,13 +5,13 @@ pub mod evaluate;
 mod journal;
 mod lock;
 pub mod search;
+mod streams;
 mod training;
 
 use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::comm::{Communicator, at_last, say, say_into};
 use crate::config::Settings;
-use crate::data::{Augment, DecodePool, Loader, LoaderSpec, ShardSet};
 use crate::error::{Error, Result};
 use crate::launch::World;
 use crate::report::{finish, finished, unfinish};
@@ -22,9 +22,7 @@ use journal::{Journal, Pending, Sums};
 use lock::Lock;
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Instant;
 use training::Training;
 use xxhash_rust::xxh3::xxh3_64;
@@ -44,7 +42,7 @@ fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()
         return Ok(());
     };
     training.open_data()?;
-    training.compare_ranks(comm)?;
+    training.state().compare_ranks(comm)?;
     while training.step() < training.num_steps() {
         whereabouts::set_step(training.step() + 1);
         let start = Instant::now();
@@ -53,16 +51,6 @@ fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()
         run.after_step(&mut training)?;
     }
     run.finish(&training)
-}
-
-/// The replicas that this rank computes.
-fn replicas_of(settings: &impl Settings, world: &World) -> Range<usize> {
-    let per_rank = settings.replicas() as usize / world.size();
-    world.rank() * per_rank..(world.rank() + 1) * per_rank
-}
-
-fn open(folder: &Path) -> Result<Arc<ShardSet>> {
-    Ok(Arc::new(ShardSet::open(folder)?))
 }
 
 /// Compares over the ranks what each was started with; names the first thing that differs. Collective.
@@ -82,43 +70,6 @@ fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<(
         }
     }
     Ok(())
-}
-
-/// Opens streams of training samples, each at any step.
-struct Streams {
-    pool: DecodePool,
-    spec: LoaderSpec,
-}
-
-impl Streams {
-    /// For `replicas`, the ones that this rank computes; `threads` that decode unless the configuration says otherwise.
-    fn new(settings: &impl Settings, seed: u64, replicas: Range<usize>, threads: usize) -> Streams {
-        let data = settings.data();
-        let spec = LoaderSpec {
-            px: data.px as u32,
-            augment: Augment::train(data),
-            seed,
-            stream: 0,
-            num_replicas: settings.replicas() as usize,
-            replicas,
-            batch: settings.replica_batch() as usize,
-            prefetch: data.prefetch,
-            skip_bad: data.skip_bad,
-        };
-        let threads = if data.decode_threads == 0 { threads } else { data.decode_threads };
-        Streams { pool: DecodePool::new(threads), spec }
-    }
-
-    /// Steps of one pass over `set`, which must have one at least.
-    fn steps_per_pass(&self, set: &ShardSet) -> Result<u64> {
-        let order = self.spec.order(set);
-        order.check(set.dir())?;
-        Ok(order.steps_per_epoch())
-    }
-
-    fn open(&self, set: &Arc<ShardSet>, stream: u64, step: u64) -> Result<Loader> {
-        Loader::open(Arc::clone(set), LoaderSpec { stream, ..self.spec.clone() }, &self.pool, step)
-    }
 }
 
 /// What a checkpoint keeps beside what is trained.
@@ -234,7 +185,7 @@ impl<'a> Run<'a> {
         let extra: Extra = serde_json::from_value(saved.meta["extra"].clone())
             .map_err(|error| Error::CheckpointState(error.to_string()))?;
         check_same_run(training, &extra)?;
-        training.restore(&saved)?;
+        training.state_mut().restore(&saved)?;
         Ok(Some((step, extra.sums)))
     }
 
@@ -243,6 +194,7 @@ impl<'a> Run<'a> {
         let text = training.settings().to_toml();
         let path = self.out.join("config.toml");
         fs::write(&path, &text).map_err(Error::io("write", path))?;
+        training.write_inputs(&self.out)?;
         println!("{text}");
         let world = self.world;
         println!(
@@ -306,7 +258,7 @@ impl<'a> Run<'a> {
             }
         }
         if stage_ends || compare_due {
-            training.compare_ranks(comm)?;
+            training.state().compare_ranks(comm)?;
         }
         if checkpoint_due {
             let mut ms = 0.0;
@@ -365,7 +317,7 @@ impl<'a> Run<'a> {
     /// next steps. Collective.
     fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
         whereabouts::begin(Phase::Checkpoint)?;
-        training.check_finite()?;
+        training.state().check_finite()?;
         let extra = self.journal.as_ref().map(|journal| Extra {
             config: training.settings().to_toml(),
             sets: training.sets().into_iter().map(|(_, hash)| hash).collect(),
@@ -373,7 +325,7 @@ impl<'a> Run<'a> {
         });
         let extra = extra.map(serde_json::to_value).transpose();
         let extra = extra.map_err(|error| Error::CheckpointState(error.to_string()))?;
-        let state = training.to_checkpoint(self.world.communicator(), extra)?;
+        let state = training.state().to_checkpoint(self.world.communicator(), extra)?;
         if let (Some(journal), Some(writer), Some(lock)) = (&self.journal, &mut self.writer, &self.lock)
             && let Some(state) = state
         {

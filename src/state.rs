@@ -12,6 +12,26 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+/// What the steps of a training change.
+pub trait State {
+    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as
+    /// `meta["extra"]`); `None` for the others. Collective: the running statistics of all replicas are gathered.
+    fn to_checkpoint(
+        &self,
+        comm: &dyn Communicator,
+        extra: Option<serde_json::Value>,
+    ) -> Result<Option<Checkpoint>>;
+
+    /// Puts this state where `checkpoint` was. Local.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
+
+    /// Refuses a state that no run can go on from. Local; equal on all ranks. Reads one number per bucket.
+    fn check_finite(&self) -> Result<()>;
+
+    /// Compares what must be equal on all ranks; a difference is an error that names the ranks. Collective.
+    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()>;
+}
+
 /// The running statistics of all replicas, [R, S] on the host; the first `num_local` replicas of `params` are those of
 /// this rank. Collective.
 pub fn gather_running(params: &Params, num_local: usize, comm: &dyn Communicator) -> Result<Tensor> {

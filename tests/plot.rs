@@ -3,7 +3,7 @@
 use drnas_dist::nb201::{Table, import};
 use drnas_dist::plot::{Trajectory, png, svg};
 use drnas_dist::random::{Purpose, stream};
-use drnas_dist::report::{EpochRecord, Record};
+use drnas_dist::report::{EpochRecord, EpochSummary, Record};
 use drnas_dist::space::Mask;
 use drnas_dist::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
@@ -124,7 +124,7 @@ fn a_search_writes_what_is_drawn() {
     let table = Table::open(&table(folder.path())).unwrap();
     let mut mask = Mask::full(6, 5);
     mask.0.iter_mut().for_each(|row| row[4] = false);
-    let record = EpochRecord {
+    let summary = EpochSummary {
         stage: 1,
         epoch: 1,
         step: 5,
@@ -138,13 +138,16 @@ fn a_search_writes_what_is_drawn() {
         images_per_s: 100.0,
         data_wait_ms: 0.0,
         reduce_wait_ms: 0.0,
+        skipped_images: 0,
+        wall_s: 1.0,
+    };
+    let record = EpochRecord {
+        summary,
         eta_entropy: vec![1.6],
         eta: vec![vec![vec![0.0, 0.0, 0.0, 0.5, 0.9]; 6]],
         masks: vec![mask],
         genotype: String::new(),
         benchmark: None,
-        skipped_images: 0,
-        wall_s: 1.0,
     };
     let run = write_run(folder.path(), &[serde_json::to_value(Record::Epoch(record)).unwrap()]);
     let trajectory = Trajectory::read(&run, &table, Dataset::Cifar10, 100, 0).unwrap();

@@ -10,6 +10,7 @@ use drnas_dist::data::{Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::launch::World;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
+use drnas_dist::state::State;
 use drnas_dist::{Error, Result, Settings};
 use std::cell::RefCell;
 use std::process::Stdio;

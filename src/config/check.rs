@@ -40,6 +40,10 @@ impl Settings for Config {
         }
     }
 
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
     fn replicas(&self) -> i64 {
         self.search.replicas
     }
@@ -168,6 +172,11 @@ impl Data {
             self.test_crop_px()
         );
         Ok(())
+    }
+
+    /// Threads that decode images, of a rank that has `threads`.
+    pub fn threads(&self, threads: usize) -> usize {
+        if self.decode_threads == 0 { threads } else { self.decode_threads }
     }
 
     /// What decodes images may change in a run that goes on.

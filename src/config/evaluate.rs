@@ -174,6 +174,10 @@ impl Settings for EvaluateConfig {
         self.check_maps()
     }
 
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
     fn replicas(&self) -> i64 {
         self.evaluate.replicas
     }

@@ -5,6 +5,7 @@ use super::{Data, DeviceChoice, Run, load};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::ops::Range;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -18,6 +19,9 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
 
     /// Fills in what follows from other keys; `given` knows which dotted keys a user wrote.
     fn settle(&mut self, _given: &dyn Fn(&str) -> bool) {}
+
+    /// What everything random follows from.
+    fn seed(&self) -> u64;
 
     /// R, the logical replicas that the global batch is split over.
     fn replicas(&self) -> i64;
@@ -52,6 +56,12 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     /// `load` from text; `name` is what errors call the file.
     fn parse(text: &str, name: &str, sets: &[String]) -> Result<Self> {
         load::parse(text, name, sets)
+    }
+
+    /// The replicas that rank `rank` of `size` computes; `check_ranks` has been passed.
+    fn replicas_of(&self, rank: usize, size: usize) -> Range<usize> {
+        let per_rank = self.replicas() as usize / size;
+        rank * per_rank..(rank + 1) * per_rank
     }
 
     /// Images of one replica in one step.

@@ -7,6 +7,7 @@ use super::order::Order;
 use super::pool::DecodePool;
 use super::reader::{Batch, Place, Reader, Work};
 use super::set::ShardSet;
+use crate::config::Settings;
 use crate::error::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,10 +36,26 @@ pub struct LoaderSpec {
 }
 
 impl LoaderSpec {
-    /// The order in which the stream serves `set`.
-    pub fn order(&self, set: &ShardSet) -> Order {
+    /// Stream 0 of the training images for `replicas`, as configured.
+    pub fn of(settings: &impl Settings, replicas: Range<usize>) -> LoaderSpec {
+        let data = settings.data();
+        LoaderSpec {
+            px: data.px as u32,
+            augment: Augment::train(data),
+            seed: settings.seed(),
+            stream: 0,
+            num_replicas: settings.replicas() as usize,
+            replicas,
+            batch: settings.replica_batch() as usize,
+            prefetch: data.prefetch,
+            skip_bad: data.skip_bad,
+        }
+    }
+
+    /// The order in which the stream serves a set of `num_samples`.
+    pub fn order(&self, num_samples: usize) -> Order {
         Order {
-            num_samples: set.len(),
+            num_samples,
             num_replicas: self.num_replicas,
             batch: self.batch,
             seed: self.seed,
@@ -64,7 +81,7 @@ impl Loader {
     /// Starts to decode from global step `step` (counted from 0 over the whole run) on.
     /// Errors: a set smaller than one global batch, replicas that are not of the run.
     pub fn open(set: Arc<ShardSet>, spec: LoaderSpec, pool: &DecodePool, step: u64) -> Result<Loader> {
-        let order = spec.order(&set);
+        let order = spec.order(set.len());
         order.check(set.dir())?;
         if spec.replicas.is_empty() || spec.replicas.end > spec.num_replicas {
             let (served, all) = (&spec.replicas, spec.num_replicas);
@@ -87,14 +104,7 @@ impl Loader {
 
     /// Serves `batch` without end and without work: to measure what does not read images.
     pub fn repeat(batch: Batch, spec: &LoaderSpec) -> Loader {
-        let num_samples = spec.batch * spec.num_replicas;
-        let order = Order {
-            num_samples,
-            num_replicas: spec.num_replicas,
-            batch: spec.batch,
-            seed: spec.seed,
-            stream: spec.stream,
-        };
+        let order = spec.order(spec.batch * spec.num_replicas);
         Loader { source: Source::Repeated(batch), order }
     }
 

@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::net::params::Named;
-use crate::state::{self, gather_running, hash_weights, tensors_of, weights_are_finite};
+use crate::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
 use serde::{Deserialize, Serialize};
 use std::hash::Hasher;
 use std::path::Path;
@@ -28,10 +28,8 @@ struct Meta {
     extra: serde_json::Value,
 }
 
-impl Evaluation {
-    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as
-    /// `meta["extra"]`); `None` for the others. Collective: the running statistics of all replicas are gathered.
-    pub fn to_checkpoint(
+impl State for Evaluation {
+    fn to_checkpoint(
         &self,
         comm: &dyn Communicator,
         extra: Option<serde_json::Value>,
@@ -49,8 +47,7 @@ impl Evaluation {
         Ok(Some(Checkpoint { tensors: tensors_of(&self.net.params, &all), meta }))
     }
 
-    /// Puts this evaluation where `checkpoint` was. Local.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let wrong = |what: String| Error::CheckpointState(what);
         let meta: Meta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
@@ -66,16 +63,15 @@ impl Evaluation {
         Ok(())
     }
 
-    /// Refuses a state that no run can go on from. Local; equal on all ranks. Reads one number per bucket.
-    pub fn check_finite(&self) -> Result<()> {
+    fn check_finite(&self) -> Result<()> {
         match weights_are_finite(&self.net.params) {
             true => Ok(()),
             false => Err(Error::StateNotFinite { step: self.step, what: "weights" }),
         }
     }
 
-    /// Compares what must be equal on all ranks (step, weights); a difference is an error that names the ranks. Collective.
-    pub fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
+    /// Step, weights.
+    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
         if comm.size() == 1 {
             return Ok(());
         }

@@ -1,9 +1,9 @@
 //! The run of an evaluation: training set, test set, what is told of it; and the test of given weights.
 
-use super::journal::{EpochSummary, Totals};
+use super::journal::Totals;
+use super::run;
+use super::streams::{Streams, open};
 use super::training::{StepPlace, Told, Training};
-use super::{Streams, open, run};
-use crate::checkpoint::Checkpoint;
 use crate::cli::EvaluateArgs;
 use crate::comm::Communicator;
 use crate::config::{EvaluateConfig, Settings};
@@ -13,8 +13,11 @@ use crate::eval::state::{read_weights, write_weights};
 use crate::eval::{self, Evaluation, Tested};
 use crate::launch::World;
 use crate::net::network::Network;
-use crate::report::{EvaluatedEpochRecord, EvaluatedRecord, NetworkRecord, Record, evaluated_text};
+use crate::report::{
+    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, NetworkRecord, Record, evaluated_text,
+};
 use crate::space::genotype::Genotype;
+use crate::state::State;
 use crate::tally::StepOutcome;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,8 +47,8 @@ pub fn evaluate(config: &EvaluateConfig, args: &EvaluateArgs, world: &World) -> 
     let train_set = open(train)?;
     check_sets(config, &train_set, &test_set)?;
 
-    let replicas = super::replicas_of(config, world);
-    let streams = Streams::new(config, config.seed, replicas.clone(), world.threads());
+    let replicas = config.replicas_of(world.rank(), world.size());
+    let streams = Streams::new(config, replicas.clone(), world.threads());
     let steps_of_data = streams.steps_per_pass(&train_set)?;
     let evaluation = Evaluation::new(config, &genotype, steps_of_data, replicas, world.device());
     let (rank, size, out) = (world.rank(), world.size(), args.run.out.clone());
@@ -106,8 +109,7 @@ fn test_only(
     out: &Path,
     world: &World,
 ) -> Result<()> {
-    let threads = if config.data.decode_threads == 0 { world.threads() } else { config.data.decode_threads };
-    let pool = DecodePool::new(threads);
+    let pool = DecodePool::new(config.data.threads(world.threads()));
     let mut loader = open_test(config, set, &pool, (world.rank(), world.size()))?;
     let named = read_weights(weights)?;
     let comm = world.communicator();
@@ -173,10 +175,6 @@ struct EvaluateRun<'a> {
 }
 
 impl EvaluateRun<'_> {
-    fn genotype_json(&self) -> Result<String> {
-        serde_json::to_string_pretty(&self.genotype).map_err(|error| Error::Genotype(error.to_string()))
-    }
-
     /// The test of the epoch that has just ended, if it was tested.
     fn newest_test(&self) -> Option<Tested> {
         let epochs = self.evaluation.step() / self.evaluation.steps_per_epoch();
@@ -234,29 +232,22 @@ impl Training for EvaluateRun<'_> {
         Ok(())
     }
 
-    fn to_checkpoint(
-        &self,
-        comm: &dyn Communicator,
-        extra: Option<serde_json::Value>,
-    ) -> Result<Option<Checkpoint>> {
-        self.evaluation.to_checkpoint(comm, extra)
+    fn state(&self) -> &dyn State {
+        &self.evaluation
     }
 
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.evaluation.restore(checkpoint)
+    fn state_mut(&mut self) -> &mut dyn State {
+        &mut self.evaluation
     }
 
-    fn check_finite(&self) -> Result<()> {
-        self.evaluation.check_finite()
+    fn write_inputs(&self, out: &Path) -> Result<()> {
+        let json = serde_json::to_string_pretty(&self.genotype);
+        let json = json.map_err(|error| Error::Genotype(error.to_string()))?;
+        let path = out.join(GENOTYPE);
+        fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))
     }
 
-    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
-        self.evaluation.compare_ranks(comm)
-    }
-
-    fn tell_stage(&self) -> Result<Told> {
-        let path = self.out.join(GENOTYPE);
-        fs::write(&path, format!("{}\n", self.genotype_json()?)).map_err(Error::io("write", path))?;
+    fn tell_stage(&self) -> Told {
         let net = self.evaluation.net();
         let record = NetworkRecord {
             step: self.evaluation.step(),
@@ -266,34 +257,12 @@ impl Training for EvaluateRun<'_> {
             multiply_adds: net.multiply_adds(),
             genotype: self.genotype.to_line(),
         };
-        Ok(Told { record: Record::Network(record), text: introduce(net) })
+        Told { record: Record::Network(record), text: introduce(net) }
     }
 
-    fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told> {
-        let measures = &summary.measures;
+    fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
         let (test, best) = (self.newest_test(), self.evaluation.tests().best);
-        let record = EvaluatedEpochRecord {
-            epoch: summary.epoch,
-            step: summary.step,
-            steps: summary.steps,
-            loss: measures.loss,
-            top1: measures.top1,
-            top5: measures.top5,
-            test_loss: test.map(|test| test.loss),
-            test_top1: test.map(|test| test.top1()),
-            test_top5: test.map(|test| test.top5()),
-            test_images: test.map(|test| test.images),
-            best_top1: best.map(|best| best.top1()),
-            best_epoch: best.map(|best| best.epoch),
-            lr: summary.lr,
-            drop_path: self.evaluation.drop_path(summary.epoch - 1),
-            images_per_s: summary.images_per_s,
-            data_wait_ms: summary.data_wait_ms,
-            reduce_wait_ms: summary.reduce_wait_ms,
-            skipped_images: measures.skipped as u64,
-            wall_s: summary.wall_s,
-        };
-        let test = match (test, best) {
+        let more = match (test, best) {
             (Some(test), Some(best)) => format!(
                 ", test top-1 {:.2} %, top-5 {:.2} % (best top-1 {:.2} %, epoch {})",
                 100.0 * test.top1(),
@@ -303,17 +272,17 @@ impl Training for EvaluateRun<'_> {
             ),
             _ => String::new(),
         };
-        let skipped = match record.skipped_images {
-            0 => String::new(),
-            images => format!(", {images} images replaced"),
+        let text = summary.text(&more);
+        let record = EvaluatedEpochRecord {
+            test_loss: test.map(|test| test.loss),
+            test_top1: test.map(|test| test.top1()),
+            test_top5: test.map(|test| test.top5()),
+            test_images: test.map(|test| test.images),
+            best_top1: best.map(|best| best.top1()),
+            best_epoch: best.map(|best| best.epoch),
+            drop_path: self.evaluation.drop_path(summary.epoch - 1),
+            summary,
         };
-        let text = format!(
-            "epoch {}: loss {:.3}, top-1 {:.1} %{test}, {:.1} images/s{skipped}",
-            record.epoch,
-            record.loss,
-            100.0 * record.top1,
-            record.images_per_s,
-        );
         Ok(Told { record: Record::EvaluatedEpoch(record), text })
     }
 

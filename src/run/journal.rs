@@ -3,7 +3,7 @@
 use super::training::Training;
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::report::{MetricsLog, Progress, Record, Status};
+use crate::report::{EpochSummary, MetricsLog, Progress, Record, Status};
 use crate::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -56,34 +56,6 @@ pub struct Totals {
     pub ranks: u64,
 }
 
-/// One epoch: means over its steps. Stage and epoch count from 1.
-#[derive(Clone, Copy, Debug)]
-pub struct EpochSummary {
-    /// Stage.
-    pub stage: u64,
-    /// Epoch of the run.
-    pub epoch: u64,
-    /// Steps done in the run when the epoch ended.
-    pub step: u64,
-    /// Steps of the epoch.
-    pub steps: u64,
-    /// Cross entropy, top-1 and top-5 of the weight steps (means over all steps), and of the architecture steps (means over
-    /// those); images replaced, a sum.
-    pub measures: Measures,
-    /// Whether the epoch had architecture steps.
-    pub searched: bool,
-    /// Learning rate of the weights.
-    pub lr: f64,
-    /// Images of all sets that went through the network, per second.
-    pub images_per_s: f64,
-    /// Time that rank 0 waited for images, milliseconds per step.
-    pub data_wait_ms: f64,
-    /// Time that rank 0 waited for other ranks, milliseconds per step.
-    pub reduce_wait_ms: f64,
-    /// Length of the epoch, seconds.
-    pub wall_s: f64,
-}
-
 /// The log and the progress of a run. Rank 0 only.
 pub struct Journal {
     log: MetricsLog,
@@ -120,7 +92,7 @@ impl Journal {
 
     /// The run, or a stage of it, begins.
     pub fn stage(&mut self, training: &impl Training) -> Result<()> {
-        let told = training.tell_stage()?;
+        let told = training.tell_stage();
         self.progress.note(&told.text);
         self.log.write(&told.record)
     }
@@ -188,25 +160,23 @@ impl Journal {
     pub fn epoch(&mut self, training: &impl Training) -> Result<()> {
         let sums = std::mem::take(&mut self.sums.epoch);
         let place = training.place(training.step() - 1);
-        let (steps, searched) = (sums.steps as f64, sums.architecture_steps.max(1) as f64);
-        let told = training.tell_epoch(&EpochSummary {
+        let steps = sums.steps as f64;
+        let searched = (sums.architecture_steps > 0).then_some(sums.architecture_steps as f64);
+        let told = training.tell_epoch(EpochSummary {
             stage: place.stage + 1,
             epoch: place.epoch + 1,
             step: training.step(),
             steps: sums.steps,
-            measures: Measures {
-                loss: sums.measures.loss / steps,
-                top1: sums.measures.top1 / steps,
-                top5: sums.measures.top5 / steps,
-                architecture_loss: sums.measures.architecture_loss / searched,
-                architecture_top1: sums.measures.architecture_top1 / searched,
-                skipped: sums.measures.skipped,
-            },
-            searched: sums.architecture_steps > 0,
+            loss: sums.measures.loss / steps,
+            top1: sums.measures.top1 / steps,
+            top5: sums.measures.top5 / steps,
+            architecture_loss: searched.map(|steps| sums.measures.architecture_loss / steps),
+            architecture_top1: searched.map(|steps| sums.measures.architecture_top1 / steps),
             lr: place.lr,
             images_per_s: sums.images as f64 / sums.wall_s,
             data_wait_ms: sums.data_wait_ms / steps,
             reduce_wait_ms: sums.reduce_wait_ms / steps,
+            skipped_images: sums.measures.skipped as u64,
             wall_s: sums.wall_s,
         })?;
         self.progress.note(&told.text);

@@ -1,22 +1,23 @@
 //! The run of a search: its two sets, their streams of samples, and what is told of it.
 
 use super::benchmark::{Benchmark, beside};
-use super::journal::{EpochSummary, Totals};
+use super::journal::Totals;
+use super::run;
+use super::streams::{Streams, open};
 use super::training::{StepPlace, Told, Training};
-use super::{Streams, open, run};
-use crate::checkpoint::Checkpoint;
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
 use crate::config::{Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
 use crate::launch::World;
-use crate::report::{Accuracies, EpochRecord, FinishRecord, Record, StageRecord, final_text};
+use crate::report::{Accuracies, EpochRecord, EpochSummary, FinishRecord, Record, StageRecord, final_text};
 use crate::schedule::Schedule;
 use crate::search::Search;
 use crate::search::dirichlet::entropy;
 use crate::search::timeline::Timeline;
 use crate::space::found::Found;
+use crate::state::State;
 use crate::tally::StepOutcome;
 use std::fs;
 use std::path::Path;
@@ -39,8 +40,8 @@ pub fn search(config: &Config, args: &SearchArgs, benchmark: Option<Benchmark>, 
     let sets = [open(&args.train)?, open(&args.valid)?];
     check_sets(config, args, &sets)?;
 
-    let replicas = super::replicas_of(config, world);
-    let streams = Streams::new(config, config.seed, replicas.clone(), world.threads());
+    let replicas = config.replicas_of(world.rank(), world.size());
+    let streams = Streams::new(config, replicas.clone(), world.threads());
     let [steps_per_pass, _] = [streams.steps_per_pass(&sets[0])?, streams.steps_per_pass(&sets[1])?];
     let timeline = Timeline::new(config, steps_per_pass);
     let search = Search::new(config, timeline.clone(), replicas, world.device());
@@ -144,27 +145,15 @@ impl Training for SearchRun<'_> {
         self.search.advance()
     }
 
-    fn to_checkpoint(
-        &self,
-        comm: &dyn Communicator,
-        extra: Option<serde_json::Value>,
-    ) -> Result<Option<Checkpoint>> {
-        self.search.to_checkpoint(comm, extra)
+    fn state(&self) -> &dyn State {
+        &self.search
     }
 
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.search.restore(checkpoint)
+    fn state_mut(&mut self) -> &mut dyn State {
+        &mut self.search
     }
 
-    fn check_finite(&self) -> Result<()> {
-        self.search.check_finite()
-    }
-
-    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
-        self.search.compare_ranks(comm)
-    }
-
-    fn tell_stage(&self) -> Result<Told> {
+    fn tell_stage(&self) -> Told {
         let (number, num_weights) = (self.search.stage(), self.search.net().params.num_elements());
         let stage = self.timeline.stages()[number];
         let record = StageRecord {
@@ -183,56 +172,32 @@ impl Training for SearchRun<'_> {
             stage.ops_kept,
             stage.epochs,
         );
-        Ok(Told { record: Record::Stage(record), text })
+        Told { record: Record::Stage(record), text }
     }
 
-    fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told> {
+    fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
         let found = self.search.found()?;
-        let measures = &summary.measures;
-        let record = EpochRecord {
-            stage: summary.stage,
-            epoch: summary.epoch,
-            step: summary.step,
-            steps: summary.steps,
-            loss: measures.loss,
-            top1: measures.top1,
-            top5: measures.top5,
-            architecture_loss: summary.searched.then_some(measures.architecture_loss),
-            architecture_top1: summary.searched.then_some(measures.architecture_top1),
-            lr: summary.lr,
-            images_per_s: summary.images_per_s,
-            data_wait_ms: summary.data_wait_ms,
-            reduce_wait_ms: summary.reduce_wait_ms,
-            eta_entropy: self.search.mean_weights()?.iter().map(|table| entropy(table)).collect(),
-            eta: self.search.eta_on_host()?,
-            masks: self.search.net().shape().masks.clone(),
-            genotype: found.to_line(),
-            benchmark: self.accuracies(&found),
-            skipped_images: measures.skipped as u64,
-            wall_s: summary.wall_s,
-        };
-        let architecture = match record.architecture_top1 {
+        let eta_entropy: Vec<f64> = self.search.mean_weights()?.iter().map(|table| entropy(table)).collect();
+        let benchmark = self.accuracies(&found);
+        let architecture = match summary.architecture_top1 {
             Some(top1) => format!(" (architecture set {:.1} %)", 100.0 * top1),
             None => String::new(),
         };
-        let skipped = match record.skipped_images {
-            0 => String::new(),
-            images => format!(", {images} images replaced"),
-        };
-        let entropies: Vec<String> =
-            record.eta_entropy.iter().map(|entropy| format!("{entropy:.3}")).collect();
-        let table = match (&self.benchmark, &record.benchmark) {
+        let entropies: Vec<String> = eta_entropy.iter().map(|entropy| format!("{entropy:.3}")).collect();
+        let table = match (&self.benchmark, &benchmark) {
             (Some(benchmark), Some(accuracies)) => benchmark.epoch_text(accuracies),
             _ => String::new(),
         };
-        let text = format!(
-            "epoch {}: loss {:.3}, top-1 {:.1} %{architecture}, eta entropy {} nats, {:.1} images/s{skipped}{table}",
-            record.epoch,
-            record.loss,
-            100.0 * record.top1,
-            entropies.join(" / "),
-            record.images_per_s,
-        );
+        let more = format!("{architecture}, eta entropy {} nats", entropies.join(" / "));
+        let text = format!("{}{table}", summary.text(&more));
+        let record = EpochRecord {
+            summary,
+            eta_entropy,
+            eta: self.search.eta_on_host()?,
+            masks: self.search.net().shape().masks.clone(),
+            genotype: found.to_line(),
+            benchmark,
+        };
         Ok(Told { record: Record::Epoch(record), text })
     }
 

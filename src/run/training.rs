@@ -1,11 +1,11 @@
 //! Training: what a run needs of the thing it trains, be it a search or an evaluation.
 
-use super::journal::{EpochSummary, Totals};
-use crate::checkpoint::Checkpoint;
+use super::journal::Totals;
 use crate::comm::Communicator;
 use crate::config::Settings;
 use crate::error::Result;
-use crate::report::{Record, StepRecord};
+use crate::report::{EpochSummary, Record, StepRecord};
+use crate::state::State;
 use crate::tally::StepOutcome;
 use std::path::Path;
 
@@ -54,28 +54,22 @@ pub trait Training {
         Ok(())
     }
 
-    /// The state after the steps done, for the rank that writes it, which gives an `extra`; `None` for the others.
-    /// `extra` comes back as `meta["extra"]`. Collective.
-    fn to_checkpoint(
-        &self,
-        comm: &dyn Communicator,
-        extra: Option<serde_json::Value>,
-    ) -> Result<Option<Checkpoint>>;
+    /// What its steps change.
+    fn state(&self) -> &dyn State;
 
-    /// Puts this training where `checkpoint` was. Local.
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
+    /// The same, to be put back where a checkpoint was.
+    fn state_mut(&mut self) -> &mut dyn State;
 
-    /// Refuses a state that no run can go on from. Local; equal on all ranks.
-    fn check_finite(&self) -> Result<()>;
-
-    /// Compares what must be equal on all ranks. Collective.
-    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()>;
+    /// Writes into the run folder what it was given beside the configuration. Rank 0.
+    fn write_inputs(&self, _out: &Path) -> Result<()> {
+        Ok(())
+    }
 
     /// What is told when the run, or a stage of it, begins. Rank 0.
-    fn tell_stage(&self) -> Result<Told>;
+    fn tell_stage(&self) -> Told;
 
     /// What is told after the last step of an epoch, and after `end_epoch`. Rank 0.
-    fn tell_epoch(&self, summary: &EpochSummary) -> Result<Told>;
+    fn tell_epoch(&self, summary: EpochSummary) -> Result<Told>;
 
     /// Writes the results into the run folder; what is told at the end: the record, and a report for people. Rank 0.
     fn finish(&self, out: &Path, totals: &Totals) -> Result<Told>;

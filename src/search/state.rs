@@ -1,13 +1,16 @@
 //! The search's state as a checkpoint, as a hash, and back.
 //!
-//! Tensors: those of the network (see [`crate::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved: streams are addressed by step (see `random`).
+//! Tensors: those of the network (see [`crate::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
+//! streams are addressed by step (see `random`).
 
 use super::{Search, supernet};
 use crate::checkpoint::Checkpoint;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::space::Mask;
-use crate::state::{self, bytes_of, gather_running, hash_weights, is_finite, tensors_of, weights_are_finite};
+use crate::state::{
+    self, State, bytes_of, gather_running, hash_weights, is_finite, tensors_of, weights_are_finite,
+};
 use serde::{Deserialize, Serialize};
 use std::hash::Hasher;
 use tch::{Device, Tensor};
@@ -30,20 +33,14 @@ struct Meta {
     extra: serde_json::Value,
 }
 
-impl Search {
-    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as `meta["extra"]`); `None`
-    /// for the others. Collective: the running statistics of all replicas are gathered.
-    pub fn to_checkpoint(
+impl State for Search {
+    fn to_checkpoint(
         &self,
         comm: &dyn Communicator,
-        extra: Option<impl Serialize>,
+        extra: Option<serde_json::Value>,
     ) -> Result<Option<Checkpoint>> {
         let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
         let Some(extra) = extra else { return Ok(None) };
-        let json = |value: serde_json::Result<serde_json::Value>| {
-            value.map_err(|error| Error::CheckpointState(error.to_string()))
-        };
-        let extra = json(serde_json::to_value(extra))?;
         let host = |tensor: &Tensor| tensor.to_device(Device::Cpu);
         let mut tensors = tensors_of(&self.net.params, &all);
         tensors.push(("eta".into(), host(&self.eta)));
@@ -59,11 +56,11 @@ impl Search {
             replicas: all.size()[0] as usize,
             extra,
         };
-        Ok(Some(Checkpoint { tensors, meta: json(serde_json::to_value(meta))? }))
+        let meta = serde_json::to_value(meta).map_err(|error| Error::CheckpointState(error.to_string()))?;
+        Ok(Some(Checkpoint { tensors, meta }))
     }
 
-    /// Puts this search where `checkpoint` was. Local.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let wrong = |what: String| Error::CheckpointState(what);
         let meta: Meta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
@@ -92,6 +89,25 @@ impl Search {
         Ok(())
     }
 
+    fn check_finite(&self) -> Result<()> {
+        let what = match (weights_are_finite(&self.net.params), is_finite(&self.eta)) {
+            (true, true) => return Ok(()),
+            (false, _) => "weights",
+            (true, false) => "eta",
+        };
+        Err(Error::StateNotFinite { step: self.step, what })
+    }
+
+    /// Step, masks, eta, weights.
+    fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
+        if comm.size() == 1 {
+            return Ok(());
+        }
+        state::compare_ranks(self.step, self.hash()?, comm)
+    }
+}
+
+impl Search {
     /// Whether the numbers of a checkpoint are ones that this search can come to. The files have checksums; this keeps
     /// one that was made with other code, or by hand, from being gone on with.
     fn check_meta(&self, meta: &Meta) -> Result<(), String> {
@@ -131,25 +147,6 @@ impl Search {
             ));
         }
         Ok(())
-    }
-
-    /// Refuses a state that no run can go on from. Local; equal on all ranks. Reads one number per bucket.
-    pub fn check_finite(&self) -> Result<()> {
-        let what = match (weights_are_finite(&self.net.params), is_finite(&self.eta)) {
-            (true, true) => return Ok(()),
-            (false, _) => "weights",
-            (true, false) => "eta",
-        };
-        Err(Error::StateNotFinite { step: self.step, what })
-    }
-
-    /// Compares what must be equal on all ranks (step, masks, eta, weights); a difference is an error that names the
-    /// ranks. Collective.
-    pub fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
-        if comm.size() == 1 {
-            return Ok(());
-        }
-        state::compare_ranks(self.step, self.hash()?, comm)
     }
 
     fn hash(&self) -> Result<u64> {
