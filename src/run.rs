@@ -4,6 +4,7 @@ pub mod benchmark;
 pub mod evaluate;
 mod journal;
 mod lock;
+mod resume;
 pub mod search;
 mod streams;
 mod training;
@@ -20,7 +21,7 @@ use crate::whereabouts::{self, Phase};
 use checkpoint::Writer;
 use journal::{Journal, Pending, Sums};
 use lock::Lock;
-use serde::{Deserialize, Serialize};
+use resume::{Extra, resume};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -72,16 +73,6 @@ fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<(
     Ok(())
 }
 
-/// What a checkpoint keeps beside what is trained.
-#[derive(Serialize, Deserialize)]
-struct Extra {
-    /// The resolved configuration.
-    config: String,
-    /// Content of the sets.
-    sets: Vec<u64>,
-    sums: Sums,
-}
-
 /// The run around what is trained.
 struct Run<'a> {
     world: &'a World,
@@ -115,7 +106,8 @@ impl<'a> Run<'a> {
             checkpoint_ms: 0.0,
         };
         run.lock_folder()?;
-        let resumed = if args.resume { run.resume(training)? } else { run.refuse_old()? };
+        let resumed =
+            if args.resume { resume(&run.out, world.rank() == 0, training)? } else { run.refuse_old()? };
         // Nobody writes before everybody has read.
         world.communicator().barrier()?;
         if resumed.is_some()
@@ -165,28 +157,6 @@ impl<'a> Run<'a> {
     fn refuse_old(&self) -> Result<Option<(u64, Sums)>> {
         let old = self.out.join("metrics.jsonl").exists() || checkpoint::folder(&self.out).exists();
         if old { Err(Error::RunExists(self.out.clone())) } else { Ok(None) }
-    }
-
-    /// Puts `training` where the newest good checkpoint was. All ranks read the same files; `compare_ranks` before the
-    /// first step makes sure of it.
-    fn resume(&self, training: &mut impl Training) -> Result<Option<(u64, Sums)>> {
-        let folder = checkpoint::folder(&self.out);
-        let latest = checkpoint::latest(&folder)?;
-        if self.world.rank() == 0 {
-            latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        }
-        let Some((step, saved)) = latest.found else {
-            // To begin anew would drop what the log knows of the old run.
-            return match latest.warnings.len() {
-                0 => Ok(None),
-                count => Err(Error::NoGoodCheckpoint { folder, count }),
-            };
-        };
-        let extra: Extra = serde_json::from_value(saved.meta["extra"].clone())
-            .map_err(|error| Error::CheckpointState(error.to_string()))?;
-        check_same_run(training, &extra)?;
-        training.state_mut().restore(&saved)?;
-        Ok(Some((step, extra.sums)))
     }
 
     /// Says and saves what the run is. Rank 0 only.
@@ -318,13 +288,7 @@ impl<'a> Run<'a> {
     fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
         whereabouts::begin(Phase::Checkpoint)?;
         training.state().check_finite()?;
-        let extra = self.journal.as_ref().map(|journal| Extra {
-            config: training.settings().to_toml(),
-            sets: training.sets().into_iter().map(|(_, hash)| hash).collect(),
-            sums: journal.sums,
-        });
-        let extra = extra.map(serde_json::to_value).transpose();
-        let extra = extra.map_err(|error| Error::CheckpointState(error.to_string()))?;
+        let extra = self.journal.as_ref().map(|journal| Extra::of(training, journal.sums)).transpose()?;
         let state = training.state().to_checkpoint(self.world.communicator(), extra)?;
         if let (Some(journal), Some(writer), Some(lock)) = (&self.journal, &mut self.writer, &self.lock)
             && let Some(state) = state
@@ -364,27 +328,6 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
-}
-
-/// A run goes on with what it began with, but for the free keys.
-fn check_same_run<T: Training>(training: &T, saved: &Extra) -> Result<()> {
-    let now = training.settings();
-    let mut before = T::Settings::parse(&saved.config, "the checkpoint's configuration", &[])?;
-    before.take_free_keys(now);
-    let (before, now) = (before.to_toml(), now.to_toml());
-    if let Some((before, now)) = before.lines().zip(now.lines()).find(|(before, now)| before != now) {
-        return Err(Error::RunChanged { before: before.into(), now: now.into() });
-    }
-    for (index, (name, hash)) in training.sets().iter().enumerate() {
-        if saved.sets.get(index) != Some(hash) {
-            let before = saved.sets.get(index).map_or("nothing".into(), |hash| format!("{hash:016x}"));
-            return Err(Error::RunChanged {
-                before: format!("--{name} with content {before}"),
-                now: format!("{hash:016x}"),
-            });
-        }
-    }
-    Ok(())
 }
 
 /// The command that goes on with a run of `size` ranks: as it was typed, with `--resume`.

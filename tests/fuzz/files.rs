@@ -17,6 +17,7 @@ use drnas_dist::data::source::SourceArgs;
 use drnas_dist::report::MetricsLog;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
+use drnas_dist::state::State;
 use drnas_dist::{Error, Result};
 use serde_json::{Value, json};
 use std::fs;
