@@ -4,7 +4,7 @@
 use drnas_dist::net::loss::smoothed_cross_entropy;
 use drnas_dist::net::network::{Network, Shape};
 use drnas_dist::net::params::Named;
-use drnas_dist::net::tape::Placement;
+use drnas_dist::net::placement::Placement;
 use drnas_dist::precision::Precision;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;

@@ -16,8 +16,6 @@ use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
 
-pub use super::placement::Placement;
-
 struct Segment {
     parts: Range<usize>,
     /// Leaves it begins at, one per state; empty for the first segment.
