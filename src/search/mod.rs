@@ -212,7 +212,10 @@ impl Search {
         let mut batches = batches.map(Vec::into_iter);
         for local in 0..self.replicas.len() {
             let (images, labels) = match &mut batches {
-                Some(batches) => batches.next().expect("a batch per local replica"),
+                Some(batches) => {
+                    begin(Phase::Forward)?;
+                    batches.next().expect("a batch per local replica")
+                }
                 None => self.prepare(loader, outcome)?,
             };
             let theta: Vec<Tensor> =
