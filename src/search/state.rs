@@ -1,6 +1,7 @@
 //! The search's state as a checkpoint, as a hash, and back.
 //!
-//! Tensors: those of the network (see [`crate::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved: streams are addressed by step (see `random`).
+//! Tensors: those of the network (see [`crate::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
+//! streams are addressed by step (see `random`).
 
 use super::{Search, supernet};
 use crate::checkpoint::Checkpoint;
@@ -31,8 +32,8 @@ struct Meta {
 }
 
 impl Search {
-    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as `meta["extra"]`); `None`
-    /// for the others. Collective: the running statistics of all replicas are gathered.
+    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as
+    /// `meta["extra"]`); `None` for the others. Collective: the running statistics of all replicas are gathered.
     pub fn to_checkpoint(
         &self,
         comm: &dyn Communicator,
