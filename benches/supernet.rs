@@ -8,8 +8,10 @@
 #[path = "../tests/common/naive.rs"]
 mod naive;
 
+use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
-use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use drnas_dist::net::placement::Placement;
+use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::precision::Precision;
 use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;

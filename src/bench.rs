@@ -22,6 +22,9 @@ use std::ops::Range;
 use std::time::Instant;
 use tch::Device;
 
+/// More than anybody measures: all steps are in the first epoch.
+const STEPS_OF_DATA: u64 = 1 << 32;
+
 /// Steps whose reductions are timed, at the end.
 const TRACED: usize = 2;
 
@@ -68,8 +71,7 @@ pub fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
     config.search.steps_per_epoch = 0;
     config.search.architecture_from_epoch = u64::from(args.weights_only);
     let replicas = config.replicas_of(world.rank(), world.size());
-    // All steps are in the first epoch.
-    let timeline = Timeline::new(&config, u64::MAX / (1 << 32));
+    let timeline = Timeline::new(&config, STEPS_OF_DATA);
     let mut search = Search::new(&config, timeline, replicas.clone(), world.device());
     for _ in 1..args.stage {
         search.advance()?;
@@ -96,8 +98,7 @@ pub fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world:
     config.check_ranks(world.size())?;
     let genotype = Genotype::read(genotype)?;
     let replicas = config.replicas_of(world.rank(), world.size());
-    let mut evaluation =
-        Evaluation::new(config, &genotype, u64::MAX / (1 << 32), replicas.clone(), world.device());
+    let mut evaluation = Evaluation::new(config, &genotype, STEPS_OF_DATA, replicas.clone(), world.device());
     let mut loader = loader(config, replicas, 0);
     let step: Step = Box::new(move |comm| evaluation.train_step(&mut loader, comm));
     let measured = Measured {

@@ -9,7 +9,7 @@ use crate::eval::shape;
 use crate::eval::state::{read_weights, write_weights};
 use crate::net::network::Network;
 use crate::net::params::Named;
-use crate::net::tape::Placement;
+use crate::net::placement::Placement;
 use crate::run::evaluate::{BEST_WEIGHTS, GENOTYPE};
 use crate::space::SearchSpace;
 use crate::space::genotype::Genotype;
@@ -82,7 +82,7 @@ pub fn export(
         replicas: 1,
         bucket_bytes: usize::MAX,
     };
-    Network::new(shape(config, genotype), placement).load(weights)?;
+    Network::new(shape(config, genotype), placement).params.load(weights)?;
     let about = About {
         space: config.model.space,
         init_channels: config.model.init_channels,

@@ -155,11 +155,9 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
     };
     let mut failed = 0;
     for file in &args.files {
-        let outcome = verify::verify(file, placement)?;
-        println!("{}\n{outcome}", file.display());
-        if let verify::Outcome::Compared(findings) = &outcome {
-            failed += usize::from(!findings.iter().all(verify::Finding::passes));
-        }
+        let findings = verify::verify(file, placement)?;
+        println!("{}\n{findings}", file.display());
+        failed += usize::from(!findings.pass());
     }
     match failed {
         0 => Ok(()),

@@ -112,6 +112,32 @@ fn any_number_of_ranks_gives_the_same_network() {
 }
 
 #[test]
+fn drop_path_and_the_auxiliary_head_are_trained_with() {
+    let losses = |run: &str, more: &[&str]| evaluated(0, run, more).of_steps("loss");
+    let (with, without) = (losses("drop", &[]), losses("no-drop", &["--set", "evaluate.drop_path=0"]));
+    // In the first epoch nothing is dropped.
+    assert_eq!(with[..5], without[..5]);
+    assert!(with.iter().zip(&without).skip(5).all(|(with, without)| with != without), "{with:?} {without:?}");
+
+    // Before anything is trained the loss is that of the head plus the weight times that of the auxiliary one.
+    let first = |weight: &str| {
+        let weight_set = format!("evaluate.auxiliary_weight={weight}");
+        let more =
+            ["--set", "evaluate.epochs=1", "--set", "evaluate.steps_per_epoch=1", "--set", &weight_set];
+        losses(&format!("auxiliary-{weight}"), &more)[0]
+    };
+    let (low, middle, high) = (first("0.1"), first("0.2"), first("0.4"));
+    let auxiliary = [(middle - low) / 0.1, (high - middle) / 0.2];
+    // Of four classes, untrained: near ln 4.
+    assert!(
+        (auxiliary[0] - auxiliary[1]).abs() < 1e-4 && (1.0..2.5).contains(&auxiliary[0]),
+        "{auxiliary:?}"
+    );
+    let head = low - 0.1 * auxiliary[0];
+    assert!((1.0..2.5).contains(&head), "{head}");
+}
+
+#[test]
 fn killed_and_resumed_equals_never_stopped() {
     let whole = evaluated(2, "whole", &[]);
     // In the middle of an epoch, at the end of one, late.

@@ -50,6 +50,11 @@ fn the_same_steps_whatever_is_kept() {
     assert_eq!(plain["loss"], again["loss"], "recomputed cells train bit for bit as kept ones");
     let short = measured(folder.path(), &["--stage", "2", "--set", "precision=bf16"], None);
     assert_ne!(plain["loss"], short["loss"]);
+    // Another stage is another network; without architecture steps the warming-up step leaves eta alone.
+    let first = measured(folder.path(), &[], None);
+    let weights_only = measured(folder.path(), &["--weights-only"], None);
+    assert_eq!((&first["images_per_step"], &weights_only["images_per_step"]), (&16.into(), &8.into()));
+    assert!(first["loss"] != plain["loss"] && first["loss"] != weights_only["loss"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use drnas_dist::net::loss::smoothed_cross_entropy;
 use drnas_dist::net::network::{Network, Shape};
 use drnas_dist::net::params::Named;
-use drnas_dist::net::tape::Placement;
+use drnas_dist::net::placement::Placement;
 use drnas_dist::precision::Precision;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
@@ -38,6 +38,16 @@ fn pass(
     bucket_bytes: usize,
     checkpoint_cells: bool,
 ) -> (Named, Named, Tensor) {
+    pass_of(GENOTYPE, precision, drop_path, bucket_bytes, checkpoint_cells)
+}
+
+fn pass_of(
+    genotype: &str,
+    precision: Precision,
+    drop_path: f64,
+    bucket_bytes: usize,
+    checkpoint_cells: bool,
+) -> (Named, Named, Tensor) {
     // libtorch has one generator for all threads.
     static GENERATOR: Mutex<()> = Mutex::new(());
     let guard = GENERATOR.lock();
@@ -50,7 +60,7 @@ fn pass(
         replicas: 1,
         bucket_bytes,
     };
-    let mut net = Network::new(shape(GENOTYPE), placement);
+    let mut net = Network::new(shape(genotype), placement);
     net.params.initialise(1);
     tch::manual_seed(2);
     let images = Tensor::randn([N, 3, 32, 32], (precision.weights(), Device::Cpu));
@@ -98,6 +108,25 @@ fn cells_that_are_computed_again_are_bit_equal() {
         assert!(logits.equal(&same));
         assert!(plain.iter().all(|(name, grad)| grad.equal(&again[name])), "{precision}");
         assert!(statistics.iter().all(|(name, stat)| stat.equal(&repeated[name])), "{precision}");
+    }
+}
+
+#[test]
+fn what_nothing_is_made_of_has_no_gradient() {
+    // Node 4, and with it all that two of the edges of a normal cell compute.
+    let [edges, loose] = [
+        "('dil_conv_3x3', 2), ('avg_pool_3x3', 4)], normal_concat=[2, 4, 5]",
+        "('sep_conv_3x3', 2), ('avg_pool_3x3', 3)], normal_concat=[2, 3, 5]",
+    ];
+    assert!(GENOTYPE.contains(edges));
+    let genotype = GENOTYPE.replacen(edges, loose, 1);
+    for (bucket_bytes, checkpoint_cells) in [(1, false), (1, true), (usize::MAX, false)] {
+        let (grads, _, _) = pass_of(&genotype, Precision::Fp64, 0.0, bucket_bytes, checkpoint_cells);
+        for (name, grad) in &grads {
+            let parts: Vec<&str> = name.split('.').collect();
+            let nothing = matches!(parts[..], ["cells", "0" | "3", "_ops", "4" | "5", ..]);
+            assert_eq!(grad.norm().double_value(&[]) == 0.0, nothing, "{name}");
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the precision, the memory layout and the recomputation of cells change in what a network computes, and what not.
 
+use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
-use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use drnas_dist::net::placement::Placement;
+use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::precision::Precision;
 use drnas_dist::space::{Mask, SearchSpace};
 use tch::{Device, Kind, Tensor};

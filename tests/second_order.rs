@@ -4,8 +4,10 @@
 mod naive;
 
 use drnas_dist::comm::Solo;
+use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
-use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use drnas_dist::net::placement::Placement;
+use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::optimiser::Sgd;
 use drnas_dist::precision::Precision;
 use drnas_dist::search::dirichlet::{Sample, sample};

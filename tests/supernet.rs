@@ -3,8 +3,10 @@
 #[path = "common/naive.rs"]
 mod naive;
 
+use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
-use drnas_dist::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use drnas_dist::net::placement::Placement;
+use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::net::widen::{draw_indices, widen, widen_running};
 use drnas_dist::precision::Precision;
 use drnas_dist::random::{Purpose, stream};

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::net::loss::{cross_entropy, smoothed_cross_entropy};
 use crate::net::network::{Network, Shape};
 use crate::net::params::Named;
-use crate::net::tape::Placement;
+use crate::net::placement::Placement;
 use crate::optimiser::Sgd;
 use crate::schedule::Schedule;
 use crate::space::genotype::Genotype;
@@ -256,7 +256,7 @@ pub fn test_weights(
 ) -> Result<Tested> {
     let shape = Shape { auxiliary: false, ..shape(config, genotype) };
     let mut net = network(config, shape, 0, device);
-    net.load(weights)?;
+    net.params.load(weights)?;
     test(&net, 0, config, 0, loader, comm)
 }
 

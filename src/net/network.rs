@@ -7,10 +7,10 @@ use super::drop_path::DropPath;
 use super::fixed_cell::{Edge, FixedCell, Place};
 use super::mixing::Mixing;
 use super::ops::{AffineNorm, Mode, Pass, conv};
-use super::params::{Init, Named, Params, Specs, WeightId};
+use super::params::{Init, Params, Specs, WeightId};
+use super::placement::Placement;
 use super::stem::{Classifier, Stem};
-use super::tape::{Placement, Tape};
-use crate::error::Result;
+use super::tape::Tape;
 use crate::space::genotype::Genotype;
 use crate::space::{Operation, SearchSpace};
 use std::rc::Rc;
@@ -116,7 +116,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Builds the network with all weights zero: `params.initialise` or `load` follows. The genotype has been checked
+    /// Builds the network with all weights zero: `params.initialise` or `params.load` follows. The genotype has been checked
     /// (see `Genotype::read`).
     pub fn new(shape: Shape, placement: Placement) -> Network {
         let mut specs = Specs::affine();
@@ -191,15 +191,6 @@ impl Network {
     /// Multiply-adds of convolutions and linear layers for one image, without the auxiliary head.
     pub fn multiply_adds(&self) -> i64 {
         self.multiply_adds
-    }
-
-    /// Loads published weights and running statistics (every replica gets the same).
-    pub fn load(&mut self, named: &Named) -> Result<()> {
-        self.params.import(named, |bucket| &bucket.weights)?;
-        for replica in 0..self.params.num_replicas() {
-            self.params.import_running(replica, named)?;
-        }
-        Ok(())
     }
 
     /// The factors of drop path for `n` images of `replica` at `step`; `at`: seed, step, replica.

@@ -47,6 +47,7 @@ impl<'a> Pass<'a> {
     pub fn again(params: &'a Params, mixing: &'a Mixing, replica: usize) -> Pass<'a> {
         Pass { params, mixing, mode: Mode::Train, replica, again: true }
     }
+
     /// Batch norm over `[N, C, H, W]` without affine parameters; `scale` `[C]` multiplies the normalised result: the place
     /// where mixing weights enter at no cost.
     pub fn batch_norm(&self, x: &Tensor, stat: StatId, scale: Option<&Tensor>) -> Tensor {

@@ -306,6 +306,12 @@ impl Params {
         Ok(())
     }
 
+    /// Loads published weights and running statistics (every replica gets the same); as `import`.
+    pub fn load(&mut self, named: &Named) -> Result<()> {
+        self.import(named, |bucket| &bucket.weights)?;
+        (0..self.num_replicas()).try_for_each(|replica| self.import_running(replica, named))
+    }
+
     /// Copies of the running statistics of local replica `replica`.
     pub fn export_running(&self, replica: usize) -> Named {
         let mut named = Named::new();

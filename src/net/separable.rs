@@ -103,8 +103,8 @@ impl Separable {
         }
     }
 
-    /// `x`: the rectified states `[N, I*C, H, W]`; `scale` `[S*C]`: the mixing weights, if they are mixed. Result `[N, M*C, H', W']`: per node the
-    /// weighted sum of the branches on its edges, 0 where they keep none.
+    /// `x`: the rectified states `[N, I*C, H, W]`; `scale` `[S*C]`: the mixing weights, if they are mixed. Result
+    /// `[N, M*C, H', W']`: per node the weighted sum of the branches on its edges, 0 where they keep none.
     pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
         // On CPUs the backward pass of a dilated depthwise convolution falls to a reference implementation (7 to 12
         // times slower than an undilated one). Dilation 2 is therefore computed without dilation on every second pixel.

@@ -7,17 +7,15 @@ use super::mixed_op::Place;
 use super::mixing::{DeviceMasks, Mixing};
 use super::nb201::Nb201Cell;
 use super::ops::{AffineNorm, Mode, Pass};
-use super::params::{Named, Params, Specs};
+use super::params::{Params, Specs};
+use super::placement::Placement;
 use super::residual::Residual;
 use super::stem::{Classifier, ConvNorm, Stem};
-use crate::error::Result;
+use super::tape::{Tape, ThetaTape};
 use crate::space::{Mask, NUM_NODES, SearchSpace};
 use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
-
-pub use super::loss::cross_entropy;
-pub use super::tape::{Placement, Tape, ThetaTape};
 
 /// Channels of a DARTS stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
@@ -116,7 +114,7 @@ pub struct Supernet {
 }
 
 impl Supernet {
-    /// Builds the network with all weights zero: `params.initialise` or `import` follows.
+    /// Builds the network with all weights zero: `params.initialise` or `params.load` follows.
     pub fn new(shape: Shape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
         let parts = match shape.space {
@@ -143,30 +141,22 @@ impl Supernet {
         &self.masks
     }
 
-    /// Loads published weights and running statistics (every replica gets the same).
-    pub fn load(&mut self, named: &Named) -> Result<()> {
-        self.params.import(named, |bucket| &bucket.weights)?;
-        for replica in 0..self.params.num_replicas() {
-            self.params.import_running(replica, named)?;
-        }
-        Ok(())
-    }
-
     /// Logits [N, K] of images [N, 3, H, W], one graph.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass::new(&self.params, &mixing, mode, replica);
-        let images = vec![self.placement.laid_out(images)];
-        self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
+        self.whole(images, &Pass::new(&self.params, &mixing, mode, replica))
     }
 
     /// Logits in training mode with weights that are only tried: no running statistics move.
     pub fn logits_tried(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
         self.params.refresh();
         let mixing = Mixing::new(theta, &self.masks);
-        let pass = Pass::again(&self.params, &mixing, 0);
+        self.whole(images, &Pass::again(&self.params, &mixing, 0))
+    }
+
+    fn whole(&self, images: &Tensor, pass: &Pass) -> Tensor {
         let images = vec![self.placement.laid_out(images)];
-        self.parts.iter().fold(images, |states, part| part.forward(&pass, states)).remove(0)
+        self.parts.iter().fold(images, |states, part| part.forward(pass, states)).remove(0)
     }
 
     /// A training pass, ready to be differentiated; its result is the logits. theta is a constant here.

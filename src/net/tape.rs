@@ -16,8 +16,6 @@ use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
 
-pub use super::placement::Placement;
-
 struct Segment {
     parts: Range<usize>,
     /// Leaves it begins at, one per state; empty for the first segment.
@@ -97,7 +95,8 @@ impl<'a> Tape<'a> {
     }
 
     /// Differentiates `loss` (a scalar made from the results): calls `done` with each segment's number (= its bucket)
-    /// and gradients, one per leaf of the bucket, last segment first, as soon as they are there.
+    /// and gradients, one per leaf of the bucket (zeros where the loss does not depend on it), last segment first, as
+    /// soon as they are there.
     pub fn backward(
         mut self,
         loss: &Tensor,
@@ -109,8 +108,12 @@ impl<'a> Tape<'a> {
             let number = self.segments.len();
             let outputs = self.outputs(&mut segment);
             let leaves = self.params.leaves(number);
-            let grads = differentiate(outputs, &segment.inputs, leaves, &mut upstream)?;
+            let mut grads = differentiate(outputs, &segment.inputs, leaves, &mut upstream)?;
             drop(segment);
+            // Of a node that nothing is made of. (PyTorch leaves its weights as they are; here they decay.)
+            for (grad, leaf) in grads.iter_mut().zip(leaves).filter(|(grad, _)| !grad.defined()) {
+                *grad = leaf.zeros_like();
+            }
             done(number, grads)?;
         }
         Ok(())

@@ -15,7 +15,9 @@ use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Order, Regulariser};
 use crate::data::{Loader, Upload};
 use crate::error::Result;
-use crate::net::supernet::{Placement, Shape, Supernet, cross_entropy};
+use crate::net::loss::cross_entropy;
+use crate::net::placement::Placement;
+use crate::net::supernet::{Shape, Supernet};
 use crate::optimiser::{Adam, Sgd, clip_coefficient};
 use crate::random::Purpose;
 use crate::schedule::Schedule;
@@ -210,7 +212,10 @@ impl Search {
         let mut batches = batches.map(Vec::into_iter);
         for local in 0..self.replicas.len() {
             let (images, labels) = match &mut batches {
-                Some(batches) => batches.next().expect("a batch per local replica"),
+                Some(batches) => {
+                    begin(Phase::Forward)?;
+                    batches.next().expect("a batch per local replica")
+                }
                 None => self.prepare(loader, outcome)?,
             };
             let theta: Vec<Tensor> =

@@ -17,10 +17,12 @@ use super::dirichlet::Sample;
 use crate::comm::Communicator;
 use crate::comm::bucket::{Bucket, sum_kind};
 use crate::error::Result;
-use crate::net::supernet::{Supernet, cross_entropy};
+use crate::net::loss::cross_entropy;
+use crate::net::supernet::Supernet;
 use crate::optimiser::Sgd;
 use crate::tally::{StepOutcome, measure, timed};
 use crate::weight_step::{backward, start_mean};
+use crate::whereabouts::{Phase, begin};
 use tch::Tensor;
 
 /// Length of the step in the weights over which gradients are compared.
@@ -96,12 +98,14 @@ impl Unrolled<'_> {
         outcome: &mut StepOutcome,
     ) -> Result<()> {
         for (local, share) in shares.iter().enumerate() {
+            begin(Phase::Forward)?;
             let theta: Vec<Tensor> =
                 share.train_samples.iter().map(|sample| sample.theta.shallow_clone()).collect();
             let tape = self.net.forward(&share.train.0, &theta, local);
             let loss = cross_entropy(tape.logits(), &share.train.1);
             backward(tape, &loss, &self.net.params.buckets, (local, shares.len()), comm)?;
         }
+        begin(Phase::AllReduce)?;
         timed(&mut outcome.reduce_wait_ms, || comm.finish())
     }
 
@@ -115,6 +119,7 @@ impl Unrolled<'_> {
     ) -> Result<()> {
         let params = &self.net.params;
         for (local, share) in shares.iter().enumerate() {
+            begin(Phase::Forward)?;
             let theta = leaves(&share.valid_samples);
             let logits = self.net.logits_tried(&share.valid.0, &theta);
             let loss = cross_entropy(&logits, &share.valid.1);
@@ -122,6 +127,7 @@ impl Unrolled<'_> {
             let weights: Vec<&Tensor> =
                 (0..params.buckets.len()).flat_map(|bucket| params.leaves(bucket)).collect();
             let wanted: Vec<&Tensor> = weights.iter().copied().chain(&theta).collect();
+            begin(Phase::Backward)?;
             let mut grads = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
             self.add_path(sum, &share.valid_samples, &grads.split_off(weights.len()), 1.0);
             for bucket in &params.buckets {
@@ -132,14 +138,17 @@ impl Unrolled<'_> {
                 }
             }
         }
+        begin(Phase::AllReduce)?;
         timed(&mut outcome.reduce_wait_ms, || comm.finish())
     }
 
     /// One side of the finite difference.
     fn add_difference(&self, sum: &Tensor, shares: &[Share], step: &Tensor, sign: f64) -> Result<()> {
         for share in shares {
+            begin(Phase::Forward)?;
             let theta = leaves(&share.train_samples);
             let loss = cross_entropy(&self.net.logits_tried(&share.train.0, &theta), &share.train.1);
+            begin(Phase::Backward)?;
             let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
             let scaled: Vec<Tensor> = grads.iter().map(|grad| grad / step).collect();
             self.add_path(sum, &share.train_samples, &scaled, -self.lr * sign / 2.0);

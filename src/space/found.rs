@@ -58,8 +58,7 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Operation;
-    use super::super::nb201::{DRNAS, OPERATIONS};
+    use super::super::nb201::DRNAS;
     use super::*;
 
     #[test]
@@ -78,10 +77,5 @@ mod tests {
             Found::from_weights(SearchSpace::DartsCifar, &[vec![vec![0.1; 7]; 14], vec![vec![0.1; 7]; 14]]);
         assert!(found.to_line().starts_with("Genotype(") && found.architecture().is_none());
         assert!(Genotype::from_json(&found.to_json().unwrap()).is_ok());
-    }
-
-    #[test]
-    fn the_two_lists_of_operations_agree() {
-        assert_eq!(Operation::NAS_BENCH_201.map(Operation::name), OPERATIONS);
     }
 }

@@ -1,6 +1,6 @@
 //! The chosen architecture as plain data: from eta, to JSON, to and from the one line that DARTS users paste.
 
-use super::{Mask, NUM_INPUTS, NUM_NODES, Operation, SearchSpace, edge};
+use super::{Mask, NUM_INPUTS, NUM_NODES, Operation, SearchSpace, edge, heaviest};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -26,15 +26,11 @@ pub const EDGES_PER_NODE: usize = 2;
 
 impl Genotype {
     /// The architecture that the mean of the Dirichlet points at. `weights`: one [E, O] table for the normal, one for
-    /// the reduction cells, pruned entries 0 (see [`mean_weights`]). Per node the two input
-    /// edges with the largest weight, each with its heaviest operation; of equals the first.
+    /// the reduction cells, pruned entries 0 (see [`mean_weights`]). Per node the two input edges with the largest
+    /// weight, each with its heaviest operation; of equals the first.
     pub fn from_weights(space: SearchSpace, weights: &[Vec<Vec<f64>>]) -> Genotype {
         let cell = |table: &Vec<Vec<f64>>| -> Edges {
-            let best = |edge: usize| {
-                let row = &table[edge];
-                // `max_by` would take the last of equals.
-                (0..row.len()).fold(0, |best, column| if row[column] > row[best] { column } else { best })
-            };
+            let best = |edge: usize| heaviest(&table[edge]);
             (0..NUM_NODES)
                 .flat_map(|node| {
                     let mut inputs: Vec<usize> = (0..node + NUM_INPUTS).collect();

@@ -67,7 +67,7 @@ impl Operation {
     ];
 
     /// The name that papers and genotypes use.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Operation::MaxPool3x3 => "max_pool_3x3",
             Operation::AvgPool3x3 => "avg_pool_3x3",
@@ -151,6 +151,12 @@ pub fn edge(node: usize, from: usize) -> usize {
 /// The nodes that state `from` feeds: a tail of the nodes, the nearest first.
 pub fn nodes_fed_by(from: usize) -> std::ops::Range<usize> {
     from.saturating_sub(NUM_INPUTS - 1)..NUM_NODES
+}
+
+/// The column of the largest weight of an edge, of equals the first.
+fn heaviest(row: &[f64]) -> usize {
+    // `max_by` would take the last of equals.
+    (0..row.len()).fold(0, |best, column| if row[column] > row[best] { column } else { best })
 }
 
 /// Which operations are kept on each edge, one row per edge; lives on the host, equal on all ranks.

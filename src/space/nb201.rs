@@ -3,6 +3,7 @@
 //!
 //! Source: NAS-Bench-201 (ICLR 2020); order of operations and edges as DrNAS has them.
 
+use super::{Operation, heaviest};
 use crate::error::{Error, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,10 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Names of the operations, in the order of eta's columns.
-pub const OPERATIONS: [&str; 5] = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"];
+pub const OPERATIONS: [&str; 5] = {
+    let [a, b, c, d, e] = Operation::NAS_BENCH_201;
+    [a.name(), b.name(), c.name(), d.name(), e.name()]
+};
 /// Edges of the cell as (node, state it comes from), in the order of eta's rows; state 0 is the cell's input.
 pub const EDGES: [(usize, usize); 6] = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)];
 /// Architectures of the space: every operation on every edge.
@@ -52,7 +56,7 @@ impl Architecture {
         Architecture(std::array::from_fn(|edge| {
             let row = &weights[edge];
             assert_eq!(row.len(), OPERATIONS.len(), "columns of a NAS-Bench-201 table");
-            (0..row.len()).fold(0, |best, column| if row[column] > row[best] { column } else { best })
+            heaviest(row)
         }))
     }
 }

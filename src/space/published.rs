@@ -2,6 +2,8 @@
 
 use super::genotype::Genotype;
 use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// The architectures of the papers, by the names of their code.
@@ -68,7 +70,11 @@ impl Genotype {
         }
         let path = Path::new(text);
         if path.is_file() {
-            let content = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            let mut content = String::new();
+            let file = File::open(path).map_err(Error::io("open", path))?;
+            // As much as shows that it is too long.
+            let read = file.take(MAX_BYTES as u64 + 1).read_to_string(&mut content);
+            read.map_err(Error::io("read", path))?;
             return Genotype::parse(&content).map_err(|error| match error {
                 Error::Genotype(what) => Error::Genotype(format!("{}: {what}", path.display())),
                 error => error,
@@ -89,8 +95,7 @@ impl Genotype {
         let text = text.trim();
         if text.len() > MAX_BYTES {
             return Err(Error::Genotype(format!(
-                "{} bytes are no genotype, which has about 500",
-                text.len()
+                "more than {MAX_BYTES} bytes are no genotype, which has about 500"
             )));
         }
         if text.starts_with('{') {

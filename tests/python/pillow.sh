@@ -18,6 +18,8 @@ if [ ! -e "$home/done" ]; then
         --retries 2 --timeout 30 --target "$work" pillow==12.0.0
     touch "$work/done"
     mv -T "$work" "$home" 2>/dev/null || [ -e "$home/done" ]
+    # The one that came second; `exec` does not come to the trap.
+    rm -rf "$work"
 fi
 export PYTHONPATH=$home PYTHONDONTWRITEBYTECODE=1
 exec "$python" "$@"

@@ -1,8 +1,8 @@
 """Training steps and logits of an exported network by PyTorch itself: steps.py FOLDER.
 
 FOLDER/export is what `drnas-dist export` writes. FOLDER/batches.safetensors: `images` [B, N, 3, px, px], `labels`
-[B, N], used in turn. FOLDER/settings.json: momentum, weight_decay, grad_clip, label_smoothing, auxiliary_weight, and `lr`, one per
-step. Writes FOLDER/torch.safetensors: `logits.before` (evaluation mode, first batch), `losses`, `logits.after`, and the
+[B, N], used in turn. FOLDER/settings.json: momentum, weight_decay, grad_clip, label_smoothing, auxiliary_weight, and
+`lr`, one per step. Writes FOLDER/torch.safetensors: `logits.before` (evaluation mode, first batch), `losses`, `logits.after`, and the
 state dict after the steps as `after/NAME`; FOLDER/torch.json: parameters and multiply-adds, counted on the modules.
 """
 

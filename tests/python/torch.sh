@@ -45,6 +45,8 @@ if [ ! -e "$home/done" ]; then
         --retries 2 --timeout 30 --target "$work/site" "${packages[@]}" >&2 || cannot "pip could not fetch ${packages[*]}"
     touch "$work/done"
     mv -T "$work" "$home" 2>/dev/null || [ -e "$home/done" ]
+    # The one that came second; `exec` does not come to the trap.
+    rm -rf "$work"
 fi
 export LD_LIBRARY_PATH=$home/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PYTHONPATH=$home/site PYTHONDONTWRITEBYTECODE=1
 exec "$native/bin/python" -W ignore "$@"
