@@ -37,13 +37,12 @@ pub struct LoaderSpec {
 impl LoaderSpec {
     /// The order in which the stream serves `set`.
     pub fn order(&self, set: &ShardSet) -> Order {
-        Order {
-            num_samples: set.len(),
-            num_replicas: self.num_replicas,
-            batch: self.batch,
-            seed: self.seed,
-            stream: self.stream,
-        }
+        self.order_of(set.len())
+    }
+
+    fn order_of(&self, num_samples: usize) -> Order {
+        let LoaderSpec { num_replicas, batch, seed, stream, .. } = *self;
+        Order { num_samples, num_replicas, batch, seed, stream }
     }
 }
 
@@ -87,14 +86,7 @@ impl Loader {
 
     /// Serves `batch` without end and without work: to measure what does not read images.
     pub fn repeat(batch: Batch, spec: &LoaderSpec) -> Loader {
-        let num_samples = spec.batch * spec.num_replicas;
-        let order = Order {
-            num_samples,
-            num_replicas: spec.num_replicas,
-            batch: spec.batch,
-            seed: spec.seed,
-            stream: spec.stream,
-        };
+        let order = spec.order_of(spec.batch * spec.num_replicas);
         Loader { source: Source::Repeated(batch), order }
     }
 
