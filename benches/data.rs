@@ -3,10 +3,14 @@
 //! Without files: drawn pictures of CIFAR's size, and one drawn JPEG of ImageNet's. Medians of rounds, in CPU time of the
 //! thread, which a busy machine disturbs less.
 
-use clap::Parser;
+#[path = "../tests/common/packing.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod packing;
+
 use drnas_dist::data::augment::jitter::Tone;
 use drnas_dist::data::decode::{Picture, decode, decode_into};
 use drnas_dist::data::pack::{PackArgs, pack};
+use drnas_dist::data::source::SourceArgs;
 use drnas_dist::data::{Augment, Crop, DecodePool, Jitter, Loader, LoaderSpec, ShardSet};
 use drnas_dist::random::{Purpose, stream};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
@@ -57,8 +61,8 @@ fn loader(augment: Augment) {
     let records = [vec![0], noise(32, 32)].concat().repeat(4096);
     std::fs::write(root.join("test_batch.bin"), records).expect("the file can be written");
     std::fs::write(root.join("batches.meta.txt"), "one\n").expect("the file can be written");
-    let arguments = [root.as_os_str(), out.as_os_str(), "--test".as_ref()];
-    pack(&Args::parse_from(["pack".as_ref()].into_iter().chain(arguments)).pack, &|_| true).expect("packed");
+    let source = SourceArgs { test: true, ..Default::default() };
+    pack(&PackArgs { source, ..packing::pack_args(&root, &out) }, &|_| true).expect("packed");
     let set = Arc::new(ShardSet::open(&out).expect("a set"));
     let (num_replicas, replicas, batch) = (1, 0..1, 64);
     let (seed, stream, prefetch, skip_bad) = (0, 0, 2, false);
@@ -78,12 +82,6 @@ fn loader(augment: Augment) {
         "CIFAR: whole loader, 1 decode thread     {:.0} images/s ({least:.0} to {most:.0})",
         rates[ROUNDS / 2]
     );
-}
-
-#[derive(Parser)]
-struct Args {
-    #[command(flatten)]
-    pack: PackArgs,
 }
 
 /// What a decode thread does with each of `images`, `each` times a round.

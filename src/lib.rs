@@ -31,6 +31,7 @@ pub mod tally;
 pub mod verify;
 pub mod weight_step;
 pub mod whereabouts;
+pub mod whole_file;
 
 use config::DeviceChoice;
 pub use config::{Config, EvaluateConfig, Settings};

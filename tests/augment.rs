@@ -4,6 +4,8 @@
 
 #[path = "common/pillow.rs"]
 mod pillow;
+#[path = "common/shared.rs"]
+mod shared;
 
 use drnas_dist::config::{CropKind, Data};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
@@ -85,16 +87,9 @@ impl Cases {
 
 /// Photos of the shared folder, where it is there.
 fn photos() -> Vec<Picture> {
-    let shared = std::env::var_os("DRNAS_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let tar = shared.join("data/odd_files.tar");
-    if !tar.exists() {
-        eprintln!("skipped: ../shared/data/odd_files.tar is not there; drawn pictures only");
+    let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return Vec::new();
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let status = Command::new("tar").arg("xf").arg(&tar).arg("-C").arg(dir.path()).status();
-    assert!(status.unwrap().success(), "tar xf {}", tar.display());
+    };
     let mut files: Vec<PathBuf> = ["exif_orientation", "extreme_aspect", "tiny"]
         .iter()
         .flat_map(|kind| fs::read_dir(dir.path().join("odd_files").join(kind)).unwrap())

@@ -2,9 +2,12 @@
 
 #[path = "common/pillow.rs"]
 mod pillow;
+#[path = "common/shared.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod shared;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// Runs the script; the five training files.
@@ -56,22 +59,17 @@ fn every_pixel_comes_to_its_place() {
 
 #[test]
 fn real_images_come_in_the_official_order() {
-    let shared = std::env::var_os("DRNAS_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let tar = shared.join("data/cifar10_jpeg_55000.tar.xz");
-    if !tar.exists() {
-        eprintln!("skipped: ../shared/data/cifar10_jpeg_55000.tar.xz is not there");
+    let (Some(tar), Some(exact)) =
+        (shared::path("data/cifar10_jpeg_55000.tar.xz"), shared::path("data/cifar10_exact_first200.bin"))
+    else {
         return;
-    }
+    };
     let Some(python) = pillow::python() else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
     let pack = dir.path().join("cifar10_jpeg");
-    let unpack = |names: &[String]| {
-        let status = Command::new("tar").arg("xf").arg(&tar).arg("-C").arg(dir.path()).args(names).status();
-        assert!(status.unwrap().success(), "tar xf {}", tar.display());
-    };
+    let unpack = |names: &[String]| shared::unpack(&tar, dir.path(), names);
     // The first 200 images alone: the whole takes a minute.
     unpack(&["cifar10_jpeg/order_train.txt".into()]);
     let order = fs::read_to_string(pack.join("order_train.txt")).unwrap();
@@ -83,7 +81,7 @@ fn real_images_come_in_the_official_order() {
     fs::write(pack.join("order_test.txt"), "").unwrap();
 
     let records = rebuilt(&python, &pack, &dir.path().join("out"));
-    let exact = fs::read(shared.join("data/cifar10_exact_first200.bin")).unwrap();
+    let exact = fs::read(exact).unwrap();
     assert_eq!(records.len(), exact.len());
     let mut worst = 0.0f64;
     for (number, (found, exact)) in records.chunks_exact(3073).zip(exact.chunks_exact(3073)).enumerate() {

@@ -1,5 +1,7 @@
 //! The real program: what it says and how it ends.
 
+use clap::CommandFactory;
+use drnas_dist::cli::Cli;
 use std::process::{Command, Output};
 
 fn drnas(arguments: &[&str]) -> Output {
@@ -15,18 +17,29 @@ fn help_names_every_command_and_exit_code() {
     let output = drnas(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let help = text(&output.stdout);
-    for word in [
-        "search-imagenet",
-        "verify",
-        "doctor",
-        "Examples:",
-        "Exit codes:",
-        "75   stopped",
-        "130  interrupted",
-    ] {
+    for word in ["Examples:", "Exit codes:", "75   stopped", "130  interrupted"] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
-    assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    for command in Cli::command().get_subcommands() {
+        let begins = format!("  {} ", command.get_name());
+        assert!(help.lines().any(|line| line.starts_with(&begins)), "{begins} is not in\n{help}");
+    }
+}
+
+#[test]
+fn every_help_fits_a_narrow_window() {
+    let names = Cli::command();
+    let names = names.get_subcommands().map(|command| vec![command.get_name(), "--help"]);
+    for arguments in std::iter::once(vec!["--help"]).chain(names) {
+        let output = drnas(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let help = text(&output.stdout);
+        assert!(help.contains("Usage: drnas-dist"), "{help}");
+        // clap does not break its line of usage.
+        for line in help.lines().filter(|line| !line.starts_with("Usage: ")) {
+            assert!(line.chars().count() <= 100, "{arguments:?}: {line}");
+        }
+    }
 }
 
 #[test]

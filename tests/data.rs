@@ -1,5 +1,8 @@
 //! From images to batches: pack, damage, split, order, loader.
 
+#[path = "common/packing.rs"]
+mod packing;
+
 use drnas_dist::Error;
 use drnas_dist::data::demo::{self, DemoArgs};
 use drnas_dist::data::pack::{PackArgs, pack};
@@ -20,19 +23,9 @@ fn images(dir: &Path, classes: usize, per_class: usize) -> PathBuf {
     out
 }
 
+/// Small shards, so that there are several.
 fn pack_args(root: &Path, out: &Path) -> PackArgs {
-    PackArgs {
-        root: root.into(),
-        out: out.into(),
-        source: Default::default(),
-        list: None,
-        skip_bad: false,
-        no_decode: false,
-        overwrite: false,
-        seed: 3,
-        shard_images: 16,
-        threads: 2,
-    }
+    PackArgs { seed: 3, shard_images: 16, threads: 2, ..packing::pack_args(root, out) }
 }
 
 /// 4 classes x 15 images in 4 shards.
@@ -291,15 +284,7 @@ fn empty_and_one_image_classes() {
 }
 
 fn split_args(root: &Path, out: &Path) -> SplitArgs {
-    SplitArgs {
-        root: root.into(),
-        source: Default::default(),
-        fractions: vec![0.6, 0.3],
-        names: vec!["train".into(), "valid".into()],
-        out: out.into(),
-        seed: 5,
-        overwrite: false,
-    }
+    SplitArgs { fractions: vec![0.6, 0.3], seed: 5, ..packing::split_args(root, out) }
 }
 
 fn names_in(list: &Path) -> Vec<String> {

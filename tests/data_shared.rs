@@ -1,4 +1,9 @@
-//! The real photos of `../shared/data` (or `DRNAS_SHARED`), where that folder is there: they are not ours to ship.
+//! Decoding, packing and serving real photos.
+
+#[path = "common/packing.rs"]
+mod packing;
+#[path = "common/shared.rs"]
+mod shared;
 
 use drnas_dist::Error;
 use drnas_dist::data::decode::{Picture, decode, decode_into};
@@ -6,43 +11,10 @@ use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::split::{self, SplitArgs};
 use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::random::{Purpose, stream};
+use packing::{pack_args, split_args};
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
-use tempfile::TempDir;
-
-/// The unpacked folder `name` of `name`.tar; `None`, with a line, when it is not there.
-fn unpacked(name: &str) -> Option<(TempDir, PathBuf)> {
-    let shared = std::env::var_os("DRNAS_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let tar = shared.join(format!("data/{name}.tar"));
-    if !tar.exists() {
-        eprintln!("skipped: ../shared/data/{name}.tar is not there");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let status = Command::new("tar").arg("xf").arg(&tar).arg("-C").arg(dir.path()).status();
-    assert!(status.unwrap().success(), "tar xf {}", tar.display());
-    let root = dir.path().join(name);
-    Some((dir, root))
-}
-
-fn pack_args(root: &Path, out: &Path) -> PackArgs {
-    PackArgs {
-        root: root.into(),
-        out: out.into(),
-        source: Default::default(),
-        list: None,
-        skip_bad: false,
-        no_decode: false,
-        overwrite: false,
-        seed: 0,
-        shard_images: 256,
-        threads: 0,
-    }
-}
 
 fn means(picture: &Picture) -> [f64; 3] {
     let mut sums = [0u64; 3];
@@ -54,9 +26,10 @@ fn means(picture: &Picture) -> [f64; 3] {
 
 #[test]
 fn odd_files_decode_as_pillow_decodes_them() {
-    let Some((_dir, root)) = unpacked("odd_files") else {
+    let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return;
     };
+    let root = dir.path().join("odd_files");
     let expected = std::fs::read(root.join("expected.json")).unwrap();
     let expected: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&expected).unwrap();
     assert_eq!(expected.len(), 43);
@@ -94,9 +67,10 @@ fn odd_files_decode_as_pillow_decodes_them() {
 
 #[test]
 fn ycck_decodes_as_pillow_decodes_it() {
-    let Some((_dir, root)) = unpacked("odd_files") else {
+    let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return;
     };
+    let root = dir.path().join("odd_files");
     // A CMYK file whose Adobe marker is made to say YCCK. Pillow 13.0.0:
     //   b[b.find(b"Adobe") + 11] = 2; im = Image.open(io.BytesIO(b)).convert("RGB"); mean of each channel
     let mut bytes = std::fs::read(root.join("cmyk_jpeg/n02074367_dugong.JPEG")).unwrap();
@@ -111,9 +85,10 @@ fn ycck_decodes_as_pillow_decodes_it() {
 
 #[test]
 fn odd_files_are_packed_without_the_broken_ones() {
-    let Some((dir, root)) = unpacked("odd_files") else {
+    let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return;
     };
+    let root = dir.path().join("odd_files");
     let out = dir.path().join("shards");
     let error = pack(&pack_args(&root, &out), &|_| true).unwrap_err();
     assert!(matches!(error, Error::BadImage { .. }), "{error}");
@@ -149,20 +124,12 @@ fn odd_files_are_packed_without_the_broken_ones() {
 
 #[test]
 fn imagenette_is_split_packed_and_served() {
-    let Some((dir, root)) = unpacked("imagenette224") else {
+    let Some(dir) = shared::unpacked("data/imagenette224.tar") else {
         return;
     };
+    let root = dir.path().join("imagenette224");
     let (root, lists) = (root.join("train"), dir.path().join("lists"));
-    split::run(&SplitArgs {
-        root: root.clone(),
-        source: Default::default(),
-        fractions: vec![0.6, 0.3],
-        names: vec!["train".into(), "valid".into()],
-        out: lists.clone(),
-        seed: 0,
-        overwrite: false,
-    })
-    .unwrap();
+    split::run(&SplitArgs { fractions: vec![0.6, 0.3], ..split_args(&root, &lists) }).unwrap();
     let packed = |name: &str| {
         let out = dir.path().join(name);
         let list = Some(lists.join(format!("{name}.txt")));
@@ -210,9 +177,10 @@ fn imagenette_is_split_packed_and_served() {
 
 #[test]
 fn full_size_photos_decode_and_crop() {
-    let Some((dir, root)) = unpacked("imagenet_fullsize") else {
+    let Some(dir) = shared::unpacked("data/imagenet_fullsize.tar") else {
         return;
     };
+    let root = dir.path().join("imagenet_fullsize");
     let out = dir.path().join("shards");
     let started = Instant::now();
     let report = pack(&PackArgs { threads: 1, ..pack_args(&root, &out) }, &|_| true).unwrap();

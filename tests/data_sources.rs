@@ -1,5 +1,10 @@
 //! Data sets that are not folders of images: CIFAR's binary files, pickled ImageNet16 batches, published split lists.
 
+#[path = "common/packing.rs"]
+mod packing;
+#[path = "common/shared.rs"]
+mod shared;
+
 use drnas_dist::Error;
 use drnas_dist::data::decode::decode;
 use drnas_dist::data::pack::{PackArgs, pack};
@@ -8,24 +13,12 @@ use drnas_dist::data::source::{Format, Source, SourceArgs};
 use drnas_dist::data::split::{self, SplitArgs};
 use drnas_dist::data::{Crop, DecodePool, ShardSet, TestLoader, TestSpec};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 
 fn pack_args(root: &Path, out: &Path, source: SourceArgs) -> PackArgs {
-    PackArgs {
-        root: root.into(),
-        out: out.into(),
-        source,
-        list: None,
-        skip_bad: false,
-        no_decode: false,
-        overwrite: true,
-        seed: 3,
-        shard_images: 16,
-        threads: 2,
-    }
+    PackArgs { source, shard_images: 16, threads: 2, ..packing::pack_args(root, out) }
 }
 
 fn packed(root: &Path, source: SourceArgs) -> Result<(TempDir, ShardSet), Error> {
@@ -146,13 +139,10 @@ fn parts_are_taken_by_range_split_file_and_list() {
     // Halves by seed, balanced and disjoint, as lists of names.
     let lists = root.path().join("lists");
     let halves = SplitArgs {
-        root: root.path().into(),
-        source: Default::default(),
         fractions: vec![0.5, 0.5],
         names: vec!["a".into(), "b".into()],
-        out: lists.clone(),
         seed: 1,
-        overwrite: false,
+        ..packing::split_args(root.path(), &lists)
     };
     split::run(&halves).unwrap();
     let mut all = Vec::new();
@@ -193,8 +183,12 @@ fn what_is_not_as_it_should_be_is_said() {
     fs::write(at("data_batch_3.bin"), good).unwrap();
     let five = SourceArgs { classes: Some(5), ..Default::default() };
     assert!(refusal(root.path(), five).contains("--classes 5 of 3 classes"));
-    let far = SourceArgs { range: Some(8..11), ..Default::default() };
-    assert!(refusal(root.path(), far).contains("--range 8..11: image 10 of 10"));
+    for (range, text) in
+        [(8..11, "--range 8..11: image 10 of 10"), (20..30, "--range 20..30: image 20 of 10")]
+    {
+        let found = refusal(root.path(), SourceArgs { range: Some(range), ..Default::default() });
+        assert!(found.contains(text), "{found}");
+    }
     fs::remove_file(at("batches.meta.txt")).unwrap();
     assert!(refusal(root.path(), Default::default()).contains("read the class names"));
 
@@ -250,6 +244,8 @@ fn imagenet16_keeps_the_first_classes() {
     assert_eq!(pixels(&set, 11), planar(17, 16));
     assert_eq!(labels(&packed(root.path(), three(true)).unwrap().1), [0, 1, 2]);
     assert_eq!(packed(root.path(), Default::default()).unwrap().1.classes().len(), 5);
+    fs::write(root.path().join("val_data"), pickled(&[1, 2], &[1, 0], 16)).unwrap();
+    assert!(refusal(root.path(), three(true)).contains("val_data: image 1 has label 0"));
 }
 
 #[test]
@@ -285,41 +281,48 @@ fn a_pickle_is_read_and_never_run() {
     assert!(swapped(b"}q\x00", b"\x81q\x00").contains("instruction 0x81 at byte 2"));
 }
 
+/// Two images of 2 x 2 pixels as Python 3 with numpy 2 pickles them by protocol 5: `pickle.dumps(...)` after
+/// `pickletools.optimize`, without its frame.
+fn pickled_by_protocol_5(order: u8) -> Vec<u8> {
+    let mut out = b"\x80\x05}(\x8c\x04data\x8c\x13numpy._core.numeric\x8c\x0b_frombuffer\x93(\x96".to_vec();
+    out.extend(24u64.to_le_bytes());
+    out.extend([planar(1, 2), planar(2, 2)].concat());
+    out.extend(b"\x8c\x05numpy\x8c\x05dtype\x93\x8c\x02u1\x89\x88\x87R");
+    out.extend(b"(K\x03\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbK\x02K\x0c\x86\x8c\x01");
+    out.push(order);
+    out.extend(b"tR\x8c\x06labels](K\x01K\x02eu.");
+    out
+}
+
+#[test]
+fn arrays_of_protocol_5_are_read() {
+    let good = pickled_by_protocol_5(b'C');
+    let batch = pickle::read(&good).unwrap();
+    assert_eq!((batch.rows, batch.columns, batch.labels.as_slice()), (2, 12, [1, 2].as_slice()));
+    assert_eq!(good[batch.data], [planar(1, 2), planar(2, 2)].concat());
+    assert!(pickle::read(&pickled_by_protocol_5(b'F')).unwrap_err().contains("no array of bytes"));
+}
+
 #[test]
 fn arbitrary_pickles_never_panic() {
-    let good = pickled(&[1, 2], &[1, 2], 2);
-    for at in 0..good.len() {
-        let _ = pickle::read(&good[..at]);
-        for value in 0..=255 {
-            let mut bytes = good.clone();
-            bytes[at] = value;
-            let _: Result<PickledBatch, String> = pickle::read(&bytes);
+    for good in [pickled(&[1, 2], &[1, 2], 2), pickled_by_protocol_5(b'C')] {
+        for at in 0..good.len() {
+            let _ = pickle::read(&good[..at]);
+            for value in 0..=255 {
+                let mut bytes = good.clone();
+                bytes[at] = value;
+                let _: Result<PickledBatch, String> = pickle::read(&bytes);
+            }
         }
     }
 }
 
-/// `name` of the shared folder, unpacked where it is an archive; `None`, with a line, when it is not there.
-fn shared(name: &str) -> Option<(TempDir, PathBuf)> {
-    let shared = std::env::var_os("DRNAS_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let tar = shared.join("data").join(name);
-    if !tar.exists() {
-        eprintln!("skipped: ../shared/data/{name} is not there");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let status = Command::new("tar").arg("xf").arg(&tar).arg("-C").arg(dir.path()).status();
-    assert!(status.unwrap().success(), "tar xf {}", tar.display());
-    let path = dir.path().to_owned();
-    Some((dir, path))
-}
-
 #[test]
 fn real_cifar100_files_are_packed() {
-    let Some((_dir, root)) = shared("cifar100_layout.tar.xz") else {
+    let Some(dir) = shared::unpacked("data/cifar100_layout.tar.xz") else {
         return;
     };
-    let root = root.join("cifar100_layout");
+    let root = dir.path().join("cifar100_layout");
     let (_dir, test) = packed(&root, SourceArgs { test: true, ..Default::default() }).unwrap();
     assert_eq!(test.per_class(), [10; 100]);
     assert_eq!(test.classes()[0], "n02124075_Egyptian_cat");
@@ -332,10 +335,10 @@ fn real_cifar100_files_are_packed() {
 
 #[test]
 fn real_imagenet16_batches_are_packed() {
-    let Some((_dir, root)) = shared("imagenet16_layout.tar.xz") else {
+    let Some(dir) = shared::unpacked("data/imagenet16_layout.tar.xz") else {
         return;
     };
-    let root = root.join("imagenet16_layout");
+    let root = dir.path().join("imagenet16_layout");
     // Batches 9 and 10 have another protocol.
     let first = |test| SourceArgs { test, classes: Some(120), ..Default::default() };
     let (_dir, train) = packed(&root, first(false)).unwrap();
@@ -358,7 +361,7 @@ fn real_imagenet16_batches_are_packed() {
 
 #[test]
 fn published_split_lists_are_read() {
-    let Some((_dir, lists)) = shared("nasbench201_splits.tar.xz") else {
+    let Some(lists) = shared::unpacked("data/nasbench201_splits.tar.xz") else {
         return;
     };
     // 50,000 records of one class, mostly a hole in the files.
@@ -369,7 +372,7 @@ fn published_split_lists_are_read() {
     }
     fs::write(root.path().join("batches.meta.txt"), "one\n").unwrap();
     let open = |part: &str| {
-        let split_file = Some(lists.join("splits/cifar-split.txt"));
+        let split_file = Some(lists.path().join("splits/cifar-split.txt"));
         let args = SourceArgs { split_file, part: Some(part.into()), ..Default::default() };
         let source = Source::open(root.path(), &args, None).unwrap();
         (0..source.len()).map(|index| source.name(index)).collect::<Vec<_>>()

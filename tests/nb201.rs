@@ -1,9 +1,13 @@
 //! The benchmark table: what goes in comes out, what is wrong is named, and the facts of the published benchmark.
 
+#[path = "common/shared.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod shared;
+
 use drnas_dist::nb201::{Table, import};
 use drnas_dist::space::nb201::{Architecture, DRNAS, Dataset, NUM_ARCHITECTURES};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
@@ -216,17 +220,14 @@ fn the_commands_answer_people_and_programs() {
     );
 }
 
+const ACCURACIES: &str = "data/nasbench201_accuracy.json";
+
 /// The published benchmark, imported once; none where `../shared` is not there.
 fn published() -> Option<&'static Table> {
     static TABLE: OnceLock<Option<Table>> = OnceLock::new();
     TABLE
         .get_or_init(|| {
-            let shared = std::env::var_os("DRNAS_SHARED").map_or("../shared".into(), PathBuf::from);
-            let source = shared.join("data/nasbench201_accuracy.json");
-            if !source.exists() {
-                println!("skipped: {} is not there", source.display());
-                return None;
-            }
+            let source = shared::path(ACCURACIES)?;
             let folder = tempfile::tempdir().unwrap();
             let out = folder.path().join("table");
             import(&source, &out, &[]).unwrap();
@@ -256,8 +257,7 @@ fn the_published_optima_and_the_architecture_of_drnas() {
 #[test]
 fn every_published_number_is_kept() {
     let Some(table) = published() else { return };
-    let shared = std::env::var_os("DRNAS_SHARED").map_or("../shared".into(), PathBuf::from);
-    let text = fs::read_to_string(shared.join("data/nasbench201_accuracy.json")).unwrap();
+    let text = fs::read_to_string(shared::path(ACCURACIES).unwrap()).unwrap();
     let source: serde_json::Value = serde_json::from_str(&text).unwrap();
     let names: Vec<&str> = source["columns"].as_array().unwrap().iter().filter_map(|c| c.as_str()).collect();
     for row in source["rows"].as_array().unwrap() {

@@ -44,12 +44,8 @@ impl Folder {
         let mut folder = Folder::empty(root)?;
         let text = fs::read_to_string(list).map_err(Error::io("read", list))?;
         let mut entries = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let wrong = |what| Error::ListLine { path: list.into(), line: number + 1, what };
+        for (number, line) in names_in(&text) {
+            let wrong = |what| Error::ListLine { path: list.into(), line: number, what };
             let (class, name) = line
                 .split_once('/')
                 .filter(|(_, name)| !name.is_empty())
@@ -62,7 +58,7 @@ impl Folder {
                 .classes
                 .binary_search_by(|known| known.as_str().cmp(class))
                 .map_err(|_| wrong(format!("no class folder \"{class}\" in {}", root.display())))?;
-            entries.push((label as u32, name, number + 1));
+            entries.push((label as u32, name, number));
         }
         entries.sort_unstable();
         for pair in entries.windows(2) {
@@ -144,6 +140,12 @@ impl Folder {
         hash.update(bytemuck::cast_slice(&self.labels));
         hash.digest()
     }
+}
+
+/// The names in the text of a split list, each with the number of its line, from 1; `#` starts a comment.
+pub(super) fn names_in(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = (1..).zip(text.lines().map(str::trim));
+    lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
 /// Name, path and whether it is a folder (links are followed) of everything in `dir`.

@@ -54,13 +54,8 @@ impl LoaderSpec {
 
     /// The order in which the stream serves a set of `num_samples`.
     pub fn order(&self, num_samples: usize) -> Order {
-        Order {
-            num_samples,
-            num_replicas: self.num_replicas,
-            batch: self.batch,
-            seed: self.seed,
-            stream: self.stream,
-        }
+        let LoaderSpec { num_replicas, batch, seed, stream, .. } = *self;
+        Order { num_samples, num_replicas, batch, seed, stream }
     }
 }
 

@@ -6,6 +6,7 @@ use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::{Source, SourceArgs};
 use crate::error::{Error, Result};
+use crate::whole_file;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -135,10 +136,10 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
         if left_out.is_empty() {
             remove(&bad)?;
         } else {
-            write_whole(&bad, (left_out.join("\n") + "\n").as_bytes())?;
+            whole_file::write(&bad, (left_out.join("\n") + "\n").as_bytes())?;
         }
         let text = serde_json::to_vec_pretty(&file).expect("plain data becomes JSON");
-        write_whole(&args.out.join("set.json"), &text)?;
+        whole_file::write(&args.out.join("set.json"), &text)?;
     }
     Ok(PackReport {
         num_images: file.num_images,
@@ -181,17 +182,6 @@ fn warnings(source: &Source, file: &SetFile, num_left_out: usize) -> Vec<String>
         warnings.push(format!("{num_left_out} images could not be decoded and were left out, see bad.txt"));
     }
     warnings
-}
-
-/// Temporary file, fsync, rename, fsync of the folder.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    std::fs::write(&temporary, bytes).map_err(Error::io("write", &temporary))?;
-    let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
-    sync(&temporary).map_err(Error::io("sync", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    sync(dir).map_err(Error::io("sync", dir))
 }
 
 /// Writes the missing shards, one thread a shard at a time; returns how many were there, and the files left out.

@@ -19,7 +19,8 @@ pub struct PickledBatch {
     pub labels: Vec<i64>,
 }
 
-/// Reads pickle protocols 2 to 5, of Python 2 and 3 and any numpy.
+/// Reads what Python 3 pickles by protocols 3 to 5 and Python 2 by protocol 2, with numpy before and since 2.0. (Python 3
+/// writes the bytes of protocol 2 as text.)
 /// Errors: not such a pickle, cut short, or without what is looked for.
 pub fn read(bytes: &[u8]) -> Result<PickledBatch, Fault> {
     let mut machine =
@@ -301,26 +302,29 @@ impl Machine<'_> {
         Ok(PickledBatch { data, rows, columns, labels })
     }
 
-    /// Place, rows and columns of an array as `ndarray.__reduce__` writes it:
-    /// `_reconstruct(...)` with the state (version, shape, dtype("u1", ...), is_fortran, bytes).
+    /// Place, rows and columns of an array as numpy pickles it: by protocol 5 the call `_frombuffer(bytes, dtype, shape,
+    /// order)`, else `_reconstruct(...)` with the state (version, shape, dtype, is_fortran, bytes).
     fn bytes_array(&self, id: Id) -> Option<(Range<usize>, usize, usize)> {
-        let Value::Call { function, state, .. } = self.values[id] else {
-            return None;
+        let (function, arguments, state) = self.call(id)?;
+        let (data, dtype, shape, row_by_row) = match function {
+            "numpy.core.numeric _frombuffer" | "numpy._core.numeric _frombuffer" => {
+                let &[data, dtype, shape, order] = self.list(arguments)? else {
+                    return None;
+                };
+                (data, dtype, shape, self.text(order) == Some("C"))
+            }
+            "numpy.core.multiarray _reconstruct" | "numpy._core.multiarray _reconstruct" => {
+                let &[_, shape, dtype, is_fortran, data] = self.list(state?)? else {
+                    return None;
+                };
+                (data, dtype, shape, matches!(self.values[is_fortran], Value::Bool(false) | Value::Int(0)))
+            }
+            _ => return None,
         };
-        let global = |id: Id| match &self.values[id] {
-            Value::Global(name) => name.as_str(),
-            _ => "",
-        };
-        let array = ["numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"];
-        let state = array.contains(&global(function)).then_some(self.list(state?)?)?;
-        let &[_, shape, dtype, is_fortran, data] = state else {
-            return None;
-        };
-        let Value::Call { function, arguments, .. } = self.values[dtype] else {
+        let ("numpy dtype", arguments, _) = self.call(dtype)? else {
             return None;
         };
         let kind = self.text(*self.list(arguments)?.first()?)?;
-        let row_by_row = matches!(self.values[is_fortran], Value::Bool(false) | Value::Int(0));
         let &[rows, columns] = self.list(shape)? else {
             return None;
         };
@@ -329,10 +333,20 @@ impl Machine<'_> {
         let Value::Bytes(data) = self.values[data].clone() else {
             return None;
         };
-        let good = global(function) == "numpy dtype"
-            && ["u1", "|u1", "uint8"].contains(&kind)
+        let good = ["u1", "|u1", "uint8"].contains(&kind)
             && row_by_row
             && rows.checked_mul(columns) == Some(data.len());
         good.then_some((data, rows, columns))
+    }
+
+    /// Name of the function, arguments and state of a call.
+    fn call(&self, id: Id) -> Option<(&str, Id, Option<Id>)> {
+        let Value::Call { function, arguments, state } = self.values[id] else {
+            return None;
+        };
+        match &self.values[function] {
+            Value::Global(name) => Some((name, arguments, state)),
+            _ => None,
+        }
     }
 }

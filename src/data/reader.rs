@@ -309,7 +309,7 @@ impl Shared {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::LoaderEnded);
             }
-            // The neighbour in the shard is a random other sample, since `pack` shuffles.
+            // The neighbour in the shard is a random other sample: the set was shuffled, by `pack` or as it came.
             let index = (place.index as usize + num_skipped) % num_samples;
             match self.pixels(index, place, &mut planar) {
                 Ok((label, hole)) => {

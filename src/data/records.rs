@@ -123,10 +123,12 @@ impl Records {
             return Err(wrong(format!("images of {} bytes; {image_bytes} expected", batch.columns)));
         }
         for (row, label) in batch.labels.into_iter().enumerate() {
-            let label =
-                u16::try_from(label - 1).map_err(|_| wrong(format!("image {row} has label {label}")))?;
+            let from_0 = label.checked_sub(1).and_then(|label| u16::try_from(label).ok());
+            let Some(from_0) = from_0 else {
+                return Err(wrong(format!("image {row} has label {label}")));
+            };
             let offset = batch.data.start + row * image_bytes;
-            self.images.push(Image { number: 0, label: label.into(), file, offset });
+            self.images.push(Image { number: 0, label: from_0.into(), file, offset });
         }
         self.files.push(map);
         Ok(())

@@ -1,6 +1,6 @@
 //! `Source`: labelled images as they are obtained, whatever the layout; `split` and `pack` read them.
 
-use super::folder::Folder;
+use super::folder::{Folder, names_in};
 use super::records::Records;
 use crate::error::{Error, Result};
 use std::io::Read;
@@ -198,7 +198,9 @@ fn records(root: &Path, format: Format, args: &SourceArgs, list: Option<&Path>) 
         records.keep(numbers).map_err(wrong)?;
     } else if let Some(range) = &args.range {
         let wrong = |what| Error::SourceArgs(format!("--range {}..{}: {what}", range.start, range.end));
-        records.keep(range.clone().collect()).map_err(wrong)?;
+        // One number beyond the last image says as well as a billion of them that the range is too long.
+        let end = range.end.min(range.start.max(records.len() as u32) + 1);
+        records.keep((range.start..end).collect()).map_err(wrong)?;
     }
     Ok(records)
 }
@@ -206,13 +208,13 @@ fn records(root: &Path, format: Format, args: &SourceArgs, list: Option<&Path>) 
 /// The numbers of the names in a list as `split` writes it.
 fn listed(records: &Records, list: &Path) -> Result<Vec<u32>> {
     let text = std::fs::read_to_string(list).map_err(Error::io("read", list))?;
-    let names = text.lines().map(str::trim).enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
-    names
-        .map(|(number, name)| {
+    let number = |(line, name): (usize, &str)| {
+        records.number_of(name).ok_or_else(|| {
             let what = format!("no image \"{name}\" in this data set");
-            records.number_of(name).ok_or(Error::ListLine { path: list.into(), line: number + 1, what })
+            Error::ListLine { path: list.into(), line, what }
         })
-        .collect()
+    };
+    names_in(&text).map(number).collect()
 }
 
 /// List `part` of a split file; numbers may be written as numbers or as text.

@@ -3,6 +3,7 @@
 use super::source::{Source, SourceArgs};
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
+use crate::whole_file;
 use rand::seq::SliceRandom;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -136,14 +137,12 @@ pub fn text(source: &Source, subset: &Subset, seed: u64) -> String {
     text
 }
 
-/// Writes `text` by way of a temporary file; the same text again changes nothing.
+/// The same text again changes nothing.
 fn write_list(path: &Path, text: &str, overwrite: bool) -> Result<()> {
     match std::fs::read(path) {
         Ok(old) if old == text.as_bytes() => return Ok(()),
         Ok(_) if !overwrite => return Err(Error::Exists { path: path.into() }),
         _ => (),
     }
-    let temporary = path.with_extension("txt.tmp");
-    std::fs::write(&temporary, text).map_err(Error::io("write", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))
+    whole_file::write(path, text.as_bytes())
 }

@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::space::nb201::{Architecture, Dataset};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `nb201`.
 #[derive(Args, Debug)]
@@ -72,39 +73,51 @@ pub fn run(args: &Nb201Args) -> Result<()> {
         Nb201Command::Query { architecture, table, json } => {
             let table = Table::open(table)?;
             let row = find(&table, architecture)?;
-            print(*json, || row_json(&row, &table, true), || query_text(&row, &table));
+            say(&answer(*json, || row_json(&row, &table, true), || query_text(&row, &table)))
         }
         Nb201Command::Top { count, by, table, json } => {
             let table = Table::open(table)?;
             let column = table.column(by)?;
             let rows = table.top(column, *count as usize);
             let as_json = || Value::Array(rows.iter().map(|row| row_json(row, &table, false)).collect());
-            print(*json, as_json, || top_text(&rows, &table, column));
+            say(&answer(*json, as_json, || top_text(&rows, &table, column)))
         }
         Nb201Command::Import { source, out, skip } => {
             import(source, out, skip)?;
             let table = Table::open(out)?;
-            println!("{}: {} architectures, {} columns", out.display(), table.len(), table.columns().len());
-            for (number, column) in table.columns().iter().enumerate() {
-                let best = table.optimum(number);
-                println!(
-                    "  {:<14} largest {}{} (index {})",
-                    column.name,
-                    best.text(number),
-                    unit(column),
-                    best.index
-                );
-            }
+            say(&columns_text(&table, out))
         }
     }
-    Ok(())
 }
 
-fn print(json: bool, value: impl Fn() -> Value, text: impl Fn() -> String) {
-    match json {
-        true => println!("{:#}", value()),
-        false => print!("{}", text()),
+/// A reader that has seen enough (`| head`) is no failure.
+fn say(text: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(Error::io("write", "the answer")),
     }
+}
+
+fn answer(json: bool, value: impl Fn() -> Value, text: impl Fn() -> String) -> String {
+    if json { format!("{:#}\n", value()) } else { text() }
+}
+
+/// What a new table at `path` holds.
+fn columns_text(table: &Table, path: &Path) -> String {
+    let mut text =
+        format!("{}: {} architectures, {} columns\n", path.display(), table.len(), table.columns().len());
+    for (number, column) in table.columns().iter().enumerate() {
+        let best = table.optimum(number);
+        text += &format!(
+            "  {:<14} largest {}{} (index {})\n",
+            column.name,
+            best.text(number),
+            unit(column),
+            best.index
+        );
+    }
+    text
 }
 
 /// The line that a user named by text or by index.

@@ -1,14 +1,17 @@
 //! `plot`: the paper's figures from a run folder, finished or not; reads only what the run has written.
 
+mod drawn;
 mod figure;
 mod trajectory;
 
+pub use drawn::{Summary, draw};
 pub use figure::{png, svg};
-pub use trajectory::{Epoch, Stage, Summary, Trajectory, draw, summary};
+pub use trajectory::{Epoch, Stage, Trajectory};
 
 use crate::error::{Error, Result};
 use crate::nb201::Table;
 use crate::space::nb201::Dataset;
+use crate::whole_file;
 use clap::{Args, Subcommand};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -103,11 +106,8 @@ fn with_extension(stem: &Path, extension: &str) -> PathBuf {
 
 /// Only ever a whole figure under the name: somebody may be looking at the one of a minute ago.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io("create folder", folder))?;
     }
-    fs::write(&temporary, bytes).map_err(Error::io("write", path))?;
-    fs::rename(&temporary, path).map_err(Error::io("write", path))
+    whole_file::write(path, bytes)
 }

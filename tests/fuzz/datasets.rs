@@ -102,6 +102,15 @@ fn a_pickle_that_repeats_itself_takes_no_memory() {
     assert!(!read && held < 16 << 20, "{held} bytes held");
 }
 
+#[test]
+fn a_range_that_is_far_too_long_takes_no_memory() {
+    let dir = cifar();
+    let args = SourceArgs { range: Some(0..1 << 26), ..test_part(Format::Cifar10) };
+    let (read, held) = crate::memory::measured(|| read_all(dir.path(), &args));
+    assert!(read.unwrap_err().to_string().contains("image 2 of 2"));
+    assert!(held < 1 << 20, "{held} bytes held");
+}
+
 /// A source of a table, with one column.
 fn csv() -> String {
     let mut text = String::from("arch,c10_test_200\n");
@@ -145,11 +154,17 @@ fn nb201_table() {
     let (source, path) = (dir.path().join("source.csv"), dir.path().join("table"));
     fs::write(&source, csv()).unwrap();
     import(&source, &path, &[]).unwrap();
-    let seeds = vec![fs::read(&path).unwrap()];
-    for (name, sealed) in [("nb201-table", false), ("nb201-table-resealed", true)] {
-        let target = Target { name, seeds: seeds.clone(), words: "", spare_bytes: 1 << 20, every: 4 };
+    let good = fs::read(&path).unwrap();
+    // Nearly all of the file is numbers: what stands in front of them is also damaged alone.
+    for (name, damaged, sealed, every) in [
+        ("nb201-table", good.len(), false, 4),
+        ("nb201-table-resealed", good.len(), true, 4),
+        ("nb201-table-front", 192, true, 1),
+    ] {
+        let (front, rest) = good.split_at(damaged);
+        let target = Target { name, seeds: vec![front.to_vec()], words: "", spare_bytes: 1 << 20, every };
         bombard(&target, |file| {
-            let mut file = file.to_vec();
+            let mut file = [file, rest].concat();
             if sealed {
                 reseal(&mut file);
             }

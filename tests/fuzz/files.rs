@@ -3,6 +3,7 @@
 //! What a checksum guards is damaged twice: as it lies there, and with the checksums made right again, so that what
 //! stands behind them is reached too.
 
+use crate::packing::pack_args;
 use crate::{Target, bombard};
 use drnas_dist::checkpoint::{self, Checkpoint};
 use drnas_dist::comm::Solo;
@@ -13,7 +14,6 @@ use drnas_dist::data::demo::{self, DemoArgs};
 use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
-use drnas_dist::data::source::SourceArgs;
 use drnas_dist::report::MetricsLog;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
@@ -31,18 +31,7 @@ fn packed(shard_images: u32) -> (tempfile::TempDir, PathBuf) {
     let (root, out) = (dir.path().join("images"), dir.path().join("shards"));
     let px = "16..24".into();
     demo::run(&DemoArgs { out: root.clone(), classes: 3, per_class: 4, seed: 1, px }).unwrap();
-    let args = PackArgs {
-        root,
-        out: out.clone(),
-        source: SourceArgs::default(),
-        list: None,
-        skip_bad: false,
-        no_decode: true,
-        overwrite: false,
-        seed: 3,
-        shard_images,
-        threads: 1,
-    };
+    let args = PackArgs { no_decode: true, seed: 3, shard_images, threads: 1, ..pack_args(&root, &out) };
     pack(&args, &|_| true).unwrap();
     (dir, out)
 }

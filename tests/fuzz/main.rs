@@ -7,6 +7,9 @@ mod datasets;
 mod files;
 mod memory;
 mod mutate;
+#[path = "../common/packing.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod packing;
 mod texts;
 
 use drnas_dist::error::chain;

@@ -30,8 +30,7 @@ impl Rect {
 }
 
 const RATIO_MIN: f64 = 3.0 / 4.0;
-/// Largest ratio of width to height of a random crop.
-pub(super) const RATIO_MAX: f64 = 4.0 / 3.0;
+const RATIO_MAX: f64 = 4.0 / 3.0;
 
 /// The rectangle of torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest allowed centre piece.
 pub fn random_resized_crop(width: u32, height: u32, area_min: f64, rng: &mut impl Rng) -> Rect {
@@ -157,6 +156,131 @@ pub fn pad_crop(picture: &Picture, pad: u32, origin: (u32, u32), px: u32, flip: 
             for (channel, value) in pixel.iter().enumerate() {
                 out[channel * px * px + at] = *value;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, stream};
+
+    /// 40 x 30 pixels, the picture of the golden numbers.
+    fn picture() -> Picture {
+        let mut buffer = Vec::new();
+        for y in 0..30u32 {
+            for x in 0..40u32 {
+                buffer.extend([x * 7 + y * 13, x * x + y * 3, x * y * 5].map(|v| v as u8));
+            }
+        }
+        Picture { width: 40, height: 30, buffer }
+    }
+
+    fn assert_close(found: &[u8], expected: &[u8]) {
+        assert_eq!(found.len(), expected.len());
+        let worst = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(worst <= Some(1), "{found:?}\n{expected:?}");
+    }
+
+    // Golden numbers, Pillow 13.0.0:
+    //   im = Image.new("RGB", (40, 30)); im.putdata([((x*7+y*13)%256, (x*x+y*3)%256, (x*y*5)%256)
+    //                                                for y in range(30) for x in range(40)])
+    //   im.crop((5, 3, 33, 26)).resize((4, 4), Image.BILINEAR)   and   im.crop((10, 8, 15, 12)) likewise
+    //   im.resize((10, 8), Image.BILINEAR).crop((2, 1, 8, 7))
+    const REDUCED: [u8; 48] = [
+        138, 178, 172, 92, 186, 140, 73, 87, 85, 76, 118, 162, 92, 136, 183, 176, 98, 141, 137, 125, 113,
+        135, 124, 132, 130, 133, 125, 126, 141, 124, 132, 120, 140, 131, 124, 128, 124, 126, 127, 121, 134,
+        133, 130, 128, 126, 128, 129, 116,
+    ];
+    const ENLARGED: [u8; 48] = [
+        176, 184, 192, 200, 189, 197, 205, 213, 202, 210, 218, 226, 215, 223, 231, 239, 129, 155, 183, 213,
+        132, 158, 186, 216, 135, 161, 189, 219, 138, 164, 192, 222, 154, 201, 98, 38, 205, 151, 54, 107, 193,
+        59, 117, 176, 52, 116, 180, 52,
+    ];
+    const CENTRE_RED: [u8; 36] = [
+        133, 161, 189, 205, 166, 82, 183, 207, 174, 90, 51, 67, 193, 124, 56, 60, 87, 115, 62, 54, 80, 108,
+        136, 164, 72, 100, 128, 156, 184, 207, 122, 150, 178, 202, 186, 112,
+    ];
+
+    fn crop_to(crop: Rect, px: u32, flip: bool) -> Vec<u8> {
+        let mut out = vec![0; 3 * (px * px) as usize];
+        resized_crop(&picture(), crop, px, flip, &mut out);
+        out
+    }
+
+    #[test]
+    fn crops_are_resized_as_pillow_does() {
+        let large = Rect { left: 5, top: 3, width: 28, height: 23 };
+        let small = Rect { left: 10, top: 8, width: 5, height: 4 };
+        assert_close(&crop_to(large, 4, false), &REDUCED);
+        assert_close(&crop_to(small, 4, false), &ENLARGED);
+        let mirrored = crop_to(large, 4, true);
+        assert_close(&[mirrored[3], mirrored[2], mirrored[1], mirrored[0]], &REDUCED[..4]);
+        assert_close(&[mirrored[35], mirrored[34], mirrored[33], mirrored[32]], &REDUCED[32..36]);
+    }
+
+    #[test]
+    fn the_centre_is_cut_as_torchvision_does() {
+        let mut out = vec![0; 108];
+        centre_crop(&picture(), 8, 6, &mut out).unwrap();
+        assert_close(&out[..36], &CENTRE_RED);
+        let line = Picture { width: 1, height: 60_000, buffer: vec![0; 180_000] };
+        assert!(centre_crop(&line, 8, 6, &mut out).is_ok());
+        assert!(centre_crop(&line, 256, 6, &mut out).unwrap_err().contains("too long"));
+    }
+
+    #[test]
+    fn crop_parameters_are_distributed_as_defined() {
+        let (side, num) = (1000, 20_000);
+        let mut rng = stream(1, Purpose::Augment, &[]);
+        let (mut area, mut small, mut log_ratio, mut left, mut top) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for _ in 0..num {
+            let crop = random_resized_crop(side, side, 0.08, &mut rng);
+            let (w, h) = (f64::from(crop.width), f64::from(crop.height));
+            assert!(crop.left + crop.width <= side && crop.top + crop.height <= side);
+            assert!((0.745..1.342).contains(&(w / h)) && w * h > 0.0795e6);
+            area += w * h / 1e6 / f64::from(num);
+            small += f64::from(w * h < 0.3e6) / f64::from(num);
+            log_ratio += (w / h).ln() / f64::from(num);
+            left += f64::from(crop.left) / f64::from(side - crop.width + 1) / f64::from(num);
+            top += f64::from(crop.top) / f64::from(side - crop.height + 1) / f64::from(num);
+        }
+        // A try of area A and ratio r fits the square when |ln r| <= -ln A, so the density of A among the crops that are
+        // taken is min(1, -ln A / ln(4/3)); ten failures in a row are rare.
+        let steps = 100_000;
+        let (mut weight, mut mean, mut below) = (0.0, 0.0, 0.0);
+        for step in 0..steps {
+            let a = 0.08 + 0.92 * (f64::from(step) + 0.5) / f64::from(steps);
+            let density = (-a.ln() / RATIO_MAX.ln()).min(1.0);
+            weight += density;
+            mean += density * a;
+            below += if a < 0.3 { density } else { 0.0 };
+        }
+        // Within four standard errors.
+        assert!(
+            (area - mean / weight).abs() < 4.0 * 0.25 / f64::from(num).sqrt(),
+            "{area} {}",
+            mean / weight
+        );
+        assert!((small - below / weight).abs() < 4.0 * 0.46 / f64::from(num).sqrt(), "{small}");
+        let root = f64::from(num).sqrt();
+        assert!(log_ratio.abs() < 4.0 * 0.17 / root, "{log_ratio}");
+        // Offsets are 0..=side - size, so their mean over (side - size + 1) is a little below 1/2.
+        for offset in [left, top] {
+            assert!((offset - 0.5).abs() < 0.003 + 4.0 * 0.29 / root, "{offset}");
+        }
+    }
+
+    #[test]
+    fn extreme_pictures_fall_back_to_the_centre() {
+        let mut rng = stream(1, Purpose::Augment, &[]);
+        let mut crop = |width, height| random_resized_crop(width, height, 0.08, &mut rng);
+        assert_eq!(crop(10, 1000), Rect { left: 0, top: 493, width: 10, height: 13 });
+        assert_eq!(crop(1000, 10), Rect { left: 493, top: 0, width: 13, height: 10 });
+        for _ in 0..100 {
+            assert_eq!(crop(1, 1), Rect { left: 0, top: 0, width: 1, height: 1 });
+            let crop = crop(1, 2);
+            assert!(crop.width == 1 && crop.top + crop.height <= 2);
         }
     }
 }
