@@ -4,55 +4,33 @@
 //! `rank_program`, which plants the fault by `whereabouts::on_begin` and then does what `drnas-dist` does.
 
 #[path = "common/bench.rs"]
-#[allow(dead_code)] // the searches of other tests
+#[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 
-use bench::{Bench, finish, said, signal};
+use bench::mpirun::{RANK_PROGRAM, at_home, lives};
+use bench::{Bench, assert_same_end_after, finish, said, signal};
 use clap::Parser;
 use drnas_dist::cli::Cli;
 use drnas_dist::whereabouts::{self, Phase};
 use drnas_dist::{Error, checkpoint};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Two stages of two epochs of three steps; a checkpoint every second step.
-const STEPS: usize = 12;
-const CONFIG: &str = "
-[model]
-init_channels = 12
-layers = 3
-num_classes = 4
-[data]
-px = 32
-crop_area_min = 0.3
-[search]
-replicas = 6
-global_batch = 12
-architecture_from_epoch = 1
-steps_per_epoch = 3
-[[search.stage]]
-k = 6
-ops_kept = 7
-epochs = 2
-[[search.stage]]
-k = 3
-ops_kept = 4
-epochs = 2
-[weights]
-lr = 0.003
-warmup_epochs = 1
-[run]
-log_every = 2
-compare_every = 4
-checkpoint_every = 2
-time_limit_s = 60
-threads = 1
-heartbeat_s = 2
-";
+const STEPS: u64 = 12;
+const SETTINGS: [&str; 8] = [
+    "data.px=32",
+    "search.replicas=6",
+    "search.global_batch=12",
+    "search.steps_per_epoch=3",
+    "run.log_every=2",
+    "run.checkpoint_every=2",
+    "run.time_limit_s=60",
+    "run.heartbeat_s=2",
+];
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Nothing takes so long, on however busy a machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -170,7 +148,6 @@ impl Case {
         let bench = Bench::get();
         let folder = bench.path(name);
         fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("search.toml"), CONFIG).unwrap();
         let case = Case { folder };
         case.restore_data();
         case
@@ -197,13 +174,13 @@ impl Case {
         if ranks > 0 {
             command.args(["-n", &ranks.to_string()]).arg(&this);
         }
-        command.args(["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"]);
-        let arguments =
-            ["search-imagenet", "--config", "search.toml", "--train", "train", "--valid", "valid"];
-        let arguments = [&arguments[..], &["--out", "run", "--resume"], more].concat();
-        command.current_dir(&self.folder).env(ARGUMENTS, arguments.join("\n"));
-        // What a rank leaves in shared memory and in its session lies here.
-        command.env("TMPDIR", &self.folder).env("OMPI_MCA_btl_sm_backing_directory", &self.folder);
+        let config = bench.path("search.toml");
+        let mut arguments = vec!["search-imagenet", "--config", config.to_str().unwrap(), "--resume"];
+        arguments.extend(["--train", "train", "--valid", "valid", "--out", "run"]);
+        arguments.extend(SETTINGS.iter().flat_map(|set| ["--set", set]));
+        arguments.extend(more);
+        command.args(RANK_PROGRAM).current_dir(&self.folder).env(ARGUMENTS, arguments.join("\n"));
+        at_home(&mut command, &self.folder);
         match plan {
             Some(plan) => command.env(PLAN, plan),
             None => command.env_remove(PLAN),
@@ -219,13 +196,11 @@ impl Case {
         bench::Run { folder: self.path("run") }
     }
 
-    /// No rank of the run is left: a zombie whose parent is slow is none.
+    /// No rank of the run is left.
     fn assert_gone(&self, ranks: usize, output: &Output) {
         let living = |rank: usize| {
             let pid = fs::read_to_string(self.path(&format!("pid-{rank}"))).ok()?;
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let state = stat.rsplit(')').next()?.trim_start().chars().next()?;
-            (state != 'Z').then_some(pid)
+            lives(&pid).then_some(pid)
         };
         let start = Instant::now();
         while let Some(pid) = (0..ranks).find_map(living) {
@@ -250,27 +225,17 @@ impl Case {
         assert!(output.status.success(), "{}", said(output));
         assert!(self.path("run/finished.json").exists());
         assert!(!self.path("run/lock.json").exists());
-        let undisturbed = undisturbed();
-        let (ours, theirs) = (self.bench_run(), undisturbed.bench_run());
-        let (a, b) = (ours.state(STEPS as u64), theirs.state(STEPS as u64));
-        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
-        for (name, tensor) in &a {
-            assert!(tensor.equal(&b[name]), "{name} differs");
-        }
-        assert_eq!(ours.genotype(), theirs.genotype());
-        assert_eq!(ours.log(), theirs.log());
+        assert_same_end_after(STEPS, &self.bench_run(), &undisturbed().bench_run());
     }
-}
 
-impl Case {
     /// The run has ended as `other`, which ran on another number of ranks: means of 3 or 6 round differently.
-    fn assert_agrees(&self, output: &Output, other: &Case, steps: usize) {
+    fn assert_agrees(&self, output: &Output, other: &Case, steps: u64) {
         assert!(output.status.success(), "{}", said(output));
         assert!(self.path("run/finished.json").exists());
         let mut largest = 0f64;
         for (name, count) in [("loss", steps), ("architecture_loss", steps / 2)] {
             let (a, b) = (self.bench_run().of_steps(name), other.bench_run().of_steps(name));
-            assert_eq!((a.len(), b.len()), (count, count));
+            assert_eq!((a.len() as u64, b.len() as u64), (count, count));
             for (step, (a, b)) in a.iter().zip(&b).enumerate() {
                 largest = largest.max((a - b).abs() / b.abs());
                 assert!((a - b).abs() <= 1e-4 * b.abs(), "{name} of step {}: {a} and {b}", step + 1);
@@ -519,9 +484,13 @@ fn a_supervised_run_goes_on_by_itself() {
             command.env(name, value);
         }
     }
-    let started = "exec \"$0\" --exact rank_program --ignored --nocapture --test-threads=1";
+    let started = format!("exec \"$0\" {}", RANK_PROGRAM.join(" "));
     command.current_dir(&case.folder).env("MPIRUN", mpirun).env("RANKS", "4").env("PAUSE_S", "0");
-    command.env("REPLICAS", "6").arg("run").args(["sh", "-c", started]).arg(std::env::current_exe().unwrap());
+    command
+        .env("REPLICAS", "6")
+        .arg("run")
+        .args(["sh", "-c", &started])
+        .arg(std::env::current_exe().unwrap());
     let output = finish(command, LIMIT);
     for line in ["start with 3 ranks, from step 0", "another start", "start with 3 ranks, from step 4"] {
         assert!(said(&output).contains(line), "{line}: {}", said(&output));

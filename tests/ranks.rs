@@ -2,15 +2,17 @@
 //!
 //! The tests start this very program again under mpirun; `rank_program` is what each rank then runs.
 
+#[path = "common/mpirun.rs"]
+mod mpirun;
+
 use drnas_dist::launch::{Limits, World};
 use drnas_dist::whereabouts::{self, Phase};
 use drnas_dist::{Error, Result};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use mpirun::{Ended, SCENE, lives, rank_program as command, run_with};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
-const SCENE: &str = "DRNAS_TEST_SCENE";
 /// Time limit of the scenes in which ranks are missing.
 const LIMIT: Duration = Duration::from_secs(3);
 /// How long a rank may be silent where ranks are watched.
@@ -398,77 +400,16 @@ fn place(world: &World) -> Result<()> {
 
 // -- the tests ------------------------------------------------------------------------------------
 
-/// This program in `scene`, under mpirun with `size` ranks, or alone for 0. `folder` is its TMPDIR.
-fn command(scene: &str, size: usize, folder: &Path) -> Command {
-    let local = Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/mpirun");
-    let mpirun = if local.exists() { local } else { "mpirun".into() };
-    let this = std::env::current_exe().unwrap();
-    // Nothing here may hang: `timeout` ends what does.
-    let mut command = Command::new("timeout");
-    command.args(["--foreground", "--kill-after=5", "150"]);
-    if size > 0 {
-        command.arg(mpirun).args(["--bind-to", "none", "-n", &size.to_string()]);
-    }
-    command
-        .arg(this)
-        .args(["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"])
-        .env(SCENE, scene)
-        .env("TMPDIR", folder)
-        // Killed ranks leave their shared memory behind: in the folder of the test, not in /dev/shm.
-        .env("OMPI_MCA_btl_sm_backing_directory", folder)
-        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
-        .stdin(Stdio::null());
-    for launcher in ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK"] {
-        command.env_remove(launcher);
-    }
-    command
-}
-
-struct Ended {
-    output: String,
-    code: Option<i32>,
-    wall: Duration,
-}
-
-fn ended(output: Output, started: Instant) -> Ended {
-    let text = [output.stdout, output.stderr].concat();
-    Ended {
-        output: String::from_utf8_lossy(&text).into_owned(),
-        code: output.status.code(),
-        wall: started.elapsed(),
-    }
-}
-
-fn run_with(scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
-    let folder = tempfile::tempdir().unwrap();
-    let started = Instant::now();
-    let output = command(scene, size, folder.path())
-        .envs(variables.iter().copied())
-        .output()
-        .expect("mpirun is not there: launch/setup.sh installs it");
-    ended(output, started)
-}
-
 fn run(scene: &str, size: usize) -> Ended {
     run_with(scene, size, &[])
 }
 
 fn good(scene: &str, size: usize) -> Ended {
-    let ended = run(scene, size);
-    assert_eq!(ended.code, Some(0), "{scene} on {size}: {}", ended.output);
-    assert_eq!(ended.output.matches("good end").count(), size.max(1), "{}", ended.output);
-    ended
+    run(scene, size).good(size)
 }
 
 fn bad(scene: &str, size: usize, expected: &[&str]) -> Ended {
-    let ended = run(scene, size);
-    assert!(!matches!(ended.code, Some(0 | 124 | 137)), "{:?}: {}", ended.code, ended.output);
-    for text in expected {
-        assert!(ended.output.contains(text), "no {text:?} in: {}", ended.output);
-    }
-    ended
+    run(scene, size).bad(expected)
 }
 
 /// Well below every time limit of its scene: the others were ended, they did not give up.
@@ -650,7 +591,7 @@ fn signalled_to(to: To, scene: &str, size: usize, signal: i32, times: usize) -> 
     }
     stdout.read_to_string(&mut output).unwrap();
     child.stderr.take().unwrap().read_to_string(&mut output).unwrap();
-    Ended { output, code: child.wait().unwrap().code(), wall: started.elapsed() }
+    Ended { what: scene.into(), output, code: child.wait().unwrap().code(), wall: started.elapsed() }
 }
 
 const FAREWELL: &str = "checkpoint of step 7 is good; go on with: PROGRAM --resume";
@@ -690,22 +631,13 @@ fn what_an_agreement_costs() {
     }
 }
 
-/// The lines `ready PID`.
-fn pids_of(output: &str) -> Vec<i32> {
-    let words: Vec<&str> = output.split_whitespace().collect();
-    (words.windows(2)).filter(|pair| pair[0] == "ready").map(|pair| pair[1].parse().unwrap()).collect()
-}
-
-/// Nothing of the ranks is left, but for zombies that their parent has not asked about.
+/// Of the ranks that were ready nothing is left.
 fn assert_gone(output: &str) {
-    let pids = pids_of(output);
+    let words: Vec<&str> = output.split_whitespace().collect();
+    let pids: Vec<&str> = words.windows(2).filter(|pair| pair[0] == "ready").map(|pair| pair[1]).collect();
     assert_eq!(pids.len(), 3, "{output}");
-    let living = |pid: i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
-    };
     let started = Instant::now();
-    while pids.iter().any(|&pid| living(pid)) {
+    while pids.iter().any(|pid| lives(pid)) {
         assert!(started.elapsed() < Duration::from_secs(10), "ranks are left: {output}");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -3,6 +3,7 @@
 #[path = "common/bench.rs"]
 mod bench;
 
+use bench::mpirun::{SCENE, run_with};
 use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
 use drnas_dist::comm::Communicator;
 use drnas_dist::config::Config;
@@ -151,11 +152,8 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
     }
     let output = resume("done");
     assert!(!output.status.success());
-    assert!(
-        said(&output).contains("checkpoints can be read") || said(&output).contains("can be read"),
-        "{}",
-        said(&output)
-    );
+    let none = "none of the 1 checkpoints in done/checkpoints can be read";
+    assert!(said(&output).contains(none), "{}", said(&output));
     assert_eq!(files(&run), before);
     // A run that was killed before its first checkpoint begins again, with one log.
     std::fs::create_dir_all(bench.path("early")).unwrap();
@@ -360,8 +358,6 @@ fn reductions_start_while_backward_goes_on() {
 
 // -- a rank that computes wrongly ----------------------------------------------------------------------------------
 
-const SCENE: &str = "DRNAS_TEST_SCENE";
-
 /// What each rank runs: a search of which rank 2 loses one bit of eta.
 #[test]
 #[ignore = "another test starts it under mpirun"]
@@ -388,14 +384,6 @@ fn rank_program() {
 
 #[test]
 fn one_wrong_bit_on_one_rank_ends_the_run() {
-    let bench = Bench::get();
-    let mut command = bench.mpirun();
-    command.args(["-n", "3"]).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"]);
-    command.env(SCENE, "1");
-    let output = finish(command, Duration::from_secs(100));
-    assert!(!output.status.success());
-    let said = said(&output);
-    assert!(said.contains("equal at first"), "{said}");
-    assert!(said.contains("after step 0 ranks [2] of 3 hold other weights, eta or masks"), "{said}");
+    let differ = "after step 0 ranks [2] of 3 hold other weights, eta or masks";
+    run_with("one wrong bit", 3, &[]).bad(&["equal at first", differ]);
 }

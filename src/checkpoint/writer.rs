@@ -57,7 +57,11 @@ impl Writer {
         let Some((step, thread)) = self.flight.take() else { return Ok(None) };
         match thread.join() {
             Ok(outcome) => outcome.map(|()| Some(step)),
-            Err(_) => Err(Error::CheckpointState(format!("the thread that wrote step {step} panicked"))),
+            Err(_) => {
+                let panicked = std::io::Error::other("the thread that writes panicked, see above");
+                let source = Box::new(Error::io("write", &self.dir)(panicked));
+                Err(Error::CheckpointNotWritten { step, source })
+            }
         }
     }
 }
@@ -78,13 +82,18 @@ impl Drop for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{latest, list};
+    use crate::checkpoint::{list, read};
     use serde_json::json;
+    use std::path::Path;
     use std::sync::mpsc;
     use tch::Tensor;
 
     fn state(weights: &Tensor) -> Checkpoint {
         Checkpoint { tensors: vec![("w".into(), weights.shallow_clone())], meta: json!(null) }
+    }
+
+    fn first_weight(dir: &Path, step: u64) -> f64 {
+        read(dir, step).unwrap().tensor("w").unwrap().double_value(&[0])
     }
 
     #[test]
@@ -105,15 +114,13 @@ mod tests {
         go.send(()).unwrap();
         assert_eq!(writer.wait().unwrap(), Some(1));
         assert_eq!(writer.poll().unwrap(), None);
+        assert_eq!(first_weight(dir.path(), 1), 1.0);
         // One at a time: the second waits for the first, dropping waits for the second.
         writer.start(2, state(&weights), || Ok(())).unwrap();
         writer.start(3, state(&weights), || Ok(())).unwrap();
         drop(writer);
         assert_eq!(list(dir.path()).unwrap(), [2, 3]);
-        let (step, found) = latest(dir.path()).unwrap().found.unwrap();
-        assert_eq!((step, found.tensor("w").unwrap().double_value(&[0])), (3, 6.0));
-        let (_, first) = (2, crate::checkpoint::read(dir.path(), 2).unwrap());
-        assert_eq!(first.tensor("w").unwrap().double_value(&[0]), 6.0);
+        assert_eq!([2, 3].map(|step| first_weight(dir.path(), step)), [6.0, 6.0]);
     }
 
     #[test]
@@ -136,5 +143,8 @@ mod tests {
         assert_eq!(writer.poll().unwrap(), None);
         writer.start(8, state(&weights), || Ok(())).unwrap();
         assert!(writer.start(9, state(&weights), || Ok(())).unwrap_err().to_string().contains("step 8"));
+        writer.start(10, state(&weights), || panic!("a planned mistake")).unwrap();
+        let error = writer.wait().unwrap_err().to_string();
+        assert!(error.contains("step 10 was not written") && error.contains("panicked"), "{error}");
     }
 }

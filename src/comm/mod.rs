@@ -1,22 +1,21 @@
 //! What ranks say to one another: the `Communicator`, and `Solo` for one process.
 
 pub mod bucket;
+mod ending;
 mod flight;
 mod mpi;
 mod nccl;
 pub(crate) mod roll;
+mod say;
 
+pub(crate) use ending::{at_last, end_all, last_acts};
 pub use mpi::Mpi;
-pub(crate) use mpi::end_all;
 pub(crate) use nccl::Terms;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
+pub(crate) use say::{say, say_into};
 
 use crate::error::{Error, Result};
 use serde::Serialize;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
 use tch::Tensor;
 
 /// The collective operations of a run. Collective methods are called by all ranks in the same order; none of them waits
@@ -128,51 +127,6 @@ impl Communicator for Solo {
         last_acts();
         std::process::exit(1)
     }
-}
-
-/// One line to stderr in one piece, so that lines of several ranks do not mix, and to the file of [`say_into`]. Neither a
-/// closed stderr nor a file that cannot be written is a reason to fail.
-pub(crate) fn say(line: &str) {
-    let _ = std::io::stdout().flush();
-    let line = format!("{line}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
-    if let Some(path) = MESSAGES.get() {
-        // A file system that hangs must not hold up the end of a run.
-        let (done, written) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
-            let _ = done.send(());
-        });
-        let _ = written.recv_timeout(Duration::from_millis(200));
-    }
-}
-
-/// What is said from now on is appended to the file `path` too. Once; later calls change nothing.
-pub(crate) fn say_into(path: &Path) {
-    let _ = MESSAGES.set(path.to_path_buf());
-}
-
-static MESSAGES: OnceLock<PathBuf> = OnceLock::new();
-
-/// What remains to be done when this process ends in the middle of its work, whatever ends it: the others are told, the run
-/// folder is unlocked.
-static LAST_ACTS: Mutex<Vec<Act>> = Mutex::new(Vec::new());
-
-type Act = Box<dyn FnOnce() + Send>;
-
-/// Adds `act` to what is done last. It may run on any thread and must not wait.
-pub(crate) fn at_last(act: impl FnOnce() + Send + 'static) {
-    if let Ok(mut acts) = LAST_ACTS.lock() {
-        acts.push(Box::new(act));
-    }
-}
-
-/// Does what is left to do, once. Called just before the process ends.
-pub(crate) fn last_acts() {
-    // Taken out first: whatever goes wrong in one of them does not come back here.
-    let acts = LAST_ACTS.try_lock().map(|mut acts| std::mem::take(&mut *acts));
-    acts.into_iter().flatten().for_each(|act| act());
 }
 
 /// Refuses what no rank can average: so that a mistake shows in one process too.

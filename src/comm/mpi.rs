@@ -10,7 +10,7 @@
 //! another branch, is therefore found at the next collective.
 
 use super::flight::{Flight, Pause, text_of};
-use super::{Communicator, contiguous, last_acts, reducible, roll, root_within, say};
+use super::{Communicator, contiguous, end_all, reducible, roll, root_within, say};
 use crate::error::{Error, Result, chain};
 use crate::whereabouts;
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
@@ -356,22 +356,6 @@ impl Mpi {
             Some(at) => Ok(sums.swap_remove(at)),
             None => Ok(Tensor::f_empty([length as i64], (kind, Device::Cpu))?),
         }
-    }
-}
-
-/// Ends every rank with exit code `code`. Called on the thread that started MPI.
-pub(crate) fn end_all(code: i32) -> ! {
-    last_acts();
-    // MPI_Abort asks the launcher to end all; should the launcher not answer, this rank leaves by itself.
-    std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(10));
-        // SAFETY: ends the process without running anything of it.
-        unsafe { libc::_exit(code) }
-    });
-    // SAFETY: MPI is initialised; both calls end the process.
-    unsafe {
-        ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, code);
-        libc::_exit(code)
     }
 }
 

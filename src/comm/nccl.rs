@@ -319,9 +319,9 @@ impl Communicator for Nccl {
         let operation = format!("broadcast of {} {kind:?} from rank {root}", buffer.numel());
         self.mpi.agree(&operation)?;
         let (at, bytes) = (buffer.data_ptr(), buffer.numel() * kind.elt_size_in_bytes());
-        self.start(operation, |operation| {
-            // SAFETY: the tensor holds `bytes` bytes, and what libtorch does with its memory next waits for the stream; a
-            // live communicator and stream.
+        let started = self.start(operation, |operation| {
+            // SAFETY: the tensor holds `bytes` bytes, and what libtorch does with its memory next waits for the stream, or
+            // it is never given back; a live communicator and stream.
             self.call(operation, "ncclBroadcast", || unsafe {
                 (self.library.calls.ncclBroadcast)(
                     at,
@@ -333,8 +333,11 @@ impl Communicator for Nccl {
                     self.stream.raw().cast(),
                 )
             })
-        })?;
-        self.hand_over()
+        });
+        started.and_then(|()| self.hand_over()).inspect_err(|_| {
+            // The card may have been given it, and still writes.
+            std::mem::forget(buffer.shallow_clone());
+        })
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
@@ -384,7 +387,8 @@ pub fn nccl_library() -> Result<(String, &'static Path)> {
 /// What each rank says of its library and card before they join.
 const FACTS: usize = 4 + 16 + 32;
 
-/// Refuses ranks that NCCL would refuse in words of its own, or not at all. All ranks come to the same answer.
+/// Refuses ranks that NCCL would refuse in words of its own, or not at all. All ranks come to the same answer, but for what
+/// their environments allow. Collective.
 fn compare(mpi: &Mpi, library: &Library, terms: &Terms) -> Result<()> {
     let mut facts = library.version.to_le_bytes().to_vec();
     facts.extend(terms.card.uuid);

@@ -27,6 +27,17 @@ struct Entry {
     since: Instant,
 }
 
+impl Entry {
+    fn of(&self, rank: usize) -> Whereabouts {
+        Whereabouts { rank, host: self.host.clone(), step: self.word.step, phase: self.word.phase }
+    }
+
+    /// "rank 2 on b, step 4, forward for 7 s".
+    fn since(&self, rank: usize) -> String {
+        format!("{} for {:.0} s", self.of(rank), self.since.elapsed().as_secs_f64())
+    }
+}
+
 fn roll() -> MutexGuard<'static, Vec<Entry>> {
     ROLL.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -53,9 +64,7 @@ pub(crate) fn word_of(rank: usize) -> Option<Word> {
 
 /// Where `rank` was when it was last heard of.
 pub(crate) fn last_of(rank: usize) -> Option<Whereabouts> {
-    let roll = roll();
-    let Entry { host, word, .. } = roll.get(rank)?;
-    Some(Whereabouts { rank, host: host.clone(), step: word.step, phase: word.phase })
+    roll().get(rank).map(|entry| entry.of(rank))
 }
 
 /// What this rank says of itself.
@@ -79,10 +88,7 @@ pub(crate) fn missing(rank: usize, number: u64) -> String {
     let roll = roll();
     let names: Vec<String> = (roll.iter().enumerate())
         .filter(|(other, entry)| *other != rank && entry.word.operation != number)
-        .map(|(rank, Entry { host, word, since })| {
-            let here = Whereabouts { rank, host: host.clone(), step: word.step, phase: word.phase };
-            format!("{here} for {:.0} s", since.elapsed().as_secs_f64())
-        })
+        .map(|(rank, entry)| entry.since(rank))
         .collect();
     match names.len() {
         0 => String::new(),
@@ -98,9 +104,8 @@ pub(crate) fn furthest_behind(rank: usize) -> String {
     let place = |word: &Word| (word.step, word.phase as u8);
     let others = roll.iter().enumerate().filter(|(other, _)| *other != rank);
     match others.min_by_key(|(_, entry)| place(&entry.word)) {
-        Some((rank, Entry { host, word, since })) if place(word) < place(&mine()) => {
-            let here = Whereabouts { rank, host: host.clone(), step: word.step, phase: word.phase };
-            format!(" (furthest behind: {here} for {:.0} s)", since.elapsed().as_secs_f64())
+        Some((rank, entry)) if place(&entry.word) < place(&mine()) => {
+            format!(" (furthest behind: {})", entry.since(rank))
         }
         _ => String::new(),
     }

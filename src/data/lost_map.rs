@@ -28,11 +28,14 @@ impl LostMap {
     pub(super) fn watch(path: &Path, map: &[u8]) -> LostMap {
         INSTALL.call_once(install);
         let here = crate::whereabouts::here();
+        // `pack` opens shards too, and is no rank.
+        let who = match here.host.is_empty() {
+            true => String::new(),
+            false => format!("rank {} on {}: ", here.rank, here.host),
+        };
         let message = format!(
-            "rank {} on {}: shard {}: cut short, replaced in place or unreadable while it was read (SIGBUS); all ranks are \
+            "{who}shard {}: cut short, replaced in place or unreadable while it was read (SIGBUS); all ranks are \
              ended. Copy it again or pack it again (datasets/README.md), then go on with --resume\n",
-            here.rank,
-            here.host,
             path.display()
         );
         let start = map.as_ptr() as usize;

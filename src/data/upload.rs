@@ -139,27 +139,37 @@ impl Staging {
             slot.arrived.synchronize()?;
         }
         self.side.wait(&slot.read)?;
-        let mut arrived = Vec::with_capacity(2);
-        for ((part, pinned), card) in parts.iter().zip(&slot.pinned).zip(&slot.card) {
-            let (mut pinned, card) = (pinned.narrow(0, 0, part.size()[0]), card.narrow(0, 0, part.size()[0]));
-            pinned.f_copy_(part)?;
-            let bytes = part.numel() * part.kind().elt_size_in_bytes();
-            // SAFETY: both are contiguous (the first rows of contiguous tensors) and have `bytes` bytes. The pinned one is
-            // next written after `arrived`, which is recorded below; nobody reads or writes the other until then, since
-            // libtorch's stream waits for it, and this stream has waited for what libtorch still read.
-            unsafe { self.side.copy_to_card(card.data_ptr(), pinned.data_ptr(), bytes)? };
-            arrived.push(card);
-        }
+        let copied = self.start_copies(slot, parts);
+        // After an error too: one of them may be under way.
         slot.arrived.record(&self.side)?;
+        let arrived = copied?;
         self.main.wait(&slot.arrived)?;
         let result = read(&arrived[0], &arrived[1]);
         slot.read.record(&self.main)?;
         Ok(result)
     }
+
+    /// Begins to copy `parts` to the card, by way of `slot`; where they will be. The caller records `arrived` next.
+    fn start_copies(&self, slot: &Slot, parts: &[&Tensor; 2]) -> Result<Vec<Tensor>> {
+        let places = parts.iter().zip(&slot.pinned).zip(&slot.card);
+        places
+            .map(|((part, pinned), card)| {
+                let rows = part.size()[0];
+                let (mut pinned, card) = (pinned.narrow(0, 0, rows), card.narrow(0, 0, rows));
+                pinned.f_copy_(part)?;
+                let bytes = part.numel() * part.kind().elt_size_in_bytes();
+                // SAFETY: both are contiguous (the first rows of contiguous tensors) and have `bytes` bytes. The pinned one
+                // is next written, or given back, after `arrived`; nobody reads or writes the other until then, since
+                // libtorch's stream waits for it, and this stream has waited for what libtorch still read.
+                unsafe { self.side.copy_to_card(card.data_ptr(), pinned.data_ptr(), bytes)? };
+                Ok(card)
+            })
+            .collect()
+    }
 }
 
 impl Drop for Staging {
-    /// Pinned memory is not given back while a copy reads it.
+    /// No memory is given back while a copy reads or writes it.
     fn drop(&mut self) {
         for slot in &self.slots {
             let _ = slot.arrived.synchronize();

@@ -108,8 +108,8 @@ impl Devices {
                 )),
             };
         }
-        let index =
-            if place.local_rank < cards.len() { place.local_rank } else { place.local_rank % cards.len() };
+        // More than one round: ranks that share, or one that is shown its own card only.
+        let index = place.local_rank % cards.len();
         let driver = driver.expect("on_cards: every rank has a card");
         let context = Context::new(driver, index)?;
         let device = self.tensors.unwrap_or(Device::Cuda(index));

@@ -1,14 +1,12 @@
 //! The double of CUDA and NCCL: how it is compiled, how this program runs on it, and stream 0 of it.
 
+use crate::bench::mpirun::{Ended, run_with};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tch::Tensor;
-
-/// Tells this program, started again, what to do.
-pub const SCENE: &str = "DRNAS_TEST_SCENE";
 
 /// Stream 0 of the double.
 pub struct Double {
@@ -99,59 +97,18 @@ pub fn double() -> &'static Path {
     FOLDER.get_or_init(|| compiled(&[]))
 }
 
-pub struct Ended {
-    pub output: String,
-    pub code: Option<i32>,
-    pub wall: Duration,
-}
-
 /// This program in `scene` on the double in `folder`, under mpirun with `size` ranks, or alone for 0.
 pub fn run_on(folder: &Path, scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
-    let local = Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/mpirun");
-    let mpirun = if local.exists() { local } else { "mpirun".into() };
-    let tmp = tempfile::tempdir().unwrap();
-    // Nothing here may hang: `timeout` ends what does.
-    let mut command = Command::new("timeout");
-    command.args(["--foreground", "--kill-after=5", "150"]);
-    if size > 0 {
-        command.arg(mpirun).args(["--bind-to", "none", "-n", &size.to_string()]);
-    }
-    for name in ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK"] {
-        command.env_remove(name);
-    }
-    command
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"])
-        .env(SCENE, scene)
-        .env("LD_LIBRARY_PATH", folder)
-        .env("DRNAS_NCCL", folder.join("libnccl.so.2"))
-        .env("TMPDIR", tmp.path())
-        .env("OMPI_MCA_btl_sm_backing_directory", tmp.path())
-        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
-        .env_remove("CUDA_VISIBLE_DEVICES")
-        .env_remove("NCCL_MULTI_RANK_GPU_ENABLE")
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null());
-    let started = Instant::now();
-    let output = command.output().expect("mpirun is not there: launch/setup.sh installs it");
-    let text = [output.stdout, output.stderr].concat();
-    Ended {
-        output: String::from_utf8_lossy(&text).into_owned(),
-        code: output.status.code(),
-        wall: started.elapsed(),
-    }
+    let nccl = folder.join("libnccl.so.2");
+    let double = [("LD_LIBRARY_PATH", folder.to_str().unwrap()), ("DRNAS_NCCL", nccl.to_str().unwrap())];
+    run_with(scene, size, &[&double, variables].concat())
 }
 
 pub fn good(scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
-    let ended = run_on(double(), scene, size, variables);
-    assert_eq!(ended.code, Some(0), "{scene} on {size} {variables:?}: {}", ended.output);
-    assert_eq!(ended.output.matches("good end").count(), size.max(1), "{}", ended.output);
-    ended
+    run_on(double(), scene, size, variables).good(size)
 }
 
-/// Ends with an error, `expected` in its words, and not by giving up on time.
+/// Ends soon, with an error and `expected` in its words.
 pub fn bad_on(
     folder: &Path,
     scene: &str,
@@ -159,14 +116,10 @@ pub fn bad_on(
     variables: &[(&str, &str)],
     expected: &[&str],
 ) -> Ended {
-    let ended = run_on(folder, scene, size, variables);
-    let output = &ended.output;
-    assert!(!matches!(ended.code, Some(0 | 124 | 137)), "{scene} {variables:?} {:?}: {output}", ended.code);
-    for text in expected {
-        assert!(output.contains(text), "{scene} {variables:?}: no {text:?} in: {output}");
-    }
-    assert!(!output.contains("panicked"), "{scene} {variables:?}: {output}");
-    assert!(ended.wall < Duration::from_secs(30), "{scene} {variables:?} {:?}: {output}", ended.wall);
+    let ended = run_on(folder, scene, size, variables).bad(expected);
+    let Ended { what, output, wall, .. } = &ended;
+    assert!(!output.contains("panicked"), "{what}: {output}");
+    assert!(*wall < Duration::from_secs(30), "{what} {wall:?}: {output}");
     ended
 }
 

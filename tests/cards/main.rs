@@ -9,8 +9,9 @@ mod bench;
 mod double;
 mod scenes;
 
+use bench::mpirun::{Ended, SCENE};
 use bench::{Bench, assert_same_end};
-use double::{Double, Ended, SCENE, bad, bad_on, compiled, double, good, run_on};
+use double::{Double, bad, bad_on, compiled, double, good, run_on};
 use drnas_dist::Error;
 use drnas_dist::config::{DeviceChoice, Reduce};
 use drnas_dist::launch::{Devices, World};
@@ -70,6 +71,8 @@ fn rank_program() {
         "steps" => scenes::steps(&world, &Double::open()),
         "lengths" => scenes::lengths(&world),
         "kept" => scenes::kept(&world),
+        "failed-mean" => scenes::failed(&world, |buffer| world.communicator().start_mean(buffer)),
+        "failed-broadcast" => scenes::failed(&world, |buffer| world.communicator().broadcast(buffer, 0)),
         "traced" => scenes::traced(&world, &Double::open()),
         "time" => scenes::time(&world, &Double::open()),
         "leave" => {
@@ -82,6 +85,7 @@ fn rank_program() {
         "card" => scenes::card(&world),
         "uploads" => scenes::uploads(&world),
         "slots" => scenes::slots(&world, &Double::open()),
+        "failed-copy" => scenes::failed_copy(&world),
         "search" => scenes::search(&world),
         other => panic!("no scene {other}"),
     };
@@ -154,7 +158,12 @@ fn small_buffers_share_a_group() {
 
 #[test]
 fn buffers_are_kept_until_their_means_are_there() {
-    good("kept", 2, &[("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "5000")]);
+    let late = ("DOUBLE_LATE_US", "50000");
+    good("kept", 2, &[("DOUBLE_LEGACY", "host"), late]);
+    // The collective is under way when what follows it fails: the first record is that of libtorch's stream.
+    for scene in ["failed-mean", "failed-broadcast"] {
+        bad(scene, 2, &[late, ("DOUBLE_FAIL", "cuEventRecord:2")], &["cuEventRecord: unspecified launch"]);
+    }
 }
 
 #[test]
@@ -502,4 +511,7 @@ fn a_copy_that_fails_is_an_error() {
         &[("DOUBLE_LEGACY", "host"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:5")],
         &["cuMemcpyHtoDAsync"],
     );
+    // The second of two: the first one is under way.
+    let fail = [("DOUBLE_LATE_US", "50000"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:2")];
+    bad("failed-copy", 0, &fail, &["cuMemcpyHtoDAsync: unspecified launch"]);
 }

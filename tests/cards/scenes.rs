@@ -14,6 +14,7 @@ use drnas_dist::{Config, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
+
 /// What `rank` gives to reduction `bucket`: not exact in f32, different everywhere.
 pub fn content(rank: usize, bucket: usize, length: i64, kind: Kind) -> Tensor {
     let places = Tensor::arange(length, (Kind::Double, Device::Cpu));
@@ -236,6 +237,20 @@ pub fn kept(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that the allocator gives back to the system as soon as they are free: whoever uses them then, ends.
+const GIVEN_BACK: i64 = 64 << 20;
+
+/// What `start` has begun fails, and the caller drops its buffer while it is under way.
+pub fn failed(world: &World, start: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+    let buffer = Tensor::ones([GIVEN_BACK / 4], tch::kind::FLOAT_CPU);
+    let outcome = start(&buffer);
+    drop(buffer);
+    // It is late by less.
+    std::thread::sleep(Duration::from_millis(500));
+    world.communicator().barrier()?;
+    outcome
+}
+
 /// By the clock of the card a reduction begins when its gradients are there, not when all are.
 pub fn traced(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
@@ -409,4 +424,15 @@ pub fn slots(world: &World, double: &Double) -> Result<()> {
         assert!(images.equal(&expected_images) && facts.equal(&expected_facts), "step {step}: {facts}");
     }
     Ok(())
+}
+
+/// The way to a card is dropped while a copy is under way, after the other one has failed.
+pub fn failed_copy(world: &World) -> Result<()> {
+    let images = Tensor::ones([1, GIVEN_BACK], (Kind::Uint8, Device::Cpu));
+    let facts = Tensor::ones([1, 1], tch::kind::INT64_CPU);
+    let context = world.context().expect("a card");
+    let outcome = Staging::new(context, Device::Cpu, &[&images, &facts])?.pass(&[&images, &facts], |_, _| ());
+    // It is late by less.
+    std::thread::sleep(Duration::from_millis(500));
+    outcome
 }

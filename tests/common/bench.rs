@@ -1,5 +1,9 @@
 //! A place to run searches in: a small packed set, the real program under a real mpirun, and what a run leaves behind.
 
+#[path = "mpirun.rs"]
+#[allow(dead_code, reason = "programs that start themselves as ranks use the rest")]
+pub mod mpirun;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -79,23 +83,14 @@ impl Bench {
 
     pub fn at_home(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command
-            .current_dir(self.folder.path())
-            .env("TMPDIR", self.folder.path())
-            // Killed ranks leave their shared memory behind: in this folder, not in /dev/shm.
-            .env("OMPI_MCA_btl_sm_backing_directory", self.folder.path())
-            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-            .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
-            .env_remove("DRNAS_PROGRESS")
-            .stdin(Stdio::null());
+        command.current_dir(self.folder.path()).env_remove("DRNAS_PROGRESS");
+        mpirun::at_home(&mut command, self.folder.path());
         command
     }
 
-    /// mpirun of the native parts, or of the path.
+    /// mpirun, in this folder.
     pub fn mpirun(&self) -> Command {
-        let native = Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/mpirun");
-        let mut command = if native.exists() { self.at_home(native) } else { self.at_home("mpirun") };
+        let mut command = self.at_home(mpirun::mpirun());
         command.args(["--bind-to", "none"]);
         command
     }

@@ -1,0 +1,34 @@
+//! What a rank says besides its results: to stderr, and into the run folder, since launchers lose some of it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+static MESSAGES: OnceLock<PathBuf> = OnceLock::new();
+
+/// One line to stderr in one piece, so that lines of several ranks do not mix, and to the file of [`say_into`]. Neither a
+/// closed stderr nor a file that cannot be written is a reason to fail.
+pub(crate) fn say(line: &str) {
+    let _ = std::io::stdout().flush();
+    let line = format!("{line}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = MESSAGES.get() {
+        // A file system that hangs must not hold up the end of a run.
+        let (done, written) = std::sync::mpsc::channel();
+        let writing = std::thread::Builder::new().spawn(move || {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+            let _ = done.send(());
+        });
+        // Where no thread can be started any more, stderr has to do.
+        if writing.is_ok() {
+            let _ = written.recv_timeout(Duration::from_millis(200));
+        }
+    }
+}
+
+/// What is said from now on is appended to the file `path` too. Once; later calls change nothing.
+pub(crate) fn say_into(path: &Path) {
+    let _ = MESSAGES.set(path.to_path_buf());
+}
