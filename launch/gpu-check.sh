@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks on one NVIDIA GPU what cannot be checked without: numbers, ranks that share the card, faults, overlap, speed.
 # Needs python3 with torch 2.11 and its CUDA libraries, and the bundle of launch/gpu-bundle.sh; no root, network, MPI or
-# compiler. Below 8 minutes on a card of 40 GB or more. Leaves gpu-check/result.json, and prints its table.
+# compiler. For a card of 40 GB or more; no check begins after 7 minutes. Leaves gpu-check/result.json, and prints its table.
 #
 #   bash gpu-check.sh BUNDLE          on a GPU
 #   bash gpu-check.sh BUNDLE --dry    every line on the CPU, at tiny sizes: MPI in place of NCCL, times mean nothing

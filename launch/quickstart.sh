@@ -75,7 +75,7 @@ if [ -e "$run/report.txt" ]; then
     cat "$run/report.txt"
 else
     # An interrupted search is told to go on with this.
-    export DRNAS_COMMAND="${DATA:+DATA=$DATA }${RUN:+RUN=$RUN }./launch/quickstart.sh $*"
+    export DRNAS_COMMAND="${DATA:+DATA=$DATA }${CONFIG:+CONFIG=$CONFIG }${RUN:+RUN=$RUN }./launch/quickstart.sh $*"
     mpirun --bind-to none -n "$RANKS" drnas-dist search-imagenet --config "$config" \
         --train "$work/train" --valid "$work/valid" --out "$run" --resume \
         --set "model.num_classes=$classes" "$@"

@@ -4,13 +4,14 @@
 #   launch/supervise.sh RUN drnas-dist search-imagenet --config ... --train ... --valid ... --out RUN
 #
 # The command is given without mpirun and without --resume. Each start takes the hosts that answer and the largest number
-# of ranks that they have room for and that divides the replicas. SIGUSR1, SIGTERM and SIGINT are handed on as SIGUSR1: a
-# checkpoint, then exit 75. Exit codes: 0 finished (RUN/finished.json), 75 stopped and can go on, else that of the last try.
+# of ranks that they have room for and that divides the replicas. SIGUSR1, SIGTERM, SIGINT and SIGHUP are handed on as
+# SIGUSR1: a checkpoint, then exit 75. Exit codes: 0 finished (RUN/finished.json), 75 stopped and can go on, else that of
+# the last try.
 set -euo pipefail
 
 # -- change these lines, or set them from outside --------------------------------------------------------------------
 : "${RESTARTS:=5}"                # starts after a failure; those that got no step further count double
-: "${REPLICAS:=}"                 # as configured; default: what RUN/config.toml says, else RANKS
+: "${REPLICAS:=}"                 # as configured; default: what RUN/config.toml says, else as many as there are slots
 : "${RANKS:=}"                    # the most ranks; default: the slots of the hosts, or the cores of this machine
 : "${HOSTS:=}"                    # node1:4,node2:4 (slots); default: the Slurm allocation, or this machine
 : "${ALIVE:=ssh -o BatchMode=yes -o ConnectTimeout=5}"    # "$ALIVE HOST true" asks a host of HOSTS
@@ -18,7 +19,7 @@ set -euo pipefail
 : "${PAUSE_S:=5}"                 # before another try
 # ---------------------------------------------------------------------------------------------------------------------
 
-[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 run=$1
 shift
 say() { printf 'supervise: %s\n' "$*" >&2; }
@@ -61,7 +62,7 @@ hand_on() {
     asked=1
     if [ -n "$child" ]; then kill -USR1 "$child" 2>/dev/null || true; fi
 }
-trap hand_on USR1 TERM INT
+trap hand_on USR1 TERM INT HUP
 
 tries=0
 while :; do
@@ -71,10 +72,13 @@ while :; do
     list=
     for host in $left; do
         list+=${list:+,}$host
-        slots=$((slots + $(case $host in *:*) echo "${host##*:}" ;; *) echo 1 ;; esac)))
+        case $host in
+            *:*) slots=$((slots + ${host##*:})) ;;
+            *) slots=$((slots + 1)) ;;
+        esac
     done
     if [ -z "$left" ]; then
-        if [ -n "$HOSTS" ]; then say "no host of $HOSTS answers"; exit 1; fi
+        if [ -n "$HOSTS" ]; then say "no host of $HOSTS answers ($ALIVE HOST true)"; exit 1; fi
         slots=${RANKS:-${SLURM_NTASKS:-$(nproc)}}
     fi
     if [ -n "$RANKS" ] && [ "$slots" -gt "$RANKS" ]; then slots=$RANKS; fi
@@ -87,9 +91,11 @@ while :; do
 
     before=$(newest)
     say "start with $ranks ranks${list:+ on $list}, from step $before"
+    set -m   # a group of its own: Ctrl-C on the terminal is for this script alone, which hands it on
     # shellcheck disable=SC2086
-    $MPIRUN ${list:+--host "$list"} -n "$ranks" "$@" --resume &
+    $MPIRUN ${list:+--host "$list"} -n "$ranks" "$@" --resume </dev/null &
     child=$!
+    set +m
     code=0
     wait "$child" || code=$?
     # A signal of this script ends `wait`, not the run.

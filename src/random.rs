@@ -5,6 +5,7 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// What a stream is for; streams of different purposes are independent.
@@ -52,10 +53,34 @@ pub fn stream(seed: u64, purpose: Purpose, place: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed_of(seed, purpose, place))
 }
 
+/// What `draw` draws from libtorch's generator, which is set to `seed` first. It is one for all threads of the process:
+/// they take turns here. `draw` may not call this itself.
+pub fn torch_seeded<T>(seed: u64, draw: impl FnOnce() -> T) -> T {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed as i64);
+    draw()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rand::Rng;
+    use std::thread;
+    use tch::{Tensor, kind};
+
+    #[test]
+    fn threads_take_turns_at_the_generator_of_libtorch() {
+        let draw = || torch_seeded(3, || [(); 50].map(|()| Tensor::rand([10], kind::DOUBLE_CPU)));
+        let alone = draw();
+        let all = thread::scope(|scope| {
+            let others: Vec<_> = (0..4).map(|_| scope.spawn(draw)).collect();
+            others.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        for drawn in all {
+            assert!(drawn.iter().zip(&alone).all(|(drawn, alone)| drawn.equal(alone)));
+        }
+    }
 
     #[test]
     fn streams_are_repeatable_and_distinct() {

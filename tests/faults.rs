@@ -14,6 +14,7 @@ use drnas_dist::cli::Cli;
 use drnas_dist::whereabouts::{self, Phase};
 use drnas_dist::{Error, checkpoint};
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -95,6 +96,12 @@ fn meet(fault: &str) -> Result<(), Error> {
         "damage" => damage(Path::new("train")),
         "signal" => ask(libc::SIGUSR1),
         "terminate" => ask(libc::SIGTERM),
+        "keyboard" => {
+            let group: i32 = fs::read_to_string("supervisor").unwrap().trim().parse().unwrap();
+            // SAFETY: a plain call.
+            unsafe { libc::kill(-group, libc::SIGINT) };
+            std::thread::sleep(slowness());
+        }
         "truncate" => shards(Path::new("train")).for_each(|path| {
             fs::File::options().write(true).open(path).unwrap().set_len(0).unwrap();
         }),
@@ -472,28 +479,46 @@ fn a_full_or_read_only_disk_is_told_and_nothing_is_lost() {
     case.assert_whole(&output);
 }
 
-#[test]
-fn a_supervised_run_goes_on_by_itself() {
-    let case = Case::new("supervised");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/supervise.sh");
-    let plain = case.command(3, Some("kill|forward|5|1"), &[]);
+/// `launch/supervise.sh` with the search and a fault, at most 4 ranks. `supervisor` then holds its process, which has a
+/// group of its own, as on a terminal.
+fn supervised(case: &Case, plan: &str) -> Command {
+    let plain = case.command(3, Some(plan), &[]);
     let mpirun = format!("{} --bind-to none", plain.get_program().to_str().unwrap());
-    let mut command = Command::new(script);
+    let mut command = Command::new("sh");
     for (name, value) in plain.get_envs() {
         if let Some(value) = value {
             command.env(name, value);
         }
     }
-    let started = format!("exec \"$0\" {}", RANK_PROGRAM.join(" "));
-    command.current_dir(&case.folder).env("MPIRUN", mpirun).env("RANKS", "4").env("PAUSE_S", "0");
+    command.current_dir(&case.folder).process_group(0);
+    command.env("MPIRUN", mpirun).env("RANKS", "4").env("REPLICAS", "6").env("PAUSE_S", "0");
+    let rank = format!("exec \"$0\" {}", RANK_PROGRAM.join(" "));
+    command.args(["-c", "echo $$ >supervisor; exec \"$0\" run sh -c \"$1\" \"$2\""]);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/supervise.sh")).arg(rank);
+    command.arg(std::env::current_exe().unwrap());
     command
-        .env("REPLICAS", "6")
-        .arg("run")
-        .args(["sh", "-c", &started])
-        .arg(std::env::current_exe().unwrap());
+}
+
+#[test]
+fn a_supervised_run_goes_on_by_itself_on_the_hosts_that_answer() {
+    let case = Case::new("supervised");
+    let mut command = supervised(&case, "kill|forward|5|1");
+    fs::write(case.path("alive.sh"), "[ \"$1\" = localhost ]").unwrap();
+    command.env("HOSTS", "gone:2,localhost:6").env("ALIVE", "sh alive.sh");
     let output = finish(command, LIMIT);
-    for line in ["start with 3 ranks, from step 0", "another start", "start with 3 ranks, from step 4"] {
+    let start = "start with 3 ranks on localhost:6, from step";
+    for line in [&format!("{start} 0"), "another start", &format!("{start} 4")] {
         assert!(said(&output).contains(line), "{line}: {}", said(&output));
     }
     case.assert_whole(&output);
+}
+
+/// Ctrl-C reaches every process in the foreground of a terminal; mpirun would end the ranks at once.
+#[test]
+fn a_supervised_run_is_stopped_from_the_keyboard() {
+    let case = Case::new("keyboard");
+    let output = finish(supervised(&case, "keyboard|forward|5|1"), LIMIT);
+    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    assert!(said(&output).contains("start with 3 ranks, from step 0"), "{}", said(&output));
+    assert!(said(&output).contains("stopped with a checkpoint, after step 5"), "{}", said(&output));
 }

@@ -6,9 +6,9 @@ use drnas_dist::net::network::{Network, Shape};
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::precision::Precision;
+use drnas_dist::random::torch_seeded;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
-use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
 
 /// Every operation in both kinds of cells.
@@ -48,9 +48,6 @@ fn pass_of(
     bucket_bytes: usize,
     checkpoint_cells: bool,
 ) -> (Named, Named, Tensor) {
-    // libtorch has one generator for all threads.
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let guard = GENERATOR.lock();
     tch::set_num_threads(1);
     let placement = Placement {
         precision,
@@ -62,9 +59,8 @@ fn pass_of(
     };
     let mut net = Network::new(shape(genotype), placement);
     net.params.initialise(1);
-    tch::manual_seed(2);
-    let images = Tensor::randn([N, 3, 32, 32], (precision.weights(), Device::Cpu));
-    drop(guard);
+    let kind = (precision.weights(), Device::Cpu);
+    let images = torch_seeded(2, || Tensor::randn([N, 3, 32, 32], kind));
     let labels = Tensor::from_slice(&[0i64, 1, 2, 4]);
     let tape = net.forward(&images, net.drop_path(drop_path, (1, 2, 3), N), 0);
     let [logits, auxiliary] = tape.results() else { panic!("two results") };

@@ -5,7 +5,9 @@ use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::precision::Precision;
+use drnas_dist::random::torch_seeded;
 use drnas_dist::space::{Mask, SearchSpace};
+use tch::kind::{DOUBLE_CPU, FLOAT_CPU};
 use tch::{Device, Kind, Tensor};
 
 const PLACEMENT: Placement = Placement {
@@ -41,15 +43,13 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     };
     let mut net = Supernet::new(shape, placement);
     net.params.initialise(3);
-    tch::manual_seed(4);
     let (px, kind) =
         (if space == SearchSpace::DartsImagenet { 64 } else { 16 }, placement.precision.weights());
-    let images = Tensor::randn([4, 3, px, px], (Kind::Double, Device::Cpu)).to_kind(kind);
+    let images = torch_seeded(4, || Tensor::randn([4, 3, px, px], DOUBLE_CPU)).to_kind(kind);
     let labels = Tensor::from_slice(&[0i64, 3, 4, 1]);
-    let size = [edges as i64, operations as i64];
-    let theta: Vec<Tensor> = (0..tables)
-        .map(|_| Tensor::rand(size, (Kind::Double, Device::Cpu)).softmax(-1, Kind::Double).to_kind(kind))
-        .collect();
+    let size = [tables as i64, edges as i64, operations as i64];
+    let theta = torch_seeded(5, || Tensor::rand(size, DOUBLE_CPU)).softmax(-1, Kind::Double).to_kind(kind);
+    let theta: Vec<Tensor> = theta.unbind(0);
 
     let tape = net.forward(&images, &theta, 1);
     let weight_logits = tape.logits().detach();
@@ -114,8 +114,8 @@ fn a_pass_sees_every_change_of_the_weights() {
         k: 6,
         masks: vec![Mask::full(14, 7), Mask::full(14, 7)],
     };
-    let images = Tensor::randn([2, 3, 16, 16], (Kind::Float, Device::Cpu));
-    let theta = [0.2, 0.1].map(|value| Tensor::full([14, 7], value, (Kind::Float, Device::Cpu)));
+    let images = torch_seeded(4, || Tensor::randn([2, 3, 16, 16], FLOAT_CPU));
+    let theta = [0.2, 0.1].map(|value| Tensor::full([14, 7], value, FLOAT_CPU));
     for precision in [Precision::Fp32, Precision::Bf16] {
         let placement = Placement { precision, ..PLACEMENT };
         let mut net = Supernet::new(shape(), placement);

@@ -10,6 +10,7 @@ use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::optimiser::Sgd;
 use drnas_dist::precision::Precision;
+use drnas_dist::random::torch_seeded;
 use drnas_dist::search::dirichlet::{Sample, sample};
 use drnas_dist::search::unrolled::{LENGTH, Share, Unrolled};
 use drnas_dist::space::{Mask, SearchSpace};
@@ -47,15 +48,15 @@ impl Scene {
         };
         let mut net = Supernet::new(shape, placement);
         net.params.initialise(5);
-        tch::manual_seed(6);
-        for bucket in &net.params.buckets {
-            bucket.momentum.shallow_clone().copy_(&(bucket.momentum.randn_like() * 0.1));
-        }
-        let eta = Tensor::randn([tables as i64, edges as i64, operations as i64], F64) * 0.3;
-        let images = || Tensor::randn([4, 3, 8, 8], F64);
-        let labels = || Tensor::randint(3, [4], (Kind::Int64, Device::Cpu));
-        let batches: Vec<Tensor> = (0..4).map(|_| images()).collect();
-        let targets: Vec<Tensor> = (0..4).map(|_| labels()).collect();
+        let (eta, batches, targets) = torch_seeded(6, || {
+            for bucket in &net.params.buckets {
+                bucket.momentum.shallow_clone().copy_(&(bucket.momentum.randn_like() * 0.1));
+            }
+            let eta = Tensor::randn([tables as i64, edges as i64, operations as i64], F64) * 0.3;
+            let images = [(); 4].map(|()| Tensor::randn([4, 3, 8, 8], F64));
+            let labels = [(); 4].map(|()| Tensor::randint(3, [4], (Kind::Int64, Device::Cpu)));
+            (eta, images, labels)
+        });
         let samples = |seed: u64| -> Vec<Sample> {
             (0..tables as i64)
                 .map(|table| {

@@ -104,6 +104,9 @@ impl<'a> Job<'a> {
         };
         let stopped = number("stopped; the newest checkpoint, after step ").expect("a farewell");
         assert_eq!(number("resumed after step "), Some(stopped), "{said}");
+        // What a user is told to type has the settings of this job.
+        let command = format!(" RUN={} RUNS=", self.run.folder.display());
+        assert!(said.contains("goes on with: ") && said.contains(&command), "{said}");
     }
 }
 
@@ -218,6 +221,11 @@ fn seeds(cluster: &Cluster) {
         let config = fs::read_to_string(job.run.folder.join(format!("{seed}/config.toml"))).unwrap();
         assert!(config.contains(&format!("seed = {seed}\n")), "{config}");
         assert!(job.run.folder.join(format!("{seed}/finished.json")).exists());
+        assert!(
+            job.said().contains(&format!("sbatch --array={seed} launch/slurm/seeds.sh")),
+            "{}",
+            job.said()
+        );
     }
     println!("array: 2 seeds");
 }

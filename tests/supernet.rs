@@ -9,7 +9,7 @@ use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::net::widen::{draw_indices, widen, widen_running};
 use drnas_dist::precision::Precision;
-use drnas_dist::random::{Purpose, stream};
+use drnas_dist::random::{Purpose, stream, torch_seeded};
 use drnas_dist::search::stage::next_network;
 use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;
@@ -63,13 +63,12 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
 fn compare_shape(shape: Shape, px: i64, bucket_bytes: usize, channels_last: bool) {
     let mut net = Supernet::new(shape.clone(), placement(bucket_bytes, channels_last));
     net.params.initialise(3);
-    tch::manual_seed(4);
-    let images = Tensor::randn([3, 3, px, px], F64);
+    let images = torch_seeded(4, || Tensor::randn([3, 3, px, px], F64));
     let labels = Tensor::from_slice(&[0i64, 3, 4]);
     let (edges, operations) = (shape.space.num_edges() as i64, shape.space.operations().len() as i64);
-    let theta: Vec<Tensor> = (0..shape.space.tables().len())
-        .map(|_| Tensor::rand([edges, operations], F64).softmax(-1, Kind::Double).set_requires_grad(true))
-        .collect();
+    let tables = shape.space.tables().len() as i64;
+    let theta = torch_seeded(5, || Tensor::rand([tables, edges, operations], F64)).softmax(-1, Kind::Double);
+    let theta: Vec<Tensor> = theta.unbind(0).into_iter().map(|theta| theta.set_requires_grad(true)).collect();
 
     let weights: Named = net
         .params
@@ -186,7 +185,7 @@ fn widening_copies_channels_and_aligns_them() {
     let before = shape(SearchSpace::DartsImagenet, 6, 7);
     let mut small = Supernet::new(before.clone(), placement(usize::MAX, true));
     small.params.initialise(3);
-    let images = Tensor::randn([2, 3, 64, 64], F64);
+    let images = torch_seeded(4, || Tensor::randn([2, 3, 64, 64], F64));
     let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
     small.forward(&images, &theta, 0); // moves the running statistics
     let (weights, running) = (small.params.export(|bucket| &bucket.weights), small.params.export_running(0));
@@ -236,7 +235,7 @@ fn a_stage_change_carries_momentum_and_every_replicas_statistics() {
     let before = shape(SearchSpace::DartsCifar, 6, 7);
     let mut net = Supernet::new(before, Placement { replicas: 2, ..placement(usize::MAX, true) });
     net.params.initialise(3);
-    let images = Tensor::randn([2, 3, 16, 16], F64);
+    let images = torch_seeded(4, || Tensor::randn([2, 3, 16, 16], F64));
     let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
     // Only the second replica has seen something.
     net.forward(&images, &theta, 1);
@@ -244,7 +243,7 @@ fn a_stage_change_carries_momentum_and_every_replicas_statistics() {
         .params
         .export(|bucket| &bucket.momentum)
         .into_iter()
-        .map(|(name, tensor)| (name, tensor.rand_like()))
+        .map(|(name, tensor)| (name, torch_seeded(5, || tensor.rand_like())))
         .collect();
     net.params.import(&momentum, |bucket| &bucket.momentum).unwrap();
 

@@ -1,7 +1,9 @@
 # shellcheck shell=bash
 # To be sourced by the batch scripts beside it, in the folder that sbatch was called in: what they share.
 #
-#   go RUN COMMAND...   trains on the ranks of this job until RUN has finished or the job ends, whatever comes first
+#   submitted SCRIPT ARGUMENTS...   how this job was submitted: what an interrupted run is told to go on with
+#   ranks N                         what is started next has N ranks
+#   go RUN COMMAND...               trains until RUN has finished or the job ends, whatever comes first
 #
 # - Slurm warns this script before the time limit (--signal=B:USR1@120). The ranks are told, write a checkpoint and end;
 #   the job is put back into the queue and goes on where it was. So it does after a node was lost: Slurm requeues it.
@@ -9,7 +11,6 @@
 # - RUN/finished.json says that a run has finished. No exit code does.
 # - scancel, and pre-emption without that warning, cost the steps since the newest checkpoint (run.checkpoint_every).
 
-: "${LAUNCHER:=mpirun}"     # or srun
 : "${PMI:=pmix}"            # what srun speaks with MPI: pmix for Open MPI, pmi2 for MPICH
 : "${RETRIES:=2}"
 : "${MAX_RESTARTS:=1000}"   # a job that gets nowhere does not stay in the queue for ever
@@ -19,7 +20,18 @@
 
 say() { printf '%(%F %T)T %s: %s\n' -1 "job ${SLURM_JOB_ID:-none}" "$*"; }
 
-# What starts N ranks.
+# Settings that came from outside are exported, those that a script gave itself are not.
+submitted() {
+    local name text=''
+    for name in SEARCH EVALUATE CONFIG GENOTYPE TRAIN VALID TEST RUN RUNS RANKS STEPS BATCH LAUNCHER PMI; do
+        if [[ $(declare -p "$name" 2>/dev/null) = 'declare -x '* ]]; then
+            text+="$name=$(printf %q "${!name}") "
+        fi
+    done
+    text+="sbatch${SLURM_ARRAY_TASK_ID:+ --array=$SLURM_ARRAY_TASK_ID}$(printf ' %q' "$@")"
+    export DRNAS_COMMAND=$text
+}
+
 ranks() {
     case $LAUNCHER in
     mpirun) start=(mpirun --bind-to none -n "$1") ;;

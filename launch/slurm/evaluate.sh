@@ -27,6 +27,6 @@ LAUNCHER=${LAUNCHER:-mpirun}            # or srun
 cd "${SLURM_SUBMIT_DIR:-.}"
 # shellcheck source=launch/slurm/common.sh
 . launch/slurm/common.sh
-export DRNAS_COMMAND="sbatch launch/slurm/evaluate.sh $*"
+submitted launch/slurm/evaluate.sh "$@"
 ranks "$SLURM_NTASKS"
 go "$RUN" drnas-dist "$EVALUATE" --config "$CONFIG" --genotype "$GENOTYPE" --train "$TRAIN" --test "$TEST" "$@"

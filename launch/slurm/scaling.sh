@@ -30,7 +30,7 @@ LAUNCHER=${LAUNCHER:-mpirun}            # or srun
 cd "${SLURM_SUBMIT_DIR:-.}"
 # shellcheck source=launch/slurm/common.sh
 . launch/slurm/common.sh
-export DRNAS_COMMAND="sbatch launch/slurm/scaling.sh $*"
+submitted launch/slurm/scaling.sh "$@"
 runs=()
 for n in $RANKS; do
     ranks "$n"

@@ -26,6 +26,6 @@ LAUNCHER=${LAUNCHER:-mpirun}            # or srun
 cd "${SLURM_SUBMIT_DIR:-.}"
 # shellcheck source=launch/slurm/common.sh
 . launch/slurm/common.sh
-export DRNAS_COMMAND="sbatch launch/slurm/search.sh $*"
+submitted launch/slurm/search.sh "$@"
 ranks "$SLURM_NTASKS"
 go "$RUN" drnas-dist "$SEARCH" --config "$CONFIG" --train "$TRAIN" --valid "$VALID" "$@"

@@ -26,7 +26,7 @@ LAUNCHER=${LAUNCHER:-mpirun}            # or srun
 cd "${SLURM_SUBMIT_DIR:-.}"
 # shellcheck source=launch/slurm/common.sh
 . launch/slurm/common.sh
-export DRNAS_COMMAND="sbatch launch/slurm/seeds.sh $*"
+submitted launch/slurm/seeds.sh "$@"
 ranks "$SLURM_NTASKS"
 go "$RUNS/$SLURM_ARRAY_TASK_ID" drnas-dist "$SEARCH" --config "$CONFIG" --train "$TRAIN" --valid "$VALID" \
     --set "seed=$SLURM_ARRAY_TASK_ID" "$@"

@@ -9,7 +9,7 @@
 use super::placement::Placement;
 use crate::comm::bucket::Bucket;
 use crate::error::{Error, Result};
-use crate::random::{Purpose, seed_of};
+use crate::random::{Purpose, seed_of, torch_seeded};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -262,7 +262,7 @@ impl Params {
     /// Draws the initial weights; the same on every rank for one seed.
     pub fn initialise(&mut self, seed: u64) {
         for (index, spec) in self.weights.iter().enumerate() {
-            tch::manual_seed(seed_of(seed, Purpose::Weights, &[index as u64]) as i64);
+            let seed = seed_of(seed, Purpose::Weights, &[index as u64]);
             let (bucket, place) = self.places[index];
             let bucket = &self.buckets[bucket];
             let mut weight = bucket.view(&bucket.weights, place);
@@ -270,7 +270,8 @@ impl Params {
                 Init::FanIn(fan_in) => {
                     let bound = 1.0 / (fan_in as f64).sqrt();
                     // Drawn on the CPU, so that all devices start from the same weights.
-                    let drawn = Tensor::empty(&spec.shape, (self.kind, Device::Cpu)).uniform_(-bound, bound);
+                    let mut drawn = Tensor::empty(&spec.shape, (self.kind, Device::Cpu));
+                    let drawn = torch_seeded(seed, || drawn.uniform_(-bound, bound));
                     weight.copy_(&drawn);
                 }
                 Init::Constant(value) => {

@@ -77,12 +77,12 @@ impl Speed {
 mod tests {
     use super::*;
 
-    /// A run of `ranks` ranks whose steps 1..=4 of the last epoch made `images_per_s` 0.5, 1, 1 and 1.5 times.
+    /// A run of `ranks` ranks whose 4 steps of the last epoch made `images_per_s` 0.5, 0.9, 1.1 and 1.5 times.
     fn run(dir: &Path, ranks: u64, images_per_s: f64) -> PathBuf {
         let run = dir.join(ranks.to_string());
         fs::create_dir(&run).unwrap();
         let mut text = String::from("{\"event\":\"step\",\"epoch\":1,\"step\":1,\"images_per_s\":1.0}\n");
-        for (step, part) in [0.5, 1.0, 1.0, 1.5].iter().enumerate() {
+        for (step, part) in [1.5, 0.9, 0.5, 1.1].iter().enumerate() {
             let _ = writeln!(
                 text,
                 "{{\"event\":\"step\",\"epoch\":2,\"step\":{},\"images_per_s\":{}}}",
@@ -105,8 +105,8 @@ mod tests {
         let runs = [run(dir.path(), 4, 300.0), run(dir.path(), 1, 100.0)];
         let table = scaling(&runs).unwrap();
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[2], "| 1 | 100.0 | 100.0 - 100.0 | 100.0 | 100.0 % | 0.2 ms | 2.0 ms | 4 |");
-        assert_eq!(lines[3], "| 4 | 300.0 | 300.0 - 300.0 | 75.0 | 75.0 % | 0.2 ms | 2.0 ms | 4 |");
+        assert_eq!(lines[2], "| 1 | 100.0 | 90.0 - 110.0 | 100.0 | 100.0 % | 0.2 ms | 2.0 ms | 4 |");
+        assert_eq!(lines[3], "| 4 | 300.0 | 270.0 - 330.0 | 75.0 | 75.0 % | 0.2 ms | 2.0 ms | 4 |");
         assert_eq!(lines.len(), 4);
     }
 

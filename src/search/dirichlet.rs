@@ -3,7 +3,7 @@
 //! Shapes: E edges, O operations; `eta`, `beta`, `theta`, masks (0 or 1) are all [E, O]. Source: DrNAS (ICLR 2021),
 //! beta = ELU(eta) + 1. Everything stays on eta's device; no value is looked at.
 
-use crate::random::{Purpose, seed_of};
+use crate::random::{Purpose, seed_of, torch_seeded};
 use crate::space::Mask;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Kind, Tensor};
@@ -43,10 +43,8 @@ pub struct Sample {
 /// Draws the mixing weights of every edge from the stream of `seed` (see [`theta_seed`]): the full row is drawn,
 /// multiplied by the mask, divided by its sum. Local; every replica draws its own unless it is given another's seed.
 pub fn sample(eta: &Tensor, mask: &Tensor, seed: u64) -> Sample {
-    // libtorch's generator, set anew: it has no state of ours to save.
-    tch::manual_seed(seed as i64);
     let beta = concentration(eta);
-    let drawn = beta.internal_sample_dirichlet();
+    let drawn = torch_seeded(seed, || beta.internal_sample_dirichlet());
     Sample::from_drawn(drawn, beta, mask)
 }
 
