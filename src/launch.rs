@@ -350,11 +350,22 @@ fn start_mpi(limit: Duration) -> Result<(Universe, Threading)> {
             limit.as_secs_f64()
         ),
     );
-    match mpi::initialize_with_threading(Threading::Funneled) {
+    let started = mpi::initialize_with_threading(Threading::Funneled);
+    crash_at_once();
+    match started {
         Some((universe, level)) if level >= Threading::Funneled => Ok((universe, level)),
         Some((_, level)) => Err(Error::MpiThreads { granted: format!("{level:?}") }),
         // A second world in one process is a mistake of ours.
         None => panic!("MPI was started before"),
+    }
+}
+
+/// A crash in native code ends the process, and the others hear of it. Open MPI's own answer prints a backtrace, for which
+/// it needs the allocator: where that is what crashed, the rank hangs and still gives signs of life.
+fn crash_at_once() {
+    for signal in [libc::SIGABRT, libc::SIGFPE] {
+        // SAFETY: the default action; the others of Open MPI's signals were Rust's own before, and it leaves those alone.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 

@@ -14,7 +14,8 @@ pub use records::{
 pub use scaling::scaling;
 
 use crate::error::{Error, Result};
-use std::{fs, io::Write, path::Path, time::Duration};
+use crate::whole_file;
+use std::{fs, path::Path, time::Duration};
 
 /// Name of the report inside the run folder.
 pub const REPORT_FILE: &str = "report.txt";
@@ -85,9 +86,9 @@ pub fn evaluated_text(run: &Path, evaluated: &EvaluatedRecord) -> String {
 /// Prints the report of a run of `step` steps, leaves it in the run folder as `REPORT_FILE`, and then the completion
 /// record; each whole or not at all. Rank 0 only, last.
 pub fn finish(run: &Path, step: u64, text: &str) -> Result<()> {
-    put(run, REPORT_FILE, text)?;
+    whole_file::write(&run.join(REPORT_FILE), text.as_bytes())?;
     let record = serde_json::json!({ "step": step, "version": env!("CARGO_PKG_VERSION") });
-    put(run, FINISHED_FILE, &format!("{record}\n"))?;
+    whole_file::write(&run.join(FINISHED_FILE), format!("{record}\n").as_bytes())?;
     println!("\n{text}");
     Ok(())
 }
@@ -108,17 +109,6 @@ pub fn unfinish(run: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
     }
-}
-
-fn put(run: &Path, name: &str, text: &str) -> Result<()> {
-    let (path, temporary) = (run.join(name), run.join(format!("{name}.tmp")));
-    let write = || {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(Error::io("write", &temporary))?;
-    fs::rename(&temporary, &path).map_err(Error::io("write", &path))
 }
 
 /// "1 h 02 min", "3 min 07 s", "12 s".

@@ -69,7 +69,7 @@ fn rank_program() {
         "signal" => wait_for_signal(&world, true),
         "deaf" => wait_for_signal(&world, false),
         "place" => place(&world),
-        "killed" | "stopped" | "slow" | "hangs" => watched(&world, &scene),
+        "killed" | "crashed" | "stopped" | "slow" | "hangs" => watched(&world, &scene),
         "agreed" => agreed(&world),
         "cost" => cost(&world),
         "unstarted" | "unwatched" | "patient" => starts(&world, &scene),
@@ -334,6 +334,7 @@ fn watched(world: &World, fate: &str) -> Result<()> {
         match fate {
             // SAFETY: a plain call on this very process.
             "killed" => unsafe { libc::kill(libc::getpid(), libc::SIGKILL) },
+            "crashed" => std::process::abort(),
             "stopped" => {
                 stop();
                 0
@@ -645,7 +646,8 @@ fn assert_gone(output: &str) {
 
 #[test]
 fn a_rank_that_dies_or_stops_is_named_and_all_are_ended() {
-    for (fate, how) in [("killed", "its process is gone"), ("stopped", "no sign of life for 2 s")] {
+    let gone = "its process is gone";
+    for (fate, how) in [("killed", gone), ("crashed", gone), ("stopped", "no sign of life for 2 s")] {
         for (odd, by) in [("1", "rank 0 on "), ("0", "rank 1 on ")] {
             let ended = run_with(fate, 3, &[("DRNAS_TEST_RANK", odd)]);
             assert!(!matches!(ended.code, Some(0 | 124)), "{:?}: {}", ended.code, ended.output);
@@ -654,6 +656,7 @@ fn a_rank_that_dies_or_stops_is_named_and_all_are_ended() {
             for part in [by, ", step 7, backward: ", how] {
                 assert!(line.contains(part), "{fate} {odd}: {}", ended.output);
             }
+            assert!(!ended.output.contains("Process received signal"), "{}", ended.output);
             assert_gone(&ended.output);
         }
     }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::net::params::Named;
 use crate::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::hash::Hasher;
 use std::path::Path;
 use tch::Tensor;
@@ -102,5 +103,7 @@ pub fn write_weights(path: &Path, weights: &Named) -> Result<()> {
     let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
     Tensor::write_safetensors(&tensors, &temporary)
         .map_err(|error| Error::WeightsFile { path: path.into(), why: error.to_string() })?;
-    std::fs::rename(&temporary, path).map_err(Error::io("write", path))
+    // On the disk before it has the name.
+    let synced = File::open(&temporary).and_then(|file| file.sync_all());
+    synced.and_then(|()| std::fs::rename(&temporary, path)).map_err(Error::io("write", path))
 }

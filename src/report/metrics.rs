@@ -2,6 +2,7 @@
 
 use super::Record;
 use crate::error::{Error, Result};
+use crate::whole_file;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,15 +38,7 @@ impl MetricsLog {
             .flatten()
             .copied()
             .collect();
-        // Only ever a whole file under the name: whoever is killed here loses nothing.
-        let temporary = path.with_extension("jsonl.tmp");
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&kept)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)
-        };
-        write().map_err(Error::io("write", path))?;
+        whole_file::write(path, &kept)?;
         Self::opened(OpenOptions::new().append(true).open(path), path)
     }
 

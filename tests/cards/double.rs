@@ -40,13 +40,13 @@ impl Double {
         unsafe { (self.enqueue)(std::ptr::null_mut(), run, Box::into_raw(boxed).cast()) }
     }
 
-    /// A copy on stream 0. Both tensors live until `synchronize`.
+    /// A copy on stream 0, which keeps both tensors until then: a scene may end early.
     pub fn copy(&self, to: &Tensor, from: &Tensor) {
         let bytes = from.numel() * from.kind().elt_size_in_bytes();
-        let (to, from) = (to.data_ptr() as usize, from.data_ptr() as usize);
-        // SAFETY: two tensors of that size that the scene keeps.
+        let (to, from) = (to.shallow_clone(), from.shallow_clone());
+        // SAFETY: two tensors of that size.
         self.give(move || unsafe {
-            std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes);
+            std::ptr::copy_nonoverlapping(from.data_ptr() as *const u8, to.data_ptr() as *mut u8, bytes);
         });
     }
 
