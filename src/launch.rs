@@ -81,19 +81,19 @@ impl World {
     /// the ranks.
     pub fn start_on(devices: Devices, limits: impl Into<Limits>, threads: Option<usize>) -> Result<World> {
         let limits = limits.into();
-        let seen = devices.look();
-        let (standing, signals) = Standing::watch_signals()?;
         let variable = |name: &str| std::env::var(name).ok();
+        // Read first: Open MPI sets variables of its own when it starts.
+        let promise = promised(variable);
+        let seen = devices.look(promise.is_some_and(|(_, size)| size > 1));
+        let (standing, signals) = Standing::watch_signals()?;
         let universe = if LAUNCHED.iter().any(|name| variable(name).is_some()) {
-            // Read first: Open MPI sets variables of its own when it starts.
-            let promise = promised(variable);
             let started = start_mpi(limits.start)?;
             let size = mpi::traits::Communicator::size(&started.0.world()) as usize;
             // A launcher of another MPI, or srun without its plugin, makes worlds of one.
             keeps_promise(promise, size)?;
             Some(started)
         } else {
-            keeps_promise(promised(variable), 1)?;
+            keeps_promise(promise, 1)?;
             None
         };
         let size =

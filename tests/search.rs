@@ -152,7 +152,7 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
     }
     let output = resume("done");
     assert!(!output.status.success());
-    let none = "none of the 1 checkpoints in done/checkpoints can be read";
+    let none = "none of the 2 checkpoints in done/checkpoints can be read";
     assert!(said(&output).contains(none), "{}", said(&output));
     assert_eq!(files(&run), before);
     // A run that was killed before its first checkpoint begins again, with one log.

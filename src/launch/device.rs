@@ -1,7 +1,7 @@
 //! Which device a rank computes on: its number among the ranks of its machine is the number of its card.
 
 use super::place::Place;
-use crate::comm::{Communicator, say};
+use crate::comm::{Communicator, nccl_library, say};
 use crate::config::{DeviceChoice, Reduce};
 use crate::cuda::{self, Card, Context, Driver, LibtorchCuda};
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ pub(super) struct Own {
 
 /// Cards of one rank that others are told of.
 const MOST_CARDS: usize = 16;
-const WHY: usize = 320;
+const WHY: usize = 640;
 const HOST: usize = 64;
 
 /// What a rank tells the others of its cards.
@@ -51,9 +51,9 @@ impl Devices {
         Devices { choice: DeviceChoice::Cpu, ..Devices::default() }
     }
 
-    /// Looks for cards and opens libtorch's CUDA half if there are any: before the first tensor. Makes no context. Ranks:
-    /// local.
-    pub(super) fn look(&self) -> (Option<&'static Driver>, String) {
+    /// Looks for cards and opens what they are used by, NCCL among it if there are `several` ranks, and libtorch's CUDA half:
+    /// before the first tensor. Makes no context. Ranks: local.
+    pub(super) fn look(&self, several: bool) -> (Option<&'static Driver>, String) {
         if self.choice == DeviceChoice::Cpu {
             return (None, String::new());
         }
@@ -62,17 +62,22 @@ impl Devices {
             Ok(_) => return (None, hidden()),
             Err(why) => return (None, format!("{why}; install the NVIDIA driver")),
         };
-        if self.tensors.is_some() {
-            return (Some(driver), String::new());
+        let libtorch = self.tensors.is_none().then(cuda::load);
+        // libtorch needs an NCCL too, but cannot say what is wrong with it.
+        if several && let Err(why) = nccl_library() {
+            return (None, why.to_string());
         }
         let install = "run launch/setup.sh on this machine";
-        match cuda::load() {
-            LibtorchCuda::Loaded(_) if tch::Cuda::is_available() => (Some(driver), String::new()),
-            LibtorchCuda::Loaded(path) => {
+        match libtorch {
+            None => (Some(driver), String::new()),
+            Some(LibtorchCuda::Loaded(_)) if tch::Cuda::is_available() => (Some(driver), String::new()),
+            Some(LibtorchCuda::Loaded(path)) => {
                 (None, format!("{} finds no card; `drnas-dist doctor` shows versions", path.display()))
             }
-            LibtorchCuda::Absent => (None, format!("this libtorch is a CPU build; {install}")),
-            LibtorchCuda::Unusable(why) => (None, format!("libtorch cannot use CUDA ({why}); {install}")),
+            Some(LibtorchCuda::Absent) => (None, format!("this libtorch is a CPU build; {install}")),
+            Some(LibtorchCuda::Unusable(why)) => {
+                (None, format!("libtorch cannot use CUDA ({why}); {install}"))
+            }
         }
     }
 
