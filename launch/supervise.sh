@@ -17,6 +17,7 @@ set -euo pipefail
 : "${ALIVE:=ssh -o BatchMode=yes -o ConnectTimeout=5}"    # "$ALIVE HOST true" asks a host of HOSTS
 : "${MPIRUN:=mpirun --bind-to none}"
 : "${PAUSE_S:=5}"                 # before another try
+: "${LINGER_S:=60}"               # how long mpirun may live when all ranks have ended
 # ---------------------------------------------------------------------------------------------------------------------
 
 [ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -54,6 +55,21 @@ fitting() {
     local ranks=$1
     while [ "$ranks" -gt 1 ] && [ $((replicas % ranks)) -ne 0 ]; do ranks=$((ranks - 1)); done
     echo "$ranks"
+}
+
+# Cut off from a host, ranks end themselves and give the run folder back, but mpirun waits for its daemon there, for many
+# minutes. Ends the group of process $1 then.
+end_lingering() {
+    local locked='' lingers=0
+    while sleep 1 >/dev/null 2>&1; do
+        if [ -e "$run/lock.json" ]; then
+            locked=1 lingers=0
+        elif [ -n "$locked" ] && [ $((lingers += 1)) -ge "$LINGER_S" ]; then
+            say "the ranks have ended, mpirun has not; it is ended"
+            kill -KILL -- "-$1"
+            return
+        fi
+    done
 }
 
 child=
@@ -95,6 +111,8 @@ while :; do
     # shellcheck disable=SC2086
     $MPIRUN ${list:+--host "$list"} -n "$ranks" "$@" --resume </dev/null &
     child=$!
+    end_lingering "$child" </dev/null &
+    lingering=$!
     set +m
     code=0
     wait "$child" || code=$?
@@ -103,6 +121,7 @@ while :; do
         code=0
         wait "$child" || code=$?
     done
+    kill "$lingering" 2>/dev/null || true
     child=
     if [ -e "$run/finished.json" ]; then exit 0; fi
     case $code in

@@ -318,9 +318,10 @@ pub fn steps(world: &World, double: &Double) -> Result<()> {
     if absent.is_some() {
         world.keep_watch(Duration::from_secs(10))?;
     }
-    let weights = Tensor::zeros([10], tch::kind::FLOAT_CPU);
+    let [weights, buffer] = [10, 1_000].map(|length| Tensor::zeros([length], tch::kind::FLOAT_CPU));
+    // A card's memory is used again in the order of its streams, the double's at once: it is kept, should this end early.
+    [&weights, &buffer].map(|tensor| std::mem::forget(tensor.shallow_clone()));
     comm.broadcast(&weights, 0)?;
-    let buffer = Tensor::zeros([1_000], tch::kind::FLOAT_CPU);
     for step in 1..=12 {
         whereabouts::set_step(step);
         whereabouts::enter(Phase::Backward);

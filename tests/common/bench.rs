@@ -194,7 +194,11 @@ pub fn assert_same_end_after(steps: u64, ours: &Run, theirs: &Run) {
 
 /// Runs a command to its end, killing it when it takes longer than `limit`.
 pub fn finish(mut command: Command, limit: Duration) -> Output {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(), limit)
+}
+
+/// The same from the middle of it, for a child whose streams are pipes.
+pub fn wait(child: Child, limit: Duration) -> Output {
     let id = child.id();
     let (done, waiting) = std::sync::mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
