@@ -74,11 +74,10 @@ impl Drop for Hosts {
     fn drop(&mut self) {
         for name in &self.names {
             // What mpirun has left behind the cut.
-            let left = Command::new("ip").args(["netns", "pids", name]).output().unwrap();
-            String::from_utf8_lossy(&left.stdout)
-                .lines()
-                .filter_map(|pid| pid.parse().ok())
-                .for_each(|pid| signal(pid, "KILL"));
+            let left = Command::new("ip").args(["netns", "pids", name]).output();
+            let pids =
+                left.map(|left| String::from_utf8_lossy(&left.stdout).into_owned()).unwrap_or_default();
+            pids.lines().filter_map(|pid| pid.parse().ok()).for_each(|pid| signal(pid, "KILL"));
             let _ = ip(&["netns", "del", name]);
         }
     }
