@@ -320,7 +320,7 @@ pub fn steps(world: &World, double: &Double) -> Result<()> {
     }
     let [weights, buffer] = [10, 1_000].map(|length| Tensor::zeros([length], tch::kind::FLOAT_CPU));
     // A card's memory is used again in the order of its streams, the double's at once: it is kept, should this end early.
-    [&weights, &buffer].map(|tensor| std::mem::forget(tensor.shallow_clone()));
+    [&weights, &buffer].into_iter().for_each(|tensor| std::mem::forget(tensor.shallow_clone()));
     comm.broadcast(&weights, 0)?;
     for step in 1..=12 {
         whereabouts::set_step(step);
