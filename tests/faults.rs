@@ -96,10 +96,11 @@ fn meet(fault: &str) -> Result<(), Error> {
         "damage" => damage(Path::new("train")),
         "signal" => ask(libc::SIGUSR1),
         "terminate" => ask(libc::SIGTERM),
-        "keyboard" => {
+        "interrupt" | "hang-up" => {
             let group: i32 = fs::read_to_string("supervisor").unwrap().trim().parse().unwrap();
+            let signal = if fault == "hang-up" { libc::SIGHUP } else { libc::SIGINT };
             // SAFETY: a plain call.
-            unsafe { libc::kill(-group, libc::SIGINT) };
+            unsafe { libc::kill(-group, signal) };
             std::thread::sleep(slowness());
         }
         "truncate" => shards(Path::new("train")).for_each(|path| {
@@ -248,7 +249,16 @@ impl Case {
                 assert!((a - b).abs() <= 1e-4 * b.abs(), "{name} of step {}: {a} and {b}", step + 1);
             }
         }
-        println!("{}: losses within {largest:e}, relative", self.folder.display());
+        // Of each replica too, whichever rank computed it.
+        let (ours, theirs) = (self.bench_run().state(steps), other.bench_run().state(steps));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+        let mut apart = 0f64;
+        for (name, tensor) in ours.iter().filter(|(name, _)| name.contains("running")) {
+            let far = (tensor - &theirs[name]).abs().max() / theirs[name].abs().max();
+            apart = apart.max(far.double_value(&[]));
+            assert!(apart <= 1e-4, "{name}: {apart:e} apart, relative");
+        }
+        println!("{}: within {largest:e} (losses), {apart:e} (running), relative", self.folder.display());
         assert_eq!(self.bench_run().genotype(), other.bench_run().genotype());
     }
 }
@@ -283,7 +293,8 @@ fn ends_and_resumes(fault: &str, rank: usize, words: &[&str]) {
         // mpirun may throw away what is printed while it ends a job: the run folder keeps it.
         let kept = fs::read_to_string(case.path("run/messages.log")).unwrap_or_default();
         for word in words {
-            let word = word.replace("STEP", &step.to_string()).replace("PHASE", phase);
+            let at = if *step > 0 { ", step STEP, PHASE" } else { "" };
+            let word = word.replace("WHERE", at).replace("STEP", &step.to_string()).replace("PHASE", phase);
             assert!(text.contains(&word) || kept.contains(&word), "{phase}: no {word:?} in {text}\n{kept}");
         }
         case.assert_gone(3, &output);
@@ -311,17 +322,17 @@ fn a_stopped_rank_is_named_and_nothing_is_lost() {
 
 #[test]
 fn a_panic_is_named_and_nothing_is_lost() {
-    ends_and_resumes("panic", 1, &["rank 1 on ", "panicked at tests/faults.rs", "a planned mistake"]);
+    ends_and_resumes("panic", 1, &["rank 1 on ", "WHERE: panicked at tests/faults.rs", "a planned mistake"]);
 }
 
 #[test]
 fn an_error_is_named_and_nothing_is_lost() {
-    ends_and_resumes("error", 1, &["rank 1 on ", "loader: a planned failure"]);
+    ends_and_resumes("error", 1, &["rank 1 on ", "WHERE: loader: a planned failure"]);
 }
 
 #[test]
 fn a_damaged_batch_is_named_and_nothing_is_lost() {
-    ends_and_resumes("damage", 1, &["shard shard-0000", "is damaged", "pack it again"]);
+    ends_and_resumes("damage", 1, &["shard shard-0000", " is damaged (checksum ", "pack it again"]);
 }
 
 #[test]
@@ -511,14 +522,33 @@ fn a_supervised_run_goes_on_by_itself_on_the_hosts_that_answer() {
         assert!(said(&output).contains(line), "{line}: {}", said(&output));
     }
     case.assert_whole(&output);
+    // A host without a number has one slot. Nothing runs here.
+    let case = Case::new("hosts");
+    for (hosts, start) in [
+        ("localhost:2,gone,localhost", "start with 3 ranks on localhost:2,localhost, from step 0"),
+        ("gone:6,localhost", "start with 1 ranks on localhost, from step 0"),
+    ] {
+        let mut command = supervised(&case, "kill|forward|5|1");
+        fs::write(case.path("alive.sh"), "[ \"$1\" = localhost ]").unwrap();
+        command.env("HOSTS", hosts).env("ALIVE", "sh alive.sh").env("MPIRUN", "true").env("RESTARTS", "0");
+        let output = finish(command, LIMIT);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains(start), "{start}: {}", said(&output));
+    }
 }
 
-/// Ctrl-C reaches every process in the foreground of a terminal; mpirun would end the ranks at once.
+/// Ctrl-C, or the end of the terminal, reaches every process in its foreground; mpirun would end the ranks at once.
 #[test]
 fn a_supervised_run_is_stopped_from_the_keyboard() {
-    let case = Case::new("keyboard");
-    let output = finish(supervised(&case, "keyboard|forward|5|1"), LIMIT);
-    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
-    assert!(said(&output).contains("start with 3 ranks, from step 0"), "{}", said(&output));
-    assert!(said(&output).contains("stopped with a checkpoint, after step 5"), "{}", said(&output));
+    for fault in ["interrupt", "hang-up"] {
+        let case = Case::new(fault);
+        let output = finish(supervised(&case, &format!("{fault}|forward|5|1")), LIMIT);
+        assert_eq!(output.status.code(), Some(75), "{fault}: {}", said(&output));
+        assert!(said(&output).contains("start with 3 ranks, from step 0"), "{fault}: {}", said(&output));
+        assert!(
+            said(&output).contains("stopped with a checkpoint, after step 5"),
+            "{fault}: {}",
+            said(&output)
+        );
+    }
 }

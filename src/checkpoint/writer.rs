@@ -146,5 +146,10 @@ mod tests {
         writer.start(10, state(&weights), || panic!("a planned mistake")).unwrap();
         let error = writer.wait().unwrap_err().to_string();
         assert!(error.contains("step 10 was not written") && error.contains("panicked"), "{error}");
+        // What is done first has failed: there is no checkpoint then.
+        let mut writer = Writer::new(dir.path().join("good"), 1);
+        writer.start(11, state(&weights), || Err(Error::LoaderSpec("a planned failure".into()))).unwrap();
+        assert!(writer.wait().unwrap_err().to_string().contains("a planned failure"));
+        assert!(list(&dir.path().join("good")).unwrap().is_empty());
     }
 }

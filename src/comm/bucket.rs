@@ -108,5 +108,7 @@ mod tests {
         bucket.clear();
         bucket.add(&grads());
         assert_eq!(bucket.view(&bucket.grads, 1).double_value(&[2]), 3.0);
+        let single = Bucket::new(&[vec![2]], Kind::Float, Device::Cpu);
+        assert_eq!((single.weights.kind(), single.grads.kind()), (Kind::Float, Kind::Double));
     }
 }

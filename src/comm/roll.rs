@@ -114,6 +114,7 @@ pub(crate) fn furthest_behind(rank: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn those_who_wait_elsewhere_are_missing() {
@@ -125,6 +126,10 @@ mod tests {
         // It came, and went on to the next one: that is not where it is waited for.
         note(1, Word { step: 5, phase: Phase::AllReduce, operation: 8 });
         assert!(missing(0, 7).contains("rank 1 on b, step 5, all-reduce"));
+        // Said again, it is no news.
+        roll()[2].since -= Duration::from_secs(7);
+        note(2, Word { step: 4, phase: Phase::Forward, operation: 0 });
+        assert!(missing(0, 7).contains("rank 2 on b, step 4, forward for 7 s"), "{}", missing(0, 7));
         note(9, mine());
         assert_eq!(last_of(2).unwrap().to_string(), "rank 2 on b, step 4, forward");
         *roll() = Vec::new();

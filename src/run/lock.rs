@@ -305,7 +305,10 @@ mod tests {
         let restarted = Holder { slurm_job: Some("7".into()), slurm_restarts: 1, ..Holder::here("here") };
         assert_eq!(seen.lives(&restarted), Some(false));
         assert_eq!(seen.lives(&Holder { slurm_restarts: 0, ..restarted.clone() }), None);
-        assert_eq!(seen.lives(&Holder { slurm_job: Some("8".into()), ..restarted }), None);
+        assert_eq!(seen.lives(&Holder { slurm_job: Some("8".into()), ..restarted.clone() }), None);
+        // No job is not the same job.
+        let jobless = |holder: &Holder| Holder { slurm_job: None, ..holder.clone() };
+        assert_eq!(jobless(&seen).lives(&jobless(&restarted)), None);
     }
 
     #[test]
@@ -332,6 +335,60 @@ mod tests {
         let error = Lock::acquire_in(run.path(), "here", 25 * SHORT, SHORT).unwrap_err().to_string();
         assert!(error.contains("on there"), "{error}");
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_touched_while_it_is_held() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(LOCK_FILE);
+        let _lock = acquire(run.path()).unwrap();
+        let old = look(&path).unwrap().unwrap();
+        let started = Instant::now();
+        while look(&path).unwrap().unwrap() == old {
+            assert!(started.elapsed() < 25 * SHORT, "nobody touches it");
+            std::thread::sleep(SHORT / 20);
+        }
+        assert_eq!(look(&path).unwrap().unwrap().content, old.content);
+    }
+
+    /// Names the folder that `holder` locks, in a process of its own.
+    const FOLDER: &str = "DRNAS_TEST_LOCKED";
+
+    #[test]
+    #[ignore = "a_holder_whose_lock_was_taken_ends starts it"]
+    fn holder() {
+        let Some(run) = std::env::var_os(FOLDER) else { return };
+        let _lock = acquire(Path::new(&run)).unwrap();
+        std::thread::sleep(100 * SHORT);
+    }
+
+    #[test]
+    fn a_holder_whose_lock_was_taken_ends() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(LOCK_FILE);
+        let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "run::lock::tests::holder", "--ignored", "--nocapture"])
+            .env(FOLDER, run.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while look(&path).unwrap().is_none_or(|seen| seen.holder().is_none()) {
+            assert!(started.elapsed() < 25 * SHORT, "it never came");
+            std::thread::sleep(SHORT / 20);
+        }
+        leave(run.path(), |_| {});
+        let (taken, started) = (fs::read(&path).unwrap(), Instant::now());
+        while holder.try_wait().unwrap().is_none() && started.elapsed() < 25 * SHORT {
+            std::thread::sleep(SHORT / 20);
+        }
+        let _ = holder.kill();
+        let output = holder.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("another job"), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), taken);
     }
 
     #[test]

@@ -271,16 +271,34 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
         while now() == before && since.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(1));
         }
+        std::thread::sleep(Duration::from_millis(100));
     });
     comm.finish()?;
+    // In the second step the last rank is late: the means of the others take longer than their backward passes.
+    let late = comm.rank() + 1 == comm.size();
+    if late {
+        double.give(|| std::thread::sleep(Duration::from_millis(300)));
+    }
+    for buffer in &buffers {
+        comm.start_mean(buffer)?;
+    }
+    comm.finish()?;
     let trace = comm.take_trace()?.expect("a trace");
-    assert_eq!((trace.reductions.len(), trace.backward_ends_ms.len()), (2, 1));
+    assert_eq!((trace.reductions.len(), trace.backward_ends_ms.len()), (4, 2));
     let end = trace.backward_ends_ms[0];
-    for (number, reduction) in trace.reductions.iter().enumerate() {
+    for (number, reduction) in trace.reductions[..2].iter().enumerate() {
         assert_eq!(reduction.step, 0);
         assert!(reduction.from_ms >= 90.0 * (number + 1) as f64, "{number} began too early: {trace:?}");
-        assert!(reduction.from_ms < end && reduction.from_ms <= reduction.to_ms, "no overlap: {trace:?}");
+        assert!(reduction.to_ms + 90.0 <= end, "no overlap: {trace:?}");
     }
+    for reduction in &trace.reductions {
+        // The double begins a piece of work 1 ms late.
+        assert!(reduction.from_ms + 0.9 <= reduction.to_ms, "in no time: {trace:?}");
+    }
+    let [first, second] = &trace.reductions[2..] else { unreachable!("4 in all") };
+    assert_eq!([first.step, second.step], [1, 1]);
+    assert!(second.from_ms >= first.to_ms, "two at once: {trace:?}");
+    assert!(late || first.to_ms >= trace.backward_ends_ms[1] + 100.0, "backward waited: {trace:?}");
     comm.barrier()
 }
 

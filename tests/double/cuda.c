@@ -216,16 +216,19 @@ int cuDeviceGetName(char *name, int length, int device) {
     return SUCCESS;
 }
 
+/* Cards differ, so that a context on the wrong one shows. */
+static size_t memory_of(int device) { return (size_t)(80 + device) << 30; }
+
 int cuDeviceTotalMem_v2(size_t *bytes, int device) {
     FAULT("cuDeviceTotalMem", LAUNCH_FAILED);
-    (void)device;
-    *bytes = (size_t)80 << 30;
+    *bytes = memory_of(device);
     return SUCCESS;
 }
 
 int cuDeviceGetUuid_v2(char *uuid, int device) {
     FAULT("cuDeviceGetUuid", LAUNCH_FAILED);
-    memset(uuid, 0xd0 + device, 16);
+    memset(uuid, 0xd0, 16);
+    uuid[15] += device;
     return SUCCESS;
 }
 
@@ -249,9 +252,11 @@ int cuCtxSetCurrent(void *context) {
 
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
     FAULT("cuMemGetInfo", LAUNCH_FAILED);
-    *total = (size_t)80 << 30;
-    *free = *total / 2;
-    return current ? SUCCESS : INVALID_CONTEXT;
+    if (!current)
+        return INVALID_CONTEXT;
+    *total = memory_of(current - 1);
+    *free = *total / 4;
+    return SUCCESS;
 }
 
 struct copy {

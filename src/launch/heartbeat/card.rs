@@ -166,6 +166,7 @@ fn addresses() -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn a_card_survives_its_bytes() {
@@ -186,9 +187,17 @@ mod tests {
             Card { pid: child.id() as i32, born: born(child.id() as i32).unwrap(), ..Card::here("", 0) };
         // The pid of today, the birth of another process.
         Card { born: card.born - 1, ..card.clone() }.kill();
+        // The same numbers on another machine.
+        Card { machine: !card.machine, ..card.clone() }.kill();
+        std::thread::sleep(Duration::from_millis(200));
         assert!(child.try_wait().unwrap().is_none());
         card.kill();
+        // It has ended, though nobody has asked about it.
+        let killed = Instant::now();
+        while born(card.pid).is_some() {
+            assert!(killed.elapsed() < Duration::from_secs(10), "it lives");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         assert!(!child.wait().unwrap().success());
-        assert_eq!(born(child.id() as i32), None);
     }
 }

@@ -127,7 +127,7 @@ impl Link {
 mod tests {
     use super::*;
     use std::net::TcpListener;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     fn pair() -> (Link, Link) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn beats_do_not_pile_up_for_one_who_does_not_read() {
-        let (mut one, _other) = pair();
+        let (mut one, mut other) = pair();
         let many = vec![beat(1); 10_000];
         while one.outbox.is_empty() {
             one.send(&many);
@@ -184,7 +184,22 @@ mod tests {
         let left = one.outbox.len();
         one.send(&many);
         assert!(one.outbox.len() <= left);
-        one.send(&[Frame { kind: Kind::End, ..beat(1) }]);
+        let end = Frame { kind: Kind::End, ..beat(1) };
+        one.send(&[end]);
         assert!(one.outbox.len() <= left + FRAME);
+        // Once it reads, it gets every beat that was begun, and the end.
+        let (mut last, started) = (beat(1), Instant::now());
+        while last != end {
+            assert!(started.elapsed() < Duration::from_secs(20), "the end never came");
+            one.send(&[]);
+            std::thread::sleep(Duration::from_millis(1));
+            let heard = other.read();
+            assert!(!heard.closed);
+            for frame in heard.frames {
+                assert_eq!(last, beat(1));
+                assert!(frame == beat(1) || frame == end, "{frame:?}");
+                last = frame;
+            }
+        }
     }
 }
