@@ -66,15 +66,30 @@ pub fn torch_seeded<T>(seed: u64, draw: impl FnOnce() -> T) -> T {
 mod tests {
     use super::*;
     use rand::Rng;
+    use std::sync::Barrier;
     use std::thread;
+    use std::time::Duration;
     use tch::{Tensor, kind};
 
     #[test]
     fn threads_take_turns_at_the_generator_of_libtorch() {
-        let draw = || torch_seeded(3, || [(); 50].map(|()| Tensor::rand([10], kind::DOUBLE_CPU)));
-        let alone = draw();
+        let begun = Barrier::new(4);
+        let draw = |pause| {
+            torch_seeded(3, || {
+                [(); 20].map(|()| {
+                    // Time for another thread to come between two draws.
+                    thread::sleep(pause);
+                    Tensor::rand([10], kind::DOUBLE_CPU)
+                })
+            })
+        };
+        let alone = draw(Duration::ZERO);
+        let together = || {
+            begun.wait();
+            draw(Duration::from_millis(1))
+        };
         let all = thread::scope(|scope| {
-            let others: Vec<_> = (0..4).map(|_| scope.spawn(draw)).collect();
+            let others: Vec<_> = (0..4).map(|_| scope.spawn(together)).collect();
             others.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
         });
         for drawn in all {

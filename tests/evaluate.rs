@@ -135,6 +135,8 @@ fn drop_path_and_the_auxiliary_head_are_trained_with() {
     );
     let head = low - 0.1 * auxiliary[0];
     assert!((1.0..2.5).contains(&head), "{head}");
+    // A head of its own: the same twice would add up as well.
+    assert!((head - auxiliary[0]).abs() > 1e-3, "{head} {auxiliary:?}");
 }
 
 #[test]

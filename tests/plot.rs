@@ -95,6 +95,15 @@ fn the_numbers_of_a_run() {
     // 99 gaps: a quarter is at 24.75, the half at 49.5.
     assert!((drawn[1].lower_quartile - (0.25 * accuracies[24] + 0.75 * accuracies[25])).abs() < 1e-9);
     assert!((drawn[1].median - (accuracies[49] + accuracies[50]) / 2.0).abs() < 1e-9);
+    let [least, largest] = [accuracies[0], accuracies[99]];
+    let told = format!("epoch   2: chosen 60.00 %, drawn {least:.2} to {largest:.2} %, quartiles ");
+    assert!(least < largest && trajectory.text().contains(&told), "{told} {}", trajectory.text());
+}
+
+/// Pixels of the colour of what was selected in the bytes of a PNG file.
+fn orange(bytes: &[u8]) -> usize {
+    let pixels = image::load_from_memory(bytes).unwrap().into_rgb8();
+    pixels.pixels().filter(|p| p.0[0] > 180 && p.0[2] < 60).count()
 }
 
 #[test]
@@ -103,18 +112,23 @@ fn a_running_search_is_drawn_as_far_as_it_is() {
     let table = Table::open(&table(folder.path())).unwrap();
     let read = |run: &Path| Trajectory::read(run, &table, Dataset::Cifar10, 100, 0);
     let whole = read(&write_run(folder.path(), &lines())).unwrap();
-    let run = write_run(folder.path(), &lines()[..3]);
-    let mut text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    text += "{\"event\":\"epoch\",\"stage\":1,\"ep";
-    fs::write(run.join("metrics.jsonl"), text).unwrap();
-    let begun = read(&run).unwrap();
-    assert_eq!(begun.epochs, whole.epochs[..1], "the same draws as when it has ended");
-    let picture = svg(&begun, Path::new("f.svg")).unwrap();
-    assert!(
-        picture.contains("k = 4, 5 operations") && !picture.contains("stage"),
-        "one stage needs no number"
-    );
-    png(&begun, Path::new("f.png")).unwrap();
+    // The first epoch has ended; the second stage has begun.
+    for (num_lines, num_epochs) in [(3, 1), (5, 2)] {
+        let run = write_run(folder.path(), &lines()[..num_lines]);
+        let mut text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        text += "{\"event\":\"epoch\",\"stage\":1,\"ep";
+        fs::write(run.join("metrics.jsonl"), text).unwrap();
+        let begun = read(&run).unwrap();
+        assert_eq!(begun.epochs, whole.epochs[..num_epochs], "the same draws as when it has ended");
+        let picture = svg(&begun, Path::new("f.svg")).unwrap();
+        assert!(
+            picture.contains("k = 4, 5 operations") && !picture.contains("stage"),
+            "one stage needs no number"
+        );
+        // More than the legend's piece, though a lone epoch has no extent.
+        let drawn = orange(&png(&begun, Path::new("f.png")).unwrap());
+        assert!(drawn > 1000, "the line of what was selected, {drawn} pixels");
+    }
 }
 
 /// The record as a search writes it has what is read here.
@@ -167,18 +181,22 @@ fn what_cannot_be_drawn_is_said() {
         assert_eq!(error.lines().count(), 1, "{error}");
         error.replace(path.to_str().unwrap(), "METRICS")
     };
-    let another_space = json!([vec![[0.0; 7]; 14], vec![[0.0; 7]; 14]]);
+    let expected = "METRICS: line 1: one table of 6 edges and 5 operations expected";
+    for another_space in [
+        json!([vec![[0.0; 7]; 14], vec![[0.0; 7]; 14]]),
+        json!([vec![[0.0; 5]; 6], vec![[0.0; 5]; 6]]),
+        json!([vec![[0.0; 5]; 7]]),
+        json!([vec![[0.0; 6]; 6]]),
+    ] {
+        let error = refusal(&[epoch(1, 1, another_space)], "");
+        assert!(error.starts_with(expected), "{error}");
+    }
     let mut masked = epoch(1, 1, eta(0, 0.0, 0.0));
     masked["masks"] = json!([vec![[false; 5]; 6]]);
     let without = json!({"event": "epoch", "stage": 1, "epoch": 1, "step": 1});
     for (lines, text, what) in [
         (&lines()[..2], "", "METRICS: no epoch has ended yet"),
         (&[without], "", "METRICS: none of its 1 epochs holds eta"),
-        (
-            &[epoch(1, 1, another_space)],
-            "",
-            "METRICS: line 1: one table of 6 edges and 5 operations expected",
-        ),
         (&[masked], "", "METRICS: line 1: an edge has no operation left"),
         (&[epoch(1, 1, json!([vec![[None::<f64>; 5]; 6]]))], "", "not finite"),
         (&[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))], "", "line 2: epoch 2 comes after"),
@@ -213,7 +231,7 @@ fn the_command_writes_both_pictures() {
     let (code, said, error) = plot(&["--table", table]);
     assert_eq!(code, Some(0), "{error}");
     assert!(said.starts_with(
-        "CIFAR-100 test accuracy, 100 architectures drawn at every epoch (best of the space 81.00 %"
+        "CIFAR-100 test accuracy, 100 architectures drawn at every epoch (best of the space 81.00 %, its median 41.00 %)\n"
     ));
     assert!(
         said.contains("\nepoch   3: chosen 81.00 %, drawn 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
@@ -221,9 +239,17 @@ fn the_command_writes_both_pictures() {
     );
     assert!(run.join("trajectory-cifar100.svg").exists() && run.join("trajectory-cifar100.png").exists());
 
+    fs::write(run.join("config.toml"), "[model]\nnum_classes = 120\n").unwrap();
+    let (code, _, error) = plot(&["--table", table]);
+    assert!(code == Some(1) && error.contains("no column \"in16_test_200\""), "{error}");
+
     let out = folder.path().join("figures/v1.2.svg");
-    let (code, _, error) = plot(&["--dataset", "cifar10", "--out", out.to_str().unwrap(), "--table", table]);
-    assert_eq!(code, Some(0), "{error}");
+    // With the ending or without, the same two files.
+    for out in [&out, &out.with_extension("")] {
+        let (code, _, error) =
+            plot(&["--dataset", "cifar10", "--out", out.to_str().unwrap(), "--table", table]);
+        assert_eq!(code, Some(0), "{error}");
+    }
     let picture = fs::read_to_string(&out).unwrap();
     assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"));
     for text in [
@@ -240,12 +266,12 @@ fn the_command_writes_both_pictures() {
     ] {
         assert!(picture.contains(text), "{text} is not in the picture");
     }
-    assert!(picture.matches("<polygon").count() >= 2, "range and quartiles");
+    assert_eq!(picture.matches("<polygon").count(), 4, "range and quartiles, in both frames");
     let bytes = fs::read(folder.path().join("figures/v1.2.png")).unwrap();
     let pixels = image::load_from_memory(&bytes).unwrap().into_rgb8();
     assert_eq!(pixels.dimensions().0, 1720);
-    let orange = pixels.pixels().filter(|p| p.0[0] > 180 && p.0[2] < 60).count();
-    assert!(orange > 500, "the line of what was selected, {orange} pixels");
+    let orange = orange(&bytes);
+    assert!(orange > 1000, "the line of what was selected, {orange} pixels");
     assert!(pixels.pixels().filter(|p| p.0 == [255; 3]).count() > pixels.len() / 3 / 4, "white behind all");
     assert_eq!(fs::read_dir(folder.path().join("figures")).unwrap().count(), 2, "no temporary file stays");
 }

@@ -94,8 +94,10 @@ fn the_number_of_ranks_does_not_show_in_either_order() {
     assert_same_end(&searched(2, "two-second", &second), &one_second);
     let (plain, kl) = (one.of_steps("loss"), searched(0, "one-kl", &kl).of_steps("loss"));
     let second = one_second.of_steps("loss");
+    // KL takes the place of the weight decay, which is gone as well.
+    let free = searched(0, "one-free", &["--set", "eta.weight_decay=0"]).of_steps("loss");
     assert!(
-        plain != kl && kl != second,
+        plain != kl && kl != free && kl != second,
         "the virtual step makes another search, and so does the regulariser"
     );
     // Until eta moves they are the same.

@@ -173,7 +173,6 @@ fn one_draw_serves_all_passes_and_statistics_stay() {
     // Nothing is drawn inside: the same twice.
     assert!(scene.grad(LR, LENGTH).equal(&scene.grad(LR, LENGTH)));
     // Running statistics move with the pass at the real weights, as in any training pass, and with no other.
-    let moved = scene.net.params.export_running(1);
     let other = Scene::new(SearchSpace::NasBench201, 2);
     for _ in 0..2 {
         for (local, share) in other.shares.iter().enumerate() {
@@ -181,6 +180,8 @@ fn one_draw_serves_all_passes_and_statistics_stay() {
             other.net.forward(&share.train.0, &theta, local);
         }
     }
-    let expected = other.net.params.export_running(1);
-    assert!(moved.iter().all(|(name, tensor)| tensor.equal(&expected[name])));
+    for local in 0..2 {
+        let [moved, expected] = [&scene, &other].map(|scene| scene.net.params.export_running(local));
+        assert!(moved.iter().all(|(name, tensor)| tensor.equal(&expected[name])), "replica {local}");
+    }
 }

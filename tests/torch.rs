@@ -9,6 +9,7 @@ use drnas_dist::random::{Purpose, stream};
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
 use rand::RngExt;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
@@ -49,8 +50,9 @@ fn config(space: SearchSpace, precision: Precision) -> EvaluateConfig {
     // Gradients are of length 5 to 20 here: some are clipped, some are not.
     config.evaluate.grad_clip = 10.0;
     // The published rate. In float32 a small one: a rounding flips a ReLU in every other step, that moves the weights by the
-    // rate times one pixel's gradient, and so on: at the published rate any two float32 programs are apart in the third
-    // digit after these steps.
+    // rate times one pixel's gradient, and so on. At the published rate PyTorch's own float32 comes to be 6e-2 (CIFAR) and
+    // 7e-2 (ImageNet) off its float64 in the weights and statistics, 0.15 and 0.85 in the logits; this program 6e-2 and
+    // 1e-1, 0.3 and 0.9. At the small one: see `float32_on_imagenet`. Measured by `float32_beside_float64_of_pytorch`.
     config.weights.lr = if precision == Precision::Fp64 { 0.025 } else { 2e-5 };
     config.weights.warmup_epochs = 2;
     config.check().unwrap();
@@ -64,14 +66,13 @@ fn error(ours: &Tensor, theirs: &Tensor) -> f64 {
     (ours - &theirs).norm().double_value(&[]) / theirs.norm().double_value(&[]).max(1e-30)
 }
 
-fn compare(space: SearchSpace, precision: Precision, tolerance: f64) {
+/// A network in the middle of a training, images [B, N, 3, px, px] and labels [B, N] for it, drawn by `seed`; the same in
+/// `folder` for tests/python/steps.py.
+fn scene(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tensor, Tensor) {
     tch::set_num_threads(1);
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    let config = config(space, precision);
     let genotype = Genotype::read(GENOTYPE).unwrap();
-    let (kind, px, n) = (precision.weights(), config.data.px, config.evaluate.global_batch);
-    let mut random = stream(3, Purpose::Demo, &[]);
+    let (kind, px, n) = (config.precision.weights(), config.data.px, config.evaluate.global_batch);
+    let mut random = stream(seed, Purpose::Demo, &[]);
     // Coarse pictures: of fine noise the heads see the same mean in every image, and a batch norm over a few nearly equal
     // values makes rounding large.
     let tile = px / 4;
@@ -84,85 +85,149 @@ fn compare(space: SearchSpace, precision: Precision, tolerance: f64) {
     let images = (images + fine).to_kind(kind);
     let labels: Vec<i64> = (0..BATCHES * n).map(|_| random.random_range(0..7)).collect();
     let labels = Tensor::from_slice(&labels).view([BATCHES, n]);
-    let mut evaluation = Evaluation::new(&config, &genotype, STEPS_PER_EPOCH, 0..1, Device::Cpu);
+    let evaluation = Evaluation::new(config, &genotype, STEPS_PER_EPOCH, 0..1, Device::Cpu);
     // Statistics as they are after some steps: with the initial ones activations fade and the logits are the last bias.
     for pass in 0..12 {
         tch::no_grad(|| drop(evaluation.net().forward(&images.get(pass % BATCHES), None, 0)));
     }
     let mut exported = evaluation.net().params.export(|bucket| &bucket.weights);
     exported.extend(evaluation.net().params.export_running(0));
-    export(&config, &genotype, &exported, "a test".into(), &path("export")).unwrap();
+    export(config, &genotype, &exported, "a test".into(), &folder.join("export")).unwrap();
 
-    Tensor::write_safetensors(&[("images", &images), ("labels", &labels)], path("batches.safetensors"))
-        .unwrap();
+    Tensor::write_safetensors(
+        &[("images", &images), ("labels", &labels)],
+        folder.join("batches.safetensors"),
+    )
+    .unwrap();
     let lr: Vec<f64> = (0..STEPS as u64).map(|step| evaluation.lr(step / STEPS_PER_EPOCH)).collect();
     let settings = serde_json::json!({
         "momentum": config.weights.momentum, "weight_decay": config.weights.weight_decay,
         "grad_clip": config.evaluate.grad_clip, "label_smoothing": config.evaluate.label_smoothing,
         "auxiliary_weight": config.evaluate.auxiliary_weight, "lr": lr,
     });
-    std::fs::write(path("settings.json"), settings.to_string()).unwrap();
+    std::fs::write(folder.join("settings.json"), settings.to_string()).unwrap();
 
+    (evaluation, images, labels)
+}
+
+/// What PyTorch makes of `folder`; `None` where there is none.
+fn steps_of_torch(folder: &Path, more: &[&str]) -> Option<BTreeMap<String, Tensor>> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/steps.py");
-    let Some(output) = torch(&[&script, folder.path()]) else { return };
+    let more = more.iter().map(Path::new);
+    let output = torch(&[script.as_path(), folder].into_iter().chain(more).collect::<Vec<_>>())?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let theirs: std::collections::BTreeMap<String, Tensor> =
-        Tensor::read_safetensors(path("torch.safetensors")).unwrap().into_iter().collect();
-    let counted: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(path("torch.json")).unwrap()).unwrap();
-    assert_eq!(counted["parameters"], evaluation.net().num_parameters());
-    assert_eq!(counted["multiply_adds"], evaluation.net().multiply_adds());
+    Some(Tensor::read_safetensors(folder.join("torch.safetensors")).unwrap().into_iter().collect())
+}
 
+/// The steps of this program, with the names of tests/python/steps.py.
+fn steps(evaluation: &mut Evaluation, images: &Tensor, labels: &Tensor) -> BTreeMap<String, Tensor> {
     let logits = |evaluation: &Evaluation| tch::no_grad(|| evaluation.net().logits(&images.get(0), 0));
-    let before = error(&logits(&evaluation), &theirs["logits.before"]);
-    println!("{space:?} {precision}: exported logits differ by {before:.1e}");
-    assert!(before < 1e-5_f64.min(tolerance), "{before}");
-
+    let before = logits(evaluation);
     let mut losses = Vec::new();
     for step in 0..STEPS as i64 {
         let batch = |_: &mut _, _: &mut _| Ok((images.get(step % BATCHES), labels.get(step % BATCHES)));
         let outcome = evaluation.train_on(batch, &Solo).unwrap();
         losses.push(outcome.weights[0].double_value(&[0]));
     }
-    let losses = error(&Tensor::from_slice(&losses), &theirs["losses"]);
-    let mut weights = evaluation.net().params.export(|bucket| &bucket.weights);
-    weights.extend(evaluation.net().params.export_running(0));
-    let of_torch: Vec<&String> = theirs.keys().filter(|name| name.starts_with("after/")).collect();
-    assert_eq!(weights.len(), of_torch.len(), "a tensor is not compared");
-    let all = |name: &dyn Fn(&str) -> Tensor| {
-        Tensor::cat(
-            &weights.keys().map(|key| name(key).to_kind(Kind::Double).flatten(0, -1)).collect::<Vec<_>>(),
-            0,
-        )
+    let mut after = evaluation.net().params.export(|bucket| &bucket.weights);
+    after.extend(evaluation.net().params.export_running(0));
+    let after = after.into_iter().map(|(name, tensor)| (format!("after/{name}"), tensor));
+    let numbers = [
+        ("logits.before", before),
+        ("losses", Tensor::from_slice(&losses)),
+        ("logits.after", logits(evaluation)),
+    ];
+    numbers.map(|(name, tensor)| (name.to_string(), tensor)).into_iter().chain(after).collect()
+}
+
+/// How far apart two programs are: logits before, losses, weights and statistics as one tensor, logits after.
+fn distances(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>) -> [f64; 4] {
+    assert!(ours.keys().eq(theirs.keys()), "a tensor is not compared");
+    let after = |all: &BTreeMap<String, Tensor>| {
+        let after = all.iter().filter(|(name, _)| name.starts_with("after/"));
+        let flat: Vec<Tensor> = after.map(|(_, x)| x.to_kind(Kind::Double).flatten(0, -1)).collect();
+        Tensor::cat(&flat, 0)
     };
-    let ours = all(&|key| weights[key].shallow_clone());
-    let weights = error(&ours, &all(&|key| theirs[&format!("after/{key}")].shallow_clone()));
-    let after = error(&logits(&evaluation), &theirs["logits.after"]);
+    let off = |name: &str| error(&ours[name], &theirs[name]);
+    [off("logits.before"), off("losses"), error(&after(ours), &after(theirs)), off("logits.after")]
+}
+
+/// `tolerance`: of losses, and of weights and statistics; `logits`: of the logits after all steps.
+fn compare(space: SearchSpace, precision: Precision, channels_last: bool, [tolerance, logits]: [f64; 2]) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = EvaluateConfig { channels_last, ..config(space, precision) };
+    let (mut evaluation, images, labels) = scene(&config, 3, folder.path());
+    let Some(theirs) = steps_of_torch(folder.path(), &[]) else { return };
+    let counted = std::fs::read_to_string(folder.path().join("torch.json")).unwrap();
+    let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
+    assert_eq!(counted["parameters"], evaluation.net().num_parameters());
+    assert_eq!(counted["multiply_adds"], evaluation.net().multiply_adds());
+
+    let ours = steps(&mut evaluation, &images, &labels);
+    let [before, losses, weights, after] = distances(&ours, &theirs);
+    println!("{space:?} {precision}: exported logits differ by {before:.1e}");
     println!(
         "after {STEPS} steps losses differ by {losses:.1e}, weights and statistics by {weights:.1e}, logits by {after:.1e}"
     );
-    // The logits are what a network makes of its weights' and statistics' rounding.
-    for (found, allowed) in [(losses, tolerance), (weights, tolerance), (after, 10.0 * tolerance)] {
+    assert!(before < 1e-5_f64.min(tolerance), "{before}");
+    for (found, allowed) in [(losses, tolerance), (weights, tolerance), (after, logits)] {
         assert!(found < allowed, "{found}, allowed {allowed}");
     }
 }
 
 #[test]
 fn float64_on_cifar() {
-    compare(SearchSpace::DartsCifar, Precision::Fp64, 1e-9);
+    compare(SearchSpace::DartsCifar, Precision::Fp64, true, [1e-9; 2]);
 }
 
 #[test]
 fn float32_on_cifar() {
-    compare(SearchSpace::DartsCifar, Precision::Fp32, 1e-4);
+    compare(SearchSpace::DartsCifar, Precision::Fp32, true, [1e-4; 2]);
 }
 
 #[test]
 fn float64_on_imagenet() {
-    compare(SearchSpace::DartsImagenet, Precision::Fp64, 1e-9);
+    compare(SearchSpace::DartsImagenet, Precision::Fp64, true, [1e-9; 2]);
 }
 
 #[test]
 fn float32_on_imagenet() {
-    compare(SearchSpace::DartsImagenet, Precision::Fp32, 1e-4);
+    compare(SearchSpace::DartsImagenet, Precision::Fp32, false, [1e-4; 2]);
+    // Channels last, libtorch's batch norm on a CPU sums in float32 (channels first in float64): the running variances over
+    // 8 x 112 x 112 values are off by 2e-5. For six draws of images the logits come to be 3e-7 to 3e-5 off PyTorch's float64
+    // in PyTorch's float32, 2e-5 to 1e-4 here, and 9e-7 to 3e-5 here channels first.
+    compare(SearchSpace::DartsImagenet, Precision::Fp32, true, [1e-4, 1e-3]);
+}
+
+/// No test: how far this program's float32, and PyTorch's own, come to be from PyTorch's float64, for a few draws of images.
+/// `cargo test --release --test torch -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn float32_beside_float64_of_pytorch() {
+    for (space, lr) in [2e-5, 0.025]
+        .into_iter()
+        .flat_map(|lr| [SearchSpace::DartsImagenet, SearchSpace::DartsCifar].map(|space| (space, lr)))
+    {
+        for seed in 3..9 {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = config(space, Precision::Fp32);
+            config.weights.lr = lr;
+            let (mut evaluation, images, labels) = scene(&config, seed, folder.path());
+            let Some(long) = steps_of_torch(folder.path(), &["float64"]) else { return };
+            let short = steps_of_torch(folder.path(), &[]).unwrap();
+            let ours = steps(&mut evaluation, &images, &labels);
+            config.channels_last = false;
+            let (mut evaluation, images, labels) = scene(&config, seed, folder.path());
+            let first = steps(&mut evaluation, &images, &labels);
+            for (name, short) in
+                [("PyTorch", short), ("this program", ours), ("this program, channels first", first)]
+            {
+                let [_, losses, weights, logits] = distances(&short, &long);
+                println!(
+                    "{space:?} rate {lr} images {seed}, {name}: losses {losses:.1e}, weights and statistics {weights:.1e}, \
+                     logits {logits:.1e}"
+                );
+            }
+        }
+    }
 }

@@ -328,6 +328,9 @@ fn dealt(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Evaluate, Model, Weights};
+    use crate::random::torch_seeded;
+    use crate::space::SearchSpace;
 
     #[test]
     fn the_best_is_the_first_of_equals() {
@@ -339,6 +342,43 @@ mod tests {
         assert!(!tests.add(tested(4, 6)));
         assert_eq!((tests.best.unwrap().epoch, tests.last.unwrap().epoch), (2, 4));
         assert_eq!(tests.best.unwrap().top1(), 0.7);
+    }
+
+    #[test]
+    fn every_step_and_replica_drops_its_own_paths() {
+        let mut config = EvaluateConfig::default();
+        config.model = Model { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
+        config.data.px = 16;
+        config.evaluate = Evaluate {
+            replicas: 2,
+            global_batch: 8,
+            epochs: 2,
+            auxiliary_weight: 0.0,
+            drop_path: 0.6,
+            ..config.evaluate
+        };
+        // The weights stay: what differs is what was dropped.
+        config.weights = Weights { lr: 1e-30, warmup_epochs: 0, ..config.weights };
+        let genotype = Genotype::read("DrNAS_cifar10").unwrap();
+        let images = torch_seeded(1, || Tensor::randn([4, 3, 16, 16], (Kind::Float, Device::Cpu)));
+        let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
+        // Two epochs of two steps; a loss for each step and replica.
+        let losses = |replicas: Range<usize>| -> Vec<f64> {
+            let mut evaluation = Evaluation::new(&config, &genotype, 2, replicas, Device::Cpu);
+            let step = |evaluation: &mut Evaluation| {
+                let batch = |_: &mut _, _: &mut _| Ok((images.shallow_clone(), labels.shallow_clone()));
+                evaluation.train_on(batch, &crate::comm::Solo).unwrap().weights
+            };
+            let all: Vec<Tensor> = (0..4).flat_map(|_| step(&mut evaluation)).collect();
+            all.iter().map(|numbers| numbers.double_value(&[0])).collect()
+        };
+        let both = losses(0..2);
+        assert!(both[..4].iter().all(|loss| *loss == both[0]), "{both:?}");
+        for (at, loss) in both.iter().enumerate().skip(4) {
+            assert!(!both[..at].contains(loss), "{both:?}");
+        }
+        // Whoever computes it.
+        assert_eq!(losses(1..2), [both[1], both[3], both[5], both[7]]);
     }
 
     #[test]

@@ -163,6 +163,8 @@ mod tests {
         let double = pasted.replace('\'', "\"").replace("range(2,\n    6)", "[2, 3, 4, 5,]");
         assert!(double.contains("[2, 3, 4, 5,]"));
         assert_eq!(Genotype::read(&double).unwrap(), genotype);
+        let json = serde_json::to_string(&genotype).unwrap();
+        assert_eq!(Genotype::read(&format!("\n  {json}\n")).unwrap(), genotype);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("genotype.txt");
         std::fs::write(&file, &pasted).unwrap();

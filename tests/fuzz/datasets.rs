@@ -129,7 +129,8 @@ fn ask(path: &Path) -> Result<()> {
         table.median(column);
     }
     for code in [0, 1, 15_624] {
-        table.row(&Architecture::from_code(code).unwrap());
+        let row = table.row(&Architecture::from_code(code).unwrap());
+        (0..table.columns().len()).for_each(|column| drop(row.text(column)));
     }
     Ok(())
 }
@@ -168,8 +169,10 @@ fn nb201_table() {
             if sealed {
                 reseal(&mut file);
             }
-            fs::write(&path, file).unwrap();
-            ask(&path)
+            fs::write(&path, &file).unwrap();
+            let asked = ask(&path);
+            assert!(sealed || asked.is_err() || file == good, "the checksum is not looked at");
+            asked
         });
     }
 }

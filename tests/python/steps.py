@@ -1,4 +1,6 @@
-"""Training steps and logits of an exported network by PyTorch itself: steps.py FOLDER.
+"""Training steps and logits of an exported network by PyTorch itself: steps.py FOLDER [float64].
+
+With float64 all is computed in that, from the same numbers, whatever kind the export has.
 
 FOLDER/export is what `drnas-dist export` writes. FOLDER/batches.safetensors: `images` [B, N, 3, px, px], `labels`
 [B, N], used in turn. FOLDER/settings.json: momentum, weight_decay, grad_clip, label_smoothing, auxiliary_weight, and
@@ -38,6 +40,8 @@ settings = json.loads((folder / "settings.json").read_text())
 batches = read_safetensors(folder / "batches.safetensors")
 images, labels = batches["images"], batches["labels"]
 net = load(folder / "export")
+if sys.argv[2:] == ["float64"]:
+    images, net = images.double(), net.double()
 
 # Multiply-adds: of each convolution and linear layer, on the maps that it really makes.
 adds = []
