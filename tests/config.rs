@@ -171,11 +171,17 @@ fn each_check_has_its_line() {
         ("eta.betas=[0.5,1.0]".into(), "eta.betas must be in [0, 1)"),
         ("run.log_every=0".into(), "run.log_every must be 1 or more"),
         ("run.time_limit_s=0".into(), "run.time_limit_s must be above 0"),
+        ("run.heartbeat_s=0.5".into(), "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600"),
     ] {
         let error = refusal("", &[&set]);
         assert!(error.contains(expected), "{set}: {error}");
         assert!(!error.contains('\n'), "{set}: {error}");
     }
+    let none = ["model.space=nas-bench-201", "model.layers=0"];
+    assert!(refusal("", &none).contains("model.layers must be 1 or more"));
+    // No file can hold it, a field can.
+    let seed = Config { seed: 1 << 63, ..Config::default() };
+    assert!(seed.check().unwrap_err().to_string().contains("the largest integer of TOML"));
     let odd = ["model.init_channels=3", "search.stage=[{k=1,ops_kept=7,epochs=20}]"];
     assert!(refusal("", &odd).contains("must be even"));
     let single = ["data.px=32", "search.global_batch=8"];
@@ -293,6 +299,8 @@ fn evaluations_are_checked() {
     refused(&["evaluate.epochs=0"], "evaluate.epochs = 0 must be in 1..=1000000");
     refused(&["evaluate.epochs=3"], "weights.warmup_epochs = 5 is above the 3 epochs");
     refused(&["evaluate.test_every=0"], "evaluate.test_every must be 1 or more");
+    refused(&["evaluate.test_batch=0"], "evaluate.test_batch = 0 must be in 1..=1048576");
+    refused(&["evaluate.lr_batch=-1"], "evaluate.lr_batch = -1 must be 0 (no scaling)");
     refused(
         &["data.px=64"],
         "leaves 2 x 2 pixels to the auxiliary head, which needs 7 x 7; use --set data.px=224",

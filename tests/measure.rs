@@ -66,6 +66,7 @@ fn the_same_steps_whatever_is_kept() {
 }
 
 /// Most memory that `bench` had, MiB.
+#[allow(clippy::zombie_processes, reason = "wait4 is a wait, and tells the memory")]
 fn peak_mib(config: &Path, more: &[&str]) -> f64 {
     let mut command = Command::new(env!("CARGO_BIN_EXE_drnas-dist"));
     command.args(["bench", "--warmup", "1", "--steps", "1", "--blocks", "1", "--weights-only"]);

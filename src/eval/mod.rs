@@ -346,8 +346,8 @@ mod tests {
 
     #[test]
     fn every_step_and_replica_drops_its_own_paths() {
-        let mut config = EvaluateConfig::default();
-        config.model = Model { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
+        let model = Model { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
+        let mut config = EvaluateConfig { model, ..EvaluateConfig::default() };
         config.data.px = 16;
         config.evaluate = Evaluate {
             replicas: 2,
