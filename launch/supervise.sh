@@ -57,14 +57,23 @@ fitting() {
     echo "$ranks"
 }
 
-# Cut off from a host, ranks end themselves and give the run folder back, but mpirun waits for its daemon there, for many
-# minutes. Ends the group of process $1 then.
+# Whether process $1 has a child that is no zombie. Where `ps` cannot say, it has.
+has_ranks() {
+    local all
+    all=$(ps -A -o ppid= -o stat=) || return 0
+    awk -v launcher="$1" '$1 == launcher && $2 !~ /^Z/ { found = 1 } END { exit !found }' <<<"$all"
+}
+
+# Ends the group of process $1, mpirun, when it stays without ranks. Cut off from a host, ranks end themselves and give the
+# run folder back, but mpirun waits for its daemon there, for many minutes. And the PMIx 5 of Open MPI 5 can lock itself up
+# for ever over a rank that ends in the middle of MPI_Init.
 end_lingering() {
     local locked='' lingers=0
     while sleep 1 >/dev/null 2>&1; do
-        if [ -e "$run/lock.json" ]; then
-            locked=1 lingers=0
-        elif [ -n "$locked" ] && [ $((lingers += 1)) -ge "$LINGER_S" ]; then
+        if [ -e "$run/lock.json" ]; then locked=1; fi
+        if has_ranks "$1" && { [ -z "$locked" ] || [ -e "$run/lock.json" ]; }; then
+            lingers=0
+        elif [ $((lingers += 1)) -ge "$LINGER_S" ]; then
             say "the ranks have ended, mpirun has not; it is ended"
             kill -KILL -- "-$1"
             return

@@ -490,23 +490,28 @@ fn a_full_or_read_only_disk_is_told_and_nothing_is_lost() {
     case.assert_whole(&output);
 }
 
-/// `launch/supervise.sh` with the search and a fault, at most 4 ranks. `supervisor` then holds its process, which has a
-/// group of its own, as on a terminal.
+/// `launch/supervise.sh` with the search and a fault, at most 4 ranks.
 fn supervised(case: &Case, plan: &str) -> Command {
-    let plain = case.command(3, Some(plan), &[]);
-    let mpirun = format!("{} --bind-to none", plain.get_program().to_str().unwrap());
+    let rank = format!("exec \"$0\" {}", RANK_PROGRAM.join(" "));
+    let mut command = supervised_ranks(&case.command(3, Some(plan), &[]));
+    command.args(["-c", &rank]).arg(std::env::current_exe().unwrap());
+    command
+}
+
+/// `launch/supervise.sh` with mpirun, folder and variables of `plain`, and `sh` as the ranks, whose arguments are to follow.
+/// `supervisor` then holds its process, which has a group of its own, as on a terminal.
+fn supervised_ranks(plain: &Command) -> Command {
     let mut command = Command::new("sh");
     for (name, value) in plain.get_envs() {
         if let Some(value) = value {
             command.env(name, value);
         }
     }
-    command.current_dir(&case.folder).process_group(0);
-    command.env("MPIRUN", mpirun).env("RANKS", "4").env("REPLICAS", "6").env("PAUSE_S", "0");
-    let rank = format!("exec \"$0\" {}", RANK_PROGRAM.join(" "));
-    command.args(["-c", "echo $$ >supervisor; exec \"$0\" run sh -c \"$1\" \"$2\""]);
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/supervise.sh")).arg(rank);
-    command.arg(std::env::current_exe().unwrap());
+    let mpirun = format!("{} --bind-to none", plain.get_program().to_str().unwrap());
+    command.env("MPIRUN", mpirun).env("RANKS", "4").env("REPLICAS", "6").env("PAUSE_S", "0").process_group(0);
+    command.current_dir(plain.get_current_dir().unwrap());
+    command.args(["-c", "echo $$ >supervisor; exec \"$0\" run sh \"$@\""]);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/supervise.sh"));
     command
 }
 
@@ -535,6 +540,21 @@ fn a_supervised_run_goes_on_by_itself_on_the_hosts_that_answer() {
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
         assert!(said(&output).contains(start), "{start}: {}", said(&output));
     }
+}
+
+/// An mpirun that hangs without ranks, before there is a run folder: a stopped one here, a locked-up one in life.
+#[test]
+fn an_mpirun_that_hangs_without_ranks_is_ended() {
+    let case = Case::new("no-ranks");
+    let mut command = supervised_ranks(&case.command(1, None, &[]));
+    command
+        .args(["-c", "kill -STOP $PPID; exit 1"])
+        .env("RANKS", "1")
+        .env("LINGER_S", "2")
+        .env("RESTARTS", "0");
+    let output = finish(command, LIMIT);
+    assert_eq!(output.status.code(), Some(137), "{}", said(&output));
+    assert!(said(&output).contains("the ranks have ended, mpirun has not"), "{}", said(&output));
 }
 
 /// Ctrl-C, or the end of the terminal, reaches every process in its foreground; mpirun would end the ranks at once.
