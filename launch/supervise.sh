@@ -24,6 +24,8 @@ set -euo pipefail
 run=$1
 shift
 say() { printf 'supervise: %s\n' "$*" >&2; }
+# shellcheck source=launch/linger.sh
+. "$(dirname "$0")/linger.sh"
 
 # The newest whole checkpoint's step, 0 if there is none.
 newest() {
@@ -36,7 +38,7 @@ newest() {
     echo "$step"
 }
 
-# HOST:SLOTS of what is left, one a line. Slurm: nodes of the allocation that are neither down nor drained.
+# HOST:SLOTS of what is left, one a line. Slurm takes lost nodes out of an allocation that it keeps (--no-kill).
 hosts() {
     local host
     if [ -n "$HOSTS" ]; then
@@ -45,7 +47,7 @@ hosts() {
             if $ALIVE "${host%%:*}" true </dev/null >/dev/null 2>&1; then echo "$host"; fi
         done
     elif [ -n "${SLURM_JOB_NODELIST:-}" ] && [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
-        sinfo -h -N -n "$SLURM_JOB_NODELIST" -t alloc,mix,comp,idle -o '%N' | sort -u |
+        scontrol show hostnames "$(squeue -h -j "$SLURM_JOB_ID" -o %N)" |
             sed "s/\$/:${SLURM_NTASKS_PER_NODE:-$((${SLURM_NTASKS:-1} / SLURM_JOB_NUM_NODES))}/"
     fi
 }
@@ -55,30 +57,6 @@ fitting() {
     local ranks=$1
     while [ "$ranks" -gt 1 ] && [ $((replicas % ranks)) -ne 0 ]; do ranks=$((ranks - 1)); done
     echo "$ranks"
-}
-
-# Whether process $1 has a child that is no zombie. Where `ps` cannot say, it has.
-has_ranks() {
-    local all
-    all=$(ps -A -o ppid= -o stat=) || return 0
-    awk -v launcher="$1" '$1 == launcher && $2 !~ /^Z/ { found = 1 } END { exit !found }' <<<"$all"
-}
-
-# Ends the group of process $1, mpirun, when it stays without ranks. Cut off from a host, ranks end themselves and give the
-# run folder back, but mpirun waits for its daemon there, for many minutes. And the PMIx 5 of Open MPI 5 can lock itself up
-# for ever over a rank that ends in the middle of MPI_Init.
-end_lingering() {
-    local locked='' lingers=0
-    while sleep 1 >/dev/null 2>&1; do
-        if [ -e "$run/lock.json" ]; then locked=1; fi
-        if has_ranks "$1" && { [ -z "$locked" ] || [ -e "$run/lock.json" ]; }; then
-            lingers=0
-        elif [ $((lingers += 1)) -ge "$LINGER_S" ]; then
-            say "the ranks have ended, mpirun has not; it is ended"
-            kill -KILL -- "-$1"
-            return
-        fi
-    done
 }
 
 child=
@@ -92,7 +70,7 @@ trap hand_on USR1 TERM INT HUP
 tries=0
 while :; do
     if [ -n "$asked" ]; then exit 75; fi
-    left=$(hosts)
+    left=$(hosts) || say "Slurm does not say which nodes are left; all are taken"
     slots=0
     list=
     for host in $left; do
@@ -120,7 +98,7 @@ while :; do
     # shellcheck disable=SC2086
     $MPIRUN ${list:+--host "$list"} -n "$ranks" "$@" --resume </dev/null &
     child=$!
-    end_lingering "$child" </dev/null &
+    end_lingering "$run" "$child" </dev/null &
     lingering=$!
     set +m
     code=0

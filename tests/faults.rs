@@ -546,15 +546,26 @@ fn a_supervised_run_goes_on_by_itself_on_the_hosts_that_answer() {
 #[test]
 fn an_mpirun_that_hangs_without_ranks_is_ended() {
     let case = Case::new("no-ranks");
-    let mut command = supervised_ranks(&case.command(1, None, &[]));
-    command
-        .args(["-c", "kill -STOP $PPID; exit 1"])
-        .env("RANKS", "1")
-        .env("LINGER_S", "2")
-        .env("RESTARTS", "0");
-    let output = finish(command, LIMIT);
-    assert_eq!(output.status.code(), Some(137), "{}", said(&output));
-    assert!(said(&output).contains("the ranks have ended, mpirun has not"), "{}", said(&output));
+    let mut supervised = supervised_ranks(&case.command(1, None, &[]));
+    supervised.args(["-c", "kill -STOP $PPID; exit 1"]).env("RANKS", "1").env("RESTARTS", "0");
+    let mut batch = Command::new("bash");
+    batch.args([
+        "-euc",
+        "run=$PWD/run; cd \"$0\"; . launch/slurm/common.sh; ranks 1; go \"$run\" sh -c \"$1\"",
+    ]);
+    batch.args([env!("CARGO_MANIFEST_DIR"), "kill -STOP $PPID; exit 1"]).current_dir(&case.folder);
+    at_home(&mut batch, &case.folder)
+        .env("LAUNCHER", "mpirun")
+        .env("RETRIES", "0")
+        .env("DRNAS_COMMAND", "...");
+    for (mut command, code) in [(supervised, 137), (batch, 1)] {
+        command.env("LINGER_S", "2");
+        let output = finish(command, LIMIT);
+        for line in ["the ranks have ended, mpirun has not", "exit code 137"] {
+            assert!(said(&output).contains(line), "{line}: {}", said(&output));
+        }
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+    }
 }
 
 /// Ctrl-C, or the end of the terminal, reaches every process in its foreground; mpirun would end the ranks at once.

@@ -51,7 +51,8 @@ impl<'a> Job<'a> {
         let output = format!("--output={}", log.display());
         let gpus = format!("--gpus-per-node={}", cluster.gpus);
         let options = [&["--cpus-per-task=1", &output, &gpus], options].concat();
-        let id = cluster.submit(&format!("launch/slurm/{script}"), &options, &settings, more);
+        let script = format!("launch/slurm/{script}");
+        let id = cluster.submit(&options, &settings, &[&[script.as_str()], more].concat());
         Job { cluster, id, log, run: bench.run(name) }
     }
 
@@ -240,6 +241,56 @@ fn scaling(cluster: &Cluster) {
     println!("{table}");
 }
 
+/// A node goes down for a while. Slurm puts a job of a batch script back into the queue; `supervise.sh` in a job that is
+/// kept (`--no-kill`) goes on with the node that is left.
+fn a_lost_node(cluster: &Cluster) {
+    let bench = Bench::get();
+    let node2_is = |state: &str| {
+        let state = format!("state={state}");
+        cluster.said("scontrol", &["update", "nodename=node2", &state, "reason=lost"]);
+    };
+    let more =
+        ["--set", "search.stage.2.epochs=6", "--set", "run.log_every=1", "--set", "run.checkpoint_every=2"];
+    let nodes = ["--nodes=2", "--ntasks-per-node=1", "--time=5"];
+
+    let job = Job::submit(cluster, "requeued", "search.sh", &nodes, "mpirun", &more);
+    job.after_steps(4);
+    node2_is("down");
+    cluster.wait("the queue", &job.log, || cluster.field(&job.id, "JobState") == "PENDING");
+    node2_is("resume");
+    job.completes(40);
+    for line in ["start 1 on node[1-2]", "resumed after step "] {
+        assert!(job.said().contains(line), "{line}: {}", job.said());
+    }
+
+    let path = |name: &str| bench.path(name).to_str().unwrap().to_owned();
+    let (run, log) = (path("kept"), bench.path("kept.log"));
+    let program = env!("CARGO_BIN_EXE_drnas-dist");
+    let (config, train, valid) = (path("search.toml"), path("train"), path("valid"));
+    let wrapped = format!(
+        "--wrap=launch/supervise.sh {run} {program} search-imagenet --config {config} --train {train} --valid {valid} \
+         --out {run} {}",
+        more.join(" ")
+    );
+    let output = format!("--output={}", log.display());
+    let options = [&["--no-kill", "--cpus-per-task=1", &output], &nodes[..]].concat();
+    let settings = BTreeMap::from([("PAUSE_S", "0".into())]);
+    let id = cluster.submit(&options, &settings, &[&wrapped]);
+    let job = Job { cluster, id, log, run: bench.run("kept") };
+    job.after_steps(4);
+    node2_is("down");
+    let state = cluster.ended(&job.id, &job.log);
+    node2_is("resume");
+    assert_eq!(state, "COMPLETED", "{}", job.said());
+    assert!(job.run.folder.join("finished.json").exists(), "{}", job.said());
+    for line in
+        ["start with 2 ranks on node1:1,node2:1, from step 0", "start with 1 ranks on node1:1, from step "]
+    {
+        assert!(job.said().contains(line), "{line}: {}", job.said());
+    }
+    println!("a lost node: requeued and finished; supervised, finished on what was left");
+}
+
 #[test]
 fn the_batch_scripts_under_slurm() {
     let cluster = match Cluster::start() {
@@ -265,4 +316,5 @@ fn the_batch_scripts_under_slurm() {
             scaling(cluster);
         });
     });
+    a_lost_node(cluster);
 }

@@ -17,6 +17,8 @@
 
 # shellcheck source=launch/env.sh
 . launch/env.sh
+# shellcheck source=launch/linger.sh
+. launch/linger.sh
 
 say() { printf '%(%F %T)T %s: %s\n' -1 "job ${SLURM_JOB_ID:-none}" "$*"; }
 
@@ -47,12 +49,16 @@ trap 'warned=1; say "warned by Slurm: the ranks write a checkpoint"; tell USR1' 
 trap 'ended=1; say "ended by Slurm: the newest checkpoint stays good"; tell TERM' TERM
 
 go() {
-    local run=$1 rc failures=0
+    local run=$1 rc failures=0 lingering=''
     shift
     say "start ${SLURM_RESTART_COUNT:-0} on ${SLURM_JOB_NODELIST:-this machine}: ${start[*]} $*"
     while true; do
         "${start[@]}" "$@" --out "$run" --resume &
         pid=$!
+        if [ "$LAUNCHER" = mpirun ]; then
+            end_lingering "$run" "$pid" &
+            lingering=$!
+        fi
         [ -z "$warned" ] || tell USR1
         rc=0
         wait "$pid" || rc=$?
@@ -62,6 +68,7 @@ go() {
             wait "$pid" || rc=$?
         done
         pid=''
+        [ -z "$lingering" ] || kill "$lingering" 2>/dev/null || true
         if [ -e "$run/finished.json" ]; then
             say "$run has finished"
             return

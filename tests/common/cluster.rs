@@ -126,21 +126,14 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Submits a script of the checkout as a user would; the number of the job. `options` are sbatch's, `settings` the
-    /// script's.
-    pub fn submit(
-        &self,
-        script: &str,
-        options: &[&str],
-        settings: &BTreeMap<&str, String>,
-        arguments: &[&str],
-    ) -> String {
+    /// Submits `job`, a script of the checkout and its arguments, as a user would; the number of the job. `options` are
+    /// sbatch's, `settings` the script's.
+    pub fn submit(&self, options: &[&str], settings: &BTreeMap<&str, String>, job: &[&str]) -> String {
         let program = Path::new(env!("CARGO_BIN_EXE_drnas-dist"));
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
         let path = std::env::var("PATH").unwrap_or_default();
         let output = (self.command("sbatch").current_dir(checkout).args(["--parsable"]).args(options))
-            .arg(script)
-            .args(arguments)
+            .args(job)
             .envs(settings)
             // As launch/env.sh finds the program; what killed ranks leave behind stays in the folder.
             .env("CARGO_TARGET_DIR", program.parent().unwrap().parent().unwrap())
@@ -150,7 +143,7 @@ impl Cluster {
             .env_remove("PRTE_MCA_rmaps_default_mapping_policy")
             .output()
             .unwrap();
-        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{job:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
