@@ -291,6 +291,20 @@ fn a_lost_node(cluster: &Cluster) {
     println!("a lost node: requeued and finished; supervised, finished on what was left");
 }
 
+/// Another job takes the nodes. Slurm warns the script, which puts its job back into the queue before the grace is over.
+fn a_pre_emption_is_survived(cluster: &Cluster) {
+    let nodes = ["--nodes=2", "--ntasks-per-node=1", "--time=5"];
+    let more = ["--set", "search.stage.2.epochs=6", "--set", "run.log_every=1"];
+    let job = Job::submit(cluster, "pre-empted", "search.sh", &nodes, "mpirun", &more);
+    job.after_steps(4);
+    let urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"];
+    let other = cluster.submit(&urgent, &BTreeMap::new(), &["--wrap=sleep 1"]);
+    assert_eq!(cluster.ended(&other, &job.log), "COMPLETED", "{}", job.said());
+    job.completes(40);
+    job.went_on_once();
+    println!("pre-emption: warned, requeued, finished");
+}
+
 #[test]
 fn the_batch_scripts_under_slurm() {
     let cluster = match Cluster::start() {
@@ -316,5 +330,6 @@ fn the_batch_scripts_under_slurm() {
             scaling(cluster);
         });
     });
+    a_pre_emption_is_survived(cluster);
     a_lost_node(cluster);
 }

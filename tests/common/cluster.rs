@@ -48,7 +48,11 @@ SlurmdTimeout=30
 SwitchType=switch/none
 NodeName=node1 NodeHostname=HOST NodeAddr=127.0.0.1 Port=PORT1 CPUs=8 RealMemory=1000 GPUS
 NodeName=node2 NodeHostname=HOST NodeAddr=127.0.0.1 Port=PORT2 CPUs=8 RealMemory=1000 GPUS
-PartitionName=test Nodes=node1,node2 Default=YES MaxTime=00:30:00 DefaultTime=00:05:00
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=test Nodes=node1,node2 Default=YES MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=node1,node2 MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=2
 ";
 
 impl Cluster {
@@ -99,7 +103,7 @@ impl Cluster {
             cluster.daemons.push(daemon.spawn().unwrap());
         }
         let start = Instant::now();
-        while cluster.said("sinfo", &["-h", "-N", "-t", "idle", "-o", "%N"]).lines().count() != 2 {
+        while cluster.said("sinfo", &["-h", "-N", "-p", "test", "-t", "idle", "-o", "%N"]).lines().count() != 2 {
             if start.elapsed() > Duration::from_secs(60) {
                 let log = |name| std::fs::read_to_string(cluster.path(name)).unwrap_or_default();
                 panic!("the nodes do not come up:\n{}\n{}", log("slurmctld.log"), log("slurmd.node1.log"));
