@@ -103,7 +103,8 @@ impl Cluster {
             cluster.daemons.push(daemon.spawn().unwrap());
         }
         let start = Instant::now();
-        while cluster.said("sinfo", &["-h", "-N", "-p", "test", "-t", "idle", "-o", "%N"]).lines().count() != 2 {
+        let idle = ["-h", "-N", "-p", "test", "-t", "idle", "-o", "%N"];
+        while cluster.said("sinfo", &idle).lines().count() != 2 {
             if start.elapsed() > Duration::from_secs(60) {
                 let log = |name| std::fs::read_to_string(cluster.path(name)).unwrap_or_default();
                 panic!("the nodes do not come up:\n{}\n{}", log("slurmctld.log"), log("slurmd.node1.log"));
