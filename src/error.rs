@@ -2,7 +2,7 @@
 
 mod chain;
 
-pub use chain::chain;
+pub use chain::{chain, panic_line};
 
 use crate::whereabouts::Whereabouts;
 use std::path::PathBuf;

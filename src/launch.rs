@@ -12,7 +12,7 @@ pub use signals::{INTERRUPTED, STOPPED};
 
 use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms, at_last, end_all, last_acts, say};
 use crate::cuda::{Card, Context};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_line};
 use crate::whereabouts;
 use device::Own;
 use heartbeat::Watch;
@@ -402,11 +402,7 @@ fn keeps_promise(promise: Option<(&'static str, usize)>, size: usize) -> Result<
 fn end_all_on_panic(rank: usize, host: String) {
     let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |panic| {
-        let payload = panic.payload();
-        let text = (payload.downcast_ref::<&str>().copied())
-            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no text")
-            .replace('\n', " ");
+        let text = panic_line(panic.payload());
         let at = panic.location().map_or(String::new(), |at| format!(" at {at}"));
         say(&format!("rank {rank} on {host}{}: panicked{at}: {text}", whereabouts::in_step()));
         let trace = std::backtrace::Backtrace::capture();

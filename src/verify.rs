@@ -12,7 +12,7 @@ mod supernet;
 
 pub use comparison::Finding;
 
-use crate::error::Result;
+use crate::error::{Error, Result, panic_line};
 use crate::net::params::{Named, Params};
 use crate::net::placement::Placement;
 use crate::net::tape::Tape;
@@ -20,6 +20,7 @@ use crate::precision::Precision;
 use crate::space::SearchSpace;
 use golden::{Golden, Listed};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use tch::{Device, Tensor};
 
@@ -51,7 +52,17 @@ impl fmt::Display for Findings {
 }
 
 /// Verifies one file by what it holds; networks compute as `placement` says. Local; needs no other rank.
+///
+/// Tensors that do not fit together make libtorch panic, in too many places for a check before each: a panic is an error of
+/// the file here. The panic hook has been called by then.
 pub fn verify(path: &Path, placement: Placement) -> Result<Findings> {
+    catch_unwind(AssertUnwindSafe(|| compare(path, placement))).unwrap_or_else(|panic| {
+        let what = format!("its parts do not fit together: {}", panic_line(&*panic));
+        Err(Error::Golden { path: path.display().to_string(), what })
+    })
+}
+
+fn compare(path: &Path, placement: Placement) -> Result<Findings> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.ends_with(".json") {
         let listed = Listed::read(path)?;

@@ -111,3 +111,21 @@ fn a_missing_file_is_named() {
     let error = text(&output.stderr);
     assert!(error.starts_with("error: read no/such.toml: "), "{error}");
 }
+
+/// A label that no class has: libtorch panics over it.
+#[test]
+fn a_golden_file_that_does_not_fit_is_told_in_one_line() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/nb201_stage1.safetensors");
+    let mut bytes = std::fs::read(golden).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let fields: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let label = header + fields["target"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[label] = 99;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("label.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    let output = drnas(&["verify", path.to_str().unwrap()]);
+    let what = "its parts do not fit together: Target 99 is out of bounds.";
+    assert_eq!(text(&output.stderr), format!("error: golden file {}: {what}\n", path.display()));
+    assert_eq!(output.status.code(), Some(1));
+}

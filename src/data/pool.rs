@@ -1,5 +1,6 @@
 //! `DecodePool`: worker threads that answer each job on a channel of its own, so that order needs no sorting.
 
+use crate::error::panic_line;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -43,10 +44,7 @@ impl DecodePool {
     pub fn submit<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Pending<T> {
         let (reply, answer) = bounded(1);
         let job = move || {
-            let outcome = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-                let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
-                text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
-            });
+            let outcome = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_line(&*panic));
             // Nobody waits any more when the loader was dropped.
             let _ = reply.send(outcome);
         };

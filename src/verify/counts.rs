@@ -40,6 +40,8 @@ pub fn counts(listed: &Listed) -> Result<Vec<Finding>> {
 fn shape_of(name: &str) -> Option<Shape> {
     let parts: Vec<&str> = name.split('-').collect();
     let [space, channels, layers, genotype] = parts[..] else { return None };
+    // Published: 48 channels, 20 cells. A damaged number builds no network that fills the memory.
+    let size = |text: &str| text.parse().ok().filter(|size| (1..=128).contains(size));
     let (space, num_classes, px) = match space {
         "imagenet" => (SearchSpace::DartsImagenet, 1000, 224),
         "cifar" => (SearchSpace::DartsCifar, 10, 32),
@@ -48,8 +50,8 @@ fn shape_of(name: &str) -> Option<Shape> {
     Some(Shape {
         space,
         genotype: Genotype::read(genotype).ok()?,
-        init_channels: channels.parse().ok()?,
-        layers: layers.parse().ok()?,
+        init_channels: size(channels)?,
+        layers: size(layers)? as usize,
         num_classes,
         px,
         auxiliary: true,

@@ -55,6 +55,18 @@ impl Golden {
         text.parse().map_err(|_| self.wrong(format!("setting '{key}' is '{text}', expected a number")))
     }
 
+    /// A setting that has to be a size of a network. Channels and classes are extents of tensors that are in the file, and a
+    /// cell has some: a damaged number builds no network that fills the memory.
+    pub fn size<T: TryFrom<i64>>(&self, key: &str) -> Result<T> {
+        let extents = self.tensors.values().flat_map(Tensor::size);
+        let most = extents.chain([self.tensors.len() as i64]).max().unwrap_or(0);
+        let size = self.number(key)?;
+        let fits = T::try_from(size).ok().filter(|_| (1..=most).contains(&size));
+        fits.ok_or_else(|| {
+            self.wrong(format!("setting '{key}' is {size}, expected 1 to {most} by its tensors"))
+        })
+    }
+
     /// Tensors under `group/`, by the rest of their names.
     pub fn group(&self, group: &str) -> Named {
         let tensors = self.tensors.iter();

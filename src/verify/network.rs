@@ -22,9 +22,9 @@ pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Res
     let shape = Shape {
         space,
         genotype: Genotype::parse(golden.text("genotype")?)?,
-        init_channels: golden.number("init_channels")?,
-        layers: golden.number("layers")?,
-        num_classes: golden.number("num_classes")?,
+        init_channels: golden.size("init_channels")?,
+        layers: golden.size("layers")?,
+        num_classes: golden.size("num_classes")?,
         px: golden.tensor("input")?.size4()?.3,
         auxiliary: golden.text("auxiliary")? == "True",
     };

@@ -38,13 +38,13 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
         .collect::<Result<_>>()?;
     let shape = Shape {
         space,
-        init_channels: golden.number("init_channels")?,
+        init_channels: golden.size("init_channels")?,
         layers: match space {
-            SearchSpace::NasBench201 => golden.number("cells_per_stage")?,
-            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => golden.number("layers")?,
+            SearchSpace::NasBench201 => golden.size("cells_per_stage")?,
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => golden.size("layers")?,
         },
-        num_classes: golden.number("num_classes")?,
-        k: golden.number("k")?,
+        num_classes: golden.size("num_classes")?,
+        k: golden.size("k")?,
         masks: masks.clone(),
     };
     let mut net = Supernet::new(shape, placement);

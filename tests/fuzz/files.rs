@@ -7,18 +7,21 @@ use crate::packing::pack_args;
 use crate::{Target, bombard};
 use drnas_dist::checkpoint::{self, Checkpoint};
 use drnas_dist::comm::Solo;
-use drnas_dist::config::{Config, Settings};
+use drnas_dist::config::{Config, EvaluateConfig, Settings};
 use drnas_dist::data::ShardSet;
 use drnas_dist::data::decode::{MAX_PIXELS, decode, dimensions};
 use drnas_dist::data::demo::{self, DemoArgs};
 use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
+use drnas_dist::eval::state::{read_weights, write_weights};
+use drnas_dist::net::network::Network;
 use drnas_dist::report::MetricsLog;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
+use drnas_dist::space::genotype::Genotype;
 use drnas_dist::state::State;
-use drnas_dist::{Error, Result};
+use drnas_dist::{Error, Result, eval, verify};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -247,6 +250,60 @@ fn search_state() {
 #[test]
 fn search_tensors() {
     bombard_search("search-tensors", FILES[2]);
+}
+
+/// What `--weights` names: what is accepted fits a network.
+#[test]
+fn weights() {
+    let text = "
+        [model]
+        space = \"darts-cifar\"
+        init_channels = 2
+        layers = 3
+        num_classes = 2
+        [data]
+        px = 32";
+    let config = EvaluateConfig::parse(text, "the test's", &[]).unwrap();
+    let genotype = Genotype::read("DrNAS_cifar10").unwrap();
+    let mut net = Network::new(eval::shape(&config, &genotype), verify::PLACEMENT);
+    net.params.initialise(1);
+    let mut named = net.params.export(|bucket| &bucket.weights);
+    named.extend(net.params.export_running(0));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    write_weights(&path, &named).unwrap();
+    let words = "[ { \" \"F32\" \"F8_E4M3\" \"BOOL\" \"U16\" \"shape\": \"data_offsets\": weights/ null 0,";
+    let seeds = vec![fs::read(&path).unwrap()];
+    let target = Target { name: "weights", seeds, words, spare_bytes: 8 << 20, every: 4 };
+    bombard(&target, |file| {
+        fs::write(&path, file).unwrap();
+        net.params.load(&read_weights(&path)?)
+    });
+}
+
+/// Files that `verify` is given: lists, and tensors.
+#[test]
+fn golden() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = "[ { \" null \"F32\" \"F64\" \"shape\": \"data_offsets\": \"k\": -1, 1e999 \\u0000 0,";
+    for (name, every) in [
+        ("schedules.json", 4),
+        ("eval_counts.json", 10),
+        ("dirichlet.safetensors", 4),
+        ("nb201_stage1.safetensors", 20),
+    ] {
+        let good = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let path = dir.path().join(name);
+        let target =
+            Target { name, seeds: vec![fs::read(good).unwrap()], words, spare_bytes: 64 << 20, every };
+        bombard(&target, |file| {
+            fs::write(&path, file).unwrap();
+            match verify::verify(&path, verify::PLACEMENT)?.pass() {
+                true => Ok(()),
+                false => Err(Error::Golden { path: name.into(), what: "does not pass".into() }),
+            }
+        });
+    }
 }
 
 #[test]
