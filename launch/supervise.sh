@@ -24,6 +24,8 @@ set -euo pipefail
 run=$1
 shift
 say() { printf 'supervise: %s\n' "$*" >&2; }
+# shellcheck source=launch/env.sh
+. "$(dirname "$0")/env.sh"
 # shellcheck source=launch/linger.sh
 . "$(dirname "$0")/linger.sh"
 

@@ -265,10 +265,9 @@ fn a_lost_node(cluster: &Cluster) {
 
     let path = |name: &str| bench.path(name).to_str().unwrap().to_owned();
     let (run, log) = (path("kept"), bench.path("kept.log"));
-    let program = env!("CARGO_BIN_EXE_drnas-dist");
     let (config, train, valid) = (path("search.toml"), path("train"), path("valid"));
     let wrapped = format!(
-        "--wrap=launch/supervise.sh {run} {program} search-imagenet --config {config} --train {train} --valid {valid} \
+        "--wrap=launch/supervise.sh {run} drnas-dist search-imagenet --config {config} --train {train} --valid {valid} \
          --out {run} {}",
         more.join(" ")
     );
