@@ -78,8 +78,9 @@ go() {
         if [ -n "$warned" ] || [ "$rc" = 75 ]; then
             again
         fi
-        # 1 and 2 are what the program says of a mistake; another code is a crash.
-        if [ "$rc" -le 2 ] && [ ! -d "$run/checkpoints" ]; then
+        # 1 and 2 are what the program says of a mistake. Another code is a crash, and mpirun says 0 when a daemon of its own
+        # was ended, by pre-emption with a GraceTime for one.
+        if [[ $rc = [12] ]] && [ ! -d "$run/checkpoints" ]; then
             say "$run failed before its first checkpoint, with exit code $rc: a mistake, told above"
             exit 1
         fi

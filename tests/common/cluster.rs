@@ -50,8 +50,7 @@ NodeName=node1 NodeHostname=HOST NodeAddr=127.0.0.1 Port=PORT1 CPUs=8 RealMemory
 NodeName=node2 NodeHostname=HOST NodeAddr=127.0.0.1 Port=PORT2 CPUs=8 RealMemory=1000 GPUS
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-PartitionName=test Nodes=node1,node2 Default=YES MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=1 GraceTime=30
+PartitionName=test Nodes=node1,node2 Default=YES MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=1 GraceTime=5
 PartitionName=urgent Nodes=node1,node2 MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=2
 ";
 
