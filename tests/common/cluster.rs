@@ -50,7 +50,7 @@ NodeName=node1 NodeHostname=HOST NodeAddr=127.0.0.1 Port=PORT1 CPUs=8 RealMemory
 NodeName=node2 NodeHostname=HOST NodeAddr=127.0.0.1 Port=PORT2 CPUs=8 RealMemory=1000 GPUS
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=test Nodes=node1,node2 Default=YES MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=1 GraceTime=5
+PartitionName=test Nodes=node1,node2 Default=YES MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=1 GraceTime=2
 PartitionName=urgent Nodes=node1,node2 MaxTime=00:30:00 DefaultTime=00:05:00 PriorityTier=2
 ";
 
