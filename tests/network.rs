@@ -134,3 +134,28 @@ fn drop_path_changes_the_pass() {
     let shape = shape("DARTS_V2");
     assert!(shape.is_reduction(1) && shape.is_reduction(2) && !shape.is_reduction(3));
 }
+
+/// Weights under the right names that have the shape of another network, and weights that lack one.
+#[test]
+fn weights_of_another_network_are_refused() {
+    let network = |channels| {
+        let shape = Shape { init_channels: channels, auxiliary: false, ..shape(GENOTYPE) };
+        let mut net = Network::new(shape, drnas_dist::verify::PLACEMENT);
+        net.params.initialise(1);
+        net
+    };
+    let mut named = network(8).params.export(|bucket| &bucket.weights);
+    named.extend(network(8).params.export_running(0));
+    let why = |named: &Named, channels| match network(channels).params.load(named) {
+        Ok(()) => "loaded".to_owned(),
+        Err(why) => why.to_string(),
+    };
+    assert_eq!(why(&named, 8), "loaded");
+    assert!(why(&named, 4).contains("the network expects ["), "{}", why(&named, 4));
+    // One row would be copied to all of them.
+    let classifier = named["classifier.weight"].narrow(0, 0, 1);
+    named.insert("classifier.weight".into(), classifier);
+    assert!(why(&named, 8).contains("classifier.weight has shape [1, "), "{}", why(&named, 8));
+    named.remove("classifier.weight");
+    assert!(why(&named, 8).contains("classifier.weight is missing"), "{}", why(&named, 8));
+}
