@@ -17,7 +17,6 @@ set -euo pipefail
 : "${ALIVE:=ssh -o BatchMode=yes -o ConnectTimeout=5}"    # "$ALIVE HOST true" asks a host of HOSTS
 : "${MPIRUN:=mpirun --bind-to none}"
 : "${PAUSE_S:=5}"                 # before another try
-: "${LINGER_S:=60}"               # how long mpirun may live when all ranks have ended
 # ---------------------------------------------------------------------------------------------------------------------
 
 [ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -101,7 +100,6 @@ while :; do
     $MPIRUN ${list:+--host "$list"} -n "$ranks" "$@" --resume </dev/null &
     child=$!
     end_lingering "$run" "$child" </dev/null &
-    lingering=$!
     set +m
     code=0
     wait "$child" || code=$?
@@ -110,7 +108,6 @@ while :; do
         code=0
         wait "$child" || code=$?
     done
-    kill "$lingering" 2>/dev/null || true
     child=
     if [ -e "$run/finished.json" ]; then exit 0; fi
     case $code in

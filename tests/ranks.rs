@@ -85,7 +85,7 @@ fn rank_program() {
 }
 
 /// This process does nothing more, and nobody is told. Continued by mpirun, which is about to end it, it still does nothing:
-/// of a rank that goes on into MPI_Init and ends there, mpirun itself can hang (PMIx 5 releases what it knows of it twice).
+/// over a rank that goes on into MPI_Init and ends there, mpirun itself can hang (PMIx 5).
 fn stop() -> ! {
     // SAFETY: stops this process.
     unsafe {

@@ -49,16 +49,13 @@ trap 'warned=1; say "warned by Slurm: the ranks write a checkpoint"; tell USR1' 
 trap 'ended=1; say "ended by Slurm: the newest checkpoint stays good"; tell TERM' TERM
 
 go() {
-    local run=$1 rc failures=0 lingering=''
+    local run=$1 rc failures=0
     shift
     say "start ${SLURM_RESTART_COUNT:-0} on ${SLURM_JOB_NODELIST:-this machine}: ${start[*]} $*"
     while true; do
         "${start[@]}" "$@" --out "$run" --resume &
         pid=$!
-        if [ "$LAUNCHER" = mpirun ]; then
-            end_lingering "$run" "$pid" &
-            lingering=$!
-        fi
+        if [ "$LAUNCHER" = mpirun ]; then end_lingering "$run" "$pid" & fi
         [ -z "$warned" ] || tell USR1
         rc=0
         wait "$pid" || rc=$?
@@ -68,7 +65,6 @@ go() {
             wait "$pid" || rc=$?
         done
         pid=''
-        [ -z "$lingering" ] || kill "$lingering" 2>/dev/null || true
         if [ -e "$run/finished.json" ]; then
             say "$run has finished"
             return

@@ -7,7 +7,7 @@ use crate::packing::pack_args;
 use crate::{Target, bombard};
 use drnas_dist::checkpoint::{self, Checkpoint};
 use drnas_dist::comm::Solo;
-use drnas_dist::config::{Config, EvaluateConfig, Settings};
+use drnas_dist::config::{Config, Settings};
 use drnas_dist::data::ShardSet;
 use drnas_dist::data::decode::{MAX_PIXELS, decode, dimensions};
 use drnas_dist::data::demo::{self, DemoArgs};
@@ -15,13 +15,14 @@ use drnas_dist::data::pack::{PackArgs, pack};
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
 use drnas_dist::eval::state::{read_weights, write_weights};
-use drnas_dist::net::network::Network;
+use drnas_dist::net::network::{Network, Shape};
 use drnas_dist::report::MetricsLog;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
+use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
 use drnas_dist::state::State;
-use drnas_dist::{Error, Result, eval, verify};
+use drnas_dist::{Error, Result, verify};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -255,17 +256,16 @@ fn search_tensors() {
 /// What `--weights` names: what is accepted fits a network.
 #[test]
 fn weights() {
-    let text = "
-        [model]
-        space = \"darts-cifar\"
-        init_channels = 2
-        layers = 3
-        num_classes = 2
-        [data]
-        px = 32";
-    let config = EvaluateConfig::parse(text, "the test's", &[]).unwrap();
-    let genotype = Genotype::read("DrNAS_cifar10").unwrap();
-    let mut net = Network::new(eval::shape(&config, &genotype), verify::PLACEMENT);
+    let shape = Shape {
+        space: SearchSpace::DartsCifar,
+        genotype: Genotype::read("DrNAS_cifar10").unwrap(),
+        init_channels: 2,
+        layers: 3,
+        num_classes: 2,
+        px: 32,
+        auxiliary: false,
+    };
+    let mut net = Network::new(shape, verify::PLACEMENT);
     net.params.initialise(1);
     let mut named = net.params.export(|bucket| &bucket.weights);
     named.extend(net.params.export_running(0));
