@@ -112,20 +112,51 @@ fn a_missing_file_is_named() {
     assert!(error.starts_with("error: read no/such.toml: "), "{error}");
 }
 
-/// A label that no class has: libtorch panics over it.
+/// Sizes that no tensor of the file has, networks that fill the memory, and a label that no class has: over that libtorch
+/// panics.
 #[test]
 fn a_golden_file_that_does_not_fit_is_told_in_one_line() {
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/nb201_stage1.safetensors");
-    let mut bytes = std::fs::read(golden).unwrap();
-    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let fields: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
-    let label = header + fields["target"]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[label] = 99;
+    let golden =
+        |name: &str| std::fs::read(format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let supernet = golden("nb201_stage1.safetensors");
+    let header = 8 + u64::from_le_bytes(supernet[..8].try_into().unwrap()) as usize;
+    let fields: serde_json::Value = serde_json::from_slice(&supernet[8..header]).unwrap();
+    let mut label = supernet.clone();
+    label[header + fields["target"]["data_offsets"][0].as_u64().unwrap() as usize] = 99;
+    let replaced = |file: &[u8], old: &str, new: &str| {
+        let at = file.windows(old.len()).position(|bytes| bytes == old.as_bytes()).unwrap();
+        [&file[..at], new.as_bytes(), &file[at + old.len()..]].concat()
+    };
+    let huge = "cifar-129-20-PC_DARTS_cifar";
+    let cases = [
+        ("label.safetensors", label, "its parts do not fit together: Target 99 is out of bounds.".to_owned()),
+        (
+            "k.safetensors",
+            replaced(&supernet, r#""k":"4""#, r#""k":"0""#),
+            "setting 'k' is 0, expected 1 to 290 by its tensors".into(),
+        ),
+        // As long as before: a name that nobody reads makes room.
+        (
+            "cells.safetensors",
+            replaced(
+                &supernet,
+                r#""cells_per_stage":"1","max_nodes""#,
+                r#""cells_per_stage":"4444","max_ns""#,
+            ),
+            "setting 'cells_per_stage' is 4444, expected 1 to 290 by its tensors".into(),
+        ),
+        (
+            "eval_counts.json",
+            replaced(&golden("eval_counts.json"), "cifar-36-20-PC_DARTS_cifar", huge),
+            format!("'{huge}' is not SPACE-CHANNELS-CELLS-GENOTYPE"),
+        ),
+    ];
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("label.safetensors");
-    std::fs::write(&path, bytes).unwrap();
-    let output = drnas(&["verify", path.to_str().unwrap()]);
-    let what = "its parts do not fit together: Target 99 is out of bounds.";
-    assert_eq!(text(&output.stderr), format!("error: golden file {}: {what}\n", path.display()));
-    assert_eq!(output.status.code(), Some(1));
+    for (name, bytes, what) in cases {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let output = drnas(&["verify", path.to_str().unwrap()]);
+        assert_eq!(text(&output.stderr), format!("error: golden file {}: {what}\n", path.display()));
+        assert_eq!(output.status.code(), Some(1));
+    }
 }
