@@ -132,7 +132,17 @@ pub fn cat(mut tensors: Vec<Tensor>, dim: i64) -> Tensor {
 
 /// Convolution without bias.
 pub fn conv(x: &Tensor, weight: &Tensor, stride: i64, padding: i64, dilation: i64, groups: i64) -> Tensor {
-    x.conv2d(weight, None::<&Tensor>, [stride, stride], [padding, padding], [dilation, dilation], groups)
+    x.f_conv2d(weight, None::<&Tensor>, [stride; 2], [padding; 2], [dilation; 2], groups).unwrap_or_else(|why| {
+        // A library that has no kernel for a convolution does not say for which one.
+        let why = why.to_string();
+        panic!(
+            "{} (convolution of {:?} {:?} with {:?}, stride {stride}, padding {padding}, dilation {dilation}, {groups} groups)",
+            why.lines().next().unwrap_or_default(),
+            x.size(),
+            x.kind(),
+            weight.size()
+        )
+    })
 }
 
 /// Pixels (N*H*W) up to which a convolution on a CPU costs its call and not its arithmetic.
@@ -226,5 +236,24 @@ impl ReluConvNorm {
     /// `x` [N, c_in, H, W] to [N, c_out, H, W].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         self.norm.forward(pass, &pointwise(&x.relu(), pass.params.weight(self.weight), 1), None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::panic_line;
+    use tch::Kind;
+
+    #[test]
+    fn a_convolution_that_cannot_be_computed_is_named() {
+        let (x, weight) = (
+            Tensor::zeros([2, 3, 5, 5], (Kind::Float, Device::Cpu)),
+            Tensor::zeros([6, 4, 1, 1], (Kind::Float, Device::Cpu)),
+        );
+        let panic = std::panic::catch_unwind(|| conv(&x, &weight, 2, 0, 1, 1)).unwrap_err();
+        let text = panic_line(&*panic);
+        let named = "(convolution of [2, 3, 5, 5] Float with [6, 4, 1, 1], stride 2, padding 0, dilation 1, 1 groups)";
+        assert!(text.starts_with("Internal torch error: Given groups=1") && text.ends_with(named), "{text}");
     }
 }
