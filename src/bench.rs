@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::eval::Evaluation;
 use crate::launch::World;
 use crate::precision::Precision;
+use crate::report::append_json;
 use crate::search::Search;
 use crate::search::timeline::Timeline;
 use crate::space::genotype::Genotype;
@@ -16,8 +17,6 @@ use crate::tally::StepOutcome;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_uint, c_ulong};
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::ops::Range;
 use std::time::Instant;
 use tch::Device;
@@ -204,11 +203,7 @@ fn tell(measured: &Measured, args: &BenchArgs) -> Result<()> {
     println!(
         "{what}: {precision}, {layout}, {ranks} ranks, {device}: {images_per_s:.1} images/s (least step {least:.1} ms)"
     );
-    let Some(path) = &args.json else { return Ok(()) };
-    let mut line = serde_json::to_vec(measured).expect("numbers and texts have a JSON form");
-    line.push(b'\n');
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    file.and_then(|mut file| file.write_all(&line)).map_err(Error::io("write", path))
+    args.json.as_ref().map_or(Ok(()), |path| append_json(path, measured))
 }
 
 /// Calls of the CUDA runtime so far, by name: of launch/gpu-count.c, where that is preloaded.

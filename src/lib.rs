@@ -137,9 +137,9 @@ fn in_world<S: Settings>(
 
 /// Compares golden files with this program's network; an error if one differs.
 fn verify_files(args: &VerifyArgs) -> Result<()> {
+    // What a damaged file makes libtorch say is an error then (see `verify`), and said once.
+    std::panic::set_hook(Box::new(|_| ()));
     if args.device == DeviceChoice::Cpu {
-        // What a damaged file makes libtorch say is an error then (see `verify`), and said once.
-        std::panic::set_hook(Box::new(|_| ()));
         return verify_on(args, Device::Cpu);
     }
     let devices = Devices { choice: args.device, ..Devices::default() };
@@ -160,9 +160,22 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
     };
     let mut failed = 0;
     for file in &args.files {
-        let findings = verify::verify(file, placement)?;
-        println!("{}\n{findings}", file.display());
-        failed += usize::from(!findings.pass());
+        let outcome = verify::verify(file, placement);
+        if let Some(path) = &args.json {
+            report::append_json(path, &verify::Verified::new(file, placement, &outcome))?;
+        }
+        match outcome {
+            Ok(findings) => {
+                println!("{}\n{findings}", file.display());
+                failed += usize::from(!findings.pass());
+            }
+            Err(why) if args.files.len() == 1 => return Err(why),
+            // The other files may tell more.
+            Err(why) => {
+                println!("{}\n  FAILED {}\n", file.display(), error::chain(&why));
+                failed += 1;
+            }
+        }
     }
     match failed {
         0 => Ok(()),

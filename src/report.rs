@@ -15,6 +15,8 @@ pub use scaling::scaling;
 
 use crate::error::{Error, Result};
 use crate::whole_file;
+use serde::Serialize;
+use std::io::Write;
 use std::{fs, path::Path, time::Duration};
 
 /// Name of the report inside the run folder.
@@ -23,6 +25,14 @@ pub const REPORT_FILE: &str = "report.txt";
 /// Name of the completion record inside the run folder: written last, there when, and only when, the run has finished.
 /// Scripts ask for it: a launcher's exit code 0 is no proof.
 pub const FINISHED_FILE: &str = "finished.json";
+
+/// Appends `value` to the file `path`, as one line of JSON.
+pub fn append_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_vec(value).expect("numbers and texts have a JSON form");
+    line.push(b'\n');
+    let file = fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(&line)).map_err(Error::io("write", path))
+}
 
 /// The end of a search, for people: the architecture, what it is to be seen beside (`beside`, whole lines or nothing), where
 /// everything lies, and what can be done with it (`next`, one thing a line).

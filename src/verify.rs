@@ -12,13 +12,14 @@ mod supernet;
 
 pub use comparison::Finding;
 
-use crate::error::{Error, Result, panic_line};
+use crate::error::{Error, Result, chain, panic_line};
 use crate::net::params::{Named, Params};
 use crate::net::placement::Placement;
 use crate::net::tape::Tape;
 use crate::precision::Precision;
 use crate::space::SearchSpace;
 use golden::{Golden, Listed};
+use serde::Serialize;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -45,6 +46,36 @@ impl Findings {
     }
 }
 
+/// One line of `verify --json`.
+#[derive(Serialize)]
+pub struct Verified<'a> {
+    file: String,
+    precision: Precision,
+    device: String,
+    channels_last: bool,
+    checkpoint_cells: bool,
+    pass: bool,
+    findings: &'a [Finding],
+    /// Why there are no findings.
+    problem: Option<String>,
+}
+
+impl<'a> Verified<'a> {
+    /// What came of verifying `path` as `placement` says.
+    pub fn new(path: &Path, placement: Placement, outcome: &'a Result<Findings>) -> Verified<'a> {
+        Verified {
+            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            precision: placement.precision,
+            device: format!("{:?}", placement.device),
+            channels_last: placement.channels_last,
+            checkpoint_cells: placement.checkpoint_cells,
+            pass: outcome.as_ref().is_ok_and(Findings::pass),
+            findings: outcome.as_ref().map_or(&[], |findings| &findings.0),
+            problem: outcome.as_ref().err().map(|why| chain(why)),
+        }
+    }
+}
+
 impl fmt::Display for Findings {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         self.0.iter().try_for_each(|finding| writeln!(out, "  {finding}"))
@@ -54,10 +85,14 @@ impl fmt::Display for Findings {
 /// Verifies one file by what it holds; networks compute as `placement` says. Local; needs no other rank.
 ///
 /// Tensors that do not fit together make libtorch panic, in too many places for a check before each: a panic is an error of
-/// the file here. The panic hook has been called by then.
+/// the file here. On a card it may also be a kernel that the libraries do not have. The panic hook has been called by then.
 pub fn verify(path: &Path, placement: Placement) -> Result<Findings> {
     catch_unwind(AssertUnwindSafe(|| compare(path, placement))).unwrap_or_else(|panic| {
-        let what = format!("its parts do not fit together: {}", panic_line(&*panic));
+        let why = match placement.device {
+            Device::Cpu => "its parts do not fit together",
+            _ => "it cannot be computed on this device",
+        };
+        let what = format!("{why}: {}", panic_line(&*panic));
         Err(Error::Golden { path: path.display().to_string(), what })
     })
 }

@@ -1,5 +1,9 @@
 //! Golden files of the published code: some are in tests/golden, all in ../shared when it is there.
 
+#[path = "common/shared.rs"]
+#[allow(dead_code)]
+mod shared;
+
 use drnas_dist::net::placement::Placement;
 use drnas_dist::precision::Precision;
 use drnas_dist::verify::{PLACEMENT, verify};
@@ -18,9 +22,14 @@ fn own() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-/// Verifies every file; how many there are.
+/// Verifies every file; how many there are. Those of other search methods, `methods_*`, are left out, and named.
 fn verified(folder: &Path) -> usize {
-    let files = files(folder);
+    let of_other_methods =
+        |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("methods_"));
+    let (others, files): (Vec<_>, Vec<_>) = files(folder).into_iter().partition(of_other_methods);
+    for file in others {
+        println!("skipped: {}: no method of this program", file.display());
+    }
     for file in &files {
         let findings = verify(file, PLACEMENT).unwrap();
         println!("{}\n{findings}", file.display());
@@ -38,13 +47,61 @@ fn golden_files_pass() {
 #[test]
 fn all_golden_files_pass() {
     tch::set_num_threads(1);
-    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let folder = std::env::var_os("DRNAS_SHARED").map_or_else(here, PathBuf::from).join("reference/golden");
-    if !folder.is_dir() {
-        println!("skipped: {} is not there", folder.display());
-        return;
+    let Some(folder) = shared::path("reference/golden") else { return };
+    let number = verified(&folder);
+    assert!(number >= 11, "six supernets, two networks, the Dirichlet, schedules, counts");
+}
+
+/// In float64 alone a final network's gradients can be compared (see `verify::network`).
+#[test]
+fn final_networks_pass_in_float64_with_their_gradients() {
+    tch::set_num_threads(1);
+    for name in ["eval_cifar", "eval_imagenet"] {
+        let Some(file) = shared::path(&format!("reference/golden/{name}.safetensors")) else { return };
+        let findings = verify(&file, Placement { precision: Precision::Fp64, ..PLACEMENT }).unwrap();
+        println!("{findings}");
+        assert!(findings.pass());
+        let gradients = findings.0.iter().find(|finding| finding.kind.starts_with("gradients"));
+        assert!(gradients.is_some_and(|finding| finding.count > 100), "{name}: no gradients");
     }
-    assert!(verified(&folder) >= 11, "six supernets, two networks, the Dirichlet, schedules, counts");
+}
+
+/// One line of JSON per file; a file that cannot be computed is no obstacle to the next one.
+#[test]
+fn what_is_found_is_written_as_json_for_every_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = own().join("nb201_stage1.safetensors");
+    let (broken, json) = (folder.path().join("broken.safetensors"), folder.path().join("found.jsonl"));
+    let bytes = std::fs::read(&good).unwrap();
+    std::fs::write(&broken, &bytes[..bytes.len() - 8]).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_drnas-dist"))
+        .args(["verify", "--precision", "bf16", "--json"])
+        .args([&json, &broken, &good])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let lines: Vec<serde_json::Value> = std::fs::read_to_string(&json)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2);
+    assert!(
+        lines[0]["pass"] == false
+            && lines[0]["problem"].is_string()
+            && lines[0]["findings"] == serde_json::json!([])
+    );
+    assert_eq!(
+        (&lines[1]["file"], &lines[1]["precision"]),
+        (&"nb201_stage1.safetensors".into(), &"bf16".into())
+    );
+    assert!(lines[1]["pass"] == true && lines[1]["problem"].is_null());
+    let logits = &lines[1]["findings"][0];
+    assert_eq!(
+        (&logits["kind"], &logits["pass"], &logits["allowed"]),
+        (&"logits, training".into(), &true.into(), &0.02.into())
+    );
+    assert!(logits["error"].as_f64().is_some_and(|error| error > 1e-4 && error < 0.02), "{logits}");
 }
 
 /// Memory is filled with rubbish as it is handed out: what reads more than was written gives NaN.

@@ -1,6 +1,7 @@
 //! Comparison: the largest error of one kind of tensor, and whether it is allowed.
 
 use crate::net::params::Named;
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::fmt;
 use tch::{Device, Kind, Tensor};
 
@@ -21,6 +22,20 @@ impl Finding {
     /// Whether the error is within the tolerance (a NaN is not).
     pub fn passes(&self) -> bool {
         self.worst.0 <= self.tolerance && self.count > 0
+    }
+}
+
+impl Serialize for Finding {
+    /// `error` is null when it is not finite.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("Finding", 6)?;
+        out.serialize_field("kind", self.kind)?;
+        out.serialize_field("count", &self.count)?;
+        out.serialize_field("error", &self.worst.0)?;
+        out.serialize_field("tensor", &self.worst.1)?;
+        out.serialize_field("allowed", &self.tolerance)?;
+        out.serialize_field("pass", &self.passes())?;
+        out.end()
     }
 }
 

@@ -14,7 +14,7 @@ use tch::Tensor;
 
 const FLOAT64_GRADIENTS: &str = "gradients, in float64";
 
-/// One network, trained one step and tested: as `placement` says, and in float32 with its gradients in float64.
+/// One network, trained one step and tested: as `placement` says; in float32 its gradients are compared in float64.
 ///
 /// The batch norm over two values in the auxiliary head of `eval_cifar` makes gradients 1e4 times as inexact as numbers
 /// are: those of two float32 programs are further apart than the tolerance. In float64 only the file's own rounding counts.
@@ -28,7 +28,8 @@ pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Res
         px: golden.tensor("input")?.size4()?.3,
         auxiliary: golden.text("auxiliary")? == "True",
     };
-    let mut findings = step(golden, Network::new(shape.clone(), placement), false)?;
+    let in_float64 = placement.precision == Precision::Fp64;
+    let mut findings = step(golden, Network::new(shape.clone(), placement), in_float64)?;
     if placement.precision != Precision::Fp32 {
         return Ok(findings);
     }
