@@ -1,0 +1,166 @@
+"""How fast search steps of plain PyTorch are, on synthetic images: measured as `drnas-dist bench` does, same JSON keys.
+
+    time_steps.py --px 224 --batch 64 --stage 2 --precision tf32 --channels-last --device cuda --json results.jsonl
+
+The images stay on the device, the same in every step: reading, augmenting and copying them is not in these figures.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import nb201
+import supernet
+from search import Search, initial_eta
+
+# Channels, layers (NAS-Bench-201: cells per group), classes, px, and k and operations kept by stage, of the published
+# searches. NAS-Bench-201: the progressive one.
+SPACES = {
+    "imagenet": (48, 14, 1000, 224, [(6, 7), (3, 4)]),
+    "cifar": (36, 20, 10, 32, [(6, 7), (4, 4)]),
+    "nas-bench-201": (16, 5, 10, 32, [(4, 5), (2, 3)]),
+}
+
+# Of the weights. Small: at a rate of 0.1 the loss on two images that stay the same was exactly 0 after ten steps, and
+# then the gradients are not those of a search.
+LR = 1e-3
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", choices=SPACES, default="imagenet")
+    parser.add_argument("--stage", type=int, choices=(1, 2), default=1)
+    for name in ("channels", "layers", "classes", "px"):
+        parser.add_argument(f"--{name}", type=int, help="default: of the published search")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's")
+    parser.add_argument("--weights-only", action="store_true", help="no architecture steps")
+    parser.add_argument(
+        "--needed-gradients-only",
+        action="store_true",
+        help="leave out the gradients that the published code computes and discards: of weights in the architecture "
+        "step, of eta in the weight step",
+    )
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the measurement")
+    parser.add_argument("--steps", type=int, default=10, help="steps of one block")
+    parser.add_argument("--blocks", type=int, default=3, help="blocks; the median counts")
+    parser.add_argument("--json", type=Path, help="append the result to this file, one JSON object a line")
+    args = parser.parse_args()
+    if min(args.batch, args.warmup, args.steps, args.blocks) < 1:
+        parser.error("--batch, --warmup, --steps and --blocks are numbers from 1 on")
+    *sizes, stages = SPACES[args.space]
+    for name, size in zip(("channels", "layers", "classes", "px"), sizes):
+        if getattr(args, name) is None:
+            setattr(args, name, size)
+    args.k, args.ops_kept = stages[args.stage - 1]
+    return args
+
+
+def build(args):
+    """A search at the start of a stage: new weights, and in stage 2 masks as a pruning could leave them."""
+    if args.space == "nas-bench-201":
+        tables, num_edges, num_operations = 1, len(nb201.EDGES), len(nb201.OPERATIONS)
+    else:
+        tables, num_edges, num_operations = 2, supernet.EDGES, len(supernet.OPERATIONS)
+    masks = None
+    if args.ops_kept < num_operations:
+        # Every operation is kept on the same share of the edges: which ones are kept matters for the time.
+        kept = lambda edge, op: (op + edge) % num_operations < args.ops_kept
+        mask = [[kept(edge, op) for op in range(num_operations)] for edge in range(num_edges)]
+        masks = [mask] * tables
+    torch.manual_seed(0)
+    if args.space == "nas-bench-201":
+        net = nb201.Supernet(args.channels, args.layers, args.classes, args.k, masks)
+    else:
+        net = supernet.Supernet(args.space, args.channels, args.layers, args.classes, args.k, masks)
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    net.to(args.device, memory_format=layout)
+    etas = [initial_eta(num_edges, num_operations) for _ in range(tables)]
+    autocast = torch.bfloat16 if args.precision == "bf16" else None
+    search = Search(net, etas, LR, masks, autocast, args.needed_gradients_only)
+
+    def batch():
+        images = torch.randn(args.batch, 3, args.px, args.px)
+        labels = torch.randint(args.classes, (args.batch,))
+        return images.to(args.device, memory_format=layout), labels.to(args.device)
+
+    return search, batch(), None if args.weights_only else batch()
+
+
+def main():
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
+    # As the published code does: convolutions try their algorithms in the first steps, which are not timed.
+    torch.backends.cudnn.benchmark = True
+    search, train, valid = build(args)
+    search.net.train()
+
+    def now_s():
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def steps(count):
+        for _ in range(count):
+            loss = search.bilevel_step(train, valid)
+        return loss.item()
+
+    steps(args.warmup)
+    step_ms = []
+    for _ in range(args.blocks):
+        start = now_s()
+        loss = steps(args.steps)
+        step_ms.append((now_s() - start) * 1e3 / args.steps)
+
+    images_per_step = args.batch * (1 if args.weights_only else 2)
+    images_per_s = images_per_step / sorted(step_ms)[len(step_ms) // 2] * 1e3
+    device, card_memory_mib = f"CPU, {torch.get_num_threads()} threads", None
+    if args.device == "cuda":
+        device = torch.cuda.get_device_name()
+        # In use on the card, by every process: what PyTorch's allocator holds counts, used or not.
+        free, total = torch.cuda.mem_get_info()
+        card_memory_mib = (total - free) / 2**20
+    what = f"plain PyTorch {torch.__version__}, supernet, stage {args.stage}"
+    what += ", needed gradients only" if args.needed_gradients_only else ""
+    measured = {
+        "what": what,
+        "device": device,
+        "ranks": 1,
+        "replicas": 1,
+        "global_batch": args.batch,
+        "px": args.px,
+        "precision": args.precision,
+        "channels_last": args.channels_last,
+        "checkpoint_cells": False,
+        "images_per_step": images_per_step,
+        "step_ms": step_ms,
+        "images_per_s": images_per_s,
+        "loss": loss,
+        "card_memory_mib": card_memory_mib,
+        "calls_per_step": None,
+        "trace": None,
+    }
+    if not math.isfinite(loss):
+        sys.exit(f"time_steps.py: the loss is {loss}: these steps are no measure of a search")
+    layout = "channels last" if args.channels_last else "channels first"
+    print(
+        f"{what}: {args.precision}, {layout}, {device}: {images_per_s:.1f} images/s (least step {min(step_ms):.1f} ms)"
+    )
+    if args.json:
+        with args.json.open("a") as file:
+            file.write(json.dumps(measured) + "\n")
+
+
+if __name__ == "__main__":
+    main()
