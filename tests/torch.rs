@@ -1,6 +1,9 @@
 //! The final network beside PyTorch: an exported network loads there and computes the same, and 20 training steps from one
 //! state end in the same weights. PyTorch is the one in native/, see `tests/python/torch.sh`.
 
+#[path = "common/torch.rs"]
+mod torch;
+
 use drnas_dist::comm::Solo;
 use drnas_dist::config::{DecayKind, EvaluateConfig, Precision, Settings};
 use drnas_dist::eval::Evaluation;
@@ -11,8 +14,8 @@ use drnas_dist::space::genotype::Genotype;
 use rand::RngExt;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use tch::{Device, Kind, Tensor};
+use torch::torch;
 
 /// Every operation in both kinds of cells, some of them twice from one state, one node left out of an output.
 const GENOTYPE: &str = "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('max_pool_3x3', 0), \
@@ -24,17 +27,6 @@ const STEPS: usize = 20;
 /// Batches, which the steps take in turn.
 const BATCHES: i64 = 4;
 const STEPS_PER_EPOCH: u64 = 4;
-
-/// The PyTorch of native/ as a command; `None`, with the reason printed, where it does not start.
-fn torch(arguments: &[&Path]) -> Option<std::process::Output> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
-    let output = Command::new(here.join("torch.sh")).args(arguments).output().expect("bash is there");
-    if output.status.code() == Some(77) {
-        println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
-        return None;
-    }
-    Some(output)
-}
 
 fn config(space: SearchSpace, precision: Precision) -> EvaluateConfig {
     let mut config = EvaluateConfig { precision, ..EvaluateConfig::default() };
