@@ -92,7 +92,7 @@ PYTHON
 cp tests/golden/*.safetensors tests/golden/*.json "$bundle/golden/"
 cp configs/search-imagenet.toml "$bundle/configs/"
 cp launch/gpu-report.py "$bundle/"
-cc -O2 -shared -fPIC launch/gpu-count.c -o "$bundle/lib/libgpu-count.so" -ldl
+cc -O2 -shared -fPIC launch/gpu/count.c -o "$bundle/lib/libgpu-count.so" -ldl
 
 say "packing"
 tar -C "$work" -c gpu-bundle | xz -T0 -6 >"$target.tmp"

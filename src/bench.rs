@@ -54,7 +54,7 @@ struct Measured {
     loss: f64,
     /// Memory in use on the card after all, by every process; libtorch gives nothing back.
     card_memory_mib: Option<f64>,
-    /// Calls of the CUDA runtime per step, by name; absent unless launch/gpu-count.c is preloaded.
+    /// Calls of the CUDA runtime per step, by name; absent unless launch/gpu/count.c is preloaded.
     calls_per_step: Option<BTreeMap<String, f64>>,
     trace: Option<Trace>,
 }
@@ -206,7 +206,7 @@ fn tell(measured: &Measured, args: &BenchArgs) -> Result<()> {
     args.json.as_ref().map_or(Ok(()), |path| append_json(path, measured))
 }
 
-/// Calls of the CUDA runtime so far, by name: of launch/gpu-count.c, where that is preloaded.
+/// Calls of the CUDA runtime so far, by name: of launch/gpu/count.c, where that is preloaded.
 fn runtime_calls() -> Option<BTreeMap<String, u64>> {
     // `unsigned long drnas_runtime_calls(unsigned, const char **)`: the count of a number and its name; no name: the end.
     type Count = unsafe extern "C" fn(c_uint, *mut *const c_char) -> c_ulong;

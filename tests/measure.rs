@@ -99,7 +99,7 @@ fn recomputed_cells_take_less_memory() {
 fn calls_of_the_runtime_are_counted_and_networks_measured() {
     let folder = tempfile::tempdir().unwrap();
     let library = folder.path().join("libgpu-count.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/gpu-count.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/gpu/count.c");
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
     let built = Command::new(compiler)
         .args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])

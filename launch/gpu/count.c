@@ -1,7 +1,7 @@
 /* Counts calls of the CUDA runtime by which the host waits for a card, or might. To be preloaded (LD_PRELOAD) into
  * `drnas-dist bench`, which asks drnas_runtime_calls; every call is handed on. Built by gpu-bundle.sh:
  *
- *   cc -O2 -shared -fPIC launch/gpu-count.c -o libgpu-count.so
+ *   cc -O2 -shared -fPIC launch/gpu/count.c -o libgpu-count.so
  *
  * Copies are counted by direction: from pageable memory they wait, from pinned memory and on the card they do not; a
  * wait that libtorch adds is counted as cudaStreamSynchronize. The driver's own calls are not seen. */
