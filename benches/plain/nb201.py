@@ -63,9 +63,7 @@ class Cell(nn.Module):
         states = [x]
         for node in range(1, NODES):
             ends = [(state, EDGES.index((node, state))) for state in range(node)]
-            states.append(
-                add_up([self.edges[f"{node}<-{state}"](states[state], theta[edge]) for state, edge in ends])
-            )
+            states.append(add_up([self.edges[f"{node}<-{state}"](states[state], theta[edge]) for state, edge in ends]))
         return states[-1]
 
 

@@ -211,9 +211,7 @@ class Supernet(nn.Module):
                 conv(c_stem // 2, c_stem, 3, stride=2, padding=1),
                 nn.BatchNorm2d(c_stem),
             )
-            self.stem1 = nn.Sequential(
-                nn.ReLU(), conv(c_stem, c_stem, 3, stride=2, padding=1), nn.BatchNorm2d(c_stem)
-            )
+            self.stem1 = nn.Sequential(nn.ReLU(), conv(c_stem, c_stem, 3, stride=2, padding=1), nn.BatchNorm2d(c_stem))
         else:
             self.stem = nn.Sequential(conv(3, c_stem, 3, padding=1), nn.BatchNorm2d(c_stem))
 

@@ -49,6 +49,9 @@ def arguments():
         help="leave out the gradients that the published code computes and discards: of weights in the architecture "
         "step, of eta in the weight step",
     )
+    parser.add_argument(
+        "--no-cudnn-benchmark", action="store_true", help="cuDNN does not try its algorithms, as in drnas-dist"
+    )
     parser.add_argument("--warmup", type=int, default=3, help="steps before the measurement")
     parser.add_argument("--steps", type=int, default=10, help="steps of one block")
     parser.add_argument("--blocks", type=int, default=3, help="blocks; the median counts")
@@ -102,7 +105,7 @@ def main():
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     # As the published code does: convolutions try their algorithms in the first steps, which are not timed.
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not args.no_cudnn_benchmark
     search, train, valid = build(args)
     search.net.train()
 
@@ -131,9 +134,11 @@ def main():
         # In use on the card, by every process: what PyTorch's allocator holds counts, used or not.
         free, total = torch.cuda.mem_get_info()
         card_memory_mib = (total - free) / 2**20
-    what = f"plain PyTorch {torch.__version__}, supernet, stage {args.stage}"
-    what += ", needed gradients only" if args.needed_gradients_only else ""
+    program = f"plain PyTorch {torch.__version__}"
+    program += ", needed gradients only" if args.needed_gradients_only else ""
+    what = f"supernet, stage {args.stage}"
     measured = {
+        "program": program,
         "what": what,
         "device": device,
         "ranks": 1,
@@ -155,7 +160,8 @@ def main():
         sys.exit(f"time_steps.py: the loss is {loss}: these steps are no measure of a search")
     layout = "channels last" if args.channels_last else "channels first"
     print(
-        f"{what}: {args.precision}, {layout}, {device}: {images_per_s:.1f} images/s (least step {min(step_ms):.1f} ms)"
+        f"{program}, {what}: {args.precision}, {layout}, {device}: {images_per_s:.1f} images/s"
+        f" (least step {min(step_ms):.1f} ms)"
     )
     if args.json:
         with args.json.open("a") as file:
