@@ -5,6 +5,9 @@
 drnas_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH="${CARGO_TARGET_DIR:-$drnas_root/target}/release:$drnas_root/native/bin:$PATH"
 
+# Open MPI does not start without.
+export HOME="${HOME:-/}"
+
 # Containers run as root, which Open MPI refuses unless told twice.
 if [ "$(id -u)" = 0 ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

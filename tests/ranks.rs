@@ -9,7 +9,7 @@ use drnas_dist::launch::{Limits, World};
 use drnas_dist::whereabouts::{self, Phase};
 use drnas_dist::{Error, Result};
 use mpirun::{Ended, SCENE, lives, rank_program as command, run_with};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
@@ -745,4 +745,17 @@ fn doctor_names_libraries_and_ranks_alone_and_under_mpirun() {
     let ended = run_with("doctor", 0, &[("SLURM_NTASKS", "4")]);
     assert_eq!(ended.code, Some(2), "{}", ended.output);
     assert!(ended.output.contains("libtorch_cpu.so") && ended.output.contains("MPI says 1"));
+}
+
+/// As services and agents start programs.
+#[test]
+fn mpirun_starts_where_there_is_no_home() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("bash");
+    command
+        .args(["-euc", ". launch/env.sh; mpirun -n 1 true"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("HOME");
+    let output = mpirun::at_home(&mut command, folder.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
