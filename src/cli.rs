@@ -233,6 +233,9 @@ pub struct VerifyArgs {
     /// Compute cells again for the backward pass.
     #[arg(long)]
     pub checkpoint_cells: bool,
+    /// On cards, use libtorch's own convolutions instead of cuDNN's.
+    #[arg(long)]
+    pub no_cudnn: bool,
     /// Append what was found to this file, one JSON object per golden file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

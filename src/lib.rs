@@ -151,6 +151,7 @@ fn verify_files(args: &VerifyArgs) -> Result<()> {
 fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
     // Threads change the order of sums, which shows in bf16: the same figures on every machine.
     tch::set_num_threads(1);
+    tch::Cuda::set_user_enabled_cudnn(!args.no_cudnn);
     let placement = net::placement::Placement {
         precision: args.precision,
         device,
