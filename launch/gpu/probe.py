@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Times recorded convolutions one by one, in each precision and layout: which are fast on a card, which do not run.
 
-    probe.py [--seconds 60] [--steps 1] [--device cuda] [--json probe.json] RECORD...
+    probe.py [--seconds 60] [--steps 1] [--scale 1] [--device cuda] [--json probe.json] RECORD...
 
 RECORD: what launch/gpu/record.cpp wrote, one file for each network; --steps: how many training steps that run took (of
-`bench`: warmup + steps * blocks + 2), so that totals are of one step. Needs PyTorch alone. Convolutions run in float32
+`bench`: warmup + steps * blocks + 2), so that totals are of one step; --scale: batches are made larger, since a record
+of a small batch counts the same calls. Needs PyTorch alone. Convolutions run in float32
 (without TF32) and bfloat16, channels last and channels first, as a convolution and, if they are grouped 1x1 ones, as a
 batched matrix product too; forward, and backward for input and weight. In float64, after all others, they only have to
 run. The heaviest come first: what does not fit into --seconds is listed. On the CPU everything runs once, which shows
@@ -32,8 +33,9 @@ WARMUPS, REPETITIONS = 2, 3
 SLEEP_CYCLES = 2_000_000
 
 
-def read(path, steps):
-    """The convolutions of a record: shape to forward calls per step; 1 each without totals, as after a crash."""
+def read(path, steps, scale):
+    """The convolutions of a record, for `scale` times its batch: shape to forward calls per step; 1 each without
+    totals, as after a crash."""
     lines = {}
     with open(path, encoding="utf-8") as file:
         for text in file:
@@ -52,7 +54,8 @@ def read(path, steps):
             if line["backward"] or "input" not in line or line["transposed"]:
                 continue
             keys = ("input", "weight", "stride", "padding", "dilation")
-            shape = (*(tuple(line[key]) for key in keys), line["groups"])
+            (n, *image), *rest = (tuple(line[key]) for key in keys)
+            shape = ((n * scale, *image), *rest, line["groups"])
             count = totals[0][line["convolution"]] / steps if totals else 1
             calls[shape] = calls.get(shape, 0) + count
     return calls
@@ -306,6 +309,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="no case begins later")
     parser.add_argument("--steps", type=float, default=1, help="training steps of each record")
+    parser.add_argument("--scale", type=int, default=1, help="how many times as large batches are as in the records")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--json", default="probe.json")
     parser.add_argument("records", nargs="+", metavar="RECORD")
@@ -319,7 +323,7 @@ def main():
 
     per_shape = {}
     for record in arguments.records:
-        for shape, count in read(record, arguments.steps).items():
+        for shape, count in read(record, arguments.steps, arguments.scale).items():
             per_shape.setdefault(shape, {})[record] = count
     if not per_shape:
         sys.exit("no convolution in " + ", ".join(arguments.records))
@@ -345,8 +349,9 @@ def main():
         os.replace(arguments.json + ".tmp", arguments.json)
 
     stopped = probe(shapes, arguments, save)
+    result["summary"] = summary(shapes, arguments.records, stopped)
     save(stopped)
-    print("\n".join(summary(shapes, arguments.records, stopped)))
+    print("\n".join(result["summary"]))
     sys.stdout.flush()
     # Without taking down a context that may be lost.
     os._exit(1 if stopped and "lost" in stopped else 0)
