@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks on one NVIDIA GPU what cannot be checked without one: numbers, ranks that share the card, faults, overlap, speed.
 # Needs python3 with torch 2.11 and its CUDA libraries, and the bundle of launch/gpu-bundle.sh; no root, network, MPI or
-# compiler. For a card of 40 GB or more. Planned for less than 400 s; nothing runs after GPU_CHECK_SECONDS.
+# compiler. For a card of 40 GB or more. Planned for less than 400 s.
 #
 #   bash gpu-check.sh BUNDLE              on a GPU; BUNDLE: the file, or the folder that was in it
 #   bash gpu-check.sh BUNDLE --dry        everything on the CPU, at tiny sizes: MPI in place of NCCL, times mean nothing
@@ -14,7 +14,7 @@
 #   OUT=gpu-check             where the two files go; what else is there stays
 #   GPU_CHECK_DIR=...         folder to work in, new or empty, 0.5 GB; it stays. Default: one under the temporary folder,
 #                             removed at the end
-#   GPU_CHECK_SECONDS=540     no check begins that would end later by the plan
+#   GPU_CHECK_SECONDS=540     no check begins that would end later by the plan; what still runs 30 s later is ended
 #   BATCH=64                  images of a step of the full-size networks: less for a card with less memory
 set -euo pipefail
 

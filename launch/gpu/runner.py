@@ -156,13 +156,14 @@ class Job:
             self.runner.stop_if_asked()
         return process
 
-    def limit_s(self):
-        """Seconds that one more command may run."""
-        return max(1.0, min(self.check.limit_s, self.runner.budget_s + GRACE_S - self.runner.elapsed_s()))
+    def limit_s(self, most_s=None):
+        """Seconds that one more command may run, `most_s` at most."""
+        left_s = self.runner.budget_s + GRACE_S - self.runner.elapsed_s()
+        return max(1.0, min(most_s or self.check.limit_s, left_s))
 
     def wait(self, process, limit_s=None):
         """The exit code. Raises Failed, and ends the command, when it takes too long."""
-        limit_s = limit_s or self.limit_s()
+        limit_s = self.limit_s(limit_s)
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -173,7 +174,11 @@ class Job:
     def end(self, process):
         """Ends a command and all that it left running."""
         end_session(process.pid)
-        process.wait()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            # In the driver, from which not even SIGKILL brings it back.
+            self.remarks.append(f"process {process.pid} cannot be ended")
         self.runner.sessions.discard(process.pid)
 
     def run(self, command, environment=None, done=None, may_fail=False, limit_s=None):
