@@ -292,17 +292,31 @@ fn a_lost_node(cluster: &Cluster) {
 
 /// Another job takes the nodes, before there is a checkpoint: the steps get SIGTERM, and the script cannot know why; when
 /// the grace is over Slurm puts the job back into the queue.
+///
+/// Slurm looks every half a minute whether a grace is over. Until then the script goes on, and a fast machine may be done:
+/// then a longer run is tried.
 fn a_pre_emption_is_survived(cluster: &Cluster) {
     let nodes = ["--nodes=2", "--ntasks-per-node=1", "--time=5"];
-    let more = ["--set", "search.stage.2.epochs=20", "--set", "run.log_every=1"];
-    let job = Job::submit(cluster, "pre-empted", "search.sh", &nodes, "mpirun", &more);
-    job.after_steps(4);
-    let urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"];
-    let other = cluster.submit(&urgent, &BTreeMap::new(), &["--wrap=sleep 1"]);
-    assert_eq!(cluster.ended(&other, &job.log), "COMPLETED", "{}", job.said());
-    job.completes(110);
-    assert!(job.said().contains("start 1 on node[1-2]"), "{}", job.said());
-    println!("pre-emption: ended, requeued, finished");
+    for epochs in [20, 100, 500] {
+        let longer = format!("search.stage.2.epochs={epochs}");
+        let more = ["--set", &longer, "--set", "run.log_every=1"];
+        let name = format!("pre-empted-{epochs}");
+        let job = Job::submit(cluster, &name, "search.sh", &nodes, "mpirun", &more);
+        job.after_steps(4);
+        let urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"];
+        let other = cluster.submit(&urgent, &BTreeMap::new(), &["--wrap=sleep 1"]);
+        assert_eq!(cluster.ended(&other, &job.log), "COMPLETED", "{}", job.said());
+        cluster.ended(&job.id, &job.log);
+        if !job.said().contains("start 1 on node[1-2]") && job.run.folder.join("finished.json").exists() {
+            println!("pre-emption: {epochs} epochs were done before Slurm ended them");
+            continue;
+        }
+        job.completes(10 + 5 * epochs);
+        assert!(job.said().contains("start 1 on node[1-2]"), "{}", job.said());
+        println!("pre-emption: ended, requeued, finished ({epochs} epochs)");
+        return;
+    }
+    panic!("every run was done before Slurm ended it");
 }
 
 #[test]
