@@ -342,7 +342,7 @@ fn golden_files_that_cannot_be_computed_are_tried_in_the_other_layout() {
 fn printed(script: &str) -> String {
     let script = format!("import sys; sys.path.insert(0, sys.argv[1])\n{script}");
     let output =
-        Command::new("python3").args(["-c", &script]).arg(root().join("launch/gpu")).output().unwrap();
+        Command::new("python3").args(["-B", "-c", &script]).arg(root().join("launch/gpu")).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
