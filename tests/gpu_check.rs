@@ -312,7 +312,10 @@ fn wrong_numbers_in_float64_are_the_end() {
     );
     assert_eq!(state(&place.check("golden-fp32")), "failed", "no rounding, where float64 is wrong too");
     let speed = place.check("speed-stage1-bf16-last");
-    assert_eq!((state(&speed), &speed["text"]), ("skipped", &"golden-fp64 failed: that first".into()));
+    assert_eq!(
+        (state(&speed), &speed["text"]),
+        ("skipped", &"not tried: golden-fp64 failed, which comes first".into())
+    );
 }
 
 #[test]
@@ -372,4 +375,75 @@ runner.end_session(deaf.pid, grace_s=0.5)
 print(runner.session_members(deaf.pid), deaf.wait())",
     );
     assert_eq!(said, "[] -9\n");
+}
+
+#[test]
+fn small_excesses_do_not_hide_what_cannot_be_computed() {
+    // A stand-in for the job, which runs nothing: `verify` is said to have written `files` and to have ended with `code`.
+    let said = printed(
+        "import check, json, pathlib, runner, tempfile
+class Job:
+    def __init__(self, code, files):
+        self.code, self.files, self.remarks = code, files, []
+    def start(self, command, environment):
+        pathlib.Path(command[command.index('--json') + 1]).write_text('\\n'.join(map(json.dumps, self.files)))
+    def wait(self, process):
+        return self.code
+    def last_line(self):
+        return 'the end'
+def file(problem=None, error=None):
+    findings = [] if error is None else [{'kind': 'logits', 'error': error, 'allowed': 0.01, 'pass': error <= 0.01}]
+    return {'file': 'f', 'problem': problem, 'findings': findings}
+plan = object.__new__(check.Plan)
+folder = tempfile.TemporaryDirectory()
+plan.work, plan.device, plan.golden = pathlib.Path(folder.name), 'cpu', ['f', 'g']
+for code, *files in [
+    (0, file(error=0.001), file(error=0.001)),
+    (1, file(error=0.03), file(error=0.001)),
+    (1, file(error=0.03), file('no engine')),
+    (1, file(error=0.9), file('no engine')),
+    (-11, file(error=0.03)),
+    (-11, file(error=0.001), file(error=0.001)),
+]:
+    job = Job(code, files)
+    try:
+        print(plan.verified(job, 'golden', []), job.remarks)
+    except runner.Differs as why:
+        print('differs', why.error)",
+    );
+    let expected = [
+        "[] []",
+        "differs 0.03",
+        "['f: no engine'] []",
+        "differs 0.9",
+        "['ended by SIGSEGV: the end'] []",
+        "[] ['ended by SIGSEGV after all was done']",
+    ];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn no_mistake_of_a_check_and_no_file_that_vanishes_stops_the_others() {
+    let said = printed(
+        "import json, pathlib, runner, sys, tarfile, tempfile, time
+folders = tempfile.TemporaryDirectory(), tempfile.TemporaryDirectory()
+work, out = [pathlib.Path(folder.name) for folder in folders]
+sys.stderr = open('/dev/null', 'w')
+made = runner.Runner(work, out, {}, 100, time.monotonic())
+(work / 'a.log').write_text('a')
+made.kept = lambda: [work / 'lock.json', work / 'a.log']
+made.run(runner.Group('one', 4, [runner.Check('wrong', 1, lambda job: 1 / 0), runner.Check('right', 1, lambda job: 'yes')]))
+print(sorted((check['name'], check['state']) for check in json.loads((out / 'result.json').read_text())['checks']))
+print(tarfile.open(out / 'gpu-check.tar.gz').getnames())
+def broken(result):
+    raise OSError('no space left')
+made.finish = broken
+made.run(runner.Group('two', 4, [runner.Check('late', 1, lambda job: 'yes')]))
+print('over')",
+    );
+    // The lines of the checks come first.
+    let told: Vec<&str> = said.lines().skip(2).collect();
+    let expected =
+        ["[('right', 'ok'), ('wrong', 'failed')]", "['gpu-check/a.log', 'gpu-check/result.json']", "over"];
+    assert_eq!(told, expected, "{said}");
 }

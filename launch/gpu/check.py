@@ -43,7 +43,8 @@ COUNTED_BATCH = 8
 # Of `bench`: one to warm up, one to measure, two that are traced.
 COUNTED_STEPS = 4
 MOST_PROBED_S = 120
-# How long ranks try each of the WAYS.
+# The check that tries the WAYS, and how long it tries each.
+FIRST_TOGETHER = "ranks-2"
 WAY_S = 30
 
 
@@ -144,10 +145,16 @@ class Plan:
         return f"{self.read_bytes[0] >> 20} MiB read{' so far' if self.reading.is_alive() else ''}"
 
     def doctor(self, job):
-        job.run([PROGRAM, "doctor"])
-        rank = next((line.strip() for line in job.lines() if line.strip().startswith("rank 0 of")), "")
-        if not self.dry and "GPU 0" not in rank:
-            raise Failed(f"no card can be used: {rank}")
+        def line(start):
+            return next((line.strip() for line in job.lines() if line.strip().startswith(start)), "")
+
+        job.run([PROGRAM, "doctor"], done=lambda: line("rank 0 of"))
+        rank, libtorch, nccl = line("rank 0 of"), line("libtorch_cuda"), line("NCCL")
+        if not self.dry:
+            if "GPU 0" not in rank or "not found" in libtorch or "cannot be opened" in libtorch:
+                raise Failed(f"no card can be used: {rank}; {libtorch}")
+            if "not found" in nccl:
+                self.obstacle = nccl
         # What the process that holds the card takes: `card_memory_mib` of everything else counts it too.
         job.runner.facts["held_mib"] = machine.ask_card("memory.used")
         return rank
@@ -183,10 +190,14 @@ class Plan:
         command = [PROGRAM, "verify", "--device", self.device, *options, "--json", found, *self.golden]
         code = job.wait(job.start(command, environment))
         problems, excesses, _ = report.golden(found)
-        if excesses:
+        whole = len(report.lines(found)) == len(self.golden)
+        if not whole:
+            problems.append(f"{ending(code)}: {job.last_line()}")
+        elif code not in (0, 1):
+            job.remarks.append(f"{ending(code)} after all was done")
+        # A small one does not hide what cannot be computed.
+        if excesses and (not problems or excesses[0][0] >= report.ROUNDING):
             raise Differs(*excesses[0])
-        if code != 0 and not problems:
-            raise Failed(f"{ending(code)}: {job.last_line()}")
         return problems
 
     def gate(self, outcomes):
@@ -194,7 +205,7 @@ class Plan:
         worth the time of the card then. (A kernel that the libraries lack is no such reason.)"""
         for outcome in outcomes:
             if (outcome.name, outcome.state) in (("doctor", "failed"), (report.EXACT, "differs")):
-                return f"{outcome.name} failed: that first"
+                return f"not tried: {outcome.name} failed, which comes first"
         return ""
 
     def run(self, command, config, out, second, *options):
@@ -221,32 +232,49 @@ class Plan:
         """A small search of four replicas on `count` ranks; in float64 it is compared with that on one rank."""
 
         def work(job):
-            run, how = self.joined(job, count, precision, name)
+            if name == FIRST_TOGETHER and not self.dry:
+                run, how = self.joined(job, count, precision, name)
+            else:
+                run, how = name, ""
+                job.run(self.small_search(count, precision, name), done=self.finished(name))
             if precision != "fp64" or count == 1:
-                return f"{len(report.steps(self.work / 'runs' / run))} steps{how}"
+                return f"{len(report.steps(self.work / 'runs' / run))} steps"
             return self.agree(job, run) + how
 
         return Check(name, planned_s, work, processes=count)
 
     def joined(self, job, count, precision, name):
-        """Makes a search. On a card, where several ranks do not get through, other ways of NCCL are tried; the first
-        that works is taken from then on. The run's name, and which way it took."""
-        job.run(
-            self.small_search(count, precision, name), done=self.finished(name), may_fail=count > 1 and not self.dry
-        )
+        """Makes the first search on several ranks. Where they do not get through on a card, other ways of NCCL are
+        tried; the first that works is taken from then on. The run's name, and which way it took."""
+        job.run(self.small_search(count, precision, name), done=self.finished(name), may_fail=True)
         if self.finished(name)():
             return name, ""
         problem = job.last_line()
+        if self.alone(job) == "failed":
+            raise Failed(f"as on one rank: {problem}")
         for number, way in enumerate(WAYS, 1):
             run = f"{name}-{number}"
             command = self.small_search(count, precision, run, f"run.time_limit_s={WAY_S}")
             job.run(command, {**self.program, **way}, done=self.finished(run), may_fail=True, limit_s=WAY_S + 15)
             if self.finished(run)():
-                self.program.update(way)
+                self.program = {**self.program, **way}
+                job.runner.environment = self.program
                 words = " ".join(f"{key}={value}" for key, value in way.items())
                 return run, f"; only with {words}, else: {problem}"
         self.obstacle = f"ranks do not get through to one another: {problem}"
         raise Failed(f"in no way of NCCL: {problem}")
+
+    def alone(self, job):
+        """Waits for the search on one rank, which began earlier; what came of it, None where it is not made."""
+        if not (self.work / "runs/ranks-1").exists():
+            return None
+        deadline = time.monotonic() + job.limit_s()
+        while not job.runner.state_of("ranks-1"):
+            job.runner.stop_if_asked()
+            if time.monotonic() > deadline:
+                raise Failed("ranks-1 does not end: nothing to compare with")
+            time.sleep(0.1)
+        return job.runner.state_of("ranks-1")
 
     def finished(self, run):
         """Whether a run has finished."""
@@ -260,15 +288,10 @@ class Plan:
         return job.last_line()
 
     def agree(self, job, name):
-        """Compares a run with that of one rank, which began earlier."""
-        one = self.work / "runs/ranks-1"
-        if not one.exists():
-            raise Skipped("the run is done, but ranks-1, to compare it with, is not made")
-        while not (one / "finished.json").exists():
-            job.runner.stop_if_asked()
-            if job.runner.state_of("ranks-1") or time.monotonic() - job.began > job.check.limit_s:
-                raise Failed("ranks-1 has not finished: nothing to compare with")
-            time.sleep(0.2)
+        """Compares a run with that of one rank."""
+        one, state = self.work / "runs/ranks-1", self.alone(job)
+        if state != "ok":
+            raise Skipped(f"the run is done, but ranks-1, to compare it with, is {state or 'not made'}")
         try:
             worst, steps = report.agreement([one, self.work / "runs" / name])
         except ValueError as why:
@@ -298,7 +321,7 @@ class Plan:
             batch = self.batch if self.dry else COUNTED_BATCH
             command = [*self.bench(stage, "bf16", "last", batch), *blocks(1, 1, 1)]
             environment = self.preloading(*libraries, "librecord.so", DRNAS_RECORD=str(record), **variables)
-            self.measured(job, command, "calls.jsonl", environment)
+            self.measured(job, command, f"calls-stage{stage}.jsonl", environment)
             return f"{sum('convolution' in line for line in report.lines(record))} kinds of convolutions"
 
         def work(job):
@@ -369,7 +392,12 @@ class Plan:
         seconds = 5 if self.dry else round(min(MOST_PROBED_S, left_s))
         options = ["--seconds", seconds, "--scale", scale, "--steps", COUNTED_STEPS]
         command = [sys.executable, BUNDLE / "probe.py", "--device", self.device, *options, "--json", "probe.json"]
-        job.run([*command, *records], self.python)
+        try:
+            job.run([*command, *records], self.python)
+        except Failed as why:
+            # There while a convolution runs: the one in which it ended.
+            case = self.work / "probe.json.case"
+            raise Failed(f"{why}; in {case.read_text().strip()}" if case.exists() else str(why)) from None
         return report.figures(self.work)["probe"][0]
 
     # -- several ranks on the card -------------------------------------------------------------------------------------
@@ -398,12 +426,13 @@ class Plan:
         endless = ["search.steps_per_epoch=0", "search.stage.1.epochs=100000"]
         limits = ["run.time_limit_s=45", f"run.heartbeat_s={HEARTBEAT_S}"]
         launcher = job.start(self.small_search(2, "fp32", name, *endless, *limits))
+        deadline = time.monotonic() + job.limit_s()
         try:
             while not report.steps(self.work / "runs" / name):
                 job.runner.stop_if_asked()
                 if launcher.poll() is not None:
                     raise Failed(f"no step was made, {ending(launcher.returncode)}: {job.last_line()}")
-                if time.monotonic() - job.began > job.limit_s():
+                if time.monotonic() > deadline:
                     raise Failed("no step was made")
                 time.sleep(0.2)
             # Not one of the first steps, and the ranks have told one another of them.
@@ -451,27 +480,44 @@ def children(parent):
 
 
 def main():
-    began = time.monotonic()
     parser = argparse.ArgumentParser(prog="gpu-check.sh BUNDLE", description=__doc__.splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="on the CPU, at tiny sizes")
     only = "checks to make, separated by commas; * and ? match"
     parser.add_argument("--only", default="*", metavar="NAMES", help=only)
+    # What gpu-check.sh adds.
     parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=int, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--spent", type=int, required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    code = 1
+    try:
+        code = run(options, time.monotonic() - options.spent)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not options.keep:
+            shutil.rmtree(options.work, ignore_errors=True)
+        if sys.exc_info()[0] is None:
+            # At once: to exit would wait for the libraries to be read.
+            os._exit(code)
+
+
+def run(options, began):
+    """Makes the checks; the exit code."""
     found = importlib.util.find_spec("torch")  # not imported: that alone takes seconds
     if found is None:
         sys.exit(f"gpu-check: {sys.executable} has no torch; set PYTHON to one that has")
     torch = Path(found.submodule_search_locations[0])
-
     plan = Plan(options.work, options.dry, torch)
     groups = plan.groups()
     for group in groups:
         group.checks = [check for check in group.checks if chosen(check.name, options.only)]
     if not any(group.checks for group in groups):
         sys.exit(f"gpu-check: no check is called {options.only}; launch/gpu/check.py lists them")
-    runner = Runner(options.work, options.out, plan.program, float(os.environ.get("GPU_CHECK_SECONDS", "540")), began)
+    runner = Runner(options.work, options.out, plan.program, options.seconds, began)
+    runner.facts = {"dry": options.dry, "planned_s": round(PREPARE_S + planned_wall(groups))}
     runner.gate = plan.gate
     runner.finish = lambda result: {
         **result,
@@ -480,8 +526,7 @@ def main():
     }
 
     def interrupted(number, _):
-        for other in ASKED_TO_END:
-            signal.signal(other, signal.SIG_IGN)
+        ignore_signals()
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     for number in ASKED_TO_END:
@@ -491,15 +536,12 @@ def main():
         if not options.dry:
             holder = machine.hold_context()
             plan.reading.start()
-        runner.facts = {
-            "dry": options.dry,
-            "card": machine.ask_card("name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm") or "none",
-            "machine": machine.facts(),
-            "planned_s": round(PREPARE_S + planned_wall(groups)),
-        }
+        card = machine.ask_card("name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm")
+        runner.facts |= {"card": card or "none", "machine": machine.facts()}
         runner.write()
         for group in groups:
             runner.run(group)
+        ignore_signals()
         runner.state = "done"
     except Interrupted as why:
         runner.interrupt(str(why))
@@ -508,12 +550,16 @@ def main():
             holder.kill()
         runner.write()
     result = runner.result()
-    print(f"\n{report.summary(result)}\n{options.out / 'result.json'}", flush=True)
-    if not options.keep:
-        shutil.rmtree(options.work, ignore_errors=True)
-    failed = any(check["state"] == "failed" for check in result["checks"])
-    # At once: to exit would wait for the libraries to be read.
-    os._exit(130 if runner.state != "done" else int(failed))
+    print(f"\n{report.summary(result)}\n{options.out / 'result.json'}")
+    if runner.state != "done":
+        return 130
+    return int(any(check["state"] == "failed" for check in result["checks"]))
+
+
+def ignore_signals():
+    """From here on it is only a moment to the end."""
+    for number in ASKED_TO_END:
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
  * preloaded (LD_PRELOAD) into `drnas-dist bench`, which asks drnas_runtime_calls; every call is handed on. Built by
  * gpu-bundle.sh:
  *
- *   cc -O2 -shared -fPIC launch/gpu/count.c -o libgpu-count.so
+ *   cc -O2 -shared -fPIC launch/gpu/count.c -o libcount.so
  *
  * Copies are counted by direction: from pageable memory they wait, from pinned memory and on the card they do not; a
  * wait that libtorch adds is counted as cudaStreamSynchronize.

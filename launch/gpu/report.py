@@ -119,7 +119,9 @@ def figures(work):
         "speed": lines(work / "speed.jsonl"),
         "plain": lines(work / "plain.jsonl"),
         "overlap": overlap(lines(work / "overlap.jsonl")),
-        "calls": [{key: line[key] for key in counts} for line in lines(work / "calls.jsonl")],
+        "calls": [
+            {key: line[key] for key in counts} for path in sorted(work.glob("calls-*.jsonl")) for line in lines(path)
+        ],
         "dispatched": {path.stem: recorded(path) for path in sorted(work.glob("record-*.jsonl"))},
         # All its figures are in the archive.
         "probe": json.loads(probe.read_text()).get("summary") if probe.exists() else None,

@@ -1,6 +1,7 @@
 """Runs checks: some side by side, within a limit of time, each with its log. What is known is always on disk."""
 
 import datetime
+import io
 import json
 import os
 import re
@@ -9,15 +10,16 @@ import subprocess
 import tarfile
 import threading
 import time
+import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable
 
 # What of the work folder is kept, and how much of one file.
-KEPT = (".log", ".json", ".jsonl", ".toml", ".txt")
+KEPT = (".log", ".json", ".jsonl", ".toml", ".txt", ".case")
 KEPT_BYTES = 2 << 20
 # Between the end by plan and the end by force.
-GRACE_S = 30
+GRACE_S = 20
 
 
 class Failed(Exception):
@@ -146,7 +148,7 @@ class Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.runner.work,
-                env=environment if environment is not None else self.runner.environment,
+                env=dict(environment if environment is not None else self.runner.environment),
                 start_new_session=True,
             )
         self.runner.sessions.add(process.pid)
@@ -157,14 +159,16 @@ class Job:
         return process
 
     def limit_s(self, most_s=None):
-        """Seconds that one more command may run, `most_s` at most."""
+        """Seconds that one more command may run, `most_s` at most. Raises Failed when there are none."""
         left_s = self.runner.budget_s + GRACE_S - self.runner.elapsed_s()
-        return max(1.0, min(most_s or self.check.limit_s, left_s))
+        if left_s <= 0:
+            raise Failed("the time is up")
+        return min(most_s or self.check.limit_s, left_s)
 
     def wait(self, process, limit_s=None):
         """The exit code. Raises Failed, and ends the command, when it takes too long."""
-        limit_s = self.limit_s(limit_s)
         try:
+            limit_s = self.limit_s(limit_s)
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
             raise Failed(f"not done after {limit_s:.0f} s") from None
@@ -257,6 +261,24 @@ class Runner:
 
     def _make(self, check, began_s):
         outcome = Outcome(check.name, "ok", check.processes, check.planned_s, round(began_s, 2))
+        try:
+            self._judge(check, outcome)
+            outcome.seconds = round(self.elapsed_s() - began_s, 2)
+            with self._changed:
+                self.outcomes.append(outcome)
+            self.write()
+            took = f"{outcome.seconds:6.1f} s (planned {check.planned_s:3.0f})"
+            print(f"{outcome.state:8} {check.name:36} {took}  {outcome.text}", flush=True)
+        except Exception:
+            # A full disk, a closed output: no reason to wait for this check for ever.
+            traceback.print_exc()
+        finally:
+            with self._changed:
+                self._busy -= check.processes
+                self._changed.notify_all()
+
+    def _judge(self, check, outcome):
+        """Does the work of a check and notes what came of it."""
         job = Job(self, check)
         try:
             self._may_begin(check)
@@ -272,15 +294,6 @@ class Runner:
             outcome.state, outcome.text = "failed", f"in the check itself: {why!r}"
         if outcome.state in ("failed", "differs"):
             outcome.log = [line[:500] for line in job.lines()[-12:]]
-        outcome.seconds = round(self.elapsed_s() - began_s, 2)
-        with self._changed:
-            self.outcomes.append(outcome)
-        self.write()
-        took = f"{outcome.seconds:6.1f} s (planned {check.planned_s:3.0f})"
-        print(f"{outcome.state:8} {check.name:36} {took}  {outcome.text}", flush=True)
-        with self._changed:
-            self._busy -= check.processes
-            self._changed.notify_all()
 
     def _may_begin(self, check):
         self.stop_if_asked()
@@ -316,20 +329,23 @@ class Runner:
             part = self.out / "gpu-check.tar.gz.part"
             with tarfile.open(part, "w:gz", compresslevel=6) as archive:
                 for path in sorted(self.kept()):
-                    with open(path, "rb") as file:
-                        member = tarfile.TarInfo(f"gpu-check/{path.relative_to(self.work)}")
-                        size = os.fstat(file.fileno()).st_size
-                        # The end of a file tells more than its beginning.
-                        file.seek(max(0, size - KEPT_BYTES))
-                        member.size, member.mtime = min(size, KEPT_BYTES), int(time.time())
-                        archive.addfile(member, file)
+                    try:
+                        with open(path, "rb") as file:
+                            # The end of a file tells more than its beginning.
+                            file.seek(max(0, os.fstat(file.fileno()).st_size - KEPT_BYTES))
+                            content = file.read(KEPT_BYTES)
+                    except FileNotFoundError:
+                        continue  # programs are at work
+                    member = tarfile.TarInfo(f"gpu-check/{path.relative_to(self.work)}")
+                    member.size, member.mtime = len(content), int(time.time())
+                    archive.addfile(member, io.BytesIO(content))
                 archive.add(self.out / "result.json", "gpu-check/result.json")
             os.replace(part, self.out / "gpu-check.tar.gz")
 
     def kept(self):
         """Files of the work folder that belong into the archive: not the bundle, not checkpoints."""
         for folder, folders, files in os.walk(self.work):
-            folders[:] = [name for name in folders if name not in ("gpu-bundle", "tmp", "checkpoints", "shards")]
+            folders[:] = [name for name in folders if name not in ("gpu-bundle", "tmp", "checkpoints")]
             yield from (Path(folder) / name for name in files if name.endswith(KEPT))
 
     def interrupt(self, why):

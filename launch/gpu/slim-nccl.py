@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes an NCCL library small enough to carry: keeps the device code of one GPU architecture.
 
-    launch/slim-nccl.py libnccl.so.2 90 out/libnccl.so.2
+    launch/gpu/slim-nccl.py libnccl.so.2 90 out/libnccl.so.2
 
 The library of the wheel holds code for every architecture, 300 MB. What is not for the given one (compute capability
 times 10: 90 for H100 and H200) is overwritten with zeros, which compress to nothing; the file keeps its size and its
