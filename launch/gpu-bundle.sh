@@ -123,7 +123,7 @@ cp launch/gpu/{check,machine,probe,report,runner}.py "$bundle/"
 cp -r benches/plain "$bundle/"
 cc -O2 -shared -fPIC launch/gpu/count.c -o "$bundle/lib/libcount.so" -ldl
 say "the recorder"
-c++ -O1 -std=c++17 -shared -fPIC -isystem native/torch/include launch/gpu/record.cpp -o "$bundle/lib/librecord.so" \
+c++ -O2 -std=c++17 -shared -fPIC -isystem native/torch/include launch/gpu/record.cpp -o "$bundle/lib/librecord.so" \
     -Lnative/torch/lib -ltorch_cpu -lc10
 if [ -n "$dry" ]; then
     say "$target is ready for gpu-check.sh --dry"

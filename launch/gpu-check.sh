@@ -31,8 +31,8 @@ bundle=$(realpath "$bundle")
 python=${PYTHON:-python3}
 seconds=${GPU_CHECK_SECONDS:-520}
 [[ $seconds =~ ^[1-9][0-9]{0,6}$ ]] || die "GPU_CHECK_SECONDS=$seconds is no number of seconds"
-export BATCH=${BATCH:-64}
-[[ $BATCH =~ ^[1-9][0-9]{0,6}$ && $((BATCH % 8)) = 0 ]] || die "BATCH=$BATCH is no multiple of 8"
+batch=${BATCH:-64}
+[[ $batch =~ ^[1-9][0-9]{0,6}$ && $((batch % 8)) = 0 ]] || die "BATCH=$batch is no multiple of 8"
 command -v "$python" >/dev/null || die "$python is missing; set PYTHON"
 out=${OUT:-gpu-check}
 mkdir -p "$out" || die "cannot make $out"
@@ -44,6 +44,7 @@ if [ -n "${GPU_CHECK_DIR:-}" ]; then
     [ -z "$(ls -A "$work")" ] || die "$work is not empty; name a new folder in GPU_CHECK_DIR"
 else
     work=$(mktemp -d "${TMPDIR:-/tmp}/gpu-check.XXXXXX") keep=''
+    trap 'rm -rf "$work"' EXIT # until check.py takes over
 fi
 work=$(realpath "$work")
 printf '{"state": "unpacking", "checks": []}\n' >"$out/result.json"
@@ -53,4 +54,5 @@ if [ -f "$bundle" ]; then
 fi
 [ -f "$bundle/check.py" ] || die "$bundle is not a bundle of launch/gpu-bundle.sh"
 # shellcheck disable=SC2086 # one word or none
-exec "$python" "$bundle/check.py" --out "$out" --work "$work" $keep --seconds "$seconds" --spent "$SECONDS" "$@"
+exec "$python" "$bundle/check.py" --out "$out" --work "$work" $keep --batch "$batch" --seconds "$seconds" \
+    --spent "$SECONDS" "$@"

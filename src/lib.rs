@@ -137,8 +137,6 @@ fn in_world<S: Settings>(
 
 /// Compares golden files with this program's network; an error if one differs.
 fn verify_files(args: &VerifyArgs) -> Result<()> {
-    // What a damaged file makes libtorch say is an error then (see `verify`), and said once.
-    std::panic::set_hook(Box::new(|_| ()));
     if args.device == DeviceChoice::Cpu {
         return verify_on(args, Device::Cpu);
     }
@@ -149,6 +147,9 @@ fn verify_files(args: &VerifyArgs) -> Result<()> {
 }
 
 fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
+    // What a damaged file makes libtorch say is an error then (see `verify`), and said once. Not earlier: what goes wrong
+    // with a card before that has to be heard.
+    std::panic::set_hook(Box::new(|_| ()));
     // Threads change the order of sums, which shows in bf16: the same figures on every machine.
     tch::set_num_threads(1);
     tch::Cuda::set_user_enabled_cudnn(!args.no_cudnn);

@@ -368,11 +368,11 @@ fn processes_that_are_deaf_or_stopped_are_ended_too() {
     let said = printed(
         "import os, runner, signal, subprocess, time
 deaf = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 50 & wait'], start_new_session=True)
-while len(runner.session_members(deaf.pid)) < 2:
+while len(runner.processes(runner.SESSION, deaf.pid)) < 2:
     time.sleep(0.05)
-os.kill(max(runner.session_members(deaf.pid)), signal.SIGSTOP)
+os.kill(max(runner.processes(runner.SESSION, deaf.pid)), signal.SIGSTOP)
 runner.end_session(deaf.pid, grace_s=0.5)
-print(runner.session_members(deaf.pid), deaf.wait())",
+print(runner.processes(runner.SESSION, deaf.pid), deaf.wait())",
     );
     assert_eq!(said, "[] -9\n");
 }
@@ -446,4 +446,43 @@ print('over')",
     let expected =
         ["[('right', 'ok'), ('wrong', 'failed')]", "['gpu-check/a.log', 'gpu-check/result.json']", "over"];
     assert_eq!(told, expected, "{said}");
+}
+
+#[test]
+fn overlap_and_agreement_are_judged() {
+    let said = printed(
+        "import json, pathlib, report, tempfile
+def trace(*begins):
+    return {'trace': {'backward_ends_ms': [10.0], 'reductions': [{'step': 0, 'from_ms': begin} for begin in begins]}}
+for begins in [(2, 5, 9, 11), (2, 12, 13, 14), (11, 12, 13), (1, 2, 3), (12,)]:
+    (step,) = report.overlap([{'trace': None}, trace(*begins)])
+    print(step['before_backward_ended'], step['groups'], round(step['fraction'], 2), step['lead_ms'])
+folder = tempfile.TemporaryDirectory()
+def run(name, *losses):
+    path = pathlib.Path(folder.name) / name
+    path.mkdir()
+    lines = [{'event': 'step', 'loss': loss, 'architecture_loss': None} for loss in losses]
+    (path / 'metrics.jsonl').write_text('\\n'.join(map(json.dumps, [{'event': 'stage'}, *lines])))
+    return path
+one = run('one', 2.0, 1.0)
+print(report.agreement([one, run('equal', 2.0, 1.0)]), report.agreement([one, run('off', 2.0, 1.25)]))
+print(report.agreement([one, run('nan', 2.0, float('nan'))]))
+for short in run('short', 2.0), run('empty'):
+    try:
+        print(report.agreement([one, short]))
+    except ValueError as why:
+        print(why)",
+    );
+    let expected = [
+        "3 4 1.0 8.0",
+        "1 4 0.33 8.0",
+        "0 3 0.0 -1.0",
+        "3 3 1.0 9.0",
+        "0 1 1.0 -2.0",
+        "(0.0, 2) (0.25, 2)",
+        "(inf, 2)",
+        "steps of one, short: [2, 1]",
+        "steps of one, empty: [2, 0]",
+    ];
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
 }

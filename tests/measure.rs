@@ -111,7 +111,7 @@ fn compile(folder: &Path, arguments: &[&str]) {
 
 /// launch/gpu/count.c as a library in `folder`.
 fn counter(folder: &Path) -> PathBuf {
-    let library = folder.join("libgpu-count.so");
+    let library = folder.join("libcount.so");
     let file = source("launch/gpu/count.c");
     compile(folder, &["-shared", "-fPIC", "-o", library.to_str().unwrap(), file.to_str().unwrap()]);
     library

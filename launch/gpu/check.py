@@ -17,7 +17,7 @@ from pathlib import Path
 
 import machine
 import report
-from runner import Check, Differs, Failed, Group, Interrupted, Runner, Skipped, ending, planned_wall
+from runner import PARENT, Check, Differs, Failed, Group, Interrupted, Runner, Skipped, ending, planned_wall, processes
 
 BUNDLE = Path(__file__).resolve().parent
 PROGRAM = BUNDLE / "drnas-dist"
@@ -51,9 +51,9 @@ WAY_S = 30
 class Plan:
     """The checks, for a card or (dry) for the CPU."""
 
-    def __init__(self, work, dry, torch):
+    def __init__(self, work, dry, torch, batch):
         self.work, self.dry = work, dry
-        self.batch = 4 if dry else int(os.environ.get("BATCH", "64"))
+        self.batch = 4 if dry else batch
         self.device = "cpu" if dry else "cuda"
         self.read_bytes = [0]
         self.reading = threading.Thread(target=machine.read_ahead, args=(torch, self.read_bytes), daemon=True)
@@ -236,7 +236,7 @@ class Plan:
                 run, how = self.joined(job, count, precision, name)
             else:
                 run, how = name, ""
-                job.run(self.small_search(count, precision, name), done=self.finished(name))
+                job.run(self.small_search(count, precision, name), done=self.completion(name).exists)
             if precision != "fp64" or count == 1:
                 return f"{len(report.steps(self.work / 'runs' / run))} steps"
             return self.agree(job, run) + how
@@ -246,8 +246,8 @@ class Plan:
     def joined(self, job, count, precision, name):
         """Makes the first search on several ranks. Where they do not get through on a card, other ways of NCCL are
         tried; the first that works is taken from then on. The run's name, and which way it took."""
-        job.run(self.small_search(count, precision, name), done=self.finished(name), may_fail=True)
-        if self.finished(name)():
+        job.run(self.small_search(count, precision, name), done=self.completion(name).exists, may_fail=True)
+        if self.completion(name).exists():
             return name, ""
         problem = job.last_line()
         if self.alone(job) == "failed":
@@ -255,8 +255,10 @@ class Plan:
         for number, way in enumerate(WAYS, 1):
             run = f"{name}-{number}"
             command = self.small_search(count, precision, run, f"run.time_limit_s={WAY_S}")
-            job.run(command, {**self.program, **way}, done=self.finished(run), may_fail=True, limit_s=WAY_S + 15)
-            if self.finished(run)():
+            job.run(
+                command, {**self.program, **way}, done=self.completion(run).exists, may_fail=True, limit_s=WAY_S + 15
+            )
+            if self.completion(run).exists():
                 self.program = {**self.program, **way}
                 job.runner.environment = self.program
                 words = " ".join(f"{key}={value}" for key, value in way.items())
@@ -265,20 +267,18 @@ class Plan:
         raise Failed(f"in no way of NCCL: {problem}")
 
     def alone(self, job):
-        """Waits for the search on one rank, which began earlier; what came of it, None where it is not made."""
-        if not (self.work / "runs/ranks-1").exists():
-            return None
+        """Waits for the search on one rank, which begins earlier; what came of it, None where it is not made."""
         deadline = time.monotonic() + job.limit_s()
-        while not job.runner.state_of("ranks-1"):
+        while "ranks-1" in job.runner.begun and not job.runner.state_of("ranks-1"):
             job.runner.stop_if_asked()
             if time.monotonic() > deadline:
                 raise Failed("ranks-1 does not end: nothing to compare with")
             time.sleep(0.1)
         return job.runner.state_of("ranks-1")
 
-    def finished(self, run):
-        """Whether a run has finished."""
-        return (self.work / "runs" / run / "finished.json").exists
+    def completion(self, run):
+        """The file that is there when a run has finished."""
+        return self.work / "runs" / run / "finished.json"
 
     def measured(self, job, command, file, environment=None):
         """Runs what appends what it measured to `file`; its last line."""
@@ -303,14 +303,14 @@ class Plan:
     def search_kl(self, job):
         # The gradient of the KL regulariser is compiled for the card when it is first needed.
         own = ["--dataset", "cifar10", *sets("model.num_classes=4", "data.px=16", "data.pad=0")]
-        job.run(self.run("search-nb201", "kl.toml", "kl", "--valid", *own), done=self.finished("kl"))
+        job.run(self.run("search-nb201", "kl.toml", "kl", "--valid", *own), done=self.completion("kl").exists)
         return f"{len(report.steps(self.work / 'runs/kl'))} steps, two stages"
 
     def evaluation(self, job):
         command = self.run(
             "evaluate-imagenet", "evaluation.toml", "evaluation", "--test", "--genotype", "DrNAS_imagenet"
         )
-        job.run(command, done=self.finished("evaluation"))
+        job.run(command, done=self.completion("evaluation").exists)
         return f"{len(report.steps(self.work / 'runs/evaluation'))} steps, two tests"
 
     def count(self, stage):
@@ -387,7 +387,7 @@ class Plan:
         records = sorted(self.work.glob("record-stage?.jsonl"))
         if not records:
             raise Skipped("no convolutions were recorded (count-stage1, count-stage2)")
-        scale = 1 if self.dry else max(1, self.batch // COUNTED_BATCH)
+        scale = 1 if self.dry else self.batch // COUNTED_BATCH
         left_s = job.runner.budget_s - job.runner.elapsed_s() - 10
         seconds = 5 if self.dry else round(min(MOST_PROBED_S, left_s))
         options = ["--seconds", seconds, "--scale", scale, "--steps", COUNTED_STEPS]
@@ -426,8 +426,8 @@ class Plan:
         endless = ["search.steps_per_epoch=0", "search.stage.1.epochs=100000"]
         limits = ["run.time_limit_s=45", f"run.heartbeat_s={HEARTBEAT_S}"]
         launcher = job.start(self.small_search(2, "fp32", name, *endless, *limits))
-        deadline = time.monotonic() + job.limit_s()
         try:
+            deadline = time.monotonic() + job.limit_s()
             while not report.steps(self.work / "runs" / name):
                 job.runner.stop_if_asked()
                 if launcher.poll() is not None:
@@ -437,7 +437,8 @@ class Plan:
                 time.sleep(0.2)
             # Not one of the first steps, and the ranks have told one another of them.
             time.sleep(HEARTBEAT_S / 2)
-            victim = max(children(launcher.pid))
+            # The ranks are children of mpirun; the last one is not rank 0, which tells of it.
+            victim = max(processes(PARENT, launcher.pid))
             sent = time.monotonic()
             os.kill(victim, number)
             code = job.wait(launcher, SURVIVORS_S)
@@ -465,20 +466,6 @@ def chosen(name, patterns):
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split(","))
 
 
-def children(parent):
-    """Processes whose parent is `parent`: the ranks of an mpirun."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(entry.name))
-        except OSError:
-            pass
-    if not found:
-        raise Failed(f"process {parent} has no ranks")
-    return found
-
-
 def main():
     parser = argparse.ArgumentParser(prog="gpu-check.sh BUNDLE", description=__doc__.splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="on the CPU, at tiny sizes")
@@ -488,20 +475,18 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=int, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--spent", type=int, required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    code = 1
     try:
         code = run(options, time.monotonic() - options.spent)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         if not options.keep:
             shutil.rmtree(options.work, ignore_errors=True)
-        if sys.exc_info()[0] is None:
-            # At once: to exit would wait for the libraries to be read.
-            os._exit(code)
+    sys.stdout.flush()
+    # At once: to exit would wait for the libraries to be read.
+    os._exit(code)
 
 
 def run(options, began):
@@ -510,7 +495,7 @@ def run(options, began):
     if found is None:
         sys.exit(f"gpu-check: {sys.executable} has no torch; set PYTHON to one that has")
     torch = Path(found.submodule_search_locations[0])
-    plan = Plan(options.work, options.dry, torch)
+    plan = Plan(options.work, options.dry, torch, options.batch)
     groups = plan.groups()
     for group in groups:
         group.checks = [check for check in group.checks if chosen(check.name, options.only)]

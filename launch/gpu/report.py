@@ -81,7 +81,8 @@ def agreement(runs):
 
 
 def overlap(measured):
-    """Of each step of a trace: groups of reductions, and how many began before the step's backward pass had ended."""
+    """Of each step of a trace: groups of reductions, and how many began before the step's backward pass had ended;
+    `fraction`, 0..1: of those that can."""
     found = []
     for trace in (line["trace"] for line in measured if line.get("trace")):
         ends = trace["backward_ends_ms"]
@@ -95,7 +96,7 @@ def overlap(measured):
                         "groups": len(begins),
                         "before_backward_ended": early,
                         # Nothing of the backward pass is left to hide the last one.
-                        "fraction": early / max(1, len(begins) - 1),
+                        "fraction": min(1.0, early / (len(begins) - 1)) if len(begins) > 1 else 1.0,
                         "lead_ms": end - min(begins),
                     }
                 )

@@ -91,26 +91,28 @@ def planned_wall(groups):
     return total
 
 
-def session_members(session):
-    """Processes of a session that still run, zombies apart."""
-    members = []
+# What /proc/PID/stat has behind the name, which may hold anything.
+STATE, PARENT, SESSION = 0, 1, 3
+
+
+def processes(which, value):
+    """Processes whose PARENT or SESSION is `value` and which still run, zombies apart."""
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                # Behind the name, which may hold anything: state, parent, group, session.
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if fields[3] == str(session) and fields[0] not in "ZX":
-                members.append(int(entry.name))
-    return members
+            if fields[which] == str(value) and fields[STATE] not in "ZX":
+                found.append(int(entry.name))
+    return found
 
 
 def end_session(session, grace_s=3.0):
     """Ends every process of a session: by SIGTERM, and after a while by SIGKILL."""
     for number, wait_s in (signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0):
-        members = session_members(session)
-        for pid in members:
+        for pid in processes(SESSION, session):
             try:
                 os.kill(pid, number)
                 # One that is stopped would not hear of it.
@@ -118,7 +120,7 @@ def end_session(session, grace_s=3.0):
             except ProcessLookupError:
                 pass
         deadline = time.monotonic() + wait_s
-        while session_members(session) and time.monotonic() < deadline:
+        while processes(SESSION, session) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
@@ -217,6 +219,7 @@ class Runner:
     def __init__(self, work, out, environment, budget_s, began):
         self.work, self.out, self.environment, self.budget_s, self.began = work, out, environment, budget_s, began
         self.facts = {}
+        self.begun = set()
         self.outcomes = []
         self.sessions = set()
         self.stopping = ""
@@ -234,7 +237,7 @@ class Runner:
         return time.monotonic() - self.began
 
     def state_of(self, name):
-        """What came of the check `name`; None while it runs, or if it is not made."""
+        """What came of the check `name`; None until it has ended."""
         with self._changed:
             return next((outcome.state for outcome in self.outcomes if outcome.name == name), None)
 
@@ -250,6 +253,7 @@ class Runner:
                 while self._busy and self._busy + check.processes > group.width:
                     self._changed.wait()
                 self._busy += check.processes
+            self.begun.add(check.name)
             threading.Thread(target=self._make, args=(check, self.elapsed_s()), daemon=True).start()
         self.wait()
 
