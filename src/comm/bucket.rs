@@ -10,44 +10,60 @@
 use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
 
+/// Elements at whose multiples parameters begin: 128 bytes or more. Kernels of cuDNN read several elements at a time;
+/// with weights at odd addresses they fail ("misaligned address") or compute other numbers.
+const ALIGNMENT: i64 = 64;
+
 /// The kind in which gradients of weights of `kind` are summed.
 pub fn sum_kind(kind: Kind, device: Device) -> Kind {
     if device == Device::Cpu { Kind::Double } else { kind }
 }
 
-/// Flat buffers, all of one length.
+/// Flat buffers, all of one length: every parameter begins at a multiple of `ALIGNMENT`, the gaps are zero.
 pub struct Bucket {
-    /// Weights, `[num_elements]`.
+    /// Weights, `[length]`.
     pub weights: Tensor,
-    /// Gradient, summed over the replicas of this rank, then averaged over the ranks; `[num_elements]`, of the kind in
-    /// which sums are made.
+    /// Gradient, summed over the replicas of this rank, then averaged over the ranks; `[length]`, of the kind in which
+    /// sums are made.
     pub grads: Tensor,
-    /// SGD momentum, `[num_elements]`.
+    /// SGD momentum, `[length]`.
     pub momentum: Tensor,
     /// Where each parameter lies: offset and shape.
     places: Vec<(i64, Vec<i64>)>,
+    /// What lies between two gradients, `[ALIGNMENT]`.
+    zeros: Tensor,
     /// Whether `grads` holds something of this step.
     filled: Cell<bool>,
+}
+
+fn num_elements(shape: &[i64]) -> i64 {
+    shape.iter().product()
+}
+
+/// Elements between a parameter of this shape and the next.
+fn gap_after(shape: &[i64]) -> i64 {
+    (ALIGNMENT - num_elements(shape) % ALIGNMENT) % ALIGNMENT
 }
 
 impl Bucket {
     /// Zero buffers for parameters of these shapes, one after another.
     pub fn new(shapes: &[Vec<i64>], kind: Kind, device: Device) -> Bucket {
-        let mut offset = 0;
+        let mut length = 0;
         let places = shapes
             .iter()
             .map(|shape| {
-                let place = (offset, shape.clone());
-                offset += shape.iter().product::<i64>();
+                let place = (length, shape.clone());
+                length += num_elements(shape) + gap_after(shape);
                 place
             })
             .collect();
-        let zeros = |kind| Tensor::zeros([offset], (kind, device));
+        let zeros = |kind| Tensor::zeros([length], (kind, device));
         Bucket {
             weights: zeros(kind),
             grads: zeros(sum_kind(kind, device)),
             momentum: zeros(kind),
             places,
+            zeros: Tensor::zeros([ALIGNMENT], (kind, device)),
             filled: Cell::new(false),
         }
     }
@@ -57,10 +73,15 @@ impl Bucket {
         self.places.len()
     }
 
+    /// Number of learned scalars.
+    pub fn num_elements(&self) -> i64 {
+        self.places.iter().map(|(_, shape)| num_elements(shape)).sum()
+    }
+
     /// The part of a flat buffer that belongs to parameter `index`, in its shape; shares memory.
     pub fn view(&self, buffer: &Tensor, index: usize) -> Tensor {
         let (offset, shape) = &self.places[index];
-        buffer.narrow(0, *offset, shape.iter().product()).view(shape.as_slice())
+        buffer.narrow(0, *offset, num_elements(shape)).view(shape.as_slice())
     }
 
     /// A leaf that autograd differentiates for: parameter `index`, in the memory of the flat weights.
@@ -71,9 +92,16 @@ impl Bucket {
     /// Adds one replica's gradients (one tensor per parameter, in order) to those of this step.
     pub fn add(&self, grads: &[Tensor]) {
         assert_eq!(grads.len(), self.places.len(), "one gradient per parameter");
-        let flat: Vec<Tensor> = grads.iter().map(|grad| grad.reshape([-1])).collect();
         let mut sum = self.grads.shallow_clone();
         tch::no_grad(|| {
+            let mut flat = Vec::with_capacity(2 * grads.len());
+            for (grad, (_, shape)) in grads.iter().zip(&self.places) {
+                flat.push(grad.reshape([-1]));
+                let gap = gap_after(shape);
+                if gap > 0 {
+                    flat.push(self.zeros.narrow(0, 0, gap));
+                }
+            }
             let flat = Tensor::cat(&flat, 0);
             if self.filled.replace(true) {
                 let _ = sum.g_add_(&flat);
@@ -94,6 +122,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn parameters_begin_at_aligned_addresses() {
+        for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+            let shapes = [vec![3, 1, 5, 5], vec![1], vec![64], vec![7, 3, 1, 1], vec![2]];
+            let bucket = Bucket::new(&shapes, kind, Device::Cpu);
+            assert_eq!(bucket.num_elements(), 75 + 1 + 64 + 21 + 2);
+            let first = bucket.weights.data_ptr() as usize;
+            for index in 0..shapes.len() {
+                let place = bucket.leaf(index).data_ptr() as usize - first;
+                assert_eq!(place % 128, 0, "{kind:?} parameter {index}");
+            }
+        }
+    }
+
+    #[test]
     fn leaves_see_updates_and_gradients_sum() {
         let mut bucket = Bucket::new(&[vec![2, 2], vec![3]], Kind::Double, Device::Cpu);
         let leaf = bucket.leaf(1);
@@ -104,7 +146,9 @@ mod tests {
             || vec![Tensor::ones([2, 2], (Kind::Double, Device::Cpu)), Tensor::from_slice(&[1.0, 2.0, 3.0])];
         bucket.add(&grads());
         bucket.add(&grads());
-        assert_eq!(Vec::<f64>::try_from(&bucket.grads).unwrap(), [2.0, 2.0, 2.0, 2.0, 2.0, 4.0, 6.0]);
+        let sums = |index| Vec::<f64>::try_from(&bucket.view(&bucket.grads, index).flatten(0, -1)).unwrap();
+        assert_eq!((sums(0), sums(1)), (vec![2.0; 4], vec![2.0, 4.0, 6.0]));
+        assert_eq!(bucket.grads.sum(Kind::Double).double_value(&[]), 20.0, "zeros in the gaps");
         bucket.clear();
         bucket.add(&grads());
         assert_eq!(bucket.view(&bucket.grads, 1).double_value(&[2]), 3.0);

@@ -226,7 +226,7 @@ impl Params {
 
     /// Number of learned scalars.
     pub fn num_elements(&self) -> i64 {
-        self.buckets.iter().map(|bucket| bucket.weights.size()[0]).sum()
+        self.buckets.iter().map(Bucket::num_elements).sum()
     }
 
     /// Takes over what has become of the weights since the last pass ([`super::ops::Pass::new`] calls it).
