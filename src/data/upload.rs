@@ -104,8 +104,9 @@ impl Staging {
         let main = Stream::legacy(context);
         let slot = || -> Result<Slot> {
             let pinned = |like: &Tensor| -> Result<Tensor> {
+                // Not `pin_memory`: it warns that an argument is deprecated which tch always gives.
                 let room = Tensor::f_empty(like.size(), (like.kind(), Device::Cpu))?;
-                Ok(if device == Device::Cpu { room } else { room.f_pin_memory(device)? })
+                Ok(if device == Device::Cpu { room } else { room.f_internal_pin_memory(device)? })
             };
             let card = |like: &Tensor| Tensor::f_empty(like.size(), (like.kind(), device));
             let read = Event::new(context)?;

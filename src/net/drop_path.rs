@@ -32,7 +32,7 @@ impl DropPath {
         // One copy to the device for the whole network; from pinned memory, so that the host does not wait for a card.
         let factors = Tensor::from_slice(&factors).to_kind(kind);
         let factors = match device {
-            Device::Cuda(_) => factors.pin_memory(device).to_device_(device, kind, true, false),
+            Device::Cuda(_) => factors.internal_pin_memory(device).to_device_(device, kind, true, false),
             _ => factors.to_device(device),
         };
         Some(DropPath { factors: factors.view([cells, edges, n, 1, 1, 1]) })

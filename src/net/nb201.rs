@@ -7,7 +7,7 @@
 
 use super::cell::mix_nodes;
 use super::mixing::Entries;
-use super::ops::{Pass, cat, conv, pointwise, stack};
+use super::ops::{Pass, average_pool, cat, conv, pointwise, stack};
 use super::params::{Init, Specs, StatId, WeightId};
 use super::separable::Slots;
 use crate::space::nb201::EDGES;
@@ -121,7 +121,7 @@ impl OutEdges {
         if !self.plain.is_empty() {
             let plain = self.plain.iter().map(|operation| match operation {
                 Operation::SkipConnect => x.shallow_clone(),
-                _ => x.avg_pool2d([3, 3], [1, 1], [1, 1], false, false, None::<i64>),
+                _ => average_pool(x, 1),
             });
             let matrix = pass.mixing.matrix(&self.plain_entries, self.num_nodes, partial);
             terms.push(pointwise(&cat(plain.collect(), 1), &matrix.to_kind(x.kind()), 1));

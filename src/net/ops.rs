@@ -176,8 +176,24 @@ pub fn stack(prefixes: &[String], each: i64, suffix: &str) -> Pieces {
 pub fn pool(operation: Operation, x: &Tensor, stride: i64) -> Tensor {
     match operation {
         Operation::MaxPool3x3 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
-        _ => x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, false, None::<i64>),
+        _ => average_pool(x, stride),
     }
+}
+
+/// 3x3 average pooling without the padding.
+///
+/// On a GPU always with channels first: with channels last and padding, the backward pass of libtorch returns a wrong
+/// gradient of the input, without an error (pytorch/pytorch#188344; libtorch 2.11 is affected).
+pub fn average_pool(x: &Tensor, stride: i64) -> Tensor {
+    let pooled = |x: &Tensor| x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, false, None::<i64>);
+    if x.device() == Device::Cpu { pooled(x) } else { with_channels_first(x, pooled) }
+}
+
+/// `operation` of `x` [N, C, H, W] with channels first in memory; the result in the layout of `x`.
+fn with_channels_first(x: &Tensor, operation: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    let y = operation(&x.contiguous());
+    // Channels last: neighbours in memory are channels. (tch has no memory-format argument.)
+    if x.stride()[1] == 1 { y.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { y }
 }
 
 /// Halves the resolution with two 1x1 convolutions of stride 2, the second on the input shifted by one pixel; stacked.
@@ -255,5 +271,27 @@ mod tests {
         let text = panic_line(&*panic);
         let named = "(convolution of [2, 3, 5, 5] Float with [6, 4, 1, 1], stride 2, padding 0, dilation 1, 1 groups)";
         assert!(text.starts_with("Internal torch error: Given groups=1") && text.ends_with(named), "{text}");
+    }
+
+    #[test]
+    fn the_detour_by_channels_first_changes_neither_numbers_nor_layout() {
+        let first = Tensor::randn([2, 6, 5, 5], (tch::Kind::Double, Device::Cpu));
+        let last = first.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        // As the supernet has it: some of the channels.
+        let part = last.narrow(1, 0, 3);
+        for x in [first, last, part] {
+            let pooled = |x: &Tensor| x.avg_pool2d([3, 3], [2, 2], [1, 1], false, false, None::<i64>);
+            let gradient = |operation: &dyn Fn(&Tensor) -> Tensor| {
+                let leaf = x.detach().set_requires_grad(true);
+                let y = operation(&leaf);
+                let upstream = Tensor::arange(y.numel() as i64, (tch::Kind::Double, Device::Cpu)).view_as(&y);
+                let loss = (&y * upstream).sum(tch::Kind::Double);
+                let gradient = Tensor::run_backward(&[loss], &[&leaf], false, false);
+                (y.detach(), gradient.into_iter().next().unwrap())
+            };
+            let (direct, detour) = (gradient(&pooled), gradient(&|x| with_channels_first(x, pooled)));
+            assert!(direct.0.equal(&detour.0) && direct.1.equal(&detour.1), "{:?}", x.stride());
+            assert_eq!(detour.0.stride()[1] == 1, x.stride()[1] == 1, "{:?}", x.stride());
+        }
     }
 }
