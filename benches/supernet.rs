@@ -8,11 +8,11 @@
 #[path = "../tests/common/naive.rs"]
 mod naive;
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Shape, Supernet};
-use drnas_dist::precision::Precision;
 use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;
 use tch::{Device, Kind, Tensor};

@@ -3,48 +3,39 @@
 //! One direction: cli -> config -> launch -> data -> space -> net -> search or eval -> report -> run; a file uses only what
 //! stands before it, but for the plain types of `space` (in the configuration) and `comm::bucket` (the network's buffers).
 
-pub mod bench;
-pub mod checkpoint;
 pub mod cli;
 pub mod comm;
+pub mod commands;
 pub mod config;
 pub mod cuda;
 pub mod data;
-pub mod doctor;
 pub mod error;
 pub mod eval;
-pub mod export;
-pub mod launch;
+pub mod files;
 pub mod nb201;
 pub mod net;
-pub mod optimiser;
-pub mod plot;
-pub mod precision;
+pub mod process;
 pub mod random;
 pub mod report;
 pub mod run;
-pub mod schedule;
 pub mod search;
 pub mod space;
-pub mod state;
-pub mod tally;
-pub mod verify;
-pub mod weight_step;
-pub mod whereabouts;
-pub mod whole_file;
+pub mod train;
+pub mod world;
 
 use config::DeviceChoice;
 pub use config::{Config, EvaluateConfig, Settings};
 pub use error::{Error, Result};
 
 use cli::{BenchArgs, Command, EvaluateArgs, ReportCommand, SearchArgs, SearchNb201Args, VerifyArgs};
+use commands::{bench, demo_data, doctor, export, verify};
 use config::published;
-use launch::{Devices, Limits, World};
 use nb201::Table;
-use run::benchmark::Benchmark;
+use run::table_lookup::Benchmark;
 use space::SearchSpace;
 use std::time::Duration;
 use tch::Device;
+use world::{Devices, Limits, World};
 
 /// How long commands without a configuration wait for other ranks.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -52,7 +43,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Does what the command line says, and returns when it is done.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::DemoData(args) => data::demo::run(&args),
+        Command::DemoData(args) => demo_data::run(&args),
         Command::Split(args) => data::split::run(&args),
         Command::Pack(args) => data::pack::run(&args),
         Command::SearchImagenet(args) => search(&args, SearchSpace::DartsImagenet, published::IMAGENET),
@@ -67,8 +58,8 @@ pub fn run(command: Command) -> Result<()> {
             print!("{}", report::scaling(&runs)?);
             Ok(())
         }
-        Command::Nb201(args) => nb201::run(&args),
-        Command::Plot(args) => plot::run(&args),
+        Command::Nb201(args) => commands::nb201::run(&args),
+        Command::Plot(args) => commands::plot::run(&args),
         Command::Verify(args) => verify_files(&args),
         Command::Doctor => doctor::run(LIMIT, None),
         Command::Bench(args) => measure(&args),

@@ -222,9 +222,9 @@ fn the_files_of_the_project_are_good() {
 #[test]
 fn the_published_runs_are_part_of_the_program() {
     use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, sets_of};
-    use drnas_dist::schedule::Schedule;
     use drnas_dist::space::SearchSpace;
     use drnas_dist::space::nb201::Dataset;
+    use drnas_dist::train::schedule::Schedule;
     let golden: std::collections::BTreeMap<String, Vec<f64>> =
         serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
     let load = |(name, text): (&str, &str), dataset: Option<Dataset>| {

@@ -4,9 +4,10 @@
 mod packing;
 
 use drnas_dist::Error;
-use drnas_dist::data::demo::{self, DemoArgs};
-use drnas_dist::data::pack::{PackArgs, pack};
-use drnas_dist::data::split::{self, SplitArgs};
+use drnas_dist::cli::{DemoArgs, PackArgs, SplitArgs};
+use drnas_dist::commands::demo_data;
+use drnas_dist::data::pack::pack;
+use drnas_dist::data::split;
 use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -19,7 +20,7 @@ use tempfile::TempDir;
 /// Draws `classes` x `per_class` small images into DIR/images.
 fn images(dir: &Path, classes: usize, per_class: usize) -> PathBuf {
     let out = dir.join("images");
-    demo::run(&DemoArgs { out: out.clone(), classes, per_class, seed: 7, px: "24..40".into() }).unwrap();
+    demo_data::run(&DemoArgs { out: out.clone(), classes, per_class, seed: 7, px: "24..40".into() }).unwrap();
     out
 }
 
@@ -531,8 +532,8 @@ fn demo_images_are_repeatable_and_do_not_mix() {
     images(dir.path(), 3, 4);
     assert_eq!(before, all_files(&root.join("checked-square")));
     let args = DemoArgs { out: root, classes: 2, per_class: 4, seed: 7, px: "24..40".into() };
-    assert!(message(demo::run(&args)).contains("checked-square is there already"));
-    assert!(message(demo::run(&DemoArgs { classes: 99, ..args })).contains("2 to 24 classes"));
+    assert!(message(demo_data::run(&args)).contains("checked-square is there already"));
+    assert!(message(demo_data::run(&DemoArgs { classes: 99, ..args })).contains("2 to 24 classes"));
 }
 
 #[test]

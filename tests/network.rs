@@ -1,11 +1,11 @@
 //! The final network with itself: however its backward pass is cut or repeated, gradients and statistics are the same.
 //! (Beside PyTorch: tests/torch.rs; beside the published code: tests/golden.rs.)
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::smoothed_cross_entropy;
 use drnas_dist::net::network::{Network, Shape};
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::precision::Precision;
 use drnas_dist::random::torch_seeded;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
@@ -140,7 +140,7 @@ fn drop_path_changes_the_pass() {
 fn weights_of_another_network_are_refused() {
     let network = |channels| {
         let shape = Shape { init_channels: channels, auxiliary: false, ..shape(GENOTYPE) };
-        let mut net = Network::new(shape, drnas_dist::verify::PLACEMENT);
+        let mut net = Network::new(shape, drnas_dist::commands::verify::PLACEMENT);
         net.params.initialise(1);
         net
     };

@@ -1,8 +1,8 @@
 //! `plot trajectory` on run folders as a search leaves them: the figure, its numbers, and what it refuses.
 
 use drnas_dist::nb201::{Table, import};
-use drnas_dist::plot::{Trajectory, png, svg};
 use drnas_dist::random::{Purpose, stream};
+use drnas_dist::report::plot::{Trajectory, png, svg};
 use drnas_dist::report::{EpochRecord, EpochSummary, Record};
 use drnas_dist::space::Mask;
 use drnas_dist::space::nb201::{Architecture, Dataset};
@@ -88,7 +88,7 @@ fn the_numbers_of_a_run() {
     // Drawn and then summed up slowly.
     let mut random = stream(0, Purpose::Trajectory, &[2]);
     let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
-    let draw = |_| accuracy(&drnas_dist::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
+    let draw = |_| accuracy(&drnas_dist::report::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
     let mut accuracies: Vec<f64> = (0..100).map(draw).collect();
     accuracies.sort_by(f64::total_cmp);
     assert_eq!((drawn[1].min, drawn[1].max), (accuracies[0], accuracies[99]));

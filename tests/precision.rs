@@ -1,10 +1,10 @@
 //! What the precision, the memory layout and the recomputation of cells change in what a network computes, and what not.
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Shape, Supernet};
-use drnas_dist::precision::Precision;
 use drnas_dist::random::torch_seeded;
 use drnas_dist::space::{Mask, SearchSpace};
 use tch::kind::{DOUBLE_CPU, FLOAT_CPU};

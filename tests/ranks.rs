@@ -5,8 +5,8 @@
 #[path = "common/mpirun.rs"]
 mod mpirun;
 
-use drnas_dist::launch::{Limits, World};
-use drnas_dist::whereabouts::{self, Phase};
+use drnas_dist::process::phase::{self, Phase};
+use drnas_dist::world::{Limits, World};
 use drnas_dist::{Error, Result};
 use mpirun::{Ended, SCENE, lives, rank_program as command, run_with};
 use std::process::{Command, Stdio};
@@ -33,7 +33,7 @@ fn rank_program() {
         _ => PATIENCE,
     };
     if scene == "doctor" {
-        if let Err(why) = drnas_dist::doctor::run(limit, None) {
+        if let Err(why) = drnas_dist::commands::doctor::run(limit, None) {
             eprintln!("{why}");
             std::process::exit(2);
         }
@@ -327,8 +327,8 @@ fn watched(world: &World, fate: &str) -> Result<()> {
     world.keep_watch(HEARTBEAT)?;
     println!("ready {}", std::process::id());
     let odd = std::env::var("DRNAS_TEST_RANK").map_or(1, |rank| rank.parse().unwrap());
-    whereabouts::set_step(7);
-    whereabouts::enter(Phase::Backward);
+    phase::set_step(7);
+    phase::enter(Phase::Backward);
     world.communicator().barrier()?;
     // Time for a beat that tells it.
     std::thread::sleep(HEARTBEAT / 2);
@@ -348,7 +348,7 @@ fn watched(world: &World, fate: &str) -> Result<()> {
             }
         };
     }
-    whereabouts::enter(Phase::AllReduce);
+    phase::enter(Phase::AllReduce);
     world.communicator().barrier()
 }
 

@@ -8,10 +8,10 @@ use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, 
 use drnas_dist::comm::Communicator;
 use drnas_dist::config::Config;
 use drnas_dist::data::{Crop, DecodePool, Loader, LoaderSpec, ShardSet};
-use drnas_dist::launch::World;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
-use drnas_dist::state::State;
+use drnas_dist::train::state::State;
+use drnas_dist::world::World;
 use drnas_dist::{Error, Result, Settings};
 use std::cell::RefCell;
 use std::process::Stdio;

@@ -4,17 +4,17 @@
 mod naive;
 
 use drnas_dist::comm::Solo;
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Shape, Supernet};
-use drnas_dist::optimiser::Sgd;
-use drnas_dist::precision::Precision;
 use drnas_dist::random::torch_seeded;
 use drnas_dist::search::dirichlet::{Sample, sample};
 use drnas_dist::search::unrolled::{LENGTH, Share, Unrolled};
 use drnas_dist::space::{Mask, SearchSpace};
-use drnas_dist::tally::StepOutcome;
+use drnas_dist::train::optimiser::Sgd;
+use drnas_dist::train::tally::StepOutcome;
 use naive::Naive;
 use tch::{Device, Kind, Tensor};
 

@@ -3,12 +3,12 @@
 #[path = "common/naive.rs"]
 mod naive;
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Shape, Supernet};
 use drnas_dist::net::widen::{draw_indices, widen, widen_running};
-use drnas_dist::precision::Precision;
 use drnas_dist::random::{Purpose, stream, torch_seeded};
 use drnas_dist::search::stage::next_network;
 use drnas_dist::space::{Mask, SearchSpace};

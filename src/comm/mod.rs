@@ -1,20 +1,16 @@
 //! What ranks say to one another: the `Communicator`, and `Solo` for one process.
 
-pub mod bucket;
-mod ending;
 mod flight;
 mod mpi;
 mod nccl;
-pub(crate) mod roll;
-mod say;
 
-pub(crate) use ending::{at_last, end_all, last_acts};
 pub use mpi::Mpi;
 pub(crate) use nccl::Terms;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
-pub(crate) use say::{say, say_into};
 
 use crate::error::{Error, Result};
+use crate::process::exit::last_acts;
+use crate::process::messages::say;
 use serde::Serialize;
 use tch::Tensor;
 

@@ -10,9 +10,11 @@
 //! another branch, is therefore found at the next collective.
 
 use super::flight::{Flight, Pause, text_of};
-use super::{Communicator, contiguous, end_all, reducible, roll, root_within, say};
+use super::{Communicator, contiguous, reducible, root_within};
 use crate::error::{Error, Result, chain};
-use crate::whereabouts;
+use crate::process::exit::end_all;
+use crate::process::messages::say;
+use crate::process::{phase, rank_status};
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
 use std::cell::{Cell, RefCell};
 use std::os::raw::{c_int, c_void};
@@ -202,7 +204,7 @@ impl Mpi {
                     operation: operation.into(),
                     number: self.number.get(),
                     waited_s: waited.as_secs_f64(),
-                    missing: roll::missing(self.rank, self.number.get()),
+                    missing: rank_status::missing(self.rank, self.number.get()),
                 });
             }
             pause.rest();
@@ -342,7 +344,7 @@ impl Communicator for Mpi {
         let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
         match why.starts_with(&who) {
             true => say(why),
-            false => say(&format!("{who}{}: {why}", whereabouts::in_step())),
+            false => say(&format!("{who}{}: {why}", phase::in_step())),
         }
         end_all(1)
     }
@@ -364,14 +366,14 @@ struct Waiting;
 
 impl Waiting {
     fn begin(number: u64) -> Self {
-        roll::wait_in(number);
+        rank_status::wait_in(number);
         Self
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        roll::go_on();
+        rank_status::go_on();
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::check::{at_least_one, below_one, check_seed, check_share, not_negative, require};
 use super::{Data, DeviceChoice, Model, Run, Settings, Weights};
+use crate::config::Precision;
 use crate::error::{Error, Result};
-use crate::precision::Precision;
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 
@@ -69,9 +69,9 @@ pub struct Evaluate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DecayKind {
-    /// See [`crate::schedule::Decay::Linear`].
+    /// See [`crate::train::schedule::Decay::Linear`].
     Linear,
-    /// See [`crate::schedule::Decay::Cosine`], to `weights.lr_min`.
+    /// See [`crate::train::schedule::Decay::Cosine`], to `weights.lr_min`.
     Cosine,
 }
 

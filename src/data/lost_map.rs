@@ -27,7 +27,7 @@ impl LostMap {
     /// Watches the bytes `map` of the shard at `path`.
     pub(super) fn watch(path: &Path, map: &[u8]) -> LostMap {
         INSTALL.call_once(install);
-        let here = crate::whereabouts::here();
+        let here = crate::process::phase::here();
         // `pack` opens shards too, and is no rank.
         let who = match here.host.is_empty() {
             true => String::new(),

@@ -4,7 +4,6 @@
 
 pub mod augment;
 pub mod decode;
-pub mod demo;
 pub mod folder;
 pub mod loader;
 mod lost_map;

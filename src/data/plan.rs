@@ -1,9 +1,9 @@
 //! What `pack` puts into which shard, and whether the output folder agrees with it.
 
-use super::pack::PackArgs;
 use super::set::{hex, read_set_file};
 use super::shard::{Shard, VERSION, file_name};
 use super::source::Source;
+use crate::cli::PackArgs;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;

@@ -16,12 +16,12 @@ use crate::net::loss::{cross_entropy, smoothed_cross_entropy};
 use crate::net::network::{Network, Shape};
 use crate::net::params::Named;
 use crate::net::placement::Placement;
-use crate::optimiser::Sgd;
-use crate::schedule::Schedule;
 use crate::space::genotype::Genotype;
-use crate::state::{agreed_running, gather_running};
-use crate::tally::{StepOutcome, measure};
-use crate::weight_step;
+use crate::train::optimiser::Sgd;
+use crate::train::schedule::Schedule;
+use crate::train::state::{agreed_running, gather_running};
+use crate::train::step;
+use crate::train::tally::{StepOutcome, measure};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -178,8 +178,7 @@ impl Evaluation {
 
     /// One step of the weights, on the next batches of `loader`. Collective; gradients are averaged over all replicas.
     pub fn train_step(&mut self, loader: &mut Loader, comm: &dyn Communicator) -> Result<StepOutcome> {
-        let next =
-            |upload: &mut Upload, outcome: &mut StepOutcome| weight_step::prepare(loader, upload, outcome);
+        let next = |upload: &mut Upload, outcome: &mut StepOutcome| step::prepare(loader, upload, outcome);
         let mut outcome = self.train_on(next, comm)?;
         outcome.data_wait_ms = loader.wait_ms();
         Ok(outcome)
@@ -202,10 +201,10 @@ impl Evaluation {
             let loss = self.loss(tape.results(), &labels);
             outcome.weights.push(measure(tape.logits(), &labels, &loss));
             let turn = (local, self.replicas.len());
-            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
+            step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
         let rates = (self.lr(epoch), self.config.evaluate.grad_clip);
-        weight_step::descend(&mut self.net.params.buckets, &self.sgd, rates, comm, &mut outcome)?;
+        step::descend(&mut self.net.params.buckets, &self.sgd, rates, comm, &mut outcome)?;
         self.step += 1;
         Ok(outcome)
     }

@@ -1,13 +1,13 @@
 //! The evaluation's state as a checkpoint, as a hash, and back; and the weights that come out of it.
 //!
-//! Tensors: those of the network (see [`crate::state`]). No random generator is saved: streams are addressed by step.
+//! Tensors: those of the network (see [`crate::train::state`]). No random generator is saved: streams are addressed by step.
 
 use super::{Evaluation, Tests};
-use crate::checkpoint::Checkpoint;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::net::params::Named;
-use crate::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
+use crate::train::checkpoint::Checkpoint;
+use crate::train::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::hash::Hasher;

@@ -5,8 +5,8 @@
 
 use super::Column;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::space::nb201::{Architecture, NUM_ARCHITECTURES};
-use crate::whole_file;
 use bytemuck::{Pod, Zeroable};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
@@ -181,7 +181,7 @@ pub fn write(
     };
     header.header_hash = xxh3_64(&bytemuck::bytes_of(&header)[..HEADER_BYTES - 8]);
     file[..HEADER_BYTES].copy_from_slice(bytemuck::bytes_of(&header));
-    whole_file::write(path, &file)
+    files::write(path, &file)
 }
 
 #[cfg(test)]

@@ -1,11 +1,9 @@
 //! The table of NAS-Bench-201: what each of its 15,625 architectures reaches when it is trained, looked up in a small
 //! memory-mapped file instead of the gigabytes of the public API.
 
-mod commands;
 mod format;
 mod import;
 
-pub use commands::{Nb201Args, Nb201Command, run};
 pub use import::import;
 
 use crate::error::{Error, Result};

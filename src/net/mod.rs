@@ -1,5 +1,6 @@
 //! The networks: what they compute, given weights and mixing weights. Nothing here knows of ranks or data files.
 
+pub mod bucket;
 pub mod cell;
 pub mod drop_path;
 pub mod fixed_cell;

@@ -1,6 +1,6 @@
 //! Placement: how and where a network computes, whatever network it is.
 
-use crate::precision::Precision;
+use crate::config::Precision;
 use tch::{Device, Tensor};
 
 /// How and where a network computes.

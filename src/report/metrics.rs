@@ -2,7 +2,7 @@
 
 use super::Record;
 use crate::error::{Error, Result};
-use crate::whole_file;
+use crate::files;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ impl MetricsLog {
             .flatten()
             .copied()
             .collect();
-        whole_file::write(path, &kept)?;
+        files::write(path, &kept)?;
         Self::opened(OpenOptions::new().append(true).open(path), path)
     }
 

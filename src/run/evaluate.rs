@@ -1,9 +1,8 @@
 //! The run of an evaluation: training set, test set, what is told of it; and the test of given weights.
 
-use super::journal::Totals;
 use super::run;
 use super::streams::{Streams, open};
-use super::training::{StepPlace, Told, Training};
+use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::EvaluateArgs;
 use crate::comm::Communicator;
 use crate::config::{EvaluateConfig, Settings};
@@ -11,14 +10,14 @@ use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
 use crate::error::{Error, Result};
 use crate::eval::state::{read_weights, write_weights};
 use crate::eval::{self, Evaluation, Tested};
-use crate::launch::World;
 use crate::net::network::Network;
 use crate::report::{
     EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, NetworkRecord, Record, evaluated_text,
 };
 use crate::space::genotype::Genotype;
-use crate::state::State;
-use crate::tally::StepOutcome;
+use crate::train::state::State;
+use crate::train::tally::StepOutcome;
+use crate::world::World;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! Journal: what rank 0 tells of a run: the log, the progress, the numbers of an epoch.
 
-use super::training::Training;
+use super::training::{Totals, Training};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::report::{EpochSummary, MetricsLog, Progress, Record, Status};
-use crate::tally::Measures;
+use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -43,17 +43,6 @@ struct EpochSums {
 pub struct Sums {
     epoch: EpochSums,
     totals: Totals,
-}
-
-/// Sums since the beginning of the run.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Totals {
-    /// Images of all sets.
-    pub images: u64,
-    /// Seconds in steps.
-    pub wall_s: f64,
-    /// Ranks of the last part of the run.
-    pub ranks: u64,
 }
 
 /// The log and the progress of a run. Rank 0 only.

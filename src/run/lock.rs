@@ -7,9 +7,10 @@
 //! only whether the time of the file changes. A holder whose lock was taken all the same ends at the next beat or
 //! checkpoint, before it writes.
 
-use crate::comm::{last_acts, say};
 use crate::error::{Error, Result};
-use crate::launch::{born, machine, token};
+use crate::process::exit::last_acts;
+use crate::process::identity::{born, machine, token};
+use crate::process::messages::say;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

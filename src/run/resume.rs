@@ -2,9 +2,9 @@
 
 use super::journal::Sums;
 use super::training::Training;
-use crate::checkpoint;
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::train::checkpoint;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

@@ -1,24 +1,23 @@
 //! The run of a search: its two sets, their streams of samples, and what is told of it.
 
-use super::benchmark::{Benchmark, beside};
-use super::journal::Totals;
 use super::run;
 use super::streams::{Streams, open};
-use super::training::{StepPlace, Told, Training};
+use super::table_lookup::{Benchmark, beside};
+use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
 use crate::config::{Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
-use crate::launch::World;
 use crate::report::{Accuracies, EpochRecord, EpochSummary, FinishRecord, Record, StageRecord, final_text};
-use crate::schedule::Schedule;
 use crate::search::Search;
 use crate::search::dirichlet::entropy;
 use crate::search::timeline::Timeline;
 use crate::space::found::Found;
-use crate::state::State;
-use crate::tally::StepOutcome;
+use crate::train::schedule::Schedule;
+use crate::train::state::State;
+use crate::train::tally::StepOutcome;
+use crate::world::World;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

@@ -11,22 +11,22 @@ pub mod timeline;
 pub mod unrolled;
 
 use crate::comm::Communicator;
-use crate::comm::bucket::sum_kind;
 use crate::config::{self, Config, Order, Regulariser};
 use crate::data::{Loader, Upload};
 use crate::error::Result;
+use crate::net::bucket::sum_kind;
 use crate::net::loss::cross_entropy;
 use crate::net::placement::Placement;
 use crate::net::supernet::{Shape, Supernet};
-use crate::optimiser::{Adam, Sgd, clip_coefficient};
+use crate::process::phase::{Phase, begin};
 use crate::random::Purpose;
-use crate::schedule::Schedule;
 use crate::space::found::Found;
 use crate::space::genotype::mean_weights;
 use crate::space::{Mask, SearchSpace};
-use crate::tally::{StepOutcome, measure, timed};
-use crate::weight_step;
-use crate::whereabouts::{Phase, begin};
+use crate::train::optimiser::{Adam, Sgd, clip_coefficient};
+use crate::train::schedule::Schedule;
+use crate::train::step;
+use crate::train::tally::{StepOutcome, measure, timed};
 use dirichlet::Sample;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -224,11 +224,11 @@ impl Search {
             let loss = cross_entropy(tape.logits(), &labels);
             outcome.weights.push(measure(tape.logits(), &labels, &loss));
             let turn = (local, self.replicas.len());
-            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
+            step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
         let lr = self.lr();
         let (buckets, grad_clip) = (&mut self.net.params.buckets, self.config.search.grad_clip);
-        weight_step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
+        step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
     }
 
     /// The batch of every local replica, taken from `loader`.
@@ -261,7 +261,7 @@ impl Search {
 
     /// The next batch on the device: normalised images, labels.
     fn prepare(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
-        weight_step::prepare(loader, &mut self.upload, outcome)
+        step::prepare(loader, &mut self.upload, outcome)
     }
 
     /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.

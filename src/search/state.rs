@@ -1,14 +1,14 @@
 //! The search's state as a checkpoint, as a hash, and back.
 //!
-//! Tensors: those of the network (see [`crate::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
+//! Tensors: those of the network (see [`crate::train::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
 //! streams are addressed by step (see `random`).
 
 use super::{Search, supernet};
-use crate::checkpoint::Checkpoint;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::space::Mask;
-use crate::state::{
+use crate::train::checkpoint::Checkpoint;
+use crate::train::state::{
     self, State, bytes_of, gather_running, hash_weights, is_finite, tensors_of, weights_are_finite,
 };
 use serde::{Deserialize, Serialize};

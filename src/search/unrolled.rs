@@ -15,14 +15,14 @@
 
 use super::dirichlet::Sample;
 use crate::comm::Communicator;
-use crate::comm::bucket::{Bucket, sum_kind};
 use crate::error::Result;
+use crate::net::bucket::{Bucket, sum_kind};
 use crate::net::loss::cross_entropy;
 use crate::net::supernet::Supernet;
-use crate::optimiser::Sgd;
-use crate::tally::{StepOutcome, measure, timed};
-use crate::weight_step::{backward, start_mean};
-use crate::whereabouts::{Phase, begin};
+use crate::process::phase::{Phase, begin};
+use crate::train::optimiser::Sgd;
+use crate::train::step::{backward, start_mean};
+use crate::train::tally::{StepOutcome, measure, timed};
 use tch::Tensor;
 
 /// Length of the step in the weights over which gradients are compared.

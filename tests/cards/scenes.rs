@@ -8,8 +8,8 @@ use drnas_dist::cuda::{Event, Stream};
 use drnas_dist::data::augment::Rect;
 use drnas_dist::data::upload::Staging;
 use drnas_dist::data::{Batch, Upload};
-use drnas_dist::launch::World;
-use drnas_dist::whereabouts::{self, Phase};
+use drnas_dist::process::phase::{self, Phase};
+use drnas_dist::world::World;
 use drnas_dist::{Config, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -341,14 +341,14 @@ pub fn steps(world: &World, double: &Double) -> Result<()> {
     [&weights, &buffer].into_iter().for_each(|tensor| std::mem::forget(tensor.shallow_clone()));
     comm.broadcast(&weights, 0)?;
     for step in 1..=12 {
-        whereabouts::set_step(step);
-        whereabouts::enter(Phase::Backward);
+        phase::set_step(step);
+        phase::enter(Phase::Backward);
         if absent == Some(step) && comm.rank() + 1 == comm.size() {
             std::thread::sleep(Duration::from_secs(60));
         }
         comm.start_mean(&buffer)?;
         comm.finish()?;
-        whereabouts::enter(Phase::Optimiser);
+        phase::enter(Phase::Optimiser);
         double.synchronize();
         // The watchdog looks from time to time.
         std::thread::sleep(Duration::from_millis(30));

@@ -5,13 +5,14 @@
 
 use crate::packing::pack_args;
 use crate::{Target, bombard};
-use drnas_dist::checkpoint::{self, Checkpoint};
+use drnas_dist::cli::{DemoArgs, PackArgs};
 use drnas_dist::comm::Solo;
+use drnas_dist::commands::demo_data;
+use drnas_dist::commands::verify;
 use drnas_dist::config::{Config, Settings};
 use drnas_dist::data::ShardSet;
 use drnas_dist::data::decode::{MAX_PIXELS, decode, dimensions};
-use drnas_dist::data::demo::{self, DemoArgs};
-use drnas_dist::data::pack::{PackArgs, pack};
+use drnas_dist::data::pack::pack;
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
 use drnas_dist::eval::state::{read_weights, write_weights};
@@ -21,8 +22,9 @@ use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
-use drnas_dist::state::State;
-use drnas_dist::{Error, Result, verify};
+use drnas_dist::train::checkpoint::{self, Checkpoint};
+use drnas_dist::train::state::State;
+use drnas_dist::{Error, Result};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +36,7 @@ fn packed(shard_images: u32) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (root, out) = (dir.path().join("images"), dir.path().join("shards"));
     let px = "16..24".into();
-    demo::run(&DemoArgs { out: root.clone(), classes: 3, per_class: 4, seed: 1, px }).unwrap();
+    demo_data::run(&DemoArgs { out: root.clone(), classes: 3, per_class: 4, seed: 1, px }).unwrap();
     let args = PackArgs { no_decode: true, seed: 3, shard_images, threads: 1, ..pack_args(&root, &out) };
     pack(&args, &|_| true).unwrap();
     (dir, out)
@@ -332,7 +334,7 @@ fn images() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("images");
     let px = "16..24".into();
-    demo::run(&DemoArgs { out: out.clone(), classes: 2, per_class: 2, seed: 1, px }).unwrap();
+    demo_data::run(&DemoArgs { out: out.clone(), classes: 2, per_class: 2, seed: 1, px }).unwrap();
     let mut seeds = Vec::new();
     for class in fs::read_dir(&out).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
         for image in fs::read_dir(class.path()).unwrap().flatten() {

@@ -6,10 +6,12 @@
 //! every rank of the machine calls it, and is not used.
 
 use super::library::Library;
-use crate::comm::{end_all, roll, say};
 use crate::cuda::{Context, Event};
 use crate::error::{Error, Result};
-use crate::whereabouts::{self, Whereabouts};
+use crate::process::exit::end_all;
+use crate::process::messages::say;
+use crate::process::phase::{self, Whereabouts};
+use crate::process::rank_status;
 use cudarc::nccl::sys::{ncclComm_t, ncclResult_t};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -65,7 +67,7 @@ struct Held {
 
 impl Held {
     fn new(operation: &str) -> Held {
-        Held { operation: operation.into(), at: whereabouts::here(), since: Instant::now() }
+        Held { operation: operation.into(), at: phase::here(), since: Instant::now() }
     }
 
     fn lost(&self, call: &'static str, text: String) -> Error {
@@ -175,7 +177,7 @@ impl Shared {
                         at: Box::new(held.at.clone()),
                         operation: held.operation.clone(),
                         waited_s: waited.as_secs_f64(),
-                        behind: roll::furthest_behind(held.at.rank),
+                        behind: rank_status::furthest_behind(held.at.rank),
                     });
                 }
             }
@@ -248,7 +250,7 @@ impl Shared {
 /// Says why and ends all ranks.
 fn end(why: &Error) -> ! {
     say(&why.to_string());
-    if whereabouts::here().rank != 0 {
+    if phase::here().rank != 0 {
         std::thread::sleep(LAST_WORDS);
     }
     end_all(1)

@@ -1,0 +1,8 @@
+//! What a search and an evaluation share: one weight step, its optimiser and schedule, what is counted, what is saved.
+
+pub mod checkpoint;
+pub mod optimiser;
+pub mod schedule;
+pub mod state;
+pub mod step;
+pub mod tally;
