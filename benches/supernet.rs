@@ -92,11 +92,9 @@ fn main() {
             let stacked = || {
                 let tape = net.forward(&images, &theta, 0);
                 let loss = cross_entropy(tape.logits(), &labels);
-                tape.backward(&loss, |_, grads| {
-                    std::hint::black_box(grads);
-                    Ok(())
-                })
-                .expect("backward");
+                for segment in tape.backward(&loss) {
+                    std::hint::black_box(segment.expect("backward"));
+                }
             };
             obvious();
             stacked();

@@ -1,12 +1,29 @@
-//! A file that is there whole or not at all, whoever is killed while it is written.
+//! Files: one that is written whole or not at all, whoever is killed meanwhile, and the error that names its path.
 
-use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A file or folder could not be read, written, renamed or removed.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}: {source}", path.display())]
+pub struct IoError {
+    /// What was tried: "read", "write", "create folder" ...
+    pub action: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What the operating system said.
+    pub source: std::io::Error,
+}
+
+/// An [`IoError`] about `path`, for `map_err`.
+pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> IoError {
+    let path = path.into();
+    move |source| IoError { action, path, source }
+}
 
 /// Writes `bytes` to `path`, replacing what is there: a temporary file beside it, fsync, rename, fsync of the folder. Local.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -20,7 +37,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     attempt().map_err(|error| {
         // Of a full disk it would keep some more.
         let _ = fs::remove_file(&temporary);
-        Error::io("write", path)(error)
+        io("write", path)(error)
     })
 }
 

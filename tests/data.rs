@@ -3,9 +3,9 @@
 #[path = "common/packing.rs"]
 mod packing;
 
-use drnas_dist::Error;
 use drnas_dist::cli::{DemoArgs, PackArgs, SplitArgs};
 use drnas_dist::commands::demo_data;
+use drnas_dist::data::Error;
 use drnas_dist::data::pack::pack;
 use drnas_dist::data::split;
 use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
@@ -37,7 +37,7 @@ fn packed() -> (TempDir, PathBuf) {
     (dir, shards)
 }
 
-fn message<T>(result: Result<T, Error>) -> String {
+fn message<T, E: std::fmt::Display>(result: Result<T, E>) -> String {
     match result {
         Ok(_) => panic!("an error was expected"),
         Err(error) => error.to_string(),

@@ -5,8 +5,8 @@ mod packing;
 #[path = "common/shared.rs"]
 mod shared;
 
-use drnas_dist::Error;
 use drnas_dist::cli::{PackArgs, SourceArgs, SourceFormat, SplitArgs};
+use drnas_dist::data::Error;
 use drnas_dist::data::decode::decode;
 use drnas_dist::data::pack::pack;
 use drnas_dist::data::pickle::{self, PickledBatch};

@@ -67,12 +67,7 @@ fn pass_of(
     let logits = logits.detach();
     let loss = |logits: &Tensor| smoothed_cross_entropy(logits, &labels, 0.1);
     let loss = loss(tape.logits()) + loss(auxiliary) * 0.4;
-    let mut gradients = Vec::new();
-    tape.backward(&loss, |bucket, grads| {
-        gradients.push((bucket, grads));
-        Ok(())
-    })
-    .unwrap();
+    let gradients: Vec<_> = tape.backward(&loss).map(Result::unwrap).collect();
     for (bucket, grads) in gradients {
         net.params.buckets[bucket].add(&grads);
     }

@@ -57,12 +57,11 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     assert_eq!(loss.kind(), kind, "losses are never short");
     let buckets = &net.params.buckets;
     let mut order = Vec::new();
-    tape.backward(&loss, |number, grads| {
+    for segment in tape.backward(&loss) {
+        let (number, grads) = segment.unwrap();
         order.push(number);
         buckets[number].add(&grads);
-        Ok(())
-    })
-    .unwrap();
+    }
     assert!(order.len() > 3 && order.iter().rev().copied().eq(0..order.len()), "{order:?}");
 
     let theta: Vec<Tensor> = theta.into_iter().map(|theta| theta.set_requires_grad(true)).collect();

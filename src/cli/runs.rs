@@ -1,7 +1,6 @@
 //! Arguments of the commands that make a run folder: searches and evaluations.
 
-use crate::config::Settings;
-use crate::error::Result;
+use crate::config::{self, Settings};
 use crate::space::nb201::Dataset;
 use clap::Args;
 use std::path::PathBuf;
@@ -28,7 +27,7 @@ pub struct RunArgs {
 
 impl RunArgs {
     /// The configuration with every `--set`, and before them `sets`; without a file, the published one: its name and text.
-    pub fn settings<S: Settings>(&self, published: (&str, &str), sets: &[String]) -> Result<S> {
+    pub fn settings<S: Settings>(&self, published: (&str, &str), sets: &[String]) -> config::Result<S> {
         let sets = [sets, &self.sets].concat();
         match &self.config {
             Some(path) => S::load(path, &sets),

@@ -1,14 +1,16 @@
 //! What ranks say to one another: the `Communicator`, and `Solo` for one process.
 
+pub(crate) mod error;
 mod flight;
 mod mpi;
 mod nccl;
+
+pub use error::{Error, Result};
 
 pub use mpi::Mpi;
 pub(crate) use nccl::Terms;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
 
-use crate::error::{Error, Result};
 use crate::process::exit::last_acts;
 use crate::process::messages::say;
 use serde::Serialize;
@@ -56,7 +58,7 @@ pub trait Communicator {
     }
 
     /// Ends all ranks at once: one rank's failure is everyone's. Not collective.
-    fn abort(&self, why: &Error) -> !;
+    fn abort(&self, why: &dyn std::error::Error) -> !;
 }
 
 /// When the reductions of some steps ran on the card, milliseconds since the trace was started.
@@ -118,7 +120,7 @@ impl Communicator for Solo {
         Ok(())
     }
 
-    fn abort(&self, why: &Error) -> ! {
+    fn abort(&self, why: &dyn std::error::Error) -> ! {
         say(&format!("error: {why}"));
         last_acts();
         std::process::exit(1)

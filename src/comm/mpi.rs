@@ -11,7 +11,8 @@
 
 use super::flight::{Flight, Pause, text_of};
 use super::{Communicator, contiguous, reducible, root_within};
-use crate::error::{Error, Result, chain};
+use crate::comm::error::{Error, Result};
+use crate::process::error_line::chain;
 use crate::process::exit::end_all;
 use crate::process::messages::say;
 use crate::process::{phase, rank_status};
@@ -332,7 +333,7 @@ impl Communicator for Mpi {
         self.agree("barrier")
     }
 
-    fn abort(&self, why: &Error) -> ! {
+    fn abort(&self, why: &dyn std::error::Error) -> ! {
         // What all ranks find (a wrong configuration) is told by one: the others give rank 0 time to end them.
         if self.rank != 0 {
             std::thread::sleep(Duration::from_millis(300));

@@ -3,17 +3,19 @@
 
 use crate::cli::BenchArgs;
 use crate::comm::{Communicator, Trace};
+use crate::config;
 use crate::config::Precision;
 use crate::config::{Config, EvaluateConfig, Settings};
 use crate::data::{Batch, Loader, LoaderSpec};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::Evaluation;
 use crate::report::append_json;
 use crate::search::Search;
 use crate::search::timeline::Timeline;
 use crate::space::genotype::Genotype;
+use crate::train;
 use crate::train::tally::StepOutcome;
-use crate::world::World;
+use crate::world::{World, within};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_uint, c_ulong};
@@ -59,12 +61,26 @@ struct Measured {
     trace: Option<Trace>,
 }
 
+/// Every rank: load the configuration, join the world, measure.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    match &args.genotype {
+        None => {
+            let config = Config::load(&args.config, &args.sets)?;
+            within(&config, args.share_gpu, |world| search(&config, args, world))
+        }
+        Some(genotype) => {
+            let config = EvaluateConfig::load(&args.config, &args.sets)?;
+            within(&config, args.share_gpu, |world| network(&config, genotype, args, world))
+        }
+    }
+}
+
 /// Measures as `args` say; rank 0 prints and writes. Called by all ranks.
-pub fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
+fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
     config.check_ranks(world.size())?;
     if args.stage == 0 || args.stage > config.search.stages.len() {
         let count = config.search.stages.len();
-        return Err(Error::ConfigCheck(format!("--stage {} of {count} stages", args.stage)));
+        return Err(config::Error::Check(format!("--stage {} of {count} stages", args.stage)).into());
     }
     let mut config = config.clone();
     config.search.steps_per_epoch = 0;
@@ -93,7 +109,7 @@ pub fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
 }
 
 /// The same of the training of a final network.
-pub fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world: &World) -> Result<()> {
+fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world: &World) -> Result<()> {
     config.check_ranks(world.size())?;
     let genotype = Genotype::read(genotype)?;
     let replicas = config.replicas_of(world.rank(), world.size());
@@ -190,7 +206,9 @@ fn measure(mut measured: Measured, mut step: Step, args: &BenchArgs, world: &Wor
     measured.images_per_s = measured.images_per_step as f64 / sorted[sorted.len() / 2] * 1e3;
     measured.step_ms = ms;
     if !measured.loss.is_finite() {
-        return Err(Error::LossNotFinite { step: 0, loss: measured.loss, architecture_loss: 0.0 });
+        return Err(
+            train::Error::LossNotFinite { step: 0, loss: measured.loss, architecture_loss: 0.0 }.into()
+        );
     }
     if world.rank() == 0 { tell(&measured, args) } else { Ok(()) }
 }
@@ -203,7 +221,7 @@ fn tell(measured: &Measured, args: &BenchArgs) -> Result<()> {
     println!(
         "{what}: {precision}, {layout}, {ranks} ranks, {device}: {images_per_s:.1} images/s (least step {least:.1} ms)"
     );
-    args.json.as_ref().map_or(Ok(()), |path| append_json(path, measured))
+    args.json.as_ref().map_or(Ok(()), |path| Ok(append_json(path, measured)?))
 }
 
 /// Calls of the CUDA runtime so far, by name: of launch/gpu/count.c, where that is preloaded.

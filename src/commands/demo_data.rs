@@ -4,6 +4,8 @@
 //! size and JPEG quality are drawn for each image and say nothing about the class.
 
 use crate::cli::DemoArgs;
+use crate::commands::error::Error as CommandError;
+use crate::data;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
@@ -21,11 +23,12 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let (px_min, px_max) = px_range(&args.px)?;
     let num_classes = args.classes;
     if !(2..=SHAPES.len() * PATTERNS.len()).contains(&num_classes) || args.per_class == 0 {
-        return Err(Error::Demo(format!(
+        return Err(CommandError::Demo(format!(
             "{num_classes} classes of {} images; 2 to {} classes of at least 1 expected",
             args.per_class,
             SHAPES.len() * PATTERNS.len()
-        )));
+        ))
+        .into());
     }
     let names: Vec<String> = (0..num_classes).map(class_name).collect();
     for name in &names {
@@ -38,7 +41,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let num_files = if path.is_dir() { std::fs::read_dir(&path).map_or(0, |d| d.count()) } else { 0 };
         if path.is_dir() && (!names.iter().any(|n| *n == name) || num_files > args.per_class) {
-            return Err(Error::Exists { path });
+            return Err(data::Error::Exists { path }.into());
         }
     }
     let total = num_classes * args.per_class;
@@ -80,7 +83,10 @@ fn px_range(text: &str) -> Result<(u32, u32)> {
         .and_then(|(a, b)| Some((a.parse().ok()?, b.trim_start_matches('=').parse().ok()?)))
         .filter(|(a, b)| a <= b && *a >= 16 && *b <= 4096)
         .ok_or_else(|| {
-            Error::Demo(format!("--px \"{text}\"; A..B with 16 <= A <= B <= 4096 expected, as 96..160"))
+            CommandError::Demo(format!(
+                "--px \"{text}\"; A..B with 16 <= A <= B <= 4096 expected, as 96..160"
+            ))
+            .into()
         })
 }
 
@@ -112,7 +118,7 @@ fn draw(seed: u64, class: usize, image: usize, px: std::ops::RangeInclusive<u32>
     let quality = rng.random_range(70..=95);
     JpegEncoder::new_with_quality(&mut bytes, quality)
         .encode(&rgb, width, height, ExtendedColorType::Rgb8)
-        .map_err(|e| Error::Demo(e.to_string()))?;
+        .map_err(|e| CommandError::Demo(e.to_string()))?;
     Ok(bytes)
 }
 

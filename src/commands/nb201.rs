@@ -2,6 +2,7 @@
 
 use crate::cli::{Nb201Args, Nb201Command};
 use crate::error::{Error, Result};
+use crate::nb201;
 use crate::nb201::{Column, Row, Table, import};
 use crate::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
@@ -65,7 +66,7 @@ fn columns_text(table: &Table, path: &Path) -> String {
 fn find<'a>(table: &'a Table, name: &str) -> Result<Row<'a>> {
     if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
         let row = name.parse().ok().and_then(|index| table.row_at(index));
-        return row.ok_or_else(|| Error::Nb201NoIndex(name.to_string()));
+        return row.ok_or_else(|| nb201::Error::NoIndex(name.to_string()).into());
     }
     Ok(table.row(&name.parse::<Architecture>()?))
 }

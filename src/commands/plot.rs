@@ -58,5 +58,5 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io("create folder", folder))?;
     }
-    files::write(path, bytes)
+    Ok(files::write(path, bytes)?)
 }

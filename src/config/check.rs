@@ -1,7 +1,7 @@
 //! What can be known to be wrong before anything is opened or computed.
 
 use super::{Config, Data, DeviceChoice, Model, Regulariser, Run, Settings, Weights};
-use crate::error::{Error, Result};
+use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 
 /// An error unless `holds`, with one line.
@@ -9,7 +9,7 @@ macro_rules! require {
     ($holds:expr, $($line:tt)*) => {
         let holds: bool = $holds;
         if !holds {
-            return Err(Error::ConfigCheck(format!($($line)*)));
+            return Err(Error::Check(format!($($line)*)));
         }
     };
 }

@@ -3,7 +3,7 @@
 use super::check::{at_least_one, below_one, check_seed, check_share, not_negative, require};
 use super::{Data, DeviceChoice, Model, Run, Settings, Weights};
 use crate::config::Precision;
-use crate::error::{Error, Result};
+use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 

@@ -4,11 +4,14 @@
 //! an empty file is that run.
 
 mod check;
+pub(crate) mod error;
 mod evaluate;
 mod load;
 mod precision;
 pub mod published;
 mod settings;
+
+pub use error::{Error, Result};
 
 pub use evaluate::{DecayKind, Evaluate, EvaluateConfig};
 pub use precision::Precision;

@@ -2,7 +2,7 @@
 
 use super::check::{divisors, require};
 use super::{Data, DeviceChoice, Run, load};
-use crate::error::{Error, Result};
+use crate::config::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ops::Range;

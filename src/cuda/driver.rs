@@ -1,7 +1,7 @@
 //! The NVIDIA driver: its version and its cards, asked of the driver itself without a context on any card.
 
 use super::library::{symbol, table};
-use crate::error::{Error, Result};
+use crate::cuda::error::{Error, Result};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUresult, CUstream, CUuuid};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -152,6 +152,6 @@ impl Driver {
             true => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
             false => "an error that it has no words for".into(),
         };
-        Err(Error::Cuda { call, code, text })
+        Err(Error::Refused { call, code, text })
     }
 }

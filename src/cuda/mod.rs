@@ -2,8 +2,11 @@
 //! GPUs), the driver, and the order of work on a card.
 
 mod driver;
+pub(crate) mod error;
 pub(crate) mod library;
 mod stream;
+
+pub use error::{Error, Result};
 
 pub use driver::{Card, DRIVER_FILE, Driver};
 pub use stream::{Context, Event, Stream};

@@ -8,7 +8,7 @@ use super::pool::DecodePool;
 use super::reader::{Batch, Place, Reader, Work};
 use super::set::ShardSet;
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 

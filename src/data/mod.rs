@@ -4,6 +4,7 @@
 
 pub mod augment;
 pub mod decode;
+pub(crate) mod error;
 pub mod folder;
 pub mod loader;
 mod lost_map;
@@ -20,6 +21,8 @@ pub mod source;
 pub mod split;
 pub mod test_loader;
 pub mod upload;
+
+pub use error::{Error, Result};
 
 pub use augment::{Augment, Crop, Jitter, normalise};
 pub use loader::{Loader, LoaderSpec};

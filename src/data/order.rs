@@ -1,6 +1,6 @@
 //! Which samples a step takes: a function of the seed and the step alone, whatever ranks and threads there are.
 
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::ops::Range;

@@ -6,7 +6,7 @@ use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::Source;
 use crate::cli::PackArgs;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use crate::files;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;

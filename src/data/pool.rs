@@ -1,6 +1,6 @@
 //! `DecodePool`: worker threads that answer each job on a channel of its own, so that order needs no sorting.
 
-use crate::error::panic_line;
+use crate::process::error_line::panic_line;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -7,7 +7,7 @@ use super::augment::{Augment, Rect, normalise};
 use super::decode::{self, Picture};
 use super::pool::{DecodePool, Pending};
 use super::set::ShardSet;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::cell::RefCell;

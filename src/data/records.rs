@@ -5,7 +5,7 @@
 
 use super::pickle;
 use crate::cli::{SourceArgs, SourceFormat};
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::Write;

@@ -1,7 +1,7 @@
 //! `ShardSet`: the shards of a folder as one list of samples, described by `set.json`.
 
 use super::shard::{Shard, VERSION, file_name};
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;

@@ -1,7 +1,7 @@
 //! One shard: the on-disk structs, the memory map with its checks, and the writer. Format: `datasets/FORMAT.md`.
 
 use super::lost_map::LostMap;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{Advice, Mmap};
 use std::fs::File;

@@ -3,7 +3,7 @@
 use super::folder::{Folder, names_in};
 use super::records::Records;
 use crate::cli::{SourceArgs, SourceFormat};
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use std::io::Read;
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 use super::source::Source;
 use crate::cli::SplitArgs;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use crate::files;
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
@@ -120,5 +120,5 @@ fn write_list(path: &Path, text: &str, overwrite: bool) -> Result<()> {
         Ok(_) if !overwrite => return Err(Error::Exists { path: path.into() }),
         _ => (),
     }
-    files::write(path, text.as_bytes())
+    Ok(files::write(path, text.as_bytes())?)
 }

@@ -4,7 +4,7 @@ use super::augment::Augment;
 use super::pool::DecodePool;
 use super::reader::{Batch, Place, Reader, Work};
 use super::set::ShardSet;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use std::sync::Arc;
 
 /// What a test loader serves.

@@ -11,12 +11,13 @@ pub mod state;
 use crate::comm::Communicator;
 use crate::config::EvaluateConfig;
 use crate::data::{Loader, TestLoader, Upload};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::net::loss::{cross_entropy, smoothed_cross_entropy};
 use crate::net::network::{Network, Shape};
 use crate::net::params::Named;
 use crate::net::placement::Placement;
 use crate::space::genotype::Genotype;
+use crate::train;
 use crate::train::optimiser::Sgd;
 use crate::train::schedule::Schedule;
 use crate::train::state::{agreed_running, gather_running};
@@ -293,7 +294,7 @@ fn test(
     let sum = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>();
     let [images, loss, top1, top5] = [0, 1, 2, 3].map(sum);
     if !loss.is_finite() {
-        return Err(Error::TestNotFinite { epoch });
+        return Err(train::Error::TestNotFinite { epoch }.into());
     }
     Ok(Tested {
         epoch,

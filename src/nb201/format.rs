@@ -4,8 +4,8 @@
 //! always the whole space, C the columns there are: 594,390 bytes for nine.
 
 use super::Column;
-use crate::error::{Error, Result};
 use crate::files;
+use crate::nb201::error::{Error, Result};
 use crate::space::nb201::{Architecture, NUM_ARCHITECTURES};
 use bytemuck::{Pod, Zeroable};
 use std::path::Path;
@@ -76,15 +76,15 @@ fn file_bytes(num_columns: usize) -> usize {
 
 /// Checks magic, version, sizes, checksums, columns and codes, in that order. Errors: one per kind of damage.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<Layout> {
-    let damaged = |what: String| Error::Nb201Damaged { path: path.to_owned(), what };
-    let cut = |expected| Error::Nb201CutShort { path: path.to_owned(), found: bytes.len(), expected };
+    let damaged = |what: String| Error::Damaged { path: path.to_owned(), what };
+    let cut = |expected| Error::CutShort { path: path.to_owned(), found: bytes.len(), expected };
     if bytes.is_empty() || bytes[..bytes.len().min(8)] != MAGIC[..bytes.len().min(8)] {
-        return Err(Error::Nb201Magic { path: path.to_owned() });
+        return Err(Error::Magic { path: path.to_owned() });
     }
     let head = bytes.get(..HEADER_BYTES).ok_or_else(|| cut(HEADER_BYTES))?;
     let header: Header = bytemuck::pod_read_unaligned(head);
     if header.version != VERSION {
-        return Err(Error::Nb201Version { path: path.to_owned(), found: header.version, expected: VERSION });
+        return Err(Error::Version { path: path.to_owned(), found: header.version, expected: VERSION });
     }
     same_hash("the header", header.header_hash, xxh3_64(&head[..HEADER_BYTES - 8])).map_err(damaged)?;
     // What the checksum covers can still come from a faulty writer: nothing is used unchecked.
@@ -181,7 +181,7 @@ pub fn write(
     };
     header.header_hash = xxh3_64(&bytemuck::bytes_of(&header)[..HEADER_BYTES - 8]);
     file[..HEADER_BYTES].copy_from_slice(bytemuck::bytes_of(&header));
-    files::write(path, &file)
+    Ok(files::write(path, &file)?)
 }
 
 #[cfg(test)]

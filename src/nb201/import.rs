@@ -5,7 +5,8 @@
 
 use super::format::{self, MAX_COLUMNS, MAX_DECIMALS, MAX_NAME_BYTES};
 use super::{Column, Table};
-use crate::error::{Error, Result};
+use crate::nb201::error::{Error, Result};
+use crate::space;
 use crate::space::nb201::{Architecture, Dataset, NUM_ARCHITECTURES};
 use csv_core::ReadRecordResult;
 use serde::Deserialize;
@@ -32,9 +33,9 @@ pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
     let text = fs::read_to_string(source).map_err(Error::io("read", source))?;
     let text = text.trim_start_matches('\u{feff}').trim_start(); // some programs begin with a byte order mark
     let source = if text.starts_with('{') { json(source, text)? } else { csv(source, text)? };
-    if matches!(Table::open(out), Err(Error::Nb201Magic { .. })) {
+    if matches!(Table::open(out), Err(Error::Magic { .. })) {
         let what = "is there and is no table, so it is not replaced; give another --out".to_string();
-        return Err(Error::Nb201Source { path: out.to_owned(), place: String::new(), what });
+        return Err(Error::Source { path: out.to_owned(), place: String::new(), what });
     }
     source.write(out, skip)
 }
@@ -45,7 +46,7 @@ fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
         columns: Vec<String>,
         rows: Vec<Vec<serde_json::Value>>,
     }
-    let file: File = serde_json::from_str(text).map_err(|error| Error::Nb201Source {
+    let file: File = serde_json::from_str(text).map_err(|error| Error::Source {
         path: path.to_owned(),
         place: format!(" line {}", error.line()),
         what: error.to_string(),
@@ -60,7 +61,7 @@ fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
 }
 
 fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
-    let failed = |line: usize, what: &str| Error::Nb201Source {
+    let failed = |line: usize, what: &str| Error::Source {
         path: path.to_owned(),
         place: format!(" line {line}"),
         what: what.to_string(),
@@ -106,12 +107,12 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
 
 impl Source<'_> {
     fn error(&self, what: String) -> Error {
-        Error::Nb201Source { path: self.path.to_owned(), place: String::new(), what }
+        Error::Source { path: self.path.to_owned(), place: String::new(), what }
     }
 
     fn row_error(&self, row: usize, what: String) -> Error {
         let place = format!(" {} {}", self.rows_are, self.numbers[row]);
-        Error::Nb201Source { path: self.path.to_owned(), place, what }
+        Error::Source { path: self.path.to_owned(), place, what }
     }
 
     fn position(&self, name: &str) -> Option<usize> {
@@ -163,7 +164,7 @@ impl Source<'_> {
                 return Err(self.row_error(row, what));
             }
             let architecture: Architecture =
-                cells[at].parse().map_err(|error: Error| self.row_error(row, error.to_string()))?;
+                cells[at].parse().map_err(|error: space::Error| self.row_error(row, error.to_string()))?;
             if let Some(other) = row_of[architecture.code()].replace(row) {
                 let first = format!("{} {}", self.rows_are, self.numbers[other]);
                 return Err(self.row_error(row, format!("the architecture of {first} again")));

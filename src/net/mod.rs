@@ -3,6 +3,7 @@
 pub mod bucket;
 pub mod cell;
 pub mod drop_path;
+pub(crate) mod error;
 pub mod fixed_cell;
 pub mod loss;
 pub mod mixed_op;
@@ -18,3 +19,5 @@ pub mod stem;
 pub mod supernet;
 pub mod tape;
 pub mod widen;
+
+pub use error::{Error, Result};

@@ -7,8 +7,8 @@
 //! In bf16 the weights stay float32; every pass computes with a copy, and autograd differentiates for the copy.
 
 use super::placement::Placement;
-use crate::error::{Error, Result};
 use crate::net::bucket::Bucket;
+use crate::net::error::{Error, Result};
 use crate::random::{Purpose, seed_of, torch_seeded};
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -5,7 +5,7 @@
 
 use super::exit::last_acts;
 use super::messages::say;
-use crate::error::{Error, Result};
+use crate::files::{self, IoError};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 use std::io::{IsTerminal, Write};
@@ -33,17 +33,17 @@ pub(crate) struct Standing {
 
 impl Standing {
     /// Begins to answer signals: before MPI starts, since SIGUSR1 would end a process that does not.
-    pub(crate) fn watch_signals() -> Result<(Arc<Standing>, Handle)> {
+    pub(crate) fn watch_signals() -> Result<(Arc<Standing>, Handle), IoError> {
         let standing = Arc::new(Standing::default());
         let mut signals =
-            Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(Error::io("watch signals of", "/proc/self"))?;
+            Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(files::io("watch signals of", "/proc/self"))?;
         let handle = signals.handle();
         let answering = Arc::clone(&standing);
         let answer = move || signals.forever().for_each(|signal| answering.answer(signal));
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(answer)
-            .map_err(Error::io("watch signals of", "/proc/self"))?;
+            .map_err(files::io("watch signals of", "/proc/self"))?;
         Ok((standing, handle))
     }
 

@@ -1,8 +1,8 @@
 //! `metrics.jsonl`: what happened, one JSON object a line, appended when the losses are looked at (`run.log_every`).
 
 use super::Record;
-use crate::error::{Error, Result};
 use crate::files;
+use crate::report::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,13 @@
 //! Rank 0's voice: the progress line, `metrics.jsonl`, and the report at the end. Other ranks make none of these.
 
+pub(crate) mod error;
 mod metrics;
 pub mod plot;
 mod progress;
 mod records;
 mod scaling;
+
+pub use error::{Error, Result};
 
 pub use metrics::MetricsLog;
 pub use progress::{Progress, Status};
@@ -14,7 +17,6 @@ pub use records::{
 };
 pub use scaling::scaling;
 
-use crate::error::{Error, Result};
 use crate::files;
 use serde::Serialize;
 use std::io::Write;

@@ -1,10 +1,12 @@
 //! The run of an evaluation: training set, test set, what is told of it; and the test of given weights.
 
+use super::error::Error as RunError;
 use super::run;
 use super::streams::{Streams, open};
 use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::EvaluateArgs;
 use crate::comm::Communicator;
+use crate::config;
 use crate::config::{EvaluateConfig, Settings};
 use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
 use crate::error::{Error, Result};
@@ -14,6 +16,7 @@ use crate::net::network::Network;
 use crate::report::{
     EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, NetworkRecord, Record, evaluated_text,
 };
+use crate::space;
 use crate::space::genotype::Genotype;
 use crate::train::state::State;
 use crate::train::tally::StepOutcome;
@@ -69,14 +72,15 @@ pub fn evaluate(config: &EvaluateConfig, args: &EvaluateArgs, world: &World) -> 
 fn check_sets(config: &EvaluateConfig, train: &ShardSet, test: &ShardSet) -> Result<()> {
     config.check_classes(train.num_classes())?;
     if train.hash() == test.hash() {
-        return Err(Error::TestedOnTraining { train: train.dir().into(), test: test.dir().into() });
+        return Err(RunError::TestedOnTraining { train: train.dir().into(), test: test.dir().into() }.into());
     }
     if train.classes() != test.classes() {
-        return Err(Error::ConfigCheck(format!(
+        return Err(config::Error::Check(format!(
             "{} and {} name their classes differently: pack both from folders with the same classes",
             train.dir().display(),
             test.dir().display()
-        )));
+        ))
+        .into());
     }
     Ok(())
 }
@@ -96,7 +100,7 @@ fn open_test(
         batch: config.evaluate.test_batch as usize,
         prefetch: config.data.prefetch,
     };
-    TestLoader::open(Arc::clone(set), spec, pool)
+    Ok(TestLoader::open(Arc::clone(set), spec, pool)?)
 }
 
 /// `--test-only`. Collective.
@@ -241,7 +245,7 @@ impl Training for EvaluateRun<'_> {
 
     fn write_inputs(&self, out: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(&self.genotype);
-        let json = json.map_err(|error| Error::Genotype(error.to_string()))?;
+        let json = json.map_err(|error| space::Error::Genotype(error.to_string()))?;
         let path = out.join(GENOTYPE);
         fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))
     }

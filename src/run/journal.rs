@@ -83,7 +83,7 @@ impl Journal {
     pub fn stage(&mut self, training: &impl Training) -> Result<()> {
         let told = training.tell_stage();
         self.progress.note(&told.text);
-        self.log.write(&told.record)
+        Ok(self.log.write(&told.record)?)
     }
 
     /// Steps whose losses were just read, oldest first.
@@ -142,7 +142,7 @@ impl Journal {
         record.reduce_wait_ms = pending.reduce_wait_ms;
         record.checkpoint_ms = pending.checkpoint_ms;
         record.card_memory_mib = card_memory_mib;
-        self.log.write(&Record::Step(record))
+        Ok(self.log.write(&Record::Step(record))?)
     }
 
     /// The last step of an epoch was told.
@@ -169,12 +169,13 @@ impl Journal {
             wall_s: sums.wall_s,
         })?;
         self.progress.note(&told.text);
-        self.log.write(&told.record)
+        Ok(self.log.write(&told.record)?)
     }
 
     /// What brings everything told so far to the disk, on any thread.
     pub fn syncer(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
-        self.log.syncer()
+        let sync = self.log.syncer()?;
+        Ok(move || Ok(sync()?))
     }
 
     /// Takes the progress away.

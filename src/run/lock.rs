@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::process::exit::last_acts;
 use crate::process::identity::{born, machine, token};
 use crate::process::messages::say;
+use crate::run::error::Error as RunError;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -129,7 +130,7 @@ impl Lock {
                         format!("process {} on {}", holder.pid, holder.host)
                     });
                     if !dead {
-                        return Err(Error::RunLocked { path, who });
+                        return Err(RunError::RunLocked { path, who }.into());
                     }
                     say(&format!("the lock of {who}, which has ended, is taken over ({})", path.display()));
                     take_away(&path, &seen, &me.token)?;
@@ -188,7 +189,7 @@ impl Held {
             Ok(found) if found == self.content => Ok(()),
             // Not known: a disk that hangs.
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(Error::LockLost { path: self.path.clone() }),
+            _ => Err(RunError::LockLost { path: self.path.clone() }.into()),
         }
     }
 

@@ -1,22 +1,27 @@
 //! A run: from checked inputs to the result, with its log, its checkpoints and its end, whatever it trains.
 
+pub(crate) mod error;
 pub mod evaluate;
 mod journal;
 mod lock;
 mod resume;
 pub mod search;
+pub mod start;
 mod streams;
 pub mod table_lookup;
 mod training;
 
+pub use error::Error;
+
 use crate::cli::RunArgs;
 use crate::comm::Communicator;
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::process::exit::at_last;
 use crate::process::messages::{say, say_into};
 use crate::process::phase::{self, Phase};
 use crate::report::{finish, finished, unfinish};
+use crate::train;
 use crate::train::checkpoint;
 use crate::train::tally::{StepOutcome, Tally, timed};
 use crate::world::World;
@@ -69,7 +74,7 @@ fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<(
     for (index, (what, _)) in mine.iter().enumerate() {
         let part = |rank: usize| &all[rank][8 * index..8 * (index + 1)];
         if let Some(rank) = (1..all.len()).find(|&rank| part(rank) != part(0)) {
-            return Err(Error::StartsDiffer { rank, what: what.clone() });
+            return Err(Error::StartsDiffer { rank, what: what.clone() }.into());
         }
     }
     Ok(())
@@ -141,7 +146,7 @@ impl<'a> Run<'a> {
     /// on. Collective.
     fn lock_folder(&mut self) -> Result<()> {
         if self.world.rank() == 0 {
-            fs::create_dir_all(&self.out).map_err(Error::io("create folder", &self.out))?;
+            fs::create_dir_all(&self.out).map_err(crate::Error::io("create folder", &self.out))?;
             let lock = Lock::acquire(&self.out, self.world.host())?;
             at_last(lock.releaser());
             self.lock = Some(lock);
@@ -158,14 +163,14 @@ impl<'a> Run<'a> {
     /// Without `--resume` no older run is touched.
     fn refuse_old(&self) -> Result<Option<(u64, Sums)>> {
         let old = self.out.join("metrics.jsonl").exists() || checkpoint::folder(&self.out).exists();
-        if old { Err(Error::RunExists(self.out.clone())) } else { Ok(None) }
+        if old { Err(Error::RunExists(self.out.clone()).into()) } else { Ok(None) }
     }
 
     /// Says and saves what the run is. Rank 0 only.
     fn introduce(&self, training: &impl Training) -> Result<()> {
         let text = training.settings().to_toml();
         let path = self.out.join("config.toml");
-        fs::write(&path, &text).map_err(Error::io("write", path))?;
+        fs::write(&path, &text).map_err(crate::Error::io("write", path))?;
         training.write_inputs(&self.out)?;
         println!("{text}");
         let world = self.world;
@@ -265,11 +270,12 @@ impl<'a> Run<'a> {
         let pending = std::mem::take(&mut self.pending);
         for (pending, measures) in pending.iter().zip(&measures) {
             if !measures.loss.is_finite() || !measures.architecture_loss.is_finite() {
-                return Err(Error::LossNotFinite {
+                return Err(train::Error::LossNotFinite {
                     step: pending.step,
                     loss: measures.loss,
                     architecture_loss: measures.architecture_loss,
-                });
+                }
+                .into());
             }
         }
         let card_memory_mib = match self.world.context() {

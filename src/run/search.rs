@@ -1,11 +1,13 @@
 //! The run of a search: its two sets, their streams of samples, and what is told of it.
 
+use super::error::Error as RunError;
 use super::run;
 use super::streams::{Streams, open};
 use super::table_lookup::{Benchmark, beside};
 use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
+use crate::config;
 use crate::config::{Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
@@ -56,14 +58,15 @@ fn check_sets(config: &Config, args: &SearchArgs, sets: &[Arc<ShardSet>; 2]) -> 
         config.check_classes(set.num_classes())?;
     }
     if sets[0].hash() == sets[1].hash() {
-        return Err(Error::SameSets { train: args.train.clone(), valid: args.valid.clone() });
+        return Err(RunError::SameSets { train: args.train.clone(), valid: args.valid.clone() }.into());
     }
     if sets[0].classes() != sets[1].classes() {
-        return Err(Error::ConfigCheck(format!(
+        return Err(config::Error::Check(format!(
             "{} and {} name their classes differently: pack both from one folder",
             args.train.display(),
             args.valid.display()
-        )));
+        ))
+        .into());
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use super::{Search, supernet};
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::space::Mask;
+use crate::train;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::state::{
     self, State, bytes_of, gather_running, hash_weights, is_finite, tensors_of, weights_are_finite,
@@ -56,12 +57,13 @@ impl State for Search {
             replicas: all.size()[0] as usize,
             extra,
         };
-        let meta = serde_json::to_value(meta).map_err(|error| Error::CheckpointState(error.to_string()))?;
+        let meta =
+            serde_json::to_value(meta).map_err(|error| train::Error::CheckpointState(error.to_string()))?;
         Ok(Some(Checkpoint { tensors, meta }))
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let wrong = |what: String| Error::CheckpointState(what);
+        let wrong = |what: String| Error::from(train::Error::CheckpointState(what));
         let meta: Meta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
         if meta.version != VERSION {
@@ -95,7 +97,7 @@ impl State for Search {
             (false, _) => "weights",
             (true, false) => "eta",
         };
-        Err(Error::StateNotFinite { step: self.step, what })
+        Err(train::Error::StateNotFinite { step: self.step, what }.into())
     }
 
     /// Step, masks, eta, weights.

@@ -106,7 +106,7 @@ impl Unrolled<'_> {
             backward(tape, &loss, &self.net.params.buckets, (local, shares.len()), comm)?;
         }
         begin(Phase::AllReduce)?;
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())
+        Ok(timed(&mut outcome.reduce_wait_ms, || comm.finish())?)
     }
 
     /// The first term, and v into the buckets.
@@ -139,7 +139,7 @@ impl Unrolled<'_> {
             }
         }
         begin(Phase::AllReduce)?;
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())
+        Ok(timed(&mut outcome.reduce_wait_ms, || comm.finish())?)
     }
 
     /// One side of the finite difference.

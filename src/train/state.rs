@@ -7,6 +7,7 @@ use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::net::params::{Named, Params};
 use crate::train::checkpoint::Checkpoint;
+use crate::train::error::Error as TrainError;
 use std::hash::Hasher;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -76,10 +77,11 @@ pub fn restore(params: &mut Params, checkpoint: &Checkpoint, replicas: Range<usi
         let flat = checkpoint.tensor(&format!("running/{replica}"))?;
         let expected: i64 = like.values().map(|tensor| tensor.numel() as i64).sum();
         if flat.size() != [expected] {
-            return Err(Error::CheckpointState(format!(
+            return Err(TrainError::CheckpointState(format!(
                 "running/{replica} has shape {:?}, expected [{expected}]",
                 flat.size()
-            )));
+            ))
+            .into());
         }
         params.import_running(local, &unflat(flat, &like))?;
     }
@@ -121,7 +123,7 @@ pub fn compare_ranks(step: u64, hash: u64, comm: &dyn Communicator) -> Result<()
     if other.is_empty() {
         return Ok(());
     }
-    Err(Error::StateDiffers { step, ranks: other, of: comm.size() })
+    Err(TrainError::StateDiffers { step, ranks: other, of: comm.size() }.into())
 }
 
 /// What most ranks have; of equals the lowest rank's.

@@ -21,7 +21,7 @@ pub fn prepare(
     let batch = loader.next()?;
     begin(Phase::Forward)?;
     outcome.num_skipped += batch.num_skipped;
-    upload.input(&batch)
+    Ok(upload.input(&batch)?)
 }
 
 /// Differentiates the loss of local replica `local` of `num_local`, the ones of this rank in order. A bucket's reduction
@@ -36,20 +36,22 @@ pub fn backward(
 ) -> Result<()> {
     begin(Phase::Backward)?;
     let last = local + 1 == num_local;
-    tape.backward(loss, |number, grads| {
+    for segment in tape.backward(loss) {
+        let (number, grads) = segment?;
         let bucket = &buckets[number];
         bucket.add(&grads);
         if last {
             start_mean(bucket, num_local, comm)?;
         }
-        comm.progress()
-    })
+        comm.progress()?;
+    }
+    Ok(())
 }
 
 /// Starts to average a bucket over all replicas, when `num_local` of them have been added up here. Collective.
 pub fn start_mean(bucket: &Bucket, num_local: usize, comm: &dyn Communicator) -> Result<()> {
     let _ = bucket.grads.shallow_clone().g_mul_scalar_(1.0 / num_local as f64);
-    comm.start_mean(&bucket.grads)
+    Ok(comm.start_mean(&bucket.grads)?)
 }
 
 /// Waits for the averaged gradients, clips their common norm at `grad_clip` and takes the step. Collective.

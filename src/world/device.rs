@@ -1,11 +1,13 @@
 //! Which device a rank computes on: its number among the ranks of its machine is the number of its card.
 
 use crate::comm::{Communicator, nccl_library};
+use crate::config;
 use crate::config::{DeviceChoice, Reduce};
 use crate::cuda::{self, Card, Context, Driver, LibtorchCuda};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::process::messages::say;
 use crate::process::place::Place;
+use crate::world::error::Error as WorldError;
 use std::collections::BTreeSet;
 use tch::Device;
 
@@ -91,7 +93,9 @@ impl Devices {
     ) -> Result<Own> {
         // All ranks have the same configuration, which is compared later; ranks that differ in it differ here first.
         let cards: Vec<Card> = match driver {
-            Some(driver) => (0..driver.num_cards()).map(|index| driver.card(index)).collect::<Result<_>>()?,
+            Some(driver) => {
+                (0..driver.num_cards()).map(|index| driver.card(index)).collect::<cuda::Result<_>>()?
+            }
             None => Vec::new(),
         };
         let mine = Seen {
@@ -108,10 +112,11 @@ impl Devices {
             }
             return match self.reduce {
                 Reduce::Fp32 => Ok(Own { device: Device::Cpu, card: None }),
-                Reduce::Bf16 => Err(Error::ConfigCheck(
+                Reduce::Bf16 => Err(config::Error::Check(
                     "run.reduce = \"bf16\" is for ranks with GPUs, these compute on the CPU; use \"fp32\""
                         .into(),
-                )),
+                )
+                .into()),
             };
         }
         // More than one round: ranks that share, or one that is shown its own card only.
@@ -130,8 +135,8 @@ impl Devices {
         if let Some(bare) = all.iter().find(|seen| seen.cards.is_empty()) {
             let (host, why) = (bare.host.clone(), bare.why_none.clone());
             return match all.iter().find(|seen| !seen.cards.is_empty()) {
-                _ if self.choice == DeviceChoice::Cuda => Err(Error::NoGpu { host, why }),
-                Some(other) => Err(Error::SomeHaveNoGpu { with: other.host.clone(), host, why }),
+                _ if self.choice == DeviceChoice::Cuda => Err(WorldError::NoGpu { host, why }.into()),
+                Some(other) => Err(WorldError::SomeHaveNoGpu { with: other.host.clone(), host, why }.into()),
                 None => Ok(false),
             };
         }
@@ -142,7 +147,7 @@ impl Devices {
             let (ranks, gpus) = (seen.local_size, together.len());
             let enough = gpus >= ranks && (seen.cards.len() >= ranks || seen.cards.len() == 1);
             if !enough && !self.share_gpu && ranks <= MOST_CARDS {
-                return Err(Error::TooFewGpus { host: seen.host.clone(), ranks, gpus });
+                return Err(WorldError::TooFewGpus { host: seen.host.clone(), ranks, gpus }.into());
             }
         }
         Ok(true)

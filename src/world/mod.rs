@@ -1,13 +1,17 @@
 //! The world of a run: MPI start, this rank's place in it, its threads; what ends it: Drop, a panic, a signal.
 
 mod device;
+pub(crate) mod error;
 mod heartbeat;
+
+pub use error::Error;
 
 pub use device::Devices;
 
 use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms};
+use crate::config::Settings;
 use crate::cuda::{Card, Context};
-use crate::error::{Error, Result, panic_line};
+use crate::error::{Result, panic_line};
 use crate::process::exit::{at_last, end_all, last_acts};
 use crate::process::messages::say;
 use crate::process::place::{Place, Seat, host_name, place, threads_per_rank};
@@ -41,6 +45,28 @@ impl From<Duration> for Limits {
     fn from(limit: Duration) -> Limits {
         Limits { start: limit, operation: limit }
     }
+}
+
+/// How long commands without a configuration wait for other ranks.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// Every rank: joins the world, does `work` in it.
+pub fn within<S: Settings>(
+    settings: &S,
+    share_gpu: bool,
+    work: impl FnOnce(&World) -> Result<()>,
+) -> Result<()> {
+    let run = settings.run();
+    let threads = (run.threads > 0).then_some(run.threads);
+    let devices = Devices { choice: settings.device(), share_gpu, reduce: run.reduce, tensors: None };
+    let limits = Limits {
+        start: Duration::from_secs_f64(run.start_limit_s),
+        operation: Duration::from_secs_f64(run.time_limit_s),
+    };
+    let world = World::start_on(devices, limits, threads)?;
+    let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
+    let outcome = watched.and_then(|()| work(&world));
+    world.end(outcome)
 }
 
 /// All ranks of the run and this one's place among them. One per process, on the main thread; dropped last.
@@ -270,7 +296,7 @@ impl World {
 
     /// Ends the world after `outcome`, the result of the run on this rank. Several ranks: an error is printed with the rank
     /// and ends all of them; alone, it is handed back to be printed.
-    pub fn end<T>(self, outcome: Result<T>) -> Result<T> {
+    pub fn end<T, E: Into<crate::Error>>(self, outcome: Result<T, E>) -> Result<T> {
         self.ranks.or_end(outcome)
     }
 }
@@ -336,8 +362,8 @@ impl Ranks {
     }
 
     /// An error ends all ranks; alone, it is handed back.
-    fn or_end<T>(&self, outcome: Result<T>) -> Result<T> {
-        match (self, outcome) {
+    fn or_end<T, E: Into<crate::Error>>(&self, outcome: Result<T, E>) -> Result<T> {
+        match (self, outcome.map_err(Into::into)) {
             (Ranks::Joined(mpi, ..), Err(why)) => mpi.abort(&why),
             (_, outcome) => outcome,
         }
@@ -365,7 +391,7 @@ fn start_mpi(limit: Duration) -> Result<(Universe, Threading)> {
     crash_at_once();
     match started {
         Some((universe, level)) if level >= Threading::Funneled => Ok((universe, level)),
-        Some((_, level)) => Err(Error::MpiThreads { granted: format!("{level:?}") }),
+        Some((_, level)) => Err(Error::MpiThreads { granted: format!("{level:?}") }.into()),
         // A second world in one process is a mistake of ours.
         None => panic!("MPI was started before"),
     }
@@ -403,7 +429,8 @@ fn keeps_promise(promise: Option<(&'static str, usize)>, size: usize) -> Result<
                 }
                 _ => "start it by the mpirun of the MPI that `drnas-dist doctor` names",
             },
-        }),
+        }
+        .into()),
         _ => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ mod scenes;
 use bench::mpirun::{Ended, SCENE};
 use bench::{Bench, assert_same_end};
 use double::{Double, bad, bad_on, compiled, double, good, run_on};
-use drnas_dist::Error;
+use drnas_dist::config;
 use drnas_dist::config::{DeviceChoice, Reduce};
 use drnas_dist::world::{Devices, World};
 use std::path::Path;
@@ -71,8 +71,10 @@ fn rank_program() {
         "steps" => scenes::steps(&world, &Double::open()),
         "lengths" => scenes::lengths(&world),
         "kept" => scenes::kept(&world),
-        "failed-mean" => scenes::failed(&world, |buffer| world.communicator().start_mean(buffer)),
-        "failed-broadcast" => scenes::failed(&world, |buffer| world.communicator().broadcast(buffer, 0)),
+        "failed-mean" => scenes::failed(&world, |buffer| Ok(world.communicator().start_mean(buffer)?)),
+        "failed-broadcast" => {
+            scenes::failed(&world, |buffer| Ok(world.communicator().broadcast(buffer, 0)?))
+        }
         "traced" => scenes::traced(&world, &Double::open()),
         "time" => scenes::time(&world, &Double::open()),
         "leave" => {
@@ -80,7 +82,7 @@ fn rank_program() {
             world.set_farewell("go on with --resume");
             world.leave()
         }
-        "abort" => world.communicator().abort(&Error::ConfigCheck("a planned mistake".into())),
+        "abort" => world.communicator().abort(&config::Error::Check("a planned mistake".into())),
         "dropped" => return scenes::dropped(world),
         "card" => scenes::card(&world),
         "uploads" => scenes::uploads(&world),

@@ -69,7 +69,7 @@ fn reseal(shard: &mut [u8]) {
 /// Opens a shard and reads all of it.
 fn read_shard(path: &Path) -> Result<()> {
     let shard = Shard::open(path)?;
-    (0..shard.records().len()).try_for_each(|record| shard.read(record).map(drop))
+    Ok((0..shard.records().len()).try_for_each(|record| shard.read(record).map(drop))?)
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn weights() {
     let target = Target { name: "weights", seeds, words, spare_bytes: 8 << 20, every: 4 };
     bombard(&target, |file| {
         fs::write(&path, file).unwrap();
-        net.params.load(&read_weights(&path)?)
+        Ok::<_, Error>(net.params.load(&read_weights(&path)?)?)
     });
 }
 
@@ -301,8 +301,12 @@ fn golden() {
         bombard(&target, |file| {
             fs::write(&path, file).unwrap();
             match verify::verify(&path, verify::PLACEMENT)?.pass() {
-                true => Ok(()),
-                false => Err(Error::Golden { path: name.into(), what: "does not pass".into() }),
+                true => Ok::<_, Error>(()),
+                false => Err(drnas_dist::commands::Error::Golden {
+                    path: name.into(),
+                    what: "does not pass".into(),
+                }
+                .into()),
             }
         });
     }

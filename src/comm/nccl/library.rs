@@ -1,8 +1,8 @@
 //! The NCCL library: which file it is, what it must have, and its words for errors.
 
+use crate::comm::error::{Error, Result};
 use crate::cuda;
 use crate::cuda::library::{symbol, table};
-use crate::error::{Error, Result};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};

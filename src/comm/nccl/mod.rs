@@ -16,9 +16,9 @@ pub use library::NCCL_VARIABLE;
 use library::{Library, version_text};
 
 use super::{Communicator, Mpi, Trace, contiguous, reducible, root_within};
+use crate::comm::error::{Error, Result};
 use crate::config::Reduce;
 use crate::cuda::{Card, Context, Event, Stream};
-use crate::error::{Error, Result};
 use crate::process::phase;
 use clock::{Clock, Mark};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
@@ -239,7 +239,7 @@ impl Nccl {
     /// What libtorch is given from now on begins after what is on the communication stream.
     fn hand_over(&self) -> Result<()> {
         self.finished.record(&self.stream)?;
-        self.torch.wait(&self.finished)
+        Ok(self.torch.wait(&self.finished)?)
     }
 
     fn on_device(&self, operation: &'static str, buffer: &Tensor) -> Result<()> {
@@ -348,7 +348,7 @@ impl Communicator for Nccl {
         self.mpi.barrier()
     }
 
-    fn abort(&self, why: &Error) -> ! {
+    fn abort(&self, why: &dyn std::error::Error) -> ! {
         self.mpi.abort(why)
     }
 }

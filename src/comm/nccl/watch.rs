@@ -6,8 +6,8 @@
 //! every rank of the machine calls it, and is not used.
 
 use super::library::Library;
+use crate::comm::error::{Error, Result};
 use crate::cuda::{Context, Event};
-use crate::error::{Error, Result};
 use crate::process::exit::end_all;
 use crate::process::messages::say;
 use crate::process::phase::{self, Whereabouts};

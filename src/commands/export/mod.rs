@@ -12,6 +12,7 @@ use crate::net::placement::Placement;
 use crate::run::evaluate::{BEST_WEIGHTS, GENOTYPE};
 use crate::space::SearchSpace;
 use crate::space::genotype::Genotype;
+use crate::train;
 use crate::train::checkpoint;
 use crate::train::state::group;
 use serde::Serialize;
@@ -61,7 +62,7 @@ fn newest_of(run: &Path) -> Result<(Named, String)> {
     let latest = checkpoint::latest(&folder)?;
     latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     let (step, saved) =
-        latest.found.ok_or(Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
+        latest.found.ok_or(train::Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
     Ok((group(&saved, "weights/"), format!("the checkpoint of step {step}")))
 }
 

@@ -1,5 +1,6 @@
 //! A golden file in memory: tensors with settings, or a list in JSON.
 
+use crate::commands::error::Error as CommandError;
 use crate::error::{Error, Result};
 use crate::net::params::Named;
 use crate::space::Mask;
@@ -21,7 +22,7 @@ impl Golden {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Golden> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        let wrong = |what: String| Error::Golden { path: path.display().to_string(), what };
+        let wrong = |what: String| CommandError::Golden { path: path.display().to_string(), what };
         let (_, header) =
             safetensors::SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
         let settings = header.metadata().clone().unwrap_or_default().into_iter().collect();
@@ -31,7 +32,7 @@ impl Golden {
 
     /// The error that says what is wrong with this file.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
-        Error::Golden { path: self.path.clone(), what: what.into() }
+        CommandError::Golden { path: self.path.clone(), what: what.into() }.into()
     }
 
     /// A tensor that has to be there.
@@ -112,7 +113,7 @@ impl Listed {
 
     /// The error that says what is wrong with this file.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
-        Error::Golden { path: self.path.clone(), what: what.into() }
+        CommandError::Golden { path: self.path.clone(), what: what.into() }.into()
     }
 
     /// What it lists.

@@ -12,12 +12,16 @@ mod supernet;
 
 pub use comparison::Finding;
 
-use crate::config::Precision;
-use crate::error::{Error, Result, chain, panic_line};
+use crate::cli::VerifyArgs;
+use crate::commands::error::Error as CommandError;
+use crate::config::{DeviceChoice, Precision};
+use crate::error::{Result, chain, panic_line};
 use crate::net::params::{Named, Params};
 use crate::net::placement::Placement;
 use crate::net::tape::Tape;
+use crate::report::append_json;
 use crate::space::SearchSpace;
+use crate::world::{COMMAND_LIMIT, Devices, World};
 use golden::{Golden, Listed};
 use serde::Serialize;
 use std::fmt;
@@ -34,6 +38,56 @@ pub const PLACEMENT: Placement = Placement {
     replicas: 1,
     bucket_bytes: 1,
 };
+
+/// Compares golden files with this program's network; an error if one differs.
+pub fn run(args: &VerifyArgs) -> Result<()> {
+    if args.device == DeviceChoice::Cpu {
+        return verify_on(args, Device::Cpu);
+    }
+    let devices = Devices { choice: args.device, ..Devices::default() };
+    let world = World::start_on(devices, COMMAND_LIMIT, None)?;
+    let outcome = verify_on(args, world.device());
+    world.end(outcome)
+}
+
+fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
+    // What a damaged file makes libtorch say is an error then (see [`verify`]), and said once. Not earlier: what goes wrong
+    // with a card before that has to be heard.
+    std::panic::set_hook(Box::new(|_| ()));
+    // Threads change the order of sums, which shows in bf16: the same figures on every machine.
+    tch::set_num_threads(1);
+    tch::Cuda::set_user_enabled_cudnn(!args.no_cudnn);
+    let placement = Placement {
+        precision: args.precision,
+        device,
+        channels_last: !args.channels_first,
+        checkpoint_cells: args.checkpoint_cells,
+        ..PLACEMENT
+    };
+    let mut failed = 0;
+    for file in &args.files {
+        let outcome = verify(file, placement);
+        if let Some(path) = &args.json {
+            append_json(path, &Verified::new(file, placement, &outcome))?;
+        }
+        match outcome {
+            Ok(findings) => {
+                println!("{}\n{findings}", file.display());
+                failed += usize::from(!findings.pass());
+            }
+            Err(why) if args.files.len() == 1 => return Err(why),
+            // The other files may tell more.
+            Err(why) => {
+                println!("{}\n  FAILED {}\n", file.display(), chain(&why));
+                failed += 1;
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(CommandError::NotGolden { failed, files: args.files.len() }.into()),
+    }
+}
 
 /// What verifying one file gave: one finding per kind of tensor, one at least.
 #[derive(Debug)]
@@ -93,7 +147,7 @@ pub fn verify(path: &Path, placement: Placement) -> Result<Findings> {
             _ => "it cannot be computed on this device",
         };
         let what = format!("{why}: {}", panic_line(&*panic));
-        Err(Error::Golden { path: path.display().to_string(), what })
+        Err(CommandError::Golden { path: path.display().to_string(), what }.into())
     })
 }
 
@@ -123,9 +177,9 @@ fn compare(path: &Path, placement: Placement) -> Result<Findings> {
 
 /// The gradients of `loss` by all weights, under the published names.
 fn gradients(tape: Tape, loss: &Tensor, params: &Params) -> Result<Named> {
-    tape.backward(loss, |bucket, grads| {
+    for segment in tape.backward(loss) {
+        let (bucket, grads) = segment?;
         params.buckets[bucket].add(&grads);
-        Ok(())
-    })?;
+    }
     Ok(params.export(|bucket| &bucket.grads))
 }

@@ -1,7 +1,7 @@
 //! The drawing of the trajectory figure: one picture for both formats, on white so that it reads on any page.
 
 use super::trajectory::{Epoch, Trajectory};
-use crate::error::{Error, Result};
+use crate::report::error::{Error, Result};
 use image::imageops::{FilterType, resize};
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;

@@ -6,9 +6,9 @@
 //! not say how a draw of mixing weights becomes an architecture: here by the arg max of every edge, as the mean does.
 
 use super::drawn::{Summary, draw};
-use crate::error::{Error, Result};
 use crate::nb201::Table;
 use crate::random::{Purpose, stream};
+use crate::report::error::{Error, Result};
 use crate::space::Mask;
 use crate::space::genotype::mean_weights;
 use crate::space::nb201::{Architecture, Dataset, EDGES, OPERATIONS};

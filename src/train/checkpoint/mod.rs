@@ -8,6 +8,7 @@ mod writer;
 pub use writer::Writer;
 
 use crate::error::{Error, Result};
+use crate::train::error::Error as TrainError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,7 +66,7 @@ impl Checkpoint {
     /// The tensor `name`. Errors: there is none.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
         (self.tensors.iter()).find(|(other, _)| other == name).map(|(_, tensor)| tensor).ok_or_else(|| {
-            Error::CheckpointTensor { name: name.into(), why: "not in this checkpoint".into() }
+            TrainError::CheckpointTensor { name: name.into(), why: "not in this checkpoint".into() }.into()
         })
     }
 }
@@ -75,7 +76,7 @@ impl Checkpoint {
 pub fn write(dir: &Path, step: u64, state: &Checkpoint, keep: usize) -> Result<()> {
     write_new(dir, step, state).map_err(|source| {
         let _ = fs::remove_dir_all(dir.join(temporary(step)));
-        Error::CheckpointNotWritten { step, source: Box::new(source) }
+        TrainError::CheckpointNotWritten { step, source: Box::new(source) }
     })?;
     prune(dir, step, keep.max(1))
 }
@@ -142,7 +143,7 @@ pub fn latest(dir: &Path) -> Result<Latest> {
 /// The checkpoint of `step`. Errors: not there, incomplete, or not the bytes that were written.
 pub fn read(dir: &Path, step: u64) -> Result<Checkpoint> {
     let folder = dir.join(name_of(step));
-    let damaged = |why: String| Error::CheckpointDamaged { path: folder.clone(), why };
+    let damaged = |why: String| Error::from(TrainError::CheckpointDamaged { path: folder.clone(), why });
     let content = |name: &str| {
         let path = folder.join(name);
         fs::read(&path).map_err(|error| damaged(format!("{name}: {error}")))
@@ -237,7 +238,8 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 }
 
 fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
-    let refused = |name: &str, why: String| Error::CheckpointTensor { name: name.into(), why };
+    let refused =
+        |name: &str, why: String| Error::from(TrainError::CheckpointTensor { name: name.into(), why });
     let mut names = BTreeSet::new();
     let mut plain = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {

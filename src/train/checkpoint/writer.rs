@@ -2,6 +2,7 @@
 
 use super::{Checkpoint, write};
 use crate::error::{Error, Result};
+use crate::train::error::Error as TrainError;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
@@ -60,7 +61,7 @@ impl Writer {
             Err(_) => {
                 let panicked = std::io::Error::other("the thread that writes panicked, see above");
                 let source = Box::new(Error::io("write", &self.dir)(panicked));
-                Err(Error::CheckpointNotWritten { step, source })
+                Err(TrainError::CheckpointNotWritten { step, source }.into())
             }
         }
     }
@@ -82,6 +83,7 @@ impl Drop for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data;
     use crate::train::checkpoint::{list, read};
     use serde_json::json;
     use std::path::Path;
@@ -148,7 +150,9 @@ mod tests {
         assert!(error.contains("step 10 was not written") && error.contains("panicked"), "{error}");
         // What is done first has failed: there is no checkpoint then.
         let mut writer = Writer::new(dir.path().join("good"), 1);
-        writer.start(11, state(&weights), || Err(Error::LoaderSpec("a planned failure".into()))).unwrap();
+        writer
+            .start(11, state(&weights), || Err(data::Error::LoaderSpec("a planned failure".into()).into()))
+            .unwrap();
         assert!(writer.wait().unwrap_err().to_string().contains("a planned failure"));
         assert!(list(&dir.path().join("good")).unwrap().is_empty());
     }

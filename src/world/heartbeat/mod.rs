@@ -12,11 +12,12 @@ mod card;
 mod wire;
 
 use crate::comm::Communicator;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::process::exit::last_acts;
 use crate::process::identity::machine;
 use crate::process::messages::say;
 use crate::process::rank_status;
+use crate::world::error::Error as WorldError;
 use card::Card;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -70,7 +71,7 @@ enum Verdict {
 impl Watch {
     /// Links the ranks and begins to watch. Errors: a rank cannot be reached. Collective.
     pub(super) fn start(comm: &dyn Communicator, host: &str, limit: Duration) -> Result<Arc<Watch>> {
-        let failed = |source| Error::Watch { what: "open a port".into(), source };
+        let failed = |source| WorldError::Watch { what: "open a port".into(), source };
         let (rank, size) = (comm.rank(), comm.size());
         let machines = comm.all_gather(&machine().to_le_bytes())?;
         let together = machines.iter().all(|other| *other == machines[0]);
@@ -103,7 +104,7 @@ impl Watch {
         std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || watching.run())
-            .map_err(|source| Error::Watch { what: "start a thread".into(), source })?;
+            .map_err(|source| WorldError::Watch { what: "start a thread".into(), source })?;
         Ok(watch)
     }
 
@@ -256,7 +257,7 @@ impl Watch {
         };
         let lost = rank_status::last_of(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
         let (me, host) = (self.rank, &self.cards[self.rank].host);
-        Error::RankLost { rank: me, host: host.clone(), lost, how }.to_string()
+        WorldError::RankLost { rank: me, host: host.clone(), lost, how }.to_string()
     }
 
     /// Names the culprit, ends it if it is on this machine, and ends this process; rank 0 tells the others to end too.
@@ -297,14 +298,14 @@ impl Watch {
 impl Bond {
     fn new(rank: usize, stream: TcpStream) -> Result<Bond> {
         let what = format!("use the link to rank {rank}");
-        let link = Link::new(stream).map_err(|source| Error::Watch { what, source })?;
+        let link = Link::new(stream).map_err(|source| WorldError::Watch { what, source })?;
         Ok(Bond { rank, link: Some(link), silence: Duration::ZERO })
     }
 }
 
 /// Rank 0: a link to every other rank, in rank order.
 fn accept(listener: &TcpListener, cards: &[Card], patience: Duration) -> Result<Vec<Bond>> {
-    let failed = |source| Error::Watch { what: "accept the other ranks".into(), source };
+    let failed = |source| WorldError::Watch { what: "accept the other ranks".into(), source };
     listener.set_nonblocking(true).map_err(failed)?;
     let started = Instant::now();
     let mut found: Vec<Option<TcpStream>> = cards.iter().map(|_| None).collect();
@@ -318,11 +319,16 @@ fn accept(listener: &TcpListener, cards: &[Card], patience: Duration) -> Result<
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 if started.elapsed() > patience {
                     let doors = cards[0].doors(&cards[missing]);
-                    return Err(Error::WatchLink { rank: missing, host: cards[missing].host.clone(), doors });
+                    return Err(WorldError::WatchLink {
+                        rank: missing,
+                        host: cards[missing].host.clone(),
+                        doors,
+                    }
+                    .into());
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(failed(error).into()),
         }
     }
     (found.into_iter().enumerate().skip(1))
@@ -351,9 +357,7 @@ fn connect(rank: usize, cards: &[Card], patience: Duration) -> Result<TcpStream>
         stream.write_all(&hello).ok()?;
         Some(stream)
     };
-    doors.iter().find_map(knock).ok_or_else(|| Error::WatchLink {
-        rank,
-        host: cards[rank].host.clone(),
-        doors: doors.clone(),
+    doors.iter().find_map(knock).ok_or_else(|| {
+        WorldError::WatchLink { rank, host: cards[rank].host.clone(), doors: doors.clone() }.into()
     })
 }

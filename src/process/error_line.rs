@@ -38,19 +38,19 @@ pub fn panic_line(payload: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
+    use crate::files::{self, IoError};
 
     #[derive(Debug, thiserror::Error)]
     #[error("outer")]
-    struct Outer(#[source] Error);
+    struct Outer(#[source] IoError);
 
     #[test]
     fn causes_are_said_once_in_one_line() {
         let inner = std::io::Error::other("the disk\nis full");
-        let error = Error::io("write", "a/b")(inner);
+        let error = files::io("write", "a/b")(inner);
         assert_eq!(chain(&error), "write a/b: the disk is full");
         assert_eq!(chain(&Outer(error)), "outer: write a/b: the disk is full");
-        assert_eq!(chain(&Error::Demo("\u{1b}[2Jä\r".into())), "demo-data: \\u{1b}[2Jä\\r");
+        assert_eq!(chain(&std::io::Error::other("demo-data: \u{1b}[2Jä\r")), "demo-data: \\u{1b}[2Jä\\r");
     }
 
     #[test]
