@@ -130,7 +130,7 @@ fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world: &Wo
 /// The same images in every step.
 fn loader(settings: &impl Settings, replicas: Range<usize>, stream: u64) -> Loader {
     let batch =
-        Batch::synthetic(settings.replica_batch() as usize, settings.data().px, settings.num_classes());
+        Batch::synthetic(settings.replica_batch() as usize, settings.data().px, settings.model().num_classes);
     Loader::repeat(batch, &LoaderSpec { stream, ..LoaderSpec::of(settings, replicas) })
 }
 

@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, DeviceChoice, Model, Regulariser, Run, Settings, Weights};
+use super::{Config, Data, Model, Regulariser, Run, Settings, Weights};
 use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -22,10 +22,9 @@ pub(super) fn divisors(number: i64) -> String {
     all.map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-impl Settings for Config {
-    const SECTION: &'static str = "search";
-
-    fn check(&self) -> Result<()> {
+impl Config {
+    /// [`Settings::check`].
+    pub(super) fn check_keys(&self) -> Result<()> {
         self.check_numbers()?;
         self.model.check(self.data.px)?;
         self.check_stem()?;
@@ -34,45 +33,10 @@ impl Settings for Config {
     }
 
     /// KL takes the place of the weight decay.
-    fn settle(&mut self, given: &dyn Fn(&str) -> bool) {
+    pub(super) fn settle_keys(&mut self, given: &dyn Fn(&str) -> bool) {
         if self.eta.regulariser == Regulariser::Kl && !given("eta.weight_decay") {
             self.eta.weight_decay = 0.0;
         }
-    }
-
-    fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    fn replicas(&self) -> i64 {
-        self.search.replicas
-    }
-
-    fn global_batch(&self) -> i64 {
-        self.search.global_batch
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.model.num_classes
-    }
-
-    fn device(&self) -> DeviceChoice {
-        self.device
-    }
-
-    fn data(&self) -> &Data {
-        &self.data
-    }
-
-    fn run(&self) -> &Run {
-        &self.run
-    }
-
-    fn take_free_keys(&mut self, now: &Self) {
-        self.device = now.device;
-        self.checkpoint_cells = now.checkpoint_cells;
-        self.run = now.run.clone();
-        self.data.take_free_keys(&now.data);
     }
 }
 

@@ -90,15 +90,7 @@ pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> Shape {
 
 /// A network on this rank: a slot of running statistics for each of `replicas`, and one more for the agreed ones of tests.
 fn network(config: &EvaluateConfig, shape: Shape, replicas: usize, device: Device) -> Network {
-    let placement = Placement {
-        precision: config.precision,
-        device,
-        channels_last: config.channels_last,
-        checkpoint_cells: config.checkpoint_cells,
-        replicas: replicas + 1,
-        bucket_bytes: (config.run.bucket_mib * 1024.0 * 1024.0) as usize,
-    };
-    Network::new(shape, placement)
+    Network::new(shape, Placement::of(config, device, replicas + 1))
 }
 
 /// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.

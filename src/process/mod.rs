@@ -9,3 +9,4 @@ pub mod phase;
 pub mod place;
 pub mod rank_status;
 pub mod signals;
+pub mod torch;

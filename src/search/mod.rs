@@ -314,14 +314,5 @@ fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: 
         k,
         masks,
     };
-    let bucket_bytes = (config.run.bucket_mib * 1024.0 * 1024.0) as usize;
-    let placement = Placement {
-        precision: config.precision,
-        device,
-        channels_last: config.channels_last,
-        checkpoint_cells: config.checkpoint_cells,
-        replicas,
-        bucket_bytes,
-    };
-    Supernet::new(shape, placement)
+    Supernet::new(shape, Placement::of(config, device, replicas))
 }

@@ -9,14 +9,14 @@ pub use error::Error;
 pub use device::Devices;
 
 use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms};
-use crate::config::Settings;
+use crate::config::{Precision, Settings};
 use crate::cuda::{Card, Context};
 use crate::error::{Result, panic_line};
 use crate::process::exit::{at_last, end_all, last_acts};
 use crate::process::messages::say;
 use crate::process::place::{Place, Seat, host_name, place, threads_per_rank};
 use crate::process::signals::{Deadline, STOPPED, Standing};
-use crate::process::{leftovers, phase};
+use crate::process::{leftovers, phase, torch};
 use device::Own;
 use heartbeat::Watch;
 use mpi::Threading;
@@ -63,6 +63,7 @@ pub fn within<S: Settings>(
         start: Duration::from_secs_f64(run.start_limit_s),
         operation: Duration::from_secs_f64(run.time_limit_s),
     };
+    torch::allow_tf32(settings.precision() == Precision::Tf32);
     let world = World::start_on(devices, limits, threads)?;
     let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
     let outcome = watched.and_then(|()| work(&world));
@@ -142,11 +143,7 @@ impl World {
         let neighbours: Vec<&Seat> =
             (seats.iter()).filter(|other| other.machine == seats[comm.rank()].machine).collect();
         let threads = threads.unwrap_or_else(|| threads_per_rank(&seat, &neighbours)).max(1);
-        tch::set_num_threads(threads as i32);
-        // Nothing here runs operations side by side inside libtorch; libtorch takes this number once only.
-        if tch::get_num_interop_threads() != 1 {
-            tch::set_num_interop_threads(1);
-        }
+        torch::set_threads(threads);
         let (rank, size) = (comm.rank(), comm.size());
         phase::set_identity(rank, &place.host);
         let own = ranks.or_end(devices.choose(seen, &place, comm))?;

@@ -18,7 +18,6 @@ use crate::train::state::group;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
-use tch::Device;
 
 /// The Python file.
 const NETWORK_PY: &str = include_str!("network.py");
@@ -75,14 +74,7 @@ pub fn export(
     to: &Path,
 ) -> Result<()> {
     // What does not fit is found here and not in Python.
-    let placement = Placement {
-        precision: config.precision,
-        device: Device::Cpu,
-        channels_last: false,
-        checkpoint_cells: false,
-        replicas: 1,
-        bucket_bytes: usize::MAX,
-    };
+    let placement = Placement::on_cpu(config.precision);
     Network::new(shape(config, genotype), placement).params.load(weights)?;
     let about = About {
         space: config.model.space,

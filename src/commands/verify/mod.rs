@@ -19,6 +19,7 @@ use crate::error::{Result, chain, panic_line};
 use crate::net::params::{Named, Params};
 use crate::net::placement::Placement;
 use crate::net::tape::Tape;
+use crate::process::torch;
 use crate::report::append_json;
 use crate::space::SearchSpace;
 use crate::world::{COMMAND_LIMIT, Devices, World};
@@ -30,14 +31,7 @@ use std::path::Path;
 use tch::{Device, Tensor};
 
 /// How networks are verified unless somebody wants it otherwise: in float32 on the CPU, cut after every part.
-pub const PLACEMENT: Placement = Placement {
-    precision: Precision::Fp32,
-    device: Device::Cpu,
-    channels_last: true,
-    checkpoint_cells: false,
-    replicas: 1,
-    bucket_bytes: 1,
-};
+pub const PLACEMENT: Placement = Placement::on_cpu(Precision::Fp32);
 
 /// Compares golden files with this program's network; an error if one differs.
 pub fn run(args: &VerifyArgs) -> Result<()> {
@@ -56,6 +50,7 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
     std::panic::set_hook(Box::new(|_| ()));
     // Threads change the order of sums, which shows in bf16: the same figures on every machine.
     tch::set_num_threads(1);
+    torch::allow_tf32(args.precision == Precision::Tf32);
     tch::Cuda::set_user_enabled_cudnn(!args.no_cudnn);
     let placement = Placement {
         precision: args.precision,
