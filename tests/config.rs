@@ -1,6 +1,6 @@
 //! Configurations: what is read, what is refused, and in which words.
 
-use drnas_dist::config::{Precision, Regulariser, Stage, Theta};
+use drnas_dist::config::{Precision, Regulariser, StageSection, Theta};
 use drnas_dist::space::SearchSpace;
 use drnas_dist::{Config, EvaluateConfig, Settings};
 
@@ -37,7 +37,7 @@ fn values_replace_defaults() {
     assert_eq!(config.model.space, SearchSpace::DartsCifar);
     assert_eq!(config.search.theta, Theta::Shared);
     // k = 4 after 6, 36 channels: the published CIFAR-10 run. An odd number of channels per edge is no mistake.
-    let second = Stage { k: 4, ops_kept: 4, epochs: 25 };
+    let second = StageSection { k: 4, ops_kept: 4, epochs: 25 };
     assert_eq!(config.search.stages[1], second);
     assert_eq!(config.weights.lr, 1.0);
     assert_eq!(config.weights.momentum, 0.9);

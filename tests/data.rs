@@ -613,9 +613,9 @@ fn child_open() {
 #[test]
 fn the_index_is_not_on_the_heap() {
     use drnas_dist::data::set::{FORMAT, SetFile, content_hash, hex};
-    use drnas_dist::data::shard::{Record, Shard, ShardWriter, VERSION, file_name};
+    use drnas_dist::data::shard::{Shard, ShardRecord, ShardWriter, VERSION, file_name};
     // 32 bytes a sample in the map: 41 MB for 1.28 million, shared by the ranks of a machine.
-    assert_eq!(size_of::<Record>(), 32);
+    assert_eq!(size_of::<ShardRecord>(), 32);
     let dir = tempfile::tempdir().unwrap();
     let (num_shards, each) = (200, 1024);
     let mut hashes = Vec::new();

@@ -3,7 +3,7 @@
 
 use drnas_dist::config::Precision;
 use drnas_dist::net::loss::smoothed_cross_entropy;
-use drnas_dist::net::network::{Network, Shape};
+use drnas_dist::net::network::{Network, NetworkShape};
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::random::torch_seeded;
@@ -19,8 +19,8 @@ const GENOTYPE: &str = "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1
 
 const N: i64 = 4;
 
-fn shape(genotype: &str) -> Shape {
-    Shape {
+fn shape(genotype: &str) -> NetworkShape {
+    NetworkShape {
         space: SearchSpace::DartsCifar,
         genotype: Genotype::read(genotype).unwrap(),
         init_channels: 4,
@@ -134,7 +134,7 @@ fn drop_path_changes_the_pass() {
 #[test]
 fn weights_of_another_network_are_refused() {
     let network = |channels| {
-        let shape = Shape { init_channels: channels, auxiliary: false, ..shape(GENOTYPE) };
+        let shape = NetworkShape { init_channels: channels, auxiliary: false, ..shape(GENOTYPE) };
         let mut net = Network::new(shape, drnas_dist::commands::verify::PLACEMENT);
         net.params.initialise(1);
         net

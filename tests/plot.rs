@@ -3,7 +3,7 @@
 use drnas_dist::nb201::{Table, import};
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::report::plot::{Trajectory, png, svg};
-use drnas_dist::report::{EpochRecord, EpochSummary, Record};
+use drnas_dist::report::{EpochRecord, EpochSummary, LogRecord};
 use drnas_dist::space::Mask;
 use drnas_dist::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
@@ -163,7 +163,7 @@ fn a_search_writes_what_is_drawn() {
         genotype: String::new(),
         benchmark: None,
     };
-    let run = write_run(folder.path(), &[serde_json::to_value(Record::Epoch(record)).unwrap()]);
+    let run = write_run(folder.path(), &[serde_json::to_value(LogRecord::Epoch(record)).unwrap()]);
     let trajectory = Trajectory::read(&run, &table, Dataset::Cifar10, 100, 0).unwrap();
     assert_eq!(trajectory.epochs[0].chosen, Architecture([3; 6]), "the pruned one does not count");
     assert!(trajectory.epochs[0].drawn.max <= 60.0);

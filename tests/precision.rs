@@ -4,7 +4,7 @@ use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::net::supernet::{Shape, Supernet};
+use drnas_dist::net::supernet::{Supernet, SupernetShape};
 use drnas_dist::random::torch_seeded;
 use drnas_dist::space::{Mask, SearchSpace};
 use tch::kind::{DOUBLE_CPU, FLOAT_CPU};
@@ -32,7 +32,7 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     let (edges, operations, tables) = (space.num_edges(), space.operations().len(), space.tables().len());
     let pruned = |edge| (0..operations).map(|op| (op + edge) % operations < 4).collect();
     let masks = [Mask((0..edges).map(pruned).collect()), Mask::full(edges, operations)];
-    let shape = Shape {
+    let shape = SupernetShape {
         space,
         init_channels: 12,
         // Of NAS-Bench-201 in each of three groups.
@@ -105,7 +105,7 @@ fn recomputed_cells_are_bit_equal() {
 #[test]
 fn a_pass_sees_every_change_of_the_weights() {
     tch::set_num_threads(1);
-    let shape = || Shape {
+    let shape = || SupernetShape {
         space: SearchSpace::DartsCifar,
         init_channels: 12,
         layers: 3,

@@ -42,14 +42,14 @@ pub struct Mpi {
     limit: Cell<Duration>,
     number: Cell<u64>,
     lost: Cell<bool>,
-    means: RefCell<Vec<Mean>>,
+    means: RefCell<Vec<MpiMean>>,
     /// Receive buffers that no mean uses now, kept from step to step.
     sums: RefCell<Vec<Tensor>>,
 }
 
 /// One mean under way. MPI_IN_PLACE is a cast in mpi.h that bindgen cannot see and that differs between libraries, so
 /// sums arrive in a second buffer; the division writes them back, at no more memory traffic than dividing in place.
-struct Mean {
+struct MpiMean {
     buffer: Tensor,
     sum: Tensor,
     flight: Flight,
@@ -245,7 +245,7 @@ impl Communicator for Mpi {
         let kind = buffer.f_kind()?;
         let mut means = self.means.borrow_mut();
         let sum = self.sum_buffer(buffer.numel(), kind)?;
-        let mut mean = Mean {
+        let mut mean = MpiMean {
             buffer: buffer.shallow_clone(),
             flight: Flight::new(vec![buffer.shallow_clone(), sum.shallow_clone()]),
             sum,
@@ -379,7 +379,7 @@ impl Drop for Waiting {
 }
 
 /// "3 means of 1247 (1200 Float, 40 Float, 7 Double)": equal on ranks that do the same.
-fn describe(means: &[Mean]) -> String {
+fn describe(means: &[MpiMean]) -> String {
     let lengths: Vec<_> =
         (means.iter()).map(|mean| format!("{} {:?}", mean.sum.numel(), mean.sum.kind())).collect();
     let total: usize = means.iter().map(|mean| mean.sum.numel()).sum();

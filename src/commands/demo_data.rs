@@ -125,7 +125,7 @@ fn draw(seed: u64, class: usize, image: usize, px: std::ops::RangeInclusive<u32>
 type Colour = [f32; 3];
 
 /// Clutter: a straight line across the picture.
-struct Line {
+struct StraightLine {
     point: (f32, f32),
     direction: (f32, f32),
     half_width: f32,
@@ -149,7 +149,7 @@ struct Scene {
     ground_turn: (f32, f32),
     ground_wave: f32,
     size: (f32, f32),
-    lines: Vec<Line>,
+    lines: Vec<StraightLine>,
     noise: f32,
 }
 
@@ -174,7 +174,7 @@ impl Scene {
         let first = far_from(&mut colour, &background[..1], 0.45);
         let second = far_from(&mut colour, &[first, background[0]], 0.4);
         let lines = (0..4)
-            .map(|_| Line {
+            .map(|_| StraightLine {
                 point: (w * unit(), h * unit()),
                 direction: turn(&mut unit),
                 half_width: 0.5 + 1.5 * unit(),

@@ -1,6 +1,6 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, Model, Regulariser, Run, Settings, Weights};
+use super::{Config, DataSection, ModelSection, Regulariser, RunSection, Settings, WeightsSection};
 use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 
@@ -41,10 +41,10 @@ impl Config {
 }
 
 /// A named value of a configuration, or several of one name.
-type Named<'a> = (&'a str, &'a [f64]);
+type NamedNumbers<'a> = (&'a str, &'a [f64]);
 
 /// Each is 0 or more.
-pub(super) fn not_negative(values: &[Named]) -> Result<()> {
+pub(super) fn not_negative(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
         let good = value.iter().all(|x| x.is_finite() && *x >= 0.0);
         require!(good, "{name} must be 0 or more, found {value:?}");
@@ -53,7 +53,7 @@ pub(super) fn not_negative(values: &[Named]) -> Result<()> {
 }
 
 /// Each is above 0.
-pub(super) fn positive(values: &[Named]) -> Result<()> {
+pub(super) fn positive(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
         let good = value.iter().all(|x| x.is_finite() && *x > 0.0);
         require!(good, "{name} must be above 0, found {value:?}");
@@ -62,7 +62,7 @@ pub(super) fn positive(values: &[Named]) -> Result<()> {
 }
 
 /// Each is in [0, 1).
-pub(super) fn below_one(values: &[Named]) -> Result<()> {
+pub(super) fn below_one(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
         let good = value.iter().all(|x| (0.0..1.0).contains(x));
         require!(good, "{name} must be in [0, 1), found {value:?}");
@@ -99,7 +99,7 @@ pub(super) fn check_share<S: Settings>(settings: &S) -> Result<()> {
     Ok(())
 }
 
-impl Data {
+impl DataSection {
     /// Every key for itself; what fits the network is the network's business.
     pub(super) fn check(&self) -> Result<()> {
         not_negative(&[("data.mean", &self.mean)])?;
@@ -144,13 +144,13 @@ impl Data {
     }
 
     /// What decodes images may change in a run that goes on.
-    pub(super) fn take_free_keys(&mut self, now: &Data) {
+    pub(super) fn take_free_keys(&mut self, now: &DataSection) {
         self.decode_threads = now.decode_threads;
         self.prefetch = now.prefetch;
     }
 }
 
-impl Weights {
+impl WeightsSection {
     /// Every key for itself, and the warm-up against the `epochs` of the run.
     pub(super) fn check(&self, epochs: u64) -> Result<()> {
         not_negative(&[("weights.weight_decay", &[self.weight_decay]), ("weights.lr_min", &[self.lr_min])])?;
@@ -171,7 +171,7 @@ impl Weights {
     }
 }
 
-impl Model {
+impl ModelSection {
     /// Every key for itself, and the side of the images, `px`.
     pub(super) fn check(&self, px: i64) -> Result<()> {
         let model = self;
@@ -201,7 +201,7 @@ impl Model {
     }
 }
 
-impl Run {
+impl RunSection {
     /// Every key for itself.
     pub(super) fn check(&self) -> Result<()> {
         not_negative(&[("run.heartbeat_s", &[self.heartbeat_s])])?;

@@ -2,7 +2,7 @@
 
 use super::check::{at_least_one, below_one, check_seed, check_share, not_negative, require};
 use super::shared::configuration;
-use super::{Data, Settings, Weights};
+use super::{DataSection, Settings, WeightsSection};
 use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ configuration! {
     /// is the network apart from its genotype.
     pub struct EvaluateConfig {
         /// The training: replicas, batch, epochs.
-        evaluate: Evaluate,
+        evaluate: EvaluateSection,
         ;
     }
 }
@@ -20,7 +20,7 @@ configuration! {
 /// The training: replicas, batch, epochs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Evaluate {
+pub struct EvaluateSection {
     /// R, the logical replicas that the global batch is split over. Ranks must divide R; the result does not depend on
     /// the number of ranks.
     pub replicas: i64,
@@ -61,14 +61,18 @@ pub enum DecayKind {
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
-        let data = Data { jitter: [0.4, 0.4, 0.4, 0.2], ..Data::default() };
-        EvaluateConfig::with(data, Evaluate::default(), Weights { weight_decay: 3e-5, ..Weights::default() })
+        let data = DataSection { jitter: [0.4, 0.4, 0.4, 0.2], ..DataSection::default() };
+        EvaluateConfig::with(
+            data,
+            EvaluateSection::default(),
+            WeightsSection { weight_decay: 3e-5, ..WeightsSection::default() },
+        )
     }
 }
 
-impl Default for Evaluate {
+impl Default for EvaluateSection {
     fn default() -> Self {
-        Evaluate {
+        EvaluateSection {
             replicas: 8,
             global_batch: 768,
             epochs: 250,

@@ -15,10 +15,11 @@ mod shared;
 
 pub use error::{Error, Result};
 
-pub use evaluate::{DecayKind, Evaluate, EvaluateConfig};
+pub use evaluate::{DecayKind, EvaluateConfig, EvaluateSection};
 pub use precision::Precision;
 pub use sections::{
-    CropKind, Data, DeviceChoice, Eta, Model, Order, Reduce, Regulariser, Run, Search, Stage, Theta, Weights,
+    CropKind, DataSection, DeviceChoice, EtaSection, GradientOrder, ModelSection, Reduce, Regulariser,
+    RunSection, SearchSection, StageSection, Theta, WeightsSection,
 };
 pub use settings::Settings;
 
@@ -28,16 +29,21 @@ configuration! {
     /// A search, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet search.
     pub struct Config {
         /// The search: replicas, batch, stages.
-        search: Search,
+        search: SearchSection,
         ;
         /// Adam of the architecture parameters.
-        eta: Eta,
+        eta: EtaSection,
     }
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config::with(Data::default(), Search::default(), Weights::default(), Eta::default())
+        Config::with(
+            DataSection::default(),
+            SearchSection::default(),
+            WeightsSection::default(),
+            EtaSection::default(),
+        )
     }
 }
 

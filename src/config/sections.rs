@@ -30,7 +30,7 @@ pub enum DeviceChoice {
 /// The supernet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Model {
+pub struct ModelSection {
     /// Family of networks.
     pub space: SearchSpace,
     /// C, channels of the first cell's nodes; doubled at each of the two reduction cells.
@@ -44,7 +44,7 @@ pub struct Model {
 /// Images: size, augmentation, workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Data {
+pub struct DataSection {
     /// Side of the square that the network sees, pixels.
     pub px: i64,
     /// Which part of a training picture is taken.
@@ -85,7 +85,7 @@ pub enum CropKind {
     Pad,
 }
 
-impl Data {
+impl DataSection {
     /// Side of a test picture, pixels.
     pub fn test_crop_px(&self) -> i64 {
         if self.test_crop > 0 { self.test_crop } else { self.px }
@@ -115,29 +115,29 @@ pub enum Theta {
 /// What the architecture's gradient knows of the weights' training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "u8", try_from = "u8")]
-pub enum Order {
+pub enum GradientOrder {
     /// 1: the weights are as they are.
     First,
     /// 2: the weights after one virtual step, which depends on eta; four passes instead of one.
     Second,
 }
 
-impl From<Order> for u8 {
-    fn from(order: Order) -> u8 {
+impl From<GradientOrder> for u8 {
+    fn from(order: GradientOrder) -> u8 {
         match order {
-            Order::First => 1,
-            Order::Second => 2,
+            GradientOrder::First => 1,
+            GradientOrder::Second => 2,
         }
     }
 }
 
-impl TryFrom<u8> for Order {
+impl TryFrom<u8> for GradientOrder {
     type Error = String;
 
-    fn try_from(order: u8) -> Result<Order, String> {
+    fn try_from(order: u8) -> Result<GradientOrder, String> {
         match order {
-            1 => Ok(Order::First),
-            2 => Ok(Order::Second),
+            1 => Ok(GradientOrder::First),
+            2 => Ok(GradientOrder::Second),
             order => Err(format!("order must be 1 or 2, found {order}")),
         }
     }
@@ -146,7 +146,7 @@ impl TryFrom<u8> for Order {
 /// The search: replicas, batch, stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Search {
+pub struct SearchSection {
     /// R, the logical replicas that the global batch is split over. Ranks must divide R; the result does not depend on
     /// the number of ranks.
     pub replicas: i64,
@@ -155,7 +155,7 @@ pub struct Search {
     /// How often theta is drawn.
     pub theta: Theta,
     /// Whether an architecture step differentiates through a virtual weight step.
-    pub order: Order,
+    pub order: GradientOrder,
     /// Largest norm of the averaged gradients of the weights; 0 = no clipping.
     pub grad_clip: f64,
     /// Architecture steps begin at this epoch **of each stage**, counted from 0: so many epochs train weights only.
@@ -164,12 +164,12 @@ pub struct Search {
     pub steps_per_epoch: u64,
     /// The stages, in order (`[[search.stage]]` in the file).
     #[serde(rename = "stage")]
-    pub stages: Vec<Stage>,
+    pub stages: Vec<StageSection>,
 }
 
 /// One stage of the progressive search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stage {
+pub struct StageSection {
     /// Partial-channel divisor: 1/k of the channels go through the operations; 1 = all.
     pub k: i64,
     /// Operations left on every edge, 1..=7.
@@ -181,7 +181,7 @@ pub struct Stage {
 /// SGD of the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Weights {
+pub struct WeightsSection {
     /// Learning rate at the top of the cosine.
     pub lr: f64,
     /// Learning rate at its foot.
@@ -207,7 +207,7 @@ pub enum Regulariser {
 /// Adam of the architecture parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Eta {
+pub struct EtaSection {
     /// Learning rate, constant.
     pub lr: f64,
     /// Decay of the two moments, each in [0, 1).
@@ -225,7 +225,7 @@ pub struct Eta {
 /// Reporting, checkpoints, communication.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Run {
+pub struct RunSection {
     /// Steps between two looks at the losses: the progress moves, the log gets its lines, a NaN ends the run.
     pub log_every: u64,
     /// Steps between comparisons of the hash of eta, masks and weights over the ranks.
@@ -248,15 +248,15 @@ pub struct Run {
     pub heartbeat_s: f64,
 }
 
-impl Default for Model {
+impl Default for ModelSection {
     fn default() -> Self {
-        Model { space: SearchSpace::DartsImagenet, init_channels: 48, layers: 14, num_classes: 1000 }
+        ModelSection { space: SearchSpace::DartsImagenet, init_channels: 48, layers: 14, num_classes: 1000 }
     }
 }
 
-impl Default for Data {
+impl Default for DataSection {
     fn default() -> Self {
-        Data {
+        DataSection {
             px: 224,
             crop: CropKind::RandomResized,
             crop_area_min: 0.08,
@@ -275,14 +275,14 @@ impl Default for Data {
     }
 }
 
-impl Default for Search {
+impl Default for SearchSection {
     fn default() -> Self {
-        let stage = |k, ops_kept| Stage { k, ops_kept, epochs: 25 };
-        Search {
+        let stage = |k, ops_kept| StageSection { k, ops_kept, epochs: 25 };
+        SearchSection {
             replicas: 8,
             global_batch: 512,
             theta: Theta::PerReplica,
-            order: Order::First,
+            order: GradientOrder::First,
             grad_clip: 5.0,
             architecture_from_epoch: 10,
             steps_per_epoch: 0,
@@ -291,15 +291,15 @@ impl Default for Search {
     }
 }
 
-impl Default for Weights {
+impl Default for WeightsSection {
     fn default() -> Self {
-        Weights { lr: 0.5, lr_min: 0.0, momentum: 0.9, weight_decay: 3e-4, warmup_epochs: 5 }
+        WeightsSection { lr: 0.5, lr_min: 0.0, momentum: 0.9, weight_decay: 3e-4, warmup_epochs: 5 }
     }
 }
 
-impl Default for Eta {
+impl Default for EtaSection {
     fn default() -> Self {
-        Eta {
+        EtaSection {
             lr: 6e-3,
             betas: [0.5, 0.999],
             weight_decay: 1e-3,
@@ -310,9 +310,9 @@ impl Default for Eta {
     }
 }
 
-impl Default for Run {
+impl Default for RunSection {
     fn default() -> Self {
-        Run {
+        RunSection {
             log_every: 50,
             compare_every: 100,
             checkpoint_every: 500,

@@ -1,7 +1,7 @@
 //! Settings: what every kind of run's configuration can be asked, whatever else it holds.
 
 use super::check::{divisors, require};
-use super::{Data, DeviceChoice, Model, Precision, Run, load};
+use super::{DataSection, DeviceChoice, ModelSection, Precision, RunSection, load};
 use crate::config::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,13 +36,13 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     fn checkpoint_cells(&self) -> bool;
 
     /// The network.
-    fn model(&self) -> &Model;
+    fn model(&self) -> &ModelSection;
 
     /// The images.
-    fn data(&self) -> &Data;
+    fn data(&self) -> &DataSection;
 
     /// Reporting, checkpoints, communication.
-    fn run(&self) -> &Run;
+    fn run(&self) -> &RunSection;
 
     /// Takes over what may be another in a run that goes on: `device`, `[run]` and what decodes images, which change
     /// results by rounding at most.

@@ -29,24 +29,24 @@ macro_rules! configuration {
             /// Keep only the inputs of cells for the backward pass and compute the rest again.
             pub checkpoint_cells: bool,
             /// The network.
-            pub model: $crate::config::Model,
+            pub model: $crate::config::ModelSection,
             /// Images: size, augmentation, workers.
-            pub data: $crate::config::Data,
+            pub data: $crate::config::DataSection,
             $(#[$section_doc])*
             pub $section: $Section,
             /// SGD of the weights.
-            pub weights: $crate::config::Weights,
+            pub weights: $crate::config::WeightsSection,
             $($(#[$more_doc])* pub $more: $More,)*
             /// Reporting, checkpoints, communication: changes results by rounding at most.
-            pub run: $crate::config::Run,
+            pub run: $crate::config::RunSection,
         }
 
         impl $name {
             /// The defaults of the shared keys, with the sections whose defaults differ between kinds of runs.
             fn with(
-                data: $crate::config::Data,
+                data: $crate::config::DataSection,
                 $section: $Section,
-                weights: $crate::config::Weights,
+                weights: $crate::config::WeightsSection,
                 $($more: $More,)*
             ) -> $name {
                 $name {
@@ -55,12 +55,12 @@ macro_rules! configuration {
                     precision: $crate::config::Precision::Fp32,
                     channels_last: true,
                     checkpoint_cells: false,
-                    model: $crate::config::Model::default(),
+                    model: $crate::config::ModelSection::default(),
                     data,
                     $section,
                     weights,
                     $($more,)*
-                    run: $crate::config::Run::default(),
+                    run: $crate::config::RunSection::default(),
                 }
             }
         }
@@ -104,15 +104,15 @@ macro_rules! configuration {
                 self.checkpoint_cells
             }
 
-            fn model(&self) -> &$crate::config::Model {
+            fn model(&self) -> &$crate::config::ModelSection {
                 &self.model
             }
 
-            fn data(&self) -> &$crate::config::Data {
+            fn data(&self) -> &$crate::config::DataSection {
                 &self.data
             }
 
-            fn run(&self) -> &$crate::config::Run {
+            fn run(&self) -> &$crate::config::RunSection {
                 &self.run
             }
 

@@ -36,12 +36,12 @@ table! {
     fn cuEventDestroy_v2(event: CUevent);
 }
 
-type ErrorString = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
+type CuErrorString = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 
 /// The driver, initialised. It has threads of its own and stays until the process ends.
 pub struct Driver {
     pub(super) calls: Calls,
-    error_string: ErrorString,
+    error_string: CuErrorString,
     num_cards: usize,
 }
 

@@ -28,6 +28,6 @@ pub use augment::{Augment, Crop, Jitter, normalise};
 pub use loader::{Loader, LoaderSpec};
 pub use pool::DecodePool;
 pub use reader::Batch;
-pub use set::{Sample, ShardSet};
+pub use set::{PackedSample, ShardSet};
 pub use test_loader::{TestLoader, TestSpec};
 pub use upload::Upload;

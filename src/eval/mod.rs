@@ -13,7 +13,7 @@ use crate::config::EvaluateConfig;
 use crate::data::{Loader, TestLoader, Upload};
 use crate::error::Result;
 use crate::net::loss::{cross_entropy, smoothed_cross_entropy};
-use crate::net::network::{Network, Shape};
+use crate::net::network::{Network, NetworkShape};
 use crate::net::params::Named;
 use crate::net::placement::Placement;
 use crate::space::genotype::Genotype;
@@ -76,8 +76,8 @@ impl Tests {
 }
 
 /// What is trained: the network of `genotype`, as the configuration has it.
-pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> Shape {
-    Shape {
+pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> NetworkShape {
+    NetworkShape {
         space: config.model.space,
         genotype: genotype.clone(),
         init_channels: config.model.init_channels,
@@ -89,7 +89,7 @@ pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> Shape {
 }
 
 /// A network on this rank: a slot of running statistics for each of `replicas`, and one more for the agreed ones of tests.
-fn network(config: &EvaluateConfig, shape: Shape, replicas: usize, device: Device) -> Network {
+fn network(config: &EvaluateConfig, shape: NetworkShape, replicas: usize, device: Device) -> Network {
     Network::new(shape, Placement::of(config, device, replicas + 1))
 }
 
@@ -246,7 +246,7 @@ pub fn test_weights(
     device: Device,
     comm: &dyn Communicator,
 ) -> Result<Tested> {
-    let shape = Shape { auxiliary: false, ..shape(config, genotype) };
+    let shape = NetworkShape { auxiliary: false, ..shape(config, genotype) };
     let mut net = network(config, shape, 0, device);
     net.params.load(weights)?;
     test(&net, 0, config, 0, loader, comm)
@@ -320,7 +320,7 @@ fn dealt(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Evaluate, Model, Weights};
+    use crate::config::{EvaluateSection, ModelSection, WeightsSection};
     use crate::random::torch_seeded;
     use crate::space::SearchSpace;
 
@@ -338,10 +338,11 @@ mod tests {
 
     #[test]
     fn every_step_and_replica_drops_its_own_paths() {
-        let model = Model { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
+        let model =
+            ModelSection { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
         let mut config = EvaluateConfig { model, ..EvaluateConfig::default() };
         config.data.px = 16;
-        config.evaluate = Evaluate {
+        config.evaluate = EvaluateSection {
             replicas: 2,
             global_batch: 8,
             epochs: 2,
@@ -350,7 +351,7 @@ mod tests {
             ..config.evaluate
         };
         // The weights stay: what differs is what was dropped.
-        config.weights = Weights { lr: 1e-30, warmup_epochs: 0, ..config.weights };
+        config.weights = WeightsSection { lr: 1e-30, warmup_epochs: 0, ..config.weights };
         let genotype = Genotype::read("DrNAS_cifar10").unwrap();
         let images = torch_seeded(1, || Tensor::randn([4, 3, 16, 16], (Kind::Float, Device::Cpu)));
         let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);

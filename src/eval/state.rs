@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 
 /// What stands beside the tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Meta {
+struct EvaluationMeta {
     version: u32,
     step: u64,
     replicas: usize,
@@ -38,7 +38,7 @@ impl State for Evaluation {
     ) -> Result<Option<Checkpoint>> {
         let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
         let Some(extra) = extra else { return Ok(None) };
-        let meta = Meta {
+        let meta = EvaluationMeta {
             version: VERSION,
             step: self.step,
             replicas: all.size()[0] as usize,
@@ -52,7 +52,7 @@ impl State for Evaluation {
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let wrong = |what: String| Error::from(train::Error::CheckpointState(what));
-        let meta: Meta =
+        let meta: EvaluationMeta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
         if meta.version != VERSION {
             return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));

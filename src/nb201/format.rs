@@ -21,7 +21,7 @@ pub const MAX_NAME_BYTES: usize = 48;
 pub const MAX_DECIMALS: u32 = 6;
 
 const MAGIC: [u8; 8] = *b"DRNAS201";
-const HEADER_BYTES: usize = size_of::<Header>();
+const HEADER_BYTES: usize = size_of::<TableHeader>();
 const COLUMN_BYTES: usize = size_of::<ColumnRecord>();
 
 const _: () = assert!(cfg!(target_endian = "little"), "tables are little endian");
@@ -29,7 +29,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "tables are little endian"
 /// The first 64 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Header {
+struct TableHeader {
     magic: [u8; 8],
     version: u32,
     num_architectures: u32,
@@ -82,7 +82,7 @@ pub fn check(path: &Path, bytes: &[u8]) -> Result<Layout> {
         return Err(Error::Magic { path: path.to_owned() });
     }
     let head = bytes.get(..HEADER_BYTES).ok_or_else(|| cut(HEADER_BYTES))?;
-    let header: Header = bytemuck::pod_read_unaligned(head);
+    let header: TableHeader = bytemuck::pod_read_unaligned(head);
     if header.version != VERSION {
         return Err(Error::Version { path: path.to_owned(), found: header.version, expected: VERSION });
     }
@@ -170,7 +170,7 @@ pub fn write(
     for index in 0..NUM_ARCHITECTURES {
         values.iter().for_each(|column| file.extend(column[index].to_le_bytes()));
     }
-    let mut header = Header {
+    let mut header = TableHeader {
         magic: MAGIC,
         version: VERSION,
         num_architectures: NUM_ARCHITECTURES as u32,

@@ -17,7 +17,7 @@ const ARCHITECTURE: &str = "arch";
 const INDEX: &str = "index";
 
 /// A source as it was read: cells as text, whatever the format was.
-struct Source<'a> {
+struct TableSource<'a> {
     path: &'a Path,
     /// "row" or "line".
     rows_are: &'static str,
@@ -40,7 +40,7 @@ pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
     source.write(out, skip)
 }
 
-fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
+fn json<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
     #[derive(Deserialize)]
     struct File {
         columns: Vec<String>,
@@ -57,10 +57,16 @@ fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
     };
     let rows: Vec<Vec<String>> =
         file.rows.into_iter().map(|row| row.into_iter().map(cell).collect()).collect();
-    Ok(Source { path, rows_are: "row", numbers: (1..=rows.len()).collect(), columns: file.columns, rows })
+    Ok(TableSource {
+        path,
+        rows_are: "row",
+        numbers: (1..=rows.len()).collect(),
+        columns: file.columns,
+        rows,
+    })
 }
 
-fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
+fn csv<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
     let failed = |line: usize, what: &str| Error::Source {
         path: path.to_owned(),
         place: format!(" line {line}"),
@@ -96,7 +102,7 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
         }
     }
     let columns = if records.is_empty() { Vec::new() } else { records.remove(0) };
-    Ok(Source {
+    Ok(TableSource {
         path,
         rows_are: "line",
         numbers: lines.split_off(lines.len().min(1)),
@@ -105,7 +111,7 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
     })
 }
 
-impl Source<'_> {
+impl TableSource<'_> {
     fn error(&self, what: String) -> Error {
         Error::Source { path: self.path.to_owned(), place: String::new(), what }
     }

@@ -2,7 +2,7 @@
 
 /// Where a rank runs.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct MachinePlace {
     pub(crate) host: String,
     pub(crate) local_rank: usize,
     pub(crate) local_size: usize,
@@ -62,10 +62,10 @@ fn own_cores() -> [u64; 16] {
     if code == 0 { cores } else { [0; 16] }
 }
 
-pub(crate) fn place(seats: &[Seat], rank: usize, host: String) -> Place {
+pub(crate) fn place(seats: &[Seat], rank: usize, host: String) -> MachinePlace {
     let same = |other: &&Seat| other.machine == seats[rank].machine;
     let first = |seat: &Seat| seats.iter().position(|other| other.machine == seat.machine);
-    Place {
+    MachinePlace {
         host,
         local_rank: seats[..rank].iter().filter(same).count(),
         local_size: seats.iter().filter(same).count(),

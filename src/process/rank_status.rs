@@ -9,7 +9,7 @@ use std::time::Instant;
 
 /// The collective operation in which this rank waits now, by its number; 0 while it computes.
 static WAITING: AtomicU64 = AtomicU64::new(0);
-static ROLL: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+static ROLL: Mutex<Vec<LastHeard>> = Mutex::new(Vec::new());
 
 /// What a rank said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +20,14 @@ pub(crate) struct Word {
     pub(crate) operation: u64,
 }
 
-struct Entry {
+struct LastHeard {
     host: String,
     word: Word,
     /// When the word was first heard.
     since: Instant,
 }
 
-impl Entry {
+impl LastHeard {
     fn of(&self, rank: usize) -> Whereabouts {
         Whereabouts { rank, host: self.host.clone(), step: self.word.step, phase: self.word.phase }
     }
@@ -38,14 +38,15 @@ impl Entry {
     }
 }
 
-fn roll() -> MutexGuard<'static, Vec<Entry>> {
+fn roll() -> MutexGuard<'static, Vec<LastHeard>> {
     ROLL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Begins with the ranks of `hosts`, in rank order: nobody has been heard of.
 pub(crate) fn begin(hosts: &[String]) {
     let word = Word { step: 0, phase: Phase::StartUp, operation: 0 };
-    *roll() = hosts.iter().map(|host| Entry { host: host.clone(), word, since: Instant::now() }).collect();
+    *roll() =
+        hosts.iter().map(|host| LastHeard { host: host.clone(), word, since: Instant::now() }).collect();
 }
 
 /// Notes what `rank` says of itself.

@@ -12,8 +12,8 @@ pub use error::{Error, Result};
 pub use metrics::MetricsLog;
 pub use progress::{Progress, Status};
 pub use records::{
-    Accuracies, EpochRecord, EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord,
-    NetworkRecord, Record, StageRecord, StepRecord,
+    Accuracies, EpochRecord, EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, LogRecord,
+    NetworkRecord, StageRecord, StepRecord,
 };
 pub use scaling::scaling;
 

@@ -14,7 +14,7 @@ use crate::eval::state::{read_weights, write_weights};
 use crate::eval::{self, Evaluation, Tested};
 use crate::net::network::Network;
 use crate::report::{
-    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, NetworkRecord, Record, evaluated_text,
+    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, evaluated_text,
 };
 use crate::space;
 use crate::space::genotype::Genotype;
@@ -260,7 +260,7 @@ impl Training for EvaluateRun<'_> {
             multiply_adds: net.multiply_adds(),
             genotype: self.genotype.to_line(),
         };
-        Told { record: Record::Network(record), text: introduce(net) }
+        Told { record: LogRecord::Network(record), text: introduce(net) }
     }
 
     fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
@@ -286,7 +286,7 @@ impl Training for EvaluateRun<'_> {
             drop_path: self.evaluation.drop_path(summary.epoch - 1),
             summary,
         };
-        Ok(Told { record: Record::EvaluatedEpoch(record), text })
+        Ok(Told { record: LogRecord::EvaluatedEpoch(record), text })
     }
 
     fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
@@ -309,6 +309,6 @@ impl Training for EvaluateRun<'_> {
             genotype: self.genotype.to_line(),
             wall_s: totals.wall_s,
         };
-        Ok(Told { text: evaluated_text(out, &record), record: Record::Evaluated(record) })
+        Ok(Told { text: evaluated_text(out, &record), record: LogRecord::Evaluated(record) })
     }
 }

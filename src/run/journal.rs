@@ -3,7 +3,7 @@
 use super::training::{Totals, Training};
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::report::{EpochSummary, MetricsLog, Progress, Record, Status};
+use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, Status};
 use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// What a rank knows of a step before its losses are read.
 #[derive(Clone, Copy, Debug)]
-pub struct Pending {
+pub struct UnreadStep {
     /// The step, from 1.
     pub step: u64,
     /// Images of all batches, all ranks.
@@ -90,7 +90,7 @@ impl Journal {
     pub fn steps(
         &mut self,
         training: &impl Training,
-        pending: &[Pending],
+        pending: &[UnreadStep],
         measures: &[Measures],
         card_memory_mib: Option<f64>,
     ) -> Result<()> {
@@ -117,7 +117,7 @@ impl Journal {
     fn step(
         &mut self,
         training: &impl Training,
-        pending: &Pending,
+        pending: &UnreadStep,
         measures: &Measures,
         card_memory_mib: Option<f64>,
     ) -> Result<()> {
@@ -142,7 +142,7 @@ impl Journal {
         record.reduce_wait_ms = pending.reduce_wait_ms;
         record.checkpoint_ms = pending.checkpoint_ms;
         record.card_memory_mib = card_memory_mib;
-        Ok(self.log.write(&Record::Step(record))?)
+        Ok(self.log.write(&LogRecord::Step(record))?)
     }
 
     /// The last step of an epoch was told.

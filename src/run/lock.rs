@@ -73,12 +73,12 @@ impl Holder {
 
 /// What a lock looks like from outside.
 #[derive(Clone, Debug, PartialEq)]
-struct Seen {
+struct LockSeen {
     content: Vec<u8>,
     touched: Option<SystemTime>,
 }
 
-impl Seen {
+impl LockSeen {
     fn holder(&self) -> Option<Holder> {
         serde_json::from_slice(&self.content).ok()
     }
@@ -87,13 +87,13 @@ impl Seen {
 /// The lock while this process holds it. Dropping it gives the folder free.
 #[derive(Debug)]
 pub struct Lock {
-    held: Held,
+    held: HeldLock,
     _beat: Sender<()>,
 }
 
 /// What the keeping thread and those who end it share.
 #[derive(Clone, Debug)]
-struct Held {
+struct HeldLock {
     path: PathBuf,
     content: Vec<u8>,
     /// Given free by this process itself.
@@ -139,7 +139,7 @@ impl Lock {
             }
         }
         let (stop, stopped) = channel();
-        let held = Held { path, content, free: Arc::default() };
+        let held = HeldLock { path, content, free: Arc::default() };
         let keeping = held.clone();
         std::thread::Builder::new()
             .name("lock".into())
@@ -183,7 +183,7 @@ impl Drop for Lock {
     }
 }
 
-impl Held {
+impl HeldLock {
     fn check(&self) -> Result<()> {
         match fs::read(&self.path) {
             Ok(found) if found == self.content => Ok(()),
@@ -217,13 +217,13 @@ pub fn remove_if_dead(run: &Path) {
 }
 
 /// The lock as it is now; none if there is none.
-fn look(path: &Path) -> Result<Option<Seen>> {
+fn look(path: &Path) -> Result<Option<LockSeen>> {
     let failed = || Error::io("read", path);
     // Opened anew each time: a network file system then asks its server.
     match File::open(path) {
         Ok(file) => {
             let touched = file.metadata().map_err(failed())?.modified().ok();
-            Ok(Some(Seen { content: fs::read(path).unwrap_or_default(), touched }))
+            Ok(Some(LockSeen { content: fs::read(path).unwrap_or_default(), touched }))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed()(error)),
@@ -231,7 +231,7 @@ fn look(path: &Path) -> Result<Option<Seen>> {
 }
 
 /// Whether nobody touches the lock for `watch`.
-fn unmoved(path: &Path, seen: &Seen, watch: Duration) -> Result<bool> {
+fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<bool> {
     say(&format!(
         "{} is there: {:.0} s to see whether its holder lives",
         path.display(),
@@ -250,7 +250,7 @@ fn unmoved(path: &Path, seen: &Seen, watch: Duration) -> Result<bool> {
 }
 
 /// Removes the dead lock `seen`, unless another job has taken it meanwhile.
-fn take_away(path: &Path, seen: &Seen, token: &str) -> Result<()> {
+fn take_away(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
     let aside = path.with_file_name(format!("lock-{token}.dead"));
     if fs::rename(path, &aside).is_err() {
         return Ok(()); // another one was quicker
@@ -403,7 +403,7 @@ mod tests {
         drop(lock);
         assert!(run.path().join(LOCK_FILE).exists());
         // A lock that came in place of the dead one is given back.
-        let seen = Seen { content: b"old".to_vec(), touched: None };
+        let seen = LockSeen { content: b"old".to_vec(), touched: None };
         let now = fs::read(run.path().join(LOCK_FILE)).unwrap();
         take_away(&run.path().join(LOCK_FILE), &seen, "x").unwrap();
         assert_eq!(fs::read(run.path().join(LOCK_FILE)).unwrap(), now);

@@ -26,7 +26,7 @@ use crate::train::checkpoint;
 use crate::train::tally::{StepOutcome, Tally, timed};
 use crate::world::World;
 use checkpoint::Writer;
-use journal::{Journal, Pending, Sums};
+use journal::{Journal, Sums, UnreadStep};
 use lock::Lock;
 use resume::{Extra, resume};
 use std::fs;
@@ -92,7 +92,7 @@ struct Run<'a> {
     lock: Option<Lock>,
     /// Losses that nobody has looked at, and what else is known of their steps.
     tally: Tally,
-    pending: Vec<Pending>,
+    pending: Vec<UnreadStep>,
     /// Milliseconds for which the next step was held up by a checkpoint.
     checkpoint_ms: f64,
 }
@@ -197,7 +197,7 @@ impl<'a> Run<'a> {
     fn note_step(&mut self, training: &impl Training, outcome: &StepOutcome, wall_s: f64) {
         let batches = 1 + u64::from(!outcome.architecture.is_empty());
         self.tally.add(outcome);
-        self.pending.push(Pending {
+        self.pending.push(UnreadStep {
             step: training.step(),
             images: batches * training.settings().global_batch() as u64,
             wall_s,

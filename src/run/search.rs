@@ -3,7 +3,7 @@
 use super::error::Error as RunError;
 use super::run;
 use super::streams::{Streams, open};
-use super::table_lookup::{Benchmark, beside};
+use super::table_lookup::{TableLookup, beside};
 use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
@@ -11,7 +11,9 @@ use crate::config;
 use crate::config::{Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
-use crate::report::{Accuracies, EpochRecord, EpochSummary, FinishRecord, Record, StageRecord, final_text};
+use crate::report::{
+    Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, final_text,
+};
 use crate::search::Search;
 use crate::search::dirichlet::entropy;
 use crate::search::timeline::Timeline;
@@ -36,7 +38,12 @@ const WEIGHTS: u64 = 0;
 const ARCHITECTURE: u64 = 1;
 
 /// Searches as `args` say, seen beside `benchmark` if there is one (rank 0's counts). Called by all ranks.
-pub fn search(config: &Config, args: &SearchArgs, benchmark: Option<Benchmark>, world: &World) -> Result<()> {
+pub fn search(
+    config: &Config,
+    args: &SearchArgs,
+    benchmark: Option<TableLookup>,
+    world: &World,
+) -> Result<()> {
     config.check_ranks(world.size())?;
     let sets = [open(&args.train)?, open(&args.valid)?];
     check_sets(config, args, &sets)?;
@@ -82,7 +89,7 @@ struct SearchRun<'a> {
     sets: [Arc<ShardSet>; 2],
     /// The same, once they are open.
     loaders: Option<[Loader; 2]>,
-    benchmark: Option<Benchmark>,
+    benchmark: Option<TableLookup>,
 }
 
 impl SearchRun<'_> {
@@ -174,7 +181,7 @@ impl Training for SearchRun<'_> {
             stage.ops_kept,
             stage.epochs,
         );
-        Told { record: Record::Stage(record), text }
+        Told { record: LogRecord::Stage(record), text }
     }
 
     fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
@@ -200,7 +207,7 @@ impl Training for SearchRun<'_> {
             genotype: found.to_line(),
             benchmark,
         };
-        Ok(Told { record: Record::Epoch(record), text })
+        Ok(Told { record: LogRecord::Epoch(record), text })
     }
 
     fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
@@ -225,6 +232,6 @@ impl Training for SearchRun<'_> {
             Found::Darts(_) => &[TRAIN, WATCH, AGAIN],
             Found::NasBench201(_) => &[PLOT, WATCH, AGAIN],
         };
-        Ok(Told { text: final_text(out, &record, &beside, next), record: Record::Finish(record) })
+        Ok(Told { text: final_text(out, &record, &beside, next), record: LogRecord::Finish(record) })
     }
 }

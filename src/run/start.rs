@@ -1,6 +1,6 @@
 //! From the command line to a run: the configuration is loaded, the ranks are joined, the run begins.
 
-use super::table_lookup::Benchmark;
+use super::table_lookup::TableLookup;
 use crate::cli::{EvaluateArgs, SearchArgs, SearchNb201Args};
 use crate::config::{Config, EvaluateConfig, published};
 use crate::error::Result;
@@ -23,7 +23,7 @@ pub fn search_nb201(args: &SearchNb201Args) -> Result<()> {
     within(&config, args.search.run.share_gpu, |world| {
         let path = args.table.as_ref().filter(|_| world.rank() == 0);
         let table = path.map(|path| Table::open(path)).transpose()?;
-        let benchmark = table.map(|table| Benchmark::new(table, args.dataset)).transpose()?;
+        let benchmark = table.map(|table| TableLookup::new(table, args.dataset)).transpose()?;
         super::search::search(&config, &args.search, benchmark, world)
     })
 }

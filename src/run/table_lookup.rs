@@ -11,16 +11,16 @@ use crate::space::nb201::{Architecture, DRNAS, Dataset};
 use std::fmt::Write;
 
 /// The table, and the data set that is searched on.
-pub struct Benchmark {
+pub struct TableLookup {
     table: Table,
     dataset: Dataset,
 }
 
-impl Benchmark {
+impl TableLookup {
     /// `table` has to hold the test accuracy on `dataset`.
-    pub fn new(table: Table, dataset: Dataset) -> Result<Benchmark> {
+    pub fn new(table: Table, dataset: Dataset) -> Result<TableLookup> {
         table.accuracy(dataset)?;
-        Ok(Benchmark { table, dataset })
+        Ok(TableLookup { table, dataset })
     }
 
     /// What the table knows of an architecture.
@@ -77,7 +77,7 @@ impl Benchmark {
 }
 
 /// What the end of a search is to be seen beside, as lines.
-pub fn beside(space: SearchSpace, found: &Found, benchmark: Option<&Benchmark>) -> Result<String> {
+pub fn beside(space: SearchSpace, found: &Found, benchmark: Option<&TableLookup>) -> Result<String> {
     let published = match (found, space) {
         (Found::NasBench201(architecture), _) => match benchmark {
             Some(benchmark) => return benchmark.beside(architecture),

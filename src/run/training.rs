@@ -3,7 +3,7 @@
 use crate::comm::Communicator;
 use crate::config::Settings;
 use crate::error::Result;
-use crate::report::{EpochSummary, Record, StepRecord};
+use crate::report::{EpochSummary, LogRecord, StepRecord};
 use crate::train::state::State;
 use crate::train::tally::StepOutcome;
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,7 @@ pub struct Totals {
 /// A line of the log, and the same for people.
 pub struct Told {
     /// For the log.
-    pub record: Record,
+    pub record: LogRecord,
     /// For people.
     pub text: String,
 }

@@ -11,13 +11,13 @@ pub mod timeline;
 pub mod unrolled;
 
 use crate::comm::Communicator;
-use crate::config::{self, Config, Order, Regulariser};
+use crate::config::{self, Config, GradientOrder, Regulariser};
 use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::bucket::sum_kind;
 use crate::net::loss::cross_entropy;
 use crate::net::placement::Placement;
-use crate::net::supernet::{Shape, Supernet};
+use crate::net::supernet::{Supernet, SupernetShape};
 use crate::process::phase::{Phase, begin};
 use crate::random::Purpose;
 use crate::space::found::Found;
@@ -27,7 +27,7 @@ use crate::train::optimiser::{Adam, Sgd, clip_coefficient};
 use crate::train::schedule::Schedule;
 use crate::train::step;
 use crate::train::tally::{StepOutcome, measure, timed};
-use dirichlet::Sample;
+use dirichlet::ThetaSample;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
@@ -118,8 +118,8 @@ impl Search {
         let mut batches = None;
         if self.timeline.moment(self.step).architecture {
             let grad = match self.config.search.order {
-                Order::First => self.first_order(architecture, &mut outcome)?,
-                Order::Second => {
+                GradientOrder::First => self.first_order(architecture, &mut outcome)?,
+                GradientOrder::Second => {
                     // The virtual step sees the batch that the real one sees.
                     let batches = batches.insert(self.local_batches(weights, &mut outcome)?);
                     self.second_order(batches, architecture, comm, &mut outcome)?
@@ -246,7 +246,7 @@ impl Search {
     }
 
     /// The mixing weights of local replica `local` for this step, one sample per table.
-    fn draw(&self, purpose: Purpose, local: usize) -> Vec<Sample> {
+    fn draw(&self, purpose: Purpose, local: usize) -> Vec<ThetaSample> {
         let replica = match self.config.search.theta {
             config::Theta::PerReplica => (self.replicas.start + local) as u64,
             config::Theta::Shared => 0,
@@ -306,7 +306,7 @@ impl Search {
 
 /// The supernet of one stage.
 fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: Device) -> Supernet {
-    let shape = Shape {
+    let shape = SupernetShape {
         space: config.model.space,
         init_channels: config.model.init_channels,
         layers: config.model.layers as usize,

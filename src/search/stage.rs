@@ -4,7 +4,7 @@
 
 use super::dirichlet::prune;
 use crate::error::Result;
-use crate::net::supernet::{Shape, Supernet};
+use crate::net::supernet::{Supernet, SupernetShape};
 use crate::net::widen::{Indices, draw_indices, widen, widen_running};
 use crate::space::Mask;
 
@@ -24,7 +24,7 @@ pub fn next_network(net: &Supernet, masks: Vec<Mask>, k: i64, seed: u64, stage: 
     } else {
         draw_indices(&weights, &net.params.export_running(0), old.k, k, seed, stage)
     };
-    let mut next = Supernet::new(Shape { k, masks, ..old.clone() }, net.placement());
+    let mut next = Supernet::new(SupernetShape { k, masks, ..old.clone() }, net.placement());
     next.params.import(&widen(&weights, &indices), |bucket| &bucket.weights)?;
     next.params.import(&widen(&momentum, &indices), |bucket| &bucket.momentum)?;
     for replica in 0..net.params.num_replicas() {

@@ -22,7 +22,7 @@ const VERSION: u32 = 1;
 
 /// What stands beside the tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Meta {
+struct SearchMeta {
     version: u32,
     step: u64,
     stage: usize,
@@ -47,7 +47,7 @@ impl State for Search {
         tensors.push(("eta".into(), host(&self.eta)));
         tensors.push(("eta.mean".into(), host(&self.adam.mean)));
         tensors.push(("eta.square".into(), host(&self.adam.square)));
-        let meta = Meta {
+        let meta = SearchMeta {
             version: VERSION,
             step: self.step,
             stage: self.stage,
@@ -64,7 +64,7 @@ impl State for Search {
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let wrong = |what: String| Error::from(train::Error::CheckpointState(what));
-        let meta: Meta =
+        let meta: SearchMeta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
         if meta.version != VERSION {
             return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));
@@ -112,7 +112,7 @@ impl State for Search {
 impl Search {
     /// Whether the numbers of a checkpoint are ones that this search can come to. The files have checksums; this keeps
     /// one that was made with other code, or by hand, from being gone on with.
-    fn check_meta(&self, meta: &Meta) -> Result<(), String> {
+    fn check_meta(&self, meta: &SearchMeta) -> Result<(), String> {
         let search = &self.config.search;
         let Some(stage) = search.stages.get(meta.stage).filter(|_| meta.replicas == search.replicas as usize)
         else {

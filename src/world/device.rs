@@ -6,7 +6,7 @@ use crate::config::{DeviceChoice, Reduce};
 use crate::cuda::{self, Card, Context, Driver, LibtorchCuda};
 use crate::error::Result;
 use crate::process::messages::say;
-use crate::process::place::Place;
+use crate::process::place::MachinePlace;
 use crate::world::error::Error as WorldError;
 use std::collections::BTreeSet;
 use tch::Device;
@@ -39,7 +39,7 @@ const HOST: usize = 64;
 
 /// What a rank tells the others of its cards.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Seen {
+pub(super) struct CardsSeen {
     host: String,
     local_size: usize,
     /// The first [`MOST_CARDS`].
@@ -88,7 +88,7 @@ impl Devices {
     pub(super) fn choose(
         &self,
         (driver, why_none): (Option<&'static Driver>, String),
-        place: &Place,
+        place: &MachinePlace,
         comm: &dyn Communicator,
     ) -> Result<Own> {
         // All ranks have the same configuration, which is compared later; ranks that differ in it differ here first.
@@ -98,14 +98,14 @@ impl Devices {
             }
             None => Vec::new(),
         };
-        let mine = Seen {
+        let mine = CardsSeen {
             host: place.host.clone(),
             local_size: place.local_size,
             cards: cards.iter().take(MOST_CARDS).map(|card| card.uuid).collect(),
             why_none,
         };
         let all = comm.all_gather(&mine.to_bytes())?;
-        let all: Vec<Seen> = all.iter().map(|bytes| Seen::from_bytes(bytes)).collect();
+        let all: Vec<CardsSeen> = all.iter().map(|bytes| CardsSeen::from_bytes(bytes)).collect();
         if !self.on_cards(&all)? {
             if self.choice == DeviceChoice::Auto && comm.rank() == 0 {
                 say(&format!("note: device = \"auto\" is the CPU: {}", mine.why_none));
@@ -128,7 +128,7 @@ impl Devices {
     }
 
     /// Whether the ranks compute on cards, of which each machine must then have enough.
-    fn on_cards(&self, all: &[Seen]) -> Result<bool> {
+    fn on_cards(&self, all: &[CardsSeen]) -> Result<bool> {
         if self.choice == DeviceChoice::Cpu {
             return Ok(false);
         }
@@ -164,7 +164,7 @@ fn hidden() -> String {
     }
 }
 
-impl Seen {
+impl CardsSeen {
     fn to_bytes(&self) -> Vec<u8> {
         let text = |text: &str, length: usize| {
             let mut bytes = text.as_bytes().to_vec();
@@ -178,12 +178,12 @@ impl Seen {
         bytes
     }
 
-    fn from_bytes(bytes: &[u8]) -> Seen {
+    fn from_bytes(bytes: &[u8]) -> CardsSeen {
         let (counts, rest) = bytes.split_at(2);
         let (cards, texts) = rest.split_at(16 * MOST_CARDS);
         let (host, why_none) = texts.split_at(HOST);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_string();
-        Seen {
+        CardsSeen {
             host: text(host),
             local_size: counts[0] as usize,
             cards: (cards.chunks_exact(16).take(counts[1] as usize))
@@ -199,9 +199,9 @@ mod tests {
     use super::*;
     use std::slice::from_ref;
 
-    fn seen(host: &str, local_size: usize, cards: &[u8]) -> Seen {
+    fn seen(host: &str, local_size: usize, cards: &[u8]) -> CardsSeen {
         let why_none = if cards.is_empty() { "no driver; install it".into() } else { String::new() };
-        Seen {
+        CardsSeen {
             host: host.into(),
             local_size,
             cards: cards.iter().map(|&card| [card; 16]).collect(),
@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    fn chosen(choice: DeviceChoice, share_gpu: bool, all: &[Seen]) -> Result<bool, String> {
+    fn chosen(choice: DeviceChoice, share_gpu: bool, all: &[CardsSeen]) -> Result<bool, String> {
         let devices = Devices { choice, share_gpu, ..Devices::default() };
         devices.on_cards(all).map_err(|error| error.to_string())
     }
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn what_is_seen_survives_its_bytes() {
         for seen in [seen("node-7", 8, &[3, 4, 5]), seen("x", 1, &[])] {
-            assert_eq!(Seen::from_bytes(&seen.to_bytes()), seen);
+            assert_eq!(CardsSeen::from_bytes(&seen.to_bytes()), seen);
         }
     }
 }

@@ -14,11 +14,11 @@ use crate::cuda::{Card, Context};
 use crate::error::{Result, panic_line};
 use crate::process::exit::{at_last, end_all, last_acts};
 use crate::process::messages::say;
-use crate::process::place::{Place, Seat, host_name, place, threads_per_rank};
+use crate::process::place::{MachinePlace, Seat, host_name, place, threads_per_rank};
 use crate::process::signals::{Deadline, STOPPED, Standing};
 use crate::process::{leftovers, phase, torch};
 use device::Own;
-use heartbeat::Watch;
+use heartbeat::HeartbeatWatch;
 use mpi::Threading;
 use mpi::environment::Universe;
 use signal_hook::iterator::Handle;
@@ -73,12 +73,12 @@ pub fn within<S: Settings>(
 /// All ranks of the run and this one's place among them. One per process, on the main thread; dropped last.
 pub struct World {
     ranks: Ranks,
-    place: Place,
+    place: MachinePlace,
     device: tch::Device,
     card: Option<(Card, Context)>,
     threads: usize,
     limits: Limits,
-    watch: OnceLock<Arc<Watch>>,
+    watch: OnceLock<Arc<HeartbeatWatch>>,
     standing: Arc<Standing>,
     signals: Handle,
 }
@@ -172,7 +172,7 @@ impl World {
     /// Errors: the ranks do not reach one another by TCP. Collective.
     pub fn keep_watch(&self, limit: Duration) -> Result<()> {
         if self.size() > 1 && !limit.is_zero() && self.watch.get().is_none() {
-            let watch = Watch::start(self.communicator(), self.host(), limit)?;
+            let watch = HeartbeatWatch::start(self.communicator(), self.host(), limit)?;
             let told = Arc::clone(&watch);
             at_last(move || told.tell_failure());
             let looking = Arc::clone(&watch);

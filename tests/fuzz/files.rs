@@ -16,7 +16,7 @@ use drnas_dist::data::pack::pack;
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
 use drnas_dist::eval::state::{read_weights, write_weights};
-use drnas_dist::net::network::{Network, Shape};
+use drnas_dist::net::network::{Network, NetworkShape};
 use drnas_dist::report::MetricsLog;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
@@ -258,7 +258,7 @@ fn search_tensors() {
 /// What `--weights` names: what is accepted fits a network.
 #[test]
 fn weights() {
-    let shape = Shape {
+    let shape = NetworkShape {
         space: SearchSpace::DartsCifar,
         genotype: Genotype::read("DrNAS_cifar10").unwrap(),
         init_channels: 2,

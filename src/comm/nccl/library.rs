@@ -48,13 +48,13 @@ table! {
     );
 }
 
-type ErrorString = unsafe extern "C" fn(u32) -> *const c_char;
+type NcclErrorString = unsafe extern "C" fn(u32) -> *const c_char;
 type LastError = unsafe extern "C" fn(ncclComm_t) -> *const c_char;
 
 /// NCCL, opened for good: it has threads of its own.
 pub(crate) struct Library {
     pub(super) calls: Calls,
-    error_string: ErrorString,
+    error_string: NcclErrorString,
     last_error: LastError,
     /// 22809 is 2.28.9.
     pub(super) version: i32,

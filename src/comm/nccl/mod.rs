@@ -28,7 +28,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
-use watch::Watch;
+use watch::NcclWatch;
 
 /// Means are handed to the library together until they have this many bytes: a call costs more than a small message.
 const GROUP_BYTES: usize = 1 << 20;
@@ -44,7 +44,7 @@ pub struct Nccl {
     mpi: Rc<Mpi>,
     library: &'static Library,
     comm: ncclComm_t,
-    watch: Watch,
+    watch: NcclWatch,
     /// The communication stream.
     stream: Stream,
     /// libtorch's stream.
@@ -64,19 +64,19 @@ pub struct Nccl {
 #[derive(Default)]
 struct Means {
     /// Not handed to the library yet.
-    waiting: Vec<Mean>,
+    waiting: Vec<NcclMean>,
     /// Handed to it, until `finish`.
-    started: Vec<Mean>,
+    started: Vec<NcclMean>,
 }
 
 /// One buffer to be averaged.
-struct Mean {
+struct NcclMean {
     buffer: Tensor,
     /// What travels in its place.
     copy: Option<Tensor>,
 }
 
-impl Mean {
+impl NcclMean {
     fn sent(&self) -> &Tensor {
         self.copy.as_ref().unwrap_or(&self.buffer)
     }
@@ -108,7 +108,7 @@ impl Nccl {
     pub(crate) fn join(mpi: &Rc<Mpi>, terms: Terms) -> Result<Nccl> {
         let library = Library::open()?;
         compare(mpi, library, &terms)?;
-        let watch = Watch::start(library, terms.context, terms.limit)?;
+        let watch = NcclWatch::start(library, terms.context, terms.limit)?;
         let started = |call: &'static str, code: u32| match code {
             0 => Ok(()),
             code => Err(Error::NcclStart { call, text: library.text_of(code, std::ptr::null_mut()) }),
@@ -273,8 +273,8 @@ impl Communicator for Nccl {
         };
         let bytes = {
             let waiting = &mut self.means.borrow_mut().waiting;
-            waiting.push(Mean { buffer: buffer.shallow_clone(), copy });
-            waiting.iter().map(Mean::bytes).sum::<usize>()
+            waiting.push(NcclMean { buffer: buffer.shallow_clone(), copy });
+            waiting.iter().map(NcclMean::bytes).sum::<usize>()
         };
         if bytes >= GROUP_BYTES { self.start_waiting() } else { Ok(()) }
     }
@@ -363,7 +363,7 @@ impl Drop for Nccl {
 }
 
 /// "all-reduce of 3 means of 1247 (1200 Float, 40 Float, 7 BFloat16)": equal on ranks that do the same.
-fn describe(what: &str, means: &[Mean]) -> String {
+fn describe(what: &str, means: &[NcclMean]) -> String {
     let total: usize = means.iter().map(|mean| mean.sent().numel()).sum();
     let lengths: Vec<_> =
         means.iter().map(|mean| format!("{} {:?}", mean.sent().numel(), mean.sent().kind())).collect();

@@ -4,7 +4,7 @@ use super::PLACEMENT;
 use super::comparison::{Comparison, Finding};
 use super::golden::Listed;
 use crate::error::Result;
-use crate::net::network::{Network, Shape};
+use crate::net::network::{Network, NetworkShape};
 use crate::space::SearchSpace;
 use crate::space::genotype::Genotype;
 use serde::Deserialize;
@@ -37,7 +37,7 @@ pub fn counts(listed: &Listed) -> Result<Vec<Finding>> {
 }
 
 /// The published network that a name stands for.
-fn shape_of(name: &str) -> Option<Shape> {
+fn shape_of(name: &str) -> Option<NetworkShape> {
     let parts: Vec<&str> = name.split('-').collect();
     let [space, channels, layers, genotype] = parts[..] else { return None };
     // Published: 48 channels, 20 cells. A damaged number builds no network that fills the memory.
@@ -47,7 +47,7 @@ fn shape_of(name: &str) -> Option<Shape> {
         "cifar" => (SearchSpace::DartsCifar, 10, 32),
         _ => return None,
     };
-    Some(Shape {
+    Some(NetworkShape {
         space,
         genotype: Genotype::read(genotype).ok()?,
         init_channels: size(channels)?,

@@ -4,7 +4,7 @@ use super::bounds::EXACT;
 use super::comparison::{Comparison, Finding};
 use super::golden::{Golden, rows};
 use crate::error::Result;
-use crate::search::dirichlet::{self, Sample};
+use crate::search::dirichlet::{self, ThetaSample};
 use crate::space::Mask;
 use tch::{Kind, Tensor};
 
@@ -14,10 +14,10 @@ pub fn distribution(golden: &Golden) -> Result<Vec<Finding>> {
     let tensor = |name: &str| golden.tensor(name);
     let eta = tensor("eta")?;
     let beta = dirichlet::concentration(eta);
-    let plain = Sample::from_drawn(tensor("theta")?.copy(), beta.copy(), &eta.ones_like());
+    let plain = ThetaSample::from_drawn(tensor("theta")?.copy(), beta.copy(), &eta.ones_like());
     let masked_eta = tensor("masked.eta")?;
     let mask = tensor("masked.mask")?.to_kind(Kind::Double);
-    let masked = Sample::from_drawn(
+    let masked = ThetaSample::from_drawn(
         tensor("masked.sample_before_mask")?.copy(),
         dirichlet::concentration(masked_eta),
         &mask,

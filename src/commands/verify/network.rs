@@ -6,7 +6,7 @@ use super::golden::Golden;
 use crate::config::Precision;
 use crate::error::Result;
 use crate::net::loss::smoothed_cross_entropy;
-use crate::net::network::{Network, Shape};
+use crate::net::network::{Network, NetworkShape};
 use crate::net::placement::Placement;
 use crate::space::SearchSpace;
 use crate::space::genotype::Genotype;
@@ -19,7 +19,7 @@ const FLOAT64_GRADIENTS: &str = "gradients, in float64";
 /// The batch norm over two values in the auxiliary head of `eval_cifar` makes gradients 1e4 times as inexact as numbers
 /// are: those of two float32 programs are further apart than the tolerance. In float64 only the file's own rounding counts.
 pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Result<Vec<Finding>> {
-    let shape = Shape {
+    let shape = NetworkShape {
         space,
         genotype: Genotype::parse(golden.text("genotype")?)?,
         init_channels: golden.size("init_channels")?,

@@ -9,7 +9,7 @@ use crate::net::loss::cross_entropy;
 use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::placement::Placement;
-use crate::net::supernet::{Shape, Supernet};
+use crate::net::supernet::{Supernet, SupernetShape};
 use crate::net::widen::{Copied, Indices, widen, widen_running};
 use crate::space::found::Found;
 use crate::space::genotype::{Genotype, mean_weights};
@@ -36,7 +36,7 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
         .zip(&theta)
         .map(|(table, theta)| golden.mask(&name("mask", table), theta))
         .collect::<Result<_>>()?;
-    let shape = Shape {
+    let shape = SupernetShape {
         space,
         init_channels: golden.size("init_channels")?,
         layers: match space {
@@ -99,7 +99,7 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
 }
 
 /// Whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`, or `cells.C.edges.N<-F.O. ...`.
-fn is_pruned(name: &str, masks: &[Mask], shape: &Shape) -> bool {
+fn is_pruned(name: &str, masks: &[Mask], shape: &SupernetShape) -> bool {
     let parts: Vec<&str> = name.split('.').collect();
     let number = |at: usize| parts.get(at).and_then(|part| part.parse::<usize>().ok());
     let edge = |text: &str| {

@@ -10,7 +10,7 @@ pub use geometry::Rect;
 pub use jitter::Jitter;
 
 use super::decode::{Fault, Picture};
-use crate::config::{CropKind, Data};
+use crate::config::{CropKind, DataSection};
 use geometry::{centre_crop, pad_crop, random_resized_crop, resized_crop};
 use rand::{Rng, RngExt};
 use tch::{Device, Kind, Tensor};
@@ -57,7 +57,7 @@ impl From<Crop> for Augment {
 
 impl Augment {
     /// What training pictures go through.
-    pub fn train(data: &Data) -> Augment {
+    pub fn train(data: &DataSection) -> Augment {
         let crop = match data.crop {
             CropKind::RandomResized => Crop::RandomResized { area_min: data.crop_area_min },
             CropKind::Pad => Crop::Pad { pad: data.pad },
@@ -67,8 +67,8 @@ impl Augment {
         Augment { crop, flip: data.flip, jitter, cutout: data.cutout }
     }
 
-    /// What test pictures go through; the side of its output is `Data::test_crop_px`.
-    pub fn test(data: &Data) -> Augment {
+    /// What test pictures go through; the side of its output is `DataSection::test_crop_px`.
+    pub fn test(data: &DataSection) -> Augment {
         Crop::Centre { resize: data.test_resize_px() as u32 }.into()
     }
 

@@ -85,14 +85,14 @@ fn draw<DB: DrawingBackend>(
     let title = format!("{}: search trajectory", trajectory.dataset.title());
     let corner = (px(LEFT) as i32, px(22.0) as i32);
     upper.draw(&Text::new(title, corner, text_style(15.0, INK, HPos::Left)))?;
-    panel(&upper, trajectory, whole_range(trajectory), Place::Upper)?;
-    panel(&lower, trajectory, good_range(trajectory), Place::Lower)?;
+    panel(&upper, trajectory, whole_range(trajectory), PanelPlace::Upper)?;
+    panel(&lower, trajectory, good_range(trajectory), PanelPlace::Lower)?;
     explain(&legend, trajectory)?;
     root.present()
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum PanelPlace {
     Upper,
     Lower,
 }
@@ -102,10 +102,10 @@ fn panel<DB: DrawingBackend>(
     area: &DrawingArea<DB, Shift>,
     trajectory: &Trajectory,
     range: (f64, f64),
-    place: Place,
+    place: PanelPlace,
 ) -> Result<(), Failure<DB>> {
     let x = x_range(&trajectory.epochs);
-    let lower = place == Place::Lower;
+    let lower = place == PanelPlace::Lower;
     let mut chart = ChartBuilder::on(area)
         .margin_top(px(if lower { 6.0 } else { 54.0 }))
         .margin_right(px(24.0))
@@ -218,7 +218,7 @@ fn stages<DB: DrawingBackend>(
     area: &DrawingArea<DB, Shift>,
     trajectory: &Trajectory,
     ((left, right), (bottom, top)): ((f64, f64), (f64, f64)),
-    place: Place,
+    place: PanelPlace,
 ) -> Result<(), Failure<DB>> {
     let several = trajectory.stages.len() > 1;
     let mut free_from = 0;
@@ -228,7 +228,7 @@ fn stages<DB: DrawingBackend>(
             let points = [(begins, bottom), (begins, top)].into_iter();
             chart.draw_series(DashedLineSeries::new(points, px(4.0), px(4.0), INK.stroke_width(px(1.0))))?;
         }
-        if place == Place::Lower {
+        if place == PanelPlace::Lower {
             continue;
         }
         let name = match stage.k_and_ops {

@@ -6,4 +6,4 @@ mod trajectory;
 
 pub use drawn::{Summary, draw};
 pub use figure::{png, svg};
-pub use trajectory::{Epoch, Stage, Trajectory};
+pub use trajectory::{DrawnStage, Epoch, Trajectory};

@@ -27,7 +27,7 @@ pub struct Trajectory {
     /// At least one, epochs rising.
     pub epochs: Vec<Epoch>,
     /// The stages that have an epoch, in order.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<DrawnStage>,
     /// The best of the whole space.
     pub optimum: f64,
     /// The median of the whole space.
@@ -49,7 +49,7 @@ pub struct Epoch {
 
 /// A stage of the search.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stage {
+pub struct DrawnStage {
     /// From 1.
     pub stage: u64,
     /// Its first epoch, from 1.
@@ -60,7 +60,7 @@ pub struct Stage {
 
 /// One line of `metrics.jsonl`: only what is used here, and nothing has to be there.
 #[derive(Deserialize)]
-struct Line {
+struct LogLine {
     event: String,
     stage: Option<u64>,
     epoch: Option<u64>,
@@ -86,15 +86,15 @@ impl Trajectory {
         let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
         let column = table.accuracy(dataset)?;
         let accuracy = |architecture: &Architecture| table.row(architecture).value(column);
-        let (mut epochs, mut stages, mut num_epochs) = (Vec::<Epoch>::new(), Vec::<Stage>::new(), 0);
+        let (mut epochs, mut stages, mut num_epochs) = (Vec::<Epoch>::new(), Vec::<DrawnStage>::new(), 0);
         let whole = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
         for (number, bytes) in (1..).zip(whole) {
-            let line: Line =
+            let line: LogLine =
                 serde_json::from_slice(bytes).map_err(|e| wrong(format!("line {number}: {e}")))?;
             let Some(stage) = line.stage else { continue };
             if line.event == "stage" {
                 let k_and_ops = line.k.zip(line.ops_kept);
-                stages.push(Stage { stage, first_epoch: u64::MAX, k_and_ops });
+                stages.push(DrawnStage { stage, first_epoch: u64::MAX, k_and_ops });
                 continue;
             }
             let (true, Some(epoch)) = (line.event == "epoch", line.epoch) else { continue };
@@ -106,7 +106,7 @@ impl Trajectory {
             }
             match stages.iter_mut().find(|known| known.stage == stage) {
                 Some(known) => known.first_epoch = known.first_epoch.min(epoch),
-                None => stages.push(Stage { stage, first_epoch: epoch, k_and_ops: None }),
+                None => stages.push(DrawnStage { stage, first_epoch: epoch, k_and_ops: None }),
             }
             let chosen = Architecture::from_weights(&mean_weights(&eta, &mask));
             let mut random = stream(seed, Purpose::Trajectory, &[epoch]);

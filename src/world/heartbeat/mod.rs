@@ -8,7 +8,7 @@
 //! Limits are counted by a monotonic clock, and only while the judge itself runs: after a pause of everybody (a suspended
 //! job, a laptop that slept) nobody is blamed.
 
-mod card;
+mod contact;
 mod wire;
 
 use crate::comm::Communicator;
@@ -18,22 +18,22 @@ use crate::process::identity::machine;
 use crate::process::messages::say;
 use crate::process::rank_status;
 use crate::world::error::Error as WorldError;
-use card::Card;
+use contact::Contact;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use wire::{Frame, Kind, Link};
+use wire::{Connection, Frame, FrameKind};
 
 /// How long a rank that says that it ends all of them may take for it.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The watch of this rank over the others.
-pub(super) struct Watch {
+pub(super) struct HeartbeatWatch {
     rank: usize,
-    cards: Vec<Card>,
+    contacts: Vec<Contact>,
     limit: Duration,
     /// Whether this rank has taken its leave.
     over: AtomicBool,
@@ -54,7 +54,7 @@ struct View {
 struct Bond {
     rank: usize,
     /// None after a goodbye.
-    link: Option<Link>,
+    link: Option<Connection>,
     silence: Duration,
 }
 
@@ -68,9 +68,9 @@ enum Verdict {
     Told(usize),
 }
 
-impl Watch {
+impl HeartbeatWatch {
     /// Links the ranks and begins to watch. Errors: a rank cannot be reached. Collective.
-    pub(super) fn start(comm: &dyn Communicator, host: &str, limit: Duration) -> Result<Arc<Watch>> {
+    pub(super) fn start(comm: &dyn Communicator, host: &str, limit: Duration) -> Result<Arc<HeartbeatWatch>> {
         let failed = |source| WorldError::Watch { what: "open a port".into(), source };
         let (rank, size) = (comm.rank(), comm.size());
         let machines = comm.all_gather(&machine().to_le_bytes())?;
@@ -87,19 +87,19 @@ impl Watch {
             Some(listener) => listener.local_addr().map_err(failed)?.port(),
             None => 0,
         };
-        let cards: Vec<Card> = (comm.all_gather(&Card::here(host, port).to_bytes())?.iter())
-            .map(|bytes| Card::from_bytes(bytes))
+        let contacts: Vec<Contact> = (comm.all_gather(&Contact::here(host, port).to_bytes())?.iter())
+            .map(|bytes| Contact::from_bytes(bytes))
             .collect();
-        rank_status::begin(&cards.iter().map(|card| card.host.clone()).collect::<Vec<_>>());
+        rank_status::begin(&contacts.iter().map(|contact| contact.host.clone()).collect::<Vec<_>>());
         let patience = limit.max(Duration::from_secs(10));
         let links = match &listener {
-            Some(listener) => accept(listener, &cards, patience)?,
-            None => vec![Bond::new(0, connect(rank, &cards, patience)?)?],
+            Some(listener) => accept(listener, &contacts, patience)?,
+            None => vec![Bond::new(0, connect(rank, &contacts, patience)?)?],
         };
         debug_assert_eq!(links.len(), if rank == 0 { size - 1 } else { 1 });
         let looked = Instant::now();
         let view = Mutex::new(View { links, looked, beaten: None, failing: None, judged: false });
-        let watch = Arc::new(Watch { rank, cards, limit, over: AtomicBool::new(false), view });
+        let watch = Arc::new(HeartbeatWatch { rank, contacts, limit, over: AtomicBool::new(false), view });
         let watching = Arc::clone(&watch);
         std::thread::Builder::new()
             .name("heartbeat".into())
@@ -111,14 +111,14 @@ impl Watch {
     /// Says goodbye: this rank ends as all of them do. After this nobody is judged here.
     pub(super) fn goodbye(&self) {
         if !self.over.swap(true, Relaxed) {
-            self.tell(Kind::Bye);
+            self.tell(FrameKind::Bye);
         }
     }
 
     /// Says that this rank ends all of them: should the launcher not do so, the others do.
     pub(super) fn tell_failure(&self) {
         if !self.over.swap(true, Relaxed) {
-            self.tell(Kind::Failing);
+            self.tell(FrameKind::Failing);
         }
     }
 
@@ -138,7 +138,7 @@ impl Watch {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, kind: Kind) {
+    fn tell(&self, kind: FrameKind) {
         let frame = Frame { kind, rank: self.rank, word: rank_status::mine() };
         for link in self.view().links.iter_mut().filter_map(|bond| bond.link.as_mut()) {
             link.send(&[frame]);
@@ -187,9 +187,9 @@ impl Watch {
     fn beat(&self, view: &mut View) {
         let mine = rank_status::mine();
         rank_status::note(self.rank, mine);
-        let beat = |rank, word| Frame { kind: Kind::Beat, rank, word };
+        let beat = |rank, word| Frame { kind: FrameKind::Beat, rank, word };
         let frames: Vec<Frame> = match self.rank {
-            0 => (0..self.cards.len())
+            0 => (0..self.contacts.len())
                 .filter_map(|rank| Some(beat(rank, rank_status::word_of(rank)?)))
                 .collect(),
             rank => vec![beat(rank, mine)],
@@ -213,14 +213,14 @@ impl Watch {
             for frame in heard.frames {
                 match frame.kind {
                     // What rank 0 says of this rank is older than what this rank knows.
-                    Kind::Beat if frame.rank != self.rank => rank_status::note(frame.rank, frame.word),
-                    Kind::Beat => {}
-                    Kind::Bye => left = true,
-                    Kind::Failing => {
+                    FrameKind::Beat if frame.rank != self.rank => rank_status::note(frame.rank, frame.word),
+                    FrameKind::Beat => {}
+                    FrameKind::Bye => left = true,
+                    FrameKind::Failing => {
                         left = true;
                         view.failing = view.failing.or(Some((frame.rank, Duration::ZERO)));
                     }
-                    Kind::End => verdict = Some(Verdict::Told(frame.rank)),
+                    FrameKind::End => verdict = Some(Verdict::Told(frame.rank)),
                 }
             }
             if left {
@@ -256,7 +256,7 @@ impl Watch {
             }
         };
         let lost = rank_status::last_of(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
-        let (me, host) = (self.rank, &self.cards[self.rank].host);
+        let (me, host) = (self.rank, &self.contacts[self.rank].host);
         WorldError::RankLost { rank: me, host: host.clone(), lost, how }.to_string()
     }
 
@@ -275,7 +275,7 @@ impl Watch {
             say(&self.line(verdict));
         }
         if self.rank == 0 {
-            let frame = Frame { kind: Kind::End, rank: culprit, word: rank_status::mine() };
+            let frame = Frame { kind: FrameKind::End, rank: culprit, word: rank_status::mine() };
             for link in view.links.iter_mut().filter_map(|bond| bond.link.as_mut()) {
                 link.send(&[frame]);
             }
@@ -283,7 +283,7 @@ impl Watch {
         self.over.store(true, Relaxed);
         drop(view);
         if culprit != self.rank {
-            self.cards[culprit].kill();
+            self.contacts[culprit].kill();
         }
         last_acts();
         if self.rank == 0 {
@@ -298,30 +298,30 @@ impl Watch {
 impl Bond {
     fn new(rank: usize, stream: TcpStream) -> Result<Bond> {
         let what = format!("use the link to rank {rank}");
-        let link = Link::new(stream).map_err(|source| WorldError::Watch { what, source })?;
+        let link = Connection::new(stream).map_err(|source| WorldError::Watch { what, source })?;
         Ok(Bond { rank, link: Some(link), silence: Duration::ZERO })
     }
 }
 
 /// Rank 0: a link to every other rank, in rank order.
-fn accept(listener: &TcpListener, cards: &[Card], patience: Duration) -> Result<Vec<Bond>> {
+fn accept(listener: &TcpListener, contacts: &[Contact], patience: Duration) -> Result<Vec<Bond>> {
     let failed = |source| WorldError::Watch { what: "accept the other ranks".into(), source };
     listener.set_nonblocking(true).map_err(failed)?;
     let started = Instant::now();
-    let mut found: Vec<Option<TcpStream>> = cards.iter().map(|_| None).collect();
-    while let Some(missing) = (1..cards.len()).find(|&rank| found[rank].is_none()) {
+    let mut found: Vec<Option<TcpStream>> = contacts.iter().map(|_| None).collect();
+    while let Some(missing) = (1..contacts.len()).find(|&rank| found[rank].is_none()) {
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Some(rank) = welcome(&stream, cards) {
+                if let Some(rank) = welcome(&stream, contacts) {
                     found[rank] = Some(stream);
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 if started.elapsed() > patience {
-                    let doors = cards[0].doors(&cards[missing]);
+                    let doors = contacts[0].doors(&contacts[missing]);
                     return Err(WorldError::WatchLink {
                         rank: missing,
-                        host: cards[missing].host.clone(),
+                        host: contacts[missing].host.clone(),
                         doors,
                     }
                     .into());
@@ -337,7 +337,7 @@ fn accept(listener: &TcpListener, cards: &[Card], patience: Duration) -> Result<
 }
 
 /// The rank at the other end, if it is one of this run.
-fn welcome(mut stream: &TcpStream, cards: &[Card]) -> Option<usize> {
+fn welcome(mut stream: &TcpStream, contacts: &[Contact]) -> Option<usize> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     let mut hello = [0; 16];
@@ -345,19 +345,19 @@ fn welcome(mut stream: &TcpStream, cards: &[Card]) -> Option<usize> {
     let (token, rank) = hello.split_at(8);
     let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
     let rank = number(rank) as usize;
-    (number(token) == cards[0].token && (1..cards.len()).contains(&rank)).then_some(rank)
+    (number(token) == contacts[0].token && (1..contacts.len()).contains(&rank)).then_some(rank)
 }
 
 /// Another rank: the link to rank 0, by the first of its addresses that answers.
-fn connect(rank: usize, cards: &[Card], patience: Duration) -> Result<TcpStream> {
-    let doors = cards[0].doors(&cards[rank]);
-    let hello = [cards[0].token.to_le_bytes(), (rank as u64).to_le_bytes()].concat();
+fn connect(rank: usize, contacts: &[Contact], patience: Duration) -> Result<TcpStream> {
+    let doors = contacts[0].doors(&contacts[rank]);
+    let hello = [contacts[0].token.to_le_bytes(), (rank as u64).to_le_bytes()].concat();
     let knock = |door: &SocketAddr| {
         let mut stream = TcpStream::connect_timeout(door, patience / doors.len().max(1) as u32).ok()?;
         stream.write_all(&hello).ok()?;
         Some(stream)
     };
     doors.iter().find_map(knock).ok_or_else(|| {
-        WorldError::WatchLink { rank, host: cards[rank].host.clone(), doors: doors.clone() }.into()
+        WorldError::WatchLink { rank, host: contacts[rank].host.clone(), doors: doors.clone() }.into()
     })
 }

@@ -10,7 +10,7 @@ const FRAME: usize = 24;
 /// What a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     /// The rank lives; where it is.
     Beat = 1,
     /// The rank leaves, as all of them do.
@@ -24,7 +24,7 @@ pub(super) enum Kind {
 /// One message about one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
-    pub(super) kind: Kind,
+    pub(super) kind: FrameKind,
     pub(super) rank: usize,
     pub(super) word: Word,
 }
@@ -43,10 +43,10 @@ impl Frame {
     /// Nothing for bytes that no rank of this program sends.
     fn from_bytes(bytes: &[u8; FRAME]) -> Option<Frame> {
         let kind = match bytes[0] {
-            1 => Kind::Beat,
-            2 => Kind::Bye,
-            3 => Kind::Failing,
-            4 => Kind::End,
+            1 => FrameKind::Beat,
+            2 => FrameKind::Bye,
+            3 => FrameKind::Failing,
+            4 => FrameKind::End,
             _ => return None,
         };
         let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
@@ -66,18 +66,18 @@ pub(super) struct Heard {
 }
 
 /// One connection, never waited for.
-pub(super) struct Link {
+pub(super) struct Connection {
     stream: TcpStream,
     inbox: Vec<u8>,
     /// What the system did not take yet.
     outbox: Vec<u8>,
 }
 
-impl Link {
-    pub(super) fn new(stream: TcpStream) -> std::io::Result<Link> {
+impl Connection {
+    pub(super) fn new(stream: TcpStream) -> std::io::Result<Connection> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Link { stream, inbox: Vec::new(), outbox: Vec::new() })
+        Ok(Connection { stream, inbox: Vec::new(), outbox: Vec::new() })
     }
 
     pub(super) fn stream(&self) -> &TcpStream {
@@ -87,7 +87,7 @@ impl Link {
     /// Sends `frames`. Beats are left out while older ones wait: a stopped rank does not read, and the next beat says more.
     /// A closed link is found by reading.
     pub(super) fn send(&mut self, frames: &[Frame]) {
-        if self.outbox.is_empty() || frames.iter().any(|frame| frame.kind != Kind::Beat) {
+        if self.outbox.is_empty() || frames.iter().any(|frame| frame.kind != FrameKind::Beat) {
             self.outbox.extend(frames.iter().flat_map(|frame| frame.to_bytes()));
         }
         while !self.outbox.is_empty() {
@@ -129,18 +129,22 @@ mod tests {
     use std::net::TcpListener;
     use std::time::{Duration, Instant};
 
-    fn pair() -> (Link, Link) {
+    fn pair() -> (Connection, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (other, _) = listener.accept().unwrap();
-        (Link::new(one).unwrap(), Link::new(other).unwrap())
+        (Connection::new(one).unwrap(), Connection::new(other).unwrap())
     }
 
     fn beat(step: u64) -> Frame {
-        Frame { kind: Kind::Beat, rank: 3, word: Word { step, phase: Phase::Backward, operation: 1 << 40 } }
+        Frame {
+            kind: FrameKind::Beat,
+            rank: 3,
+            word: Word { step, phase: Phase::Backward, operation: 1 << 40 },
+        }
     }
 
-    fn read_some(link: &mut Link) -> Heard {
+    fn read_some(link: &mut Connection) -> Heard {
         for _ in 0..1000 {
             let heard = link.read();
             if heard.closed || !heard.frames.is_empty() {
@@ -184,7 +188,7 @@ mod tests {
         let left = one.outbox.len();
         one.send(&many);
         assert!(one.outbox.len() <= left);
-        let end = Frame { kind: Kind::End, ..beat(1) };
+        let end = Frame { kind: FrameKind::End, ..beat(1) };
         one.send(&[end]);
         assert!(one.outbox.len() <= left + FRAME);
         // Once it reads, it gets every beat that was begun, and the end.

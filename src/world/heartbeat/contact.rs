@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Name, process and addresses of a rank.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Card {
+pub(super) struct Contact {
     pub(super) host: String,
     /// Equal for ranks that see the same processes and the same network.
     pub(super) machine: u64,
@@ -19,13 +19,13 @@ pub(super) struct Card {
     pub(super) addresses: Vec<IpAddr>,
 }
 
-impl Card {
+impl Contact {
     const HOST: usize = 64;
     const ADDRESSES: usize = 8;
 
     /// This process, reachable by `port`.
-    pub(super) fn here(host: &str, port: u16) -> Card {
-        Card {
+    pub(super) fn here(host: &str, port: u16) -> Contact {
+        Contact {
             host: host.chars().filter(char::is_ascii).take(Self::HOST).collect(),
             machine: machine(),
             pid: std::process::id() as i32,
@@ -53,11 +53,11 @@ impl Card {
         bytes
     }
 
-    pub(super) fn from_bytes(bytes: &[u8]) -> Card {
+    pub(super) fn from_bytes(bytes: &[u8]) -> Contact {
         let (host, rest) = bytes.split_at(Self::HOST);
         let (numbers, addresses) = rest.split_at(5 * 8);
         let number = |at: usize| u64::from_le_bytes(numbers[8 * at..8 * at + 8].try_into().expect("8 bytes"));
-        Card {
+        Contact {
             host: String::from_utf8_lossy(host).trim_end_matches('\0').into(),
             machine: number(0),
             pid: number(1) as i32,
@@ -73,7 +73,7 @@ impl Card {
     }
 
     /// Where to try to reach this rank from `other`.
-    pub(super) fn doors(&self, other: &Card) -> Vec<SocketAddr> {
+    pub(super) fn doors(&self, other: &Contact) -> Vec<SocketAddr> {
         match self.machine == other.machine {
             true => vec![SocketAddr::from(([127, 0, 0, 1], self.port))],
             false => self.addresses.iter().map(|&address| SocketAddr::new(address, self.port)).collect(),
@@ -131,7 +131,7 @@ fn addresses() -> Vec<IpAddr> {
     unsafe { libc::freeifaddrs(first) };
     // Clusters number their machines in IPv4.
     found.sort_by_key(IpAddr::is_ipv6);
-    found.truncate(Card::ADDRESSES);
+    found.truncate(Contact::ADDRESSES);
     found
 }
 
@@ -141,32 +141,35 @@ mod tests {
     use std::time::{Duration, Instant};
 
     #[test]
-    fn a_card_survives_its_bytes() {
-        let mut card = Card::here("node7", 4321);
-        card.addresses = vec![[10, 0, 0, 7].into(), Ipv6Addr::LOCALHOST.into()];
-        let bytes = card.to_bytes();
-        assert_eq!(Card::from_bytes(&bytes), card);
-        assert_eq!(bytes.len(), Card::here("", 0).to_bytes().len());
-        assert_eq!(card.doors(&card), [SocketAddr::from(([127, 0, 0, 1], 4321))]);
-        let far = Card { machine: !card.machine, ..card.clone() };
-        assert_eq!(card.doors(&far)[0], SocketAddr::from(([10, 0, 0, 7], 4321)));
+    fn a_contact_survives_its_bytes() {
+        let mut contact = Contact::here("node7", 4321);
+        contact.addresses = vec![[10, 0, 0, 7].into(), Ipv6Addr::LOCALHOST.into()];
+        let bytes = contact.to_bytes();
+        assert_eq!(Contact::from_bytes(&bytes), contact);
+        assert_eq!(bytes.len(), Contact::here("", 0).to_bytes().len());
+        assert_eq!(contact.doors(&contact), [SocketAddr::from(([127, 0, 0, 1], 4321))]);
+        let far = Contact { machine: !contact.machine, ..contact.clone() };
+        assert_eq!(contact.doors(&far)[0], SocketAddr::from(([10, 0, 0, 7], 4321)));
     }
 
     #[test]
     fn a_process_is_known_by_its_birth() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        let card =
-            Card { pid: child.id() as i32, born: born(child.id() as i32).unwrap(), ..Card::here("", 0) };
+        let contact = Contact {
+            pid: child.id() as i32,
+            born: born(child.id() as i32).unwrap(),
+            ..Contact::here("", 0)
+        };
         // The pid of today, the birth of another process.
-        Card { born: card.born - 1, ..card.clone() }.kill();
+        Contact { born: contact.born - 1, ..contact.clone() }.kill();
         // The same numbers on another machine.
-        Card { machine: !card.machine, ..card.clone() }.kill();
+        Contact { machine: !contact.machine, ..contact.clone() }.kill();
         std::thread::sleep(Duration::from_millis(200));
         assert!(child.try_wait().unwrap().is_none());
-        card.kill();
+        contact.kill();
         // It has ended, though nobody has asked about it.
         let killed = Instant::now();
-        while born(card.pid).is_some() {
+        while born(contact.pid).is_some() {
             assert!(killed.elapsed() < Duration::from_secs(10), "it lives");
             std::thread::sleep(Duration::from_millis(5));
         }
