@@ -3,7 +3,8 @@
 //! Tensors: those of the network (see [`crate::train::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
 //! streams are addressed by step (see `random`).
 
-use super::{Search, supernet};
+use super::Search;
+use super::stage::supernet;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::space::Mask;

@@ -1,7 +1,7 @@
 //! A trace by the clock of the card: when reductions run, and when the gradients of a step are complete.
 
+use crate::comm::communicator::{Reduction, Trace};
 use crate::comm::error::Result;
-use crate::comm::{Reduction, Trace};
 use crate::cuda::{Context, Event, Stream};
 
 /// Timed events of a trace.

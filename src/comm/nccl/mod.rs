@@ -10,15 +10,19 @@
 
 mod clock;
 mod library;
+mod terms;
 mod watch;
 
 pub use library::NCCL_VARIABLE;
+pub(crate) use terms::Terms;
+
 use library::{Library, version_text};
 
-use super::{Communicator, Mpi, Trace, contiguous, reducible, root_within};
+use crate::comm::communicator::{Communicator, Trace, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
+use crate::comm::mpi::Mpi;
 use crate::config::Reduce;
-use crate::cuda::{Card, Context, Event, Stream};
+use crate::cuda::{Context, Event, Stream};
 use crate::process::phase;
 use clock::{Clock, Mark};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
@@ -26,8 +30,8 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
 use tch::{Device, Kind, Tensor};
+use terms::compare;
 use watch::NcclWatch;
 
 /// Means are handed to the library together until they have this many bytes: a call costs more than a small message.
@@ -35,9 +39,6 @@ const GROUP_BYTES: usize = 1 << 20;
 
 /// Bytes of the number by which ranks find one another.
 const ID_BYTES: usize = 128;
-
-/// The variable by which NCCL is told that ranks may share a card.
-const SHARING_VARIABLE: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
 /// The communicator of ranks with a card each. It lives on one thread.
 pub struct Nccl {
@@ -84,22 +85,6 @@ impl NcclMean {
     fn bytes(&self) -> usize {
         self.sent().numel() * self.sent().kind().elt_size_in_bytes()
     }
-}
-
-/// How the ranks use the cards.
-pub(crate) struct Terms {
-    /// The card of this rank, whose context is current.
-    pub(crate) card: Card,
-    /// Its context.
-    pub(crate) context: Context,
-    /// Where tensors are.
-    pub(crate) device: Device,
-    /// In which kind float32 buffers travel.
-    pub(crate) reduce: Reduce,
-    /// Whether two ranks may have one card.
-    pub(crate) share: bool,
-    /// The longest that one operation may take.
-    pub(crate) limit: Duration,
 }
 
 impl Nccl {
@@ -382,43 +367,4 @@ fn data_type(kind: Kind) -> ncclDataType_t {
 pub fn nccl_library() -> Result<(String, &'static Path)> {
     let library = Library::open()?;
     Ok((version_text(library.version), library.path()))
-}
-
-/// What each rank says of its library and card before they join.
-const FACTS: usize = 4 + 16 + 32;
-
-/// Refuses ranks that NCCL would refuse in words of its own, or not at all. All ranks come to the same answer, but for what
-/// their environments allow. Collective.
-fn compare(mpi: &Mpi, library: &Library, terms: &Terms) -> Result<()> {
-    let mut facts = library.version.to_le_bytes().to_vec();
-    facts.extend(terms.card.uuid);
-    facts.extend(terms.card.bus_id.bytes());
-    facts.resize(FACTS, b' ');
-    let all = mpi.all_gather(&facts)?;
-    let version = |facts: &[u8]| i32::from_le_bytes([facts[0], facts[1], facts[2], facts[3]]);
-    if let Some(rank) = (1..all.len()).find(|&rank| version(&all[rank]) != version(&all[0])) {
-        return Err(Error::NcclVersions {
-            rank,
-            first: version_text(version(&all[0])),
-            found: version_text(version(&all[rank])),
-            path: library.path().to_path_buf(),
-        });
-    }
-    let card = |rank: usize| &all[rank][4..20];
-    let twice =
-        (1..all.len()).find_map(|rank| Some(((0..rank).find(|&other| card(other) == card(rank))?, rank)));
-    let Some((first, second)) = twice else {
-        return Ok(());
-    };
-    let bus_id = String::from_utf8_lossy(&all[second][20..]).trim().to_string();
-    let allowed = std::env::var(SHARING_VARIABLE).is_ok_and(|value| value == "1");
-    match terms.share {
-        false => Err(Error::SameCard { first, second, bus_id }),
-        true if version(&all[0]) < library::OLDEST_SHARING || !allowed => Err(Error::CannotShare {
-            bus_id,
-            found: version_text(version(&all[0])),
-            oldest: version_text(library::OLDEST_SHARING),
-        }),
-        true => Ok(()),
-    }
 }

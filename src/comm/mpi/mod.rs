@@ -9,8 +9,12 @@
 //! compares what the ranks are about to do, 16 bytes on a communicator of its own. A rank that leaves early, or took
 //! another branch, is therefore found at the next collective.
 
-use super::flight::{Flight, Pause, text_of};
-use super::{Communicator, contiguous, reducible, root_within};
+mod agreement;
+mod flight;
+
+use flight::{Flight, Pause, text_of};
+
+use crate::comm::communicator::{Communicator, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
 use crate::process::error_line::chain;
 use crate::process::exit::end_all;
@@ -21,14 +25,10 @@ use std::cell::{Cell, RefCell};
 use std::os::raw::{c_int, c_void};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Elements (of a mean) or bytes (of a broadcast) in one MPI call: far below the i32 that MPI counts with, and small
 /// enough that the pieces of a long buffer travel side by side.
 const PIECE: usize = 1 << 22;
-
-/// Bytes of the description that ranks exchange when they differ.
-const DESCRIPTION: usize = 128;
 
 /// The communicator of a world of MPI ranks. It lives on the thread that started MPI and is not `Send`.
 pub struct Mpi {
@@ -106,48 +106,6 @@ impl Mpi {
     /// Whether nothing is under way and nothing failed: only then may MPI be finalised. Local.
     pub(crate) fn idle(&self) -> bool {
         !self.lost.get() && self.means.borrow().is_empty()
-    }
-
-    /// Returns when every rank is about to do what this one is about to do. Collective.
-    pub(crate) fn agree(&self, operation: &str) -> Result<()> {
-        self.agree_since(operation, Instant::now())
-    }
-
-    fn agree_since(&self, operation: &str, since: Instant) -> Result<()> {
-        if self.lost.get() {
-            return Err(Error::RanksLost {
-                rank: self.rank,
-                host: self.host.clone(),
-                operation: operation.into(),
-            });
-        }
-        let hash = xxh3_64(operation.as_bytes()) as i64;
-        // The smallest of x and the smallest of !x belong to one number only if all have the same.
-        let mine = Tensor::f_from_slice(&[hash, !hash])?;
-        let least = mine.f_empty_like()?;
-        let mut flight = Flight::new(vec![mine.shallow_clone(), least.shallow_clone()]);
-        // SAFETY: both buffers hold 2 i64 and are kept by the flight.
-        self.call(operation, &mut flight, |request| unsafe {
-            ffi::MPI_Iallreduce(
-                mine.data_ptr(),
-                least.data_ptr(),
-                2,
-                ffi::RSMPI_INT64_T,
-                ffi::RSMPI_MIN,
-                self.control,
-                request,
-            )
-        })?;
-        self.wait(operation, since, &mut flight)?;
-        if least.int64_value(&[0]) == !least.int64_value(&[1]) {
-            return Ok(());
-        }
-        // All ranks see the same two numbers, so all of them come here.
-        let mut description = operation.as_bytes().to_vec();
-        description.resize(DESCRIPTION, b' ');
-        let told = self.gather(operation, since, &description, self.control)?;
-        self.lost.set(true);
-        Err(Error::RanksDiffer { number: self.number.get(), differ: differences(&told) })
     }
 
     /// The bytes of every rank. The lengths are known to be equal.
@@ -385,19 +343,6 @@ fn describe(means: &[MpiMean]) -> String {
     let total: usize = means.iter().map(|mean| mean.sum.numel()).sum();
     // The total first: long texts are cut where ranks compare them.
     format!("{} means of {total} ({})", means.len(), lengths.join(", "))
-}
-
-/// Each description once, with the first rank that gave it.
-fn differences(told: &[Vec<u8>]) -> String {
-    let mut seen: Vec<(usize, String)> = Vec::new();
-    for (rank, bytes) in told.iter().enumerate() {
-        let text = String::from_utf8_lossy(bytes).trim_end().to_string();
-        if seen.iter().all(|(_, other)| *other != text) {
-            seen.push((rank, text));
-        }
-    }
-    let texts: Vec<_> = (seen.iter().take(4)).map(|(rank, text)| format!("rank {rank}: {text}")).collect();
-    texts.join("; ")
 }
 
 /// (start, count) of the pieces of `total` things.

@@ -7,19 +7,20 @@
 //! only whether the time of the file changes. A holder whose lock was taken all the same ends at the next beat or
 //! checkpoint, before it writes.
 
+mod holder;
+
 use crate::error::{Error, Result};
 use crate::process::exit::last_acts;
-use crate::process::identity::{born, machine, token};
 use crate::process::messages::say;
 use crate::run::error::Error as RunError;
-use serde::{Deserialize, Serialize};
+use holder::{Holder, LockSeen, look, unmoved};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// Name of the file in the run folder.
 pub const LOCK_FILE: &str = "lock.json";
@@ -29,60 +30,6 @@ const BEAT: Duration = Duration::from_secs(10);
 
 /// A lock that is not touched for so long is nobody's.
 const WATCH: Duration = Duration::from_secs(35);
-
-/// Who holds a lock.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Holder {
-    host: String,
-    pid: i32,
-    /// When the process began, in ticks of its machine.
-    born: u64,
-    /// Its machine since the last boot, with the processes that are visible there.
-    machine: String,
-    slurm_job: Option<String>,
-    slurm_restarts: u64,
-    /// Tells this lock from any other one.
-    token: String,
-}
-
-impl Holder {
-    fn here(host: &str) -> Holder {
-        let pid = std::process::id() as i32;
-        let variable = |name: &str| std::env::var(name).ok();
-        Holder {
-            host: host.into(),
-            pid,
-            born: born(pid).unwrap_or(0),
-            machine: format!("{:016x}", machine()),
-            slurm_job: variable("SLURM_JOB_ID"),
-            slurm_restarts: variable("SLURM_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0),
-            token: format!("{:016x}", token()),
-        }
-    }
-
-    /// Whether the process still runs, if that can be known.
-    fn lives(&self, me: &Holder) -> Option<bool> {
-        if self.machine == me.machine {
-            return Some(born(self.pid) == Some(self.born));
-        }
-        // Slurm starts a job again only when nothing of it is left.
-        let same_job = self.slurm_job.is_some() && self.slurm_job == me.slurm_job;
-        (same_job && self.slurm_restarts < me.slurm_restarts).then_some(false)
-    }
-}
-
-/// What a lock looks like from outside.
-#[derive(Clone, Debug, PartialEq)]
-struct LockSeen {
-    content: Vec<u8>,
-    touched: Option<SystemTime>,
-}
-
-impl LockSeen {
-    fn holder(&self) -> Option<Holder> {
-        serde_json::from_slice(&self.content).ok()
-    }
-}
 
 /// The lock while this process holds it. Dropping it gives the folder free.
 #[derive(Debug)]
@@ -216,39 +163,6 @@ pub fn remove_if_dead(run: &Path) {
     }
 }
 
-/// The lock as it is now; none if there is none.
-fn look(path: &Path) -> Result<Option<LockSeen>> {
-    let failed = || Error::io("read", path);
-    // Opened anew each time: a network file system then asks its server.
-    match File::open(path) {
-        Ok(file) => {
-            let touched = file.metadata().map_err(failed())?.modified().ok();
-            Ok(Some(LockSeen { content: fs::read(path).unwrap_or_default(), touched }))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed()(error)),
-    }
-}
-
-/// Whether nobody touches the lock for `watch`.
-fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<bool> {
-    say(&format!(
-        "{} is there: {:.0} s to see whether its holder lives",
-        path.display(),
-        watch.as_secs_f64()
-    ));
-    let started = Instant::now();
-    while started.elapsed() < watch {
-        std::thread::sleep((watch / 20).min(Duration::from_millis(500)));
-        match look(path)? {
-            Some(now) if now == *seen => {}
-            // Touched; or taken, or gone: the next look says which.
-            now => return Ok(now.is_none()),
-        }
-    }
-    Ok(true)
-}
-
 /// Removes the dead lock `seen`, unless another job has taken it meanwhile.
 fn take_away(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
     let aside = path.with_file_name(format!("lock-{token}.dead"));
@@ -265,6 +179,7 @@ fn take_away(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     const SHORT: Duration = Duration::from_millis(400);
 
