@@ -1,7 +1,30 @@
 //! drnas-dist: Dirichlet neural architecture search (DrNAS, ICLR 2021) over many ranks.
 //!
-//! One direction: cli -> config -> launch -> data -> space -> net -> search or eval -> report -> run; a file uses only what
-//! stands before it, but for the plain types of `space` (in the configuration) and `comm::bucket` (the network's buffers).
+//! Each room answers one question. They stand in one direction: a file uses rooms further up in this table, and files of
+//! its own room, but no two files use each other. (`error` alone names every room's `error.rs`, and nothing else of them.)
+//!
+//! | room | the question it answers |
+//! |---|---|
+//! | [`files`], [`random`] | how is a file written whole; which numbers are drawn where |
+//! | [`process`] | this rank as a process: where it runs, what it is doing, what it says, how it ends |
+//! | [`error`] | what can go wrong, by room, and how it reads |
+//! | [`space`] | which architectures are there: operations, edges, masks, genotypes |
+//! | [`config`] | what does a configuration file say, and is it right |
+//! | [`cli`] | what may a user type: every argument type |
+//! | [`cuda`] | what can a card do: driver, streams, events |
+//! | [`comm`] | what do ranks say to one another: `Communicator`, alone, by MPI, by NCCL |
+//! | [`data`] | how do images become batches: source, split, pack, shards, loader, augmentation, upload |
+//! | [`net`] | what is computed for given mixing weights, and its gradients, bucket by bucket |
+//! | [`world`] | how are the ranks joined, watched and ended: start of MPI, devices, heartbeats |
+//! | [`train`] | what do a search and an evaluation share: weight step, optimisers, schedule, state, checkpoints |
+//! | [`search`] | how is an architecture found: one bilevel step is [`search::Search::bilevel_step`] |
+//! | [`eval`] | how is a found network trained from scratch, and tested |
+//! | [`nb201`] | what does an architecture of NAS-Bench-201 reach: the benchmark's table |
+//! | [`report`] | what is said of a run: progress, metrics, tables, figures |
+//! | [`mod@run`] | how does a run go from checked inputs to its result: lock, journal, resume, end |
+//! | [`commands`] | what else is there: commands that make no run |
+//!
+//! `data` and `net` know no communicator.
 
 pub mod cli;
 pub mod comm;

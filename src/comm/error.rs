@@ -7,7 +7,9 @@ use std::path::PathBuf;
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What goes wrong between ranks. One line each: what, where, expected, found, and a way out.
+/// What goes wrong between ranks.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The other ranks did not come to a collective operation within the time limit.

@@ -3,8 +3,7 @@
 
 use crate::cli::BenchArgs;
 use crate::comm::{Communicator, Trace};
-use crate::config;
-use crate::config::Precision;
+use crate::config::{self, Precision};
 use crate::config::{Config, EvaluateConfig, Settings};
 use crate::data::{Batch, Loader, LoaderSpec};
 use crate::error::Result;

@@ -1,6 +1,8 @@
 //! What goes wrong in a command that makes no run.
 
-/// What goes wrong in a command that makes no run. One line each: what, where, expected, found, and a way out.
+/// What goes wrong in a command that makes no run.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Images cannot be drawn or encoded as asked.

@@ -2,8 +2,7 @@
 
 use crate::cli::{Nb201Args, Nb201Command};
 use crate::error::{Error, Result};
-use crate::nb201;
-use crate::nb201::{Column, Row, Table, import};
+use crate::nb201::{self, Column, Row, Table, import};
 use crate::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
 use std::io::Write;

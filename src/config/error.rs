@@ -6,7 +6,9 @@ use std::path::PathBuf;
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with a configuration. One line each: what, where, expected, found, and a way out.
+/// What is wrong with a configuration.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or a `--set` that cannot be read, or a value of the wrong kind.

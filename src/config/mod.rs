@@ -14,7 +14,6 @@ mod settings;
 mod shared;
 
 pub use error::{Error, Result};
-
 pub use evaluate::{DecayKind, EvaluateConfig, EvaluateSection};
 pub use precision::Precision;
 pub use sections::{

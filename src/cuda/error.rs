@@ -3,7 +3,9 @@
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a card or its driver refused. One line each: what, where, expected, found, and a way out.
+/// What a card or its driver refused.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The driver refused a call, or the card failed in work given to it earlier.

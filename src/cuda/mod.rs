@@ -6,9 +6,8 @@ pub(crate) mod error;
 pub(crate) mod library;
 mod stream;
 
-pub use error::{Error, Result};
-
 pub use driver::{Card, DRIVER_FILE, Driver};
+pub use error::{Error, Result};
 pub use stream::{Context, Event, Stream};
 
 use std::ffi::CString;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with images, lists of them, or shards. One line each: what, where, expected, found, and a way out.
+/// What is wrong with images, lists of them, or shards.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file whose name cannot be stored or listed.

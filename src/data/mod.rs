@@ -22,9 +22,8 @@ pub mod split;
 pub mod test_loader;
 pub mod upload;
 
-pub use error::{Error, Result};
-
 pub use augment::{Augment, Crop, Jitter, normalise};
+pub use error::{Error, Result};
 pub use loader::{Loader, LoaderSpec};
 pub use pool::DecodePool;
 pub use reader::Batch;

@@ -9,8 +9,7 @@
 
 use super::augment::Normaliser;
 use super::reader::Batch;
-use crate::cuda;
-use crate::cuda::{Context, Driver, Event, Stream};
+use crate::cuda::{self, Context, Driver, Event, Stream};
 use crate::data::error::Result;
 use tch::{Device, Kind, Tensor};
 

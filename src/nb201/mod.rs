@@ -6,7 +6,6 @@ mod format;
 mod import;
 
 pub use error::{Error, Result};
-
 pub use import::import;
 
 use crate::space::nb201::{Architecture, Dataset, NUM_ARCHITECTURES};

@@ -3,7 +3,9 @@
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why tensors do not fit a network. One line each: what, where, expected, found, and a way out.
+/// Why tensors do not fit a network.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file of weights lacks a tensor that the network has.

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a table or a figure of runs lacks. One line each: what, where, expected, found, and a way out.
+/// What a table or a figure of runs lacks.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A run that cannot stand in a table of speeds.

@@ -8,7 +8,6 @@ mod records;
 mod scaling;
 
 pub use error::{Error, Result};
-
 pub use metrics::MetricsLog;
 pub use progress::{Progress, Status};
 pub use records::{

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-/// Why a run cannot begin, or go on, in its folder. One line each: what, where, expected, found, and a way out.
+/// Why a run cannot begin, or go on, in its folder.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A run folder that another job writes to.

@@ -5,8 +5,7 @@ use super::training::Training;
 use crate::config::Settings;
 use crate::error::Result;
 use crate::run::error::Error as RunError;
-use crate::train;
-use crate::train::checkpoint;
+use crate::train::{self, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

@@ -7,8 +7,7 @@ use super::table_lookup::{TableLookup, beside};
 use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
-use crate::config;
-use crate::config::{Config, Settings};
+use crate::config::{self, Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
 use crate::report::{

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with the name or the file of an architecture. One line each: what, where, expected, found, and a way out.
+/// What is wrong with the name or the file of an architecture.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A genotype file that does not describe an architecture of the space.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-/// What ends a training, and what is wrong with its checkpoints and weights. One line each: what, where, expected, found, and a way out.
+/// What ends a training, and what is wrong with its checkpoints and weights.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A checkpoint that cannot be read back.

@@ -1,8 +1,7 @@
 //! Which device a rank computes on: its number among the ranks of its machine is the number of its card.
 
 use crate::comm::{Communicator, nccl_library};
-use crate::config;
-use crate::config::{DeviceChoice, Reduce};
+use crate::config::{self, DeviceChoice, Reduce};
 use crate::cuda::{self, Card, Context, Driver, LibtorchCuda};
 use crate::error::Result;
 use crate::process::messages::say;

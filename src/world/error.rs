@@ -1,6 +1,8 @@
 //! Why the ranks of a run cannot be joined, or have to end.
 
-/// Why the ranks of a run cannot be joined, or have to end. One line each: what, where, expected, found, and a way out.
+/// Why the ranks of a run cannot be joined, or have to end.
+///
+/// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A rank that died or stopped, as another one sees it.

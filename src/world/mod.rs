@@ -5,9 +5,8 @@ pub(crate) mod error;
 mod heartbeat;
 mod start;
 
-pub use error::Error;
-
 pub use device::Devices;
+pub use error::Error;
 
 use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms};
 use crate::config::{Precision, Settings};
