@@ -7,10 +7,10 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod packing;
 
+use drnas_dist::cli::{PackArgs, SourceArgs};
 use drnas_dist::data::augment::jitter::Tone;
 use drnas_dist::data::decode::{Picture, decode, decode_into};
-use drnas_dist::data::pack::{PackArgs, pack};
-use drnas_dist::data::source::SourceArgs;
+use drnas_dist::data::pack::pack;
 use drnas_dist::data::{Augment, Crop, DecodePool, Jitter, Loader, LoaderSpec, ShardSet};
 use drnas_dist::random::{Purpose, stream};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};

@@ -8,11 +8,11 @@
 #[path = "../tests/common/naive.rs"]
 mod naive;
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::net::supernet::{Shape, Supernet};
-use drnas_dist::precision::Precision;
+use drnas_dist::net::supernet::{Supernet, SupernetShape};
 use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;
 use tch::{Device, Kind, Tensor};
@@ -54,7 +54,7 @@ fn main() {
         }
         for (k, keep) in [(6, 7), (3, 4)] {
             let mask = Mask((0..14).map(|edge| (0..7).map(|op| (op + edge) % 7 < keep).collect()).collect());
-            let shape = Shape {
+            let shape = SupernetShape {
                 space: SearchSpace::DartsImagenet,
                 init_channels: 48,
                 layers: 14,
@@ -92,11 +92,9 @@ fn main() {
             let stacked = || {
                 let tape = net.forward(&images, &theta, 0);
                 let loss = cross_entropy(tape.logits(), &labels);
-                tape.backward(&loss, |_, grads| {
-                    std::hint::black_box(grads);
-                    Ok(())
-                })
-                .expect("backward");
+                for segment in tape.backward(&loss) {
+                    std::hint::black_box(segment.expect("backward"));
+                }
             };
             obvious();
             stacked();

@@ -4,7 +4,7 @@ use clap::Parser;
 use drnas_dist::{cli::Cli, error::chain, run};
 use std::process::ExitCode;
 
-/// 0 done, 1 error, 2 wrong usage (clap); 75 stopped with a checkpoint, 130 interrupted (see `launch`).
+/// 0 done, 1 error, 2 wrong usage (clap); 75 stopped with a checkpoint, 130 interrupted (see `process::signals`).
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ mod pillow;
 #[path = "common/shared.rs"]
 mod shared;
 
-use drnas_dist::config::{CropKind, Data};
+use drnas_dist::config::{CropKind, DataSection};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
 use drnas_dist::data::augment::jitter::Tone;
 use drnas_dist::data::augment::{Rect, hole};
@@ -300,17 +300,17 @@ fn holes_are_zero_after_normalisation() {
 
 #[test]
 fn the_configuration_chooses_the_augmentation() {
-    let imagenet = Data { jitter: [0.4, 0.4, 0.4, 0.2], ..Data::default() };
+    let imagenet = DataSection { jitter: [0.4, 0.4, 0.4, 0.2], ..DataSection::default() };
     let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
     let crop = Crop::RandomResized { area_min: 0.08 };
     assert_eq!(Augment::train(&imagenet), Augment { flip: true, jitter: strong, ..crop.into() });
     // Automatic: 256 and 224.
     assert_eq!(imagenet.test_crop_px(), 224);
     assert_eq!(Augment::test(&imagenet), Crop::Centre { resize: 256 }.into());
-    let cifar = Data { px: 32, crop: CropKind::Pad, pad: 4, cutout: 16, ..Data::default() };
+    let cifar = DataSection { px: 32, crop: CropKind::Pad, pad: 4, cutout: 16, ..DataSection::default() };
     assert_eq!(Augment::train(&cifar), Augment { flip: true, cutout: 16, ..Crop::Pad { pad: 4 }.into() });
     // Plain.
     assert_eq!((cifar.test_crop_px(), Augment::test(&cifar)), (32, Crop::Centre { resize: 32 }.into()));
-    let own = Data { test_crop: 64, test_resize: 80, ..Data::default() };
+    let own = DataSection { test_crop: 64, test_resize: 80, ..DataSection::default() };
     assert_eq!((own.test_crop_px(), Augment::test(&own)), (64, Crop::Centre { resize: 80 }.into()));
 }

@@ -1,6 +1,6 @@
 //! Checkpoints: what a crash, a full disk or a flipped bit leaves behind.
 
-use drnas_dist::checkpoint::{self, Checkpoint};
+use drnas_dist::train::checkpoint::{self, Checkpoint};
 use serde_json::json;
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! Configurations: what is read, what is refused, and in which words.
 
-use drnas_dist::config::{Precision, Regulariser, Stage, Theta};
+use drnas_dist::config::{Precision, Regulariser, StageSection, Theta};
 use drnas_dist::space::SearchSpace;
 use drnas_dist::{Config, EvaluateConfig, Settings};
 
@@ -37,7 +37,7 @@ fn values_replace_defaults() {
     assert_eq!(config.model.space, SearchSpace::DartsCifar);
     assert_eq!(config.search.theta, Theta::Shared);
     // k = 4 after 6, 36 channels: the published CIFAR-10 run. An odd number of channels per edge is no mistake.
-    let second = Stage { k: 4, ops_kept: 4, epochs: 25 };
+    let second = StageSection { k: 4, ops_kept: 4, epochs: 25 };
     assert_eq!(config.search.stages[1], second);
     assert_eq!(config.weights.lr, 1.0);
     assert_eq!(config.weights.momentum, 0.9);
@@ -222,9 +222,9 @@ fn the_files_of_the_project_are_good() {
 #[test]
 fn the_published_runs_are_part_of_the_program() {
     use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, sets_of};
-    use drnas_dist::schedule::Schedule;
     use drnas_dist::space::SearchSpace;
     use drnas_dist::space::nb201::Dataset;
+    use drnas_dist::train::schedule::Schedule;
     let golden: std::collections::BTreeMap<String, Vec<f64>> =
         serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
     let load = |(name, text): (&str, &str), dataset: Option<Dataset>| {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Which lines of the communicator between cards (`src/comm/nccl*`, `src/cuda/*`, `src/launch/device.rs`) the tests on the double
+# Which lines of the communicator between cards (`src/comm/nccl*`, `src/cuda/*`, `src/world/device.rs`) the tests on the double
 # reach, ranks that are ended by others included. Run by hand: it builds the program anew, with counters.
 #
 # Needs llvm-profdata and llvm-cov of the major version of rustc's LLVM (rustc -vV): `rustup component add llvm-tools`,
@@ -40,8 +40,8 @@ program=$(cargo "${arguments[@]}" --no-run --message-format=json-render-diagnost
 cargo "${arguments[@]}" -- "$@"
 
 "$llvm/llvm-profdata" merge --sparse "$out"/counts/*.profraw -o "$out/all.profdata"
-files=(src/comm/nccl.rs src/comm/nccl/library.rs src/comm/nccl/watch.rs src/comm/nccl/clock.rs src/cuda/driver.rs src/cuda/library.rs
-    src/cuda/stream.rs src/launch/device.rs)
+files=(src/comm/nccl/mod.rs src/comm/nccl/terms.rs src/comm/nccl/library.rs src/comm/nccl/watch.rs src/comm/nccl/clock.rs src/cuda/driver.rs src/cuda/library.rs
+    src/cuda/stream.rs src/world/device.rs)
 echo "lines: file, reached, all, percent"
 "$llvm/llvm-cov" export --summary-only --instr-profile "$out/all.profdata" "$program" "${files[@]}" |
     python3 -c 'import json, sys

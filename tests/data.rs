@@ -3,10 +3,11 @@
 #[path = "common/packing.rs"]
 mod packing;
 
-use drnas_dist::Error;
-use drnas_dist::data::demo::{self, DemoArgs};
-use drnas_dist::data::pack::{PackArgs, pack};
-use drnas_dist::data::split::{self, SplitArgs};
+use drnas_dist::cli::{DemoArgs, PackArgs, SplitArgs};
+use drnas_dist::commands::demo_data;
+use drnas_dist::data::Error;
+use drnas_dist::data::pack::pack;
+use drnas_dist::data::split;
 use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -19,7 +20,7 @@ use tempfile::TempDir;
 /// Draws `classes` x `per_class` small images into DIR/images.
 fn images(dir: &Path, classes: usize, per_class: usize) -> PathBuf {
     let out = dir.join("images");
-    demo::run(&DemoArgs { out: out.clone(), classes, per_class, seed: 7, px: "24..40".into() }).unwrap();
+    demo_data::run(&DemoArgs { out: out.clone(), classes, per_class, seed: 7, px: "24..40".into() }).unwrap();
     out
 }
 
@@ -36,7 +37,7 @@ fn packed() -> (TempDir, PathBuf) {
     (dir, shards)
 }
 
-fn message<T>(result: Result<T, Error>) -> String {
+fn message<T, E: std::fmt::Display>(result: Result<T, E>) -> String {
     match result {
         Ok(_) => panic!("an error was expected"),
         Err(error) => error.to_string(),
@@ -531,8 +532,8 @@ fn demo_images_are_repeatable_and_do_not_mix() {
     images(dir.path(), 3, 4);
     assert_eq!(before, all_files(&root.join("checked-square")));
     let args = DemoArgs { out: root, classes: 2, per_class: 4, seed: 7, px: "24..40".into() };
-    assert!(message(demo::run(&args)).contains("checked-square is there already"));
-    assert!(message(demo::run(&DemoArgs { classes: 99, ..args })).contains("2 to 24 classes"));
+    assert!(message(demo_data::run(&args)).contains("checked-square is there already"));
+    assert!(message(demo_data::run(&DemoArgs { classes: 99, ..args })).contains("2 to 24 classes"));
 }
 
 #[test]
@@ -612,9 +613,9 @@ fn child_open() {
 #[test]
 fn the_index_is_not_on_the_heap() {
     use drnas_dist::data::set::{FORMAT, SetFile, content_hash, hex};
-    use drnas_dist::data::shard::{Record, Shard, ShardWriter, VERSION, file_name};
+    use drnas_dist::data::shard::{Shard, ShardRecord, ShardWriter, VERSION, file_name};
     // 32 bytes a sample in the map: 41 MB for 1.28 million, shared by the ranks of a machine.
-    assert_eq!(size_of::<Record>(), 32);
+    assert_eq!(size_of::<ShardRecord>(), 32);
     let dir = tempfile::tempdir().unwrap();
     let (num_shards, each) = (200, 1024);
     let mut hashes = Vec::new();

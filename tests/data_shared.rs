@@ -5,10 +5,11 @@ mod packing;
 #[path = "common/shared.rs"]
 mod shared;
 
-use drnas_dist::Error;
+use drnas_dist::cli::{PackArgs, SplitArgs};
+use drnas_dist::data::Error;
 use drnas_dist::data::decode::{Picture, decode, decode_into};
-use drnas_dist::data::pack::{PackArgs, pack};
-use drnas_dist::data::split::{self, SplitArgs};
+use drnas_dist::data::pack::pack;
+use drnas_dist::data::split;
 use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::random::{Purpose, stream};
 use packing::{pack_args, split_args};

@@ -5,12 +5,13 @@ mod packing;
 #[path = "common/shared.rs"]
 mod shared;
 
-use drnas_dist::Error;
+use drnas_dist::cli::{PackArgs, SourceArgs, SourceFormat, SplitArgs};
+use drnas_dist::data::Error;
 use drnas_dist::data::decode::decode;
-use drnas_dist::data::pack::{PackArgs, pack};
+use drnas_dist::data::pack::pack;
 use drnas_dist::data::pickle::{self, PickledBatch};
-use drnas_dist::data::source::{Format, Source, SourceArgs};
-use drnas_dist::data::split::{self, SplitArgs};
+use drnas_dist::data::source::Source;
+use drnas_dist::data::split;
 use drnas_dist::data::{Crop, DecodePool, ShardSet, TestLoader, TestSpec};
 use std::fs;
 use std::path::Path;
@@ -193,7 +194,7 @@ fn what_is_not_as_it_should_be_is_said() {
     assert!(refusal(root.path(), Default::default()).contains("read the class names"));
 
     // A folder of images knows none of that.
-    let folder = SourceArgs { test: true, format: Some(Format::Folder), ..Default::default() };
+    let folder = SourceArgs { test: true, format: Some(SourceFormat::Folder), ..Default::default() };
     assert!(refusal(root.path(), folder).contains("--test is for the layouts of CIFAR"));
 }
 

@@ -1,7 +1,7 @@
 //! Faults of every kind in every phase, on three ranks: the rank is named, everything ends, nothing is lost.
 //!
 //! Each case is a small search of which rank 1 (or 0) meets with a fault at one point. The ranks run this very program,
-//! `rank_program`, which plants the fault by `whereabouts::on_begin` and then does what `drnas-dist` does.
+//! `rank_program`, which plants the fault by `phase::on_begin` and then does what `drnas-dist` does.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -11,8 +11,9 @@ use bench::mpirun::{RANK_PROGRAM, at_home, lives};
 use bench::{Bench, assert_same_end_after, finish, said, signal};
 use clap::Parser;
 use drnas_dist::cli::Cli;
-use drnas_dist::whereabouts::{self, Phase};
-use drnas_dist::{Error, checkpoint};
+use drnas_dist::data::Error;
+use drnas_dist::process::phase::{self, Phase, PlannedFailure};
+use drnas_dist::train::checkpoint;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -60,8 +61,8 @@ fn plant(plan: &str) {
     let words: Vec<String> = plan.split('|').map(String::from).collect();
     let (fault, phase) = (words[0].clone(), words[1].clone());
     let (step, rank): (u64, usize) = (words[2].parse().unwrap(), words[3].parse().unwrap());
-    whereabouts::on_begin(Box::new(move |at, what| {
-        let here = whereabouts::here();
+    phase::on_begin(Box::new(move |at, what| {
+        let here = phase::here();
         if at == 0 && what == Phase::StartUp {
             fs::write(format!("pid-{}", here.rank), std::process::id().to_string()).unwrap();
         }
@@ -78,7 +79,7 @@ fn plant(plan: &str) {
     }));
 }
 
-fn meet(fault: &str) -> Result<(), Error> {
+fn meet(fault: &str) -> Result<(), PlannedFailure> {
     match fault {
         // SAFETY: plain calls on this very process.
         "kill" => unsafe {
@@ -91,7 +92,7 @@ fn meet(fault: &str) -> Result<(), Error> {
             std::thread::sleep(Duration::from_millis(200));
         },
         "panic" => panic!("a planned mistake"),
-        "error" => return Err(Error::LoaderSpec("a planned failure".into())),
+        "error" => return Err(PlannedFailure::new(Error::LoaderSpec("a planned failure".into()))),
         "slow" => std::thread::sleep(slowness()),
         "damage" => damage(Path::new("train")),
         "signal" => ask(libc::SIGUSR1),

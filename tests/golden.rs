@@ -4,9 +4,9 @@
 #[allow(dead_code)]
 mod shared;
 
+use drnas_dist::commands::verify::{PLACEMENT, verify};
+use drnas_dist::config::Precision;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::precision::Precision;
-use drnas_dist::verify::{PLACEMENT, verify};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

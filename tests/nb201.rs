@@ -30,7 +30,8 @@ fn csv(rows: &[String]) -> String {
 fn imported(folder: &Path, text: &str) -> Result<Table, String> {
     let (source, out) = (folder.join("source"), folder.join("table"));
     fs::write(&source, text).unwrap();
-    let error = |error: drnas_dist::Error| error.to_string().replace(source.to_str().unwrap(), "SOURCE");
+    let error =
+        |error: drnas_dist::nb201::Error| error.to_string().replace(source.to_str().unwrap(), "SOURCE");
     import(&source, &out, &[]).map_err(error)?;
     Table::open(&out).map_err(error)
 }

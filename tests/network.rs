@@ -1,11 +1,11 @@
 //! The final network with itself: however its backward pass is cut or repeated, gradients and statistics are the same.
 //! (Beside PyTorch: tests/torch.rs; beside the published code: tests/golden.rs.)
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::smoothed_cross_entropy;
-use drnas_dist::net::network::{Network, Shape};
+use drnas_dist::net::network::{Network, NetworkShape};
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::precision::Precision;
 use drnas_dist::random::torch_seeded;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
@@ -19,8 +19,8 @@ const GENOTYPE: &str = "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1
 
 const N: i64 = 4;
 
-fn shape(genotype: &str) -> Shape {
-    Shape {
+fn shape(genotype: &str) -> NetworkShape {
+    NetworkShape {
         space: SearchSpace::DartsCifar,
         genotype: Genotype::read(genotype).unwrap(),
         init_channels: 4,
@@ -67,12 +67,7 @@ fn pass_of(
     let logits = logits.detach();
     let loss = |logits: &Tensor| smoothed_cross_entropy(logits, &labels, 0.1);
     let loss = loss(tape.logits()) + loss(auxiliary) * 0.4;
-    let mut gradients = Vec::new();
-    tape.backward(&loss, |bucket, grads| {
-        gradients.push((bucket, grads));
-        Ok(())
-    })
-    .unwrap();
+    let gradients: Vec<_> = tape.backward(&loss).map(Result::unwrap).collect();
     for (bucket, grads) in gradients {
         net.params.buckets[bucket].add(&grads);
     }
@@ -139,8 +134,8 @@ fn drop_path_changes_the_pass() {
 #[test]
 fn weights_of_another_network_are_refused() {
     let network = |channels| {
-        let shape = Shape { init_channels: channels, auxiliary: false, ..shape(GENOTYPE) };
-        let mut net = Network::new(shape, drnas_dist::verify::PLACEMENT);
+        let shape = NetworkShape { init_channels: channels, auxiliary: false, ..shape(GENOTYPE) };
+        let mut net = Network::new(shape, drnas_dist::commands::verify::PLACEMENT);
         net.params.initialise(1);
         net
     };

@@ -1,9 +1,9 @@
 //! `plot trajectory` on run folders as a search leaves them: the figure, its numbers, and what it refuses.
 
 use drnas_dist::nb201::{Table, import};
-use drnas_dist::plot::{Trajectory, png, svg};
 use drnas_dist::random::{Purpose, stream};
-use drnas_dist::report::{EpochRecord, EpochSummary, Record};
+use drnas_dist::report::plot::{Trajectory, png, svg};
+use drnas_dist::report::{EpochRecord, EpochSummary, LogRecord};
 use drnas_dist::space::Mask;
 use drnas_dist::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ fn the_numbers_of_a_run() {
     // Drawn and then summed up slowly.
     let mut random = stream(0, Purpose::Trajectory, &[2]);
     let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
-    let draw = |_| accuracy(&drnas_dist::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
+    let draw = |_| accuracy(&drnas_dist::report::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
     let mut accuracies: Vec<f64> = (0..100).map(draw).collect();
     accuracies.sort_by(f64::total_cmp);
     assert_eq!((drawn[1].min, drawn[1].max), (accuracies[0], accuracies[99]));
@@ -163,7 +163,7 @@ fn a_search_writes_what_is_drawn() {
         genotype: String::new(),
         benchmark: None,
     };
-    let run = write_run(folder.path(), &[serde_json::to_value(Record::Epoch(record)).unwrap()]);
+    let run = write_run(folder.path(), &[serde_json::to_value(LogRecord::Epoch(record)).unwrap()]);
     let trajectory = Trajectory::read(&run, &table, Dataset::Cifar10, 100, 0).unwrap();
     assert_eq!(trajectory.epochs[0].chosen, Architecture([3; 6]), "the pruned one does not count");
     assert!(trajectory.epochs[0].drawn.max <= 60.0);

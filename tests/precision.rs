@@ -1,10 +1,10 @@
 //! What the precision, the memory layout and the recomputation of cells change in what a network computes, and what not.
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::net::supernet::{Shape, Supernet};
-use drnas_dist::precision::Precision;
+use drnas_dist::net::supernet::{Supernet, SupernetShape};
 use drnas_dist::random::torch_seeded;
 use drnas_dist::space::{Mask, SearchSpace};
 use tch::kind::{DOUBLE_CPU, FLOAT_CPU};
@@ -32,7 +32,7 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     let (edges, operations, tables) = (space.num_edges(), space.operations().len(), space.tables().len());
     let pruned = |edge| (0..operations).map(|op| (op + edge) % operations < 4).collect();
     let masks = [Mask((0..edges).map(pruned).collect()), Mask::full(edges, operations)];
-    let shape = Shape {
+    let shape = SupernetShape {
         space,
         init_channels: 12,
         // Of NAS-Bench-201 in each of three groups.
@@ -57,12 +57,11 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     assert_eq!(loss.kind(), kind, "losses are never short");
     let buckets = &net.params.buckets;
     let mut order = Vec::new();
-    tape.backward(&loss, |number, grads| {
+    for segment in tape.backward(&loss) {
+        let (number, grads) = segment.unwrap();
         order.push(number);
         buckets[number].add(&grads);
-        Ok(())
-    })
-    .unwrap();
+    }
     assert!(order.len() > 3 && order.iter().rev().copied().eq(0..order.len()), "{order:?}");
 
     let theta: Vec<Tensor> = theta.into_iter().map(|theta| theta.set_requires_grad(true)).collect();
@@ -106,7 +105,7 @@ fn recomputed_cells_are_bit_equal() {
 #[test]
 fn a_pass_sees_every_change_of_the_weights() {
     tch::set_num_threads(1);
-    let shape = || Shape {
+    let shape = || SupernetShape {
         space: SearchSpace::DartsCifar,
         init_channels: 12,
         layers: 3,

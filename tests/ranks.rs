@@ -5,8 +5,9 @@
 #[path = "common/mpirun.rs"]
 mod mpirun;
 
-use drnas_dist::launch::{Limits, World};
-use drnas_dist::whereabouts::{self, Phase};
+use drnas_dist::comm;
+use drnas_dist::process::phase::{self, Phase};
+use drnas_dist::world::{Limits, World};
 use drnas_dist::{Error, Result};
 use mpirun::{Ended, SCENE, lives, rank_program as command, run_with};
 use std::process::{Command, Stdio};
@@ -33,7 +34,7 @@ fn rank_program() {
         _ => PATIENCE,
     };
     if scene == "doctor" {
-        if let Err(why) = drnas_dist::doctor::run(limit, None) {
+        if let Err(why) = drnas_dist::commands::doctor::run(limit, None) {
             eprintln!("{why}");
             std::process::exit(2);
         }
@@ -105,7 +106,7 @@ fn starts(world: &World, scene: &str) -> Result<()> {
     if scene == "patient" && world.rank() == 1 {
         std::thread::sleep(LIMIT + Duration::from_secs(1));
     }
-    world.communicator().barrier()
+    Ok(world.communicator().barrier()?)
 }
 
 /// What `rank` gives to reduction `bucket`: not exact in f32, different everywhere.
@@ -217,13 +218,13 @@ fn repeat(world: &World) -> Result<()> {
 fn refusals(world: &World) -> Result<()> {
     let comm = world.communicator();
     let turned = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
-    let said = |outcome: Result<()>| outcome.unwrap_err().to_string();
+    let said = |outcome: comm::Result<()>| outcome.unwrap_err().to_string();
     assert!(said(comm.start_mean(&turned)).contains("contiguous tensor expected"));
     assert!(said(comm.broadcast(&turned, 0)).contains("contiguous tensor expected"));
     let whole = Tensor::zeros([3], tch::kind::INT64_CPU);
     assert!(said(comm.start_mean(&whole)).contains("kind Float or Double expected, Int64 found"));
     assert!(said(comm.broadcast(&whole, 9)).contains("root below"));
-    comm.barrier()
+    Ok(comm.barrier()?)
 }
 
 /// The last rank never arrives.
@@ -236,22 +237,22 @@ fn absent(world: &World) -> Result<()> {
     comm.start_mean(&Tensor::zeros([1_000_000], tch::kind::FLOAT_CPU))?;
     let outcome = comm.finish();
     let waited = started.elapsed();
-    if let Err(Error::Stalled { waited_s, .. }) = &outcome {
+    if let Err(comm::Error::Stalled { waited_s, .. }) = &outcome {
         let within = waited < LIMIT + Duration::from_secs(2) && *waited_s >= LIMIT.as_secs_f64();
         println!("stalled {} within {within}", comm.rank());
         // What comes after is refused at once: it could not be matched.
-        assert!(matches!(comm.barrier(), Err(Error::RanksLost { .. })));
+        assert!(matches!(comm.barrier(), Err(comm::Error::RanksLost { .. })));
         // Rank 0 ends all ranks: let every one of them say its line first.
         std::thread::sleep(Duration::from_millis(700));
     }
-    outcome
+    Ok(outcome?)
 }
 
 fn panic_in_one(world: &World) -> Result<()> {
     let comm = world.communicator();
     comm.barrier()?;
     assert!(comm.rank() != 1, "a planned\nmistake");
-    comm.barrier()
+    Ok(comm.barrier()?)
 }
 
 /// A panic of another thread is told, but it is up to the one who joins it.
@@ -260,7 +261,7 @@ fn panic_in_a_worker(world: &World) -> Result<()> {
     if comm.rank() == 1 {
         assert!(std::thread::spawn(|| panic!("in a worker")).join().is_err());
     }
-    comm.barrier()
+    Ok(comm.barrier()?)
 }
 
 fn error_in_one(world: &World) -> Result<()> {
@@ -268,7 +269,7 @@ fn error_in_one(world: &World) -> Result<()> {
     if comm.rank() == 1 {
         std::fs::read("/nonexistent/shard").map_err(Error::io("read", "/nonexistent/shard"))?;
     }
-    comm.barrier()
+    Ok(comm.barrier()?)
 }
 
 /// One rank drops the world in the middle of a reduction, the others wait for it.
@@ -285,8 +286,8 @@ fn dropped(world: World) {
 fn differ(world: &World) -> Result<()> {
     let comm = world.communicator();
     match comm.rank() {
-        0 => comm.broadcast(&Tensor::zeros([40], tch::kind::FLOAT_CPU), 0),
-        _ => comm.barrier(),
+        0 => Ok(comm.broadcast(&Tensor::zeros([40], tch::kind::FLOAT_CPU), 0)?),
+        _ => Ok(comm.barrier()?),
     }
 }
 
@@ -296,14 +297,14 @@ fn lengths(world: &World) -> Result<()> {
     let length = if comm.rank() == 0 { 100_000 } else { 99_999 };
     comm.start_mean(&Tensor::zeros([length], tch::kind::FLOAT_CPU))?;
     comm.progress()?;
-    comm.finish()
+    Ok(comm.finish()?)
 }
 
 /// One rank believes that the run is over.
 fn early(world: &World) -> Result<()> {
     match world.rank() {
         0 => Ok(()),
-        _ => world.communicator().barrier(),
+        _ => Ok(world.communicator().barrier()?),
     }
 }
 
@@ -327,8 +328,8 @@ fn watched(world: &World, fate: &str) -> Result<()> {
     world.keep_watch(HEARTBEAT)?;
     println!("ready {}", std::process::id());
     let odd = std::env::var("DRNAS_TEST_RANK").map_or(1, |rank| rank.parse().unwrap());
-    whereabouts::set_step(7);
-    whereabouts::enter(Phase::Backward);
+    phase::set_step(7);
+    phase::enter(Phase::Backward);
     world.communicator().barrier()?;
     // Time for a beat that tells it.
     std::thread::sleep(HEARTBEAT / 2);
@@ -348,8 +349,8 @@ fn watched(world: &World, fate: &str) -> Result<()> {
             }
         };
     }
-    whereabouts::enter(Phase::AllReduce);
-    world.communicator().barrier()
+    phase::enter(Phase::AllReduce);
+    Ok(world.communicator().barrier()?)
 }
 
 /// All ranks stop at one step, for a signal that one of them got.

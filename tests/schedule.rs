@@ -4,7 +4,7 @@
 //! `adjust_lr` of the published evaluation; the first five epochs of the ImageNet runs are set to lr * (epoch + 1) / 5.
 
 use drnas_dist::Config;
-use drnas_dist::schedule::{Decay, Schedule};
+use drnas_dist::train::schedule::{Decay, Schedule};
 
 fn golden(name: &str) -> Vec<f64> {
     let all: serde_json::Value = serde_json::from_str(include_str!("golden/schedules.json")).unwrap();

@@ -5,14 +5,15 @@ mod bench;
 
 use bench::mpirun::{SCENE, run_with};
 use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
+use drnas_dist::Settings;
 use drnas_dist::comm::Communicator;
+use drnas_dist::comm::Result;
 use drnas_dist::config::Config;
 use drnas_dist::data::{Crop, DecodePool, Loader, LoaderSpec, ShardSet};
-use drnas_dist::launch::World;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
-use drnas_dist::state::State;
-use drnas_dist::{Error, Result, Settings};
+use drnas_dist::train::state::State;
+use drnas_dist::world::World;
 use std::cell::RefCell;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -313,7 +314,7 @@ impl Communicator for Recorder {
         unreachable!("a step has no barrier")
     }
 
-    fn abort(&self, why: &Error) -> ! {
+    fn abort(&self, why: &dyn std::error::Error) -> ! {
         panic!("{why}")
     }
 }

@@ -4,17 +4,17 @@
 mod naive;
 
 use drnas_dist::comm::Solo;
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::net::supernet::{Shape, Supernet};
-use drnas_dist::optimiser::Sgd;
-use drnas_dist::precision::Precision;
+use drnas_dist::net::supernet::{Supernet, SupernetShape};
 use drnas_dist::random::torch_seeded;
-use drnas_dist::search::dirichlet::{Sample, sample};
+use drnas_dist::search::dirichlet::{ThetaSample, sample};
 use drnas_dist::search::unrolled::{LENGTH, Share, Unrolled};
 use drnas_dist::space::{Mask, SearchSpace};
-use drnas_dist::tally::StepOutcome;
+use drnas_dist::train::optimiser::Sgd;
+use drnas_dist::train::tally::StepOutcome;
 use naive::Naive;
 use tch::{Device, Kind, Tensor};
 
@@ -37,7 +37,7 @@ impl Scene {
         let mut masks = vec![Mask::full(edges, operations); tables];
         masks[0].0[2][1] = false;
         let layers = if space == SearchSpace::NasBench201 { 1 } else { 3 };
-        let shape = Shape { space, init_channels: 4, layers, num_classes: 3, k, masks };
+        let shape = SupernetShape { space, init_channels: 4, layers, num_classes: 3, k, masks };
         let placement = Placement {
             precision: Precision::Fp64,
             device: Device::Cpu,
@@ -57,7 +57,7 @@ impl Scene {
             let labels = [(); 4].map(|()| Tensor::randint(3, [4], (Kind::Int64, Device::Cpu)));
             (eta, images, labels)
         });
-        let samples = |seed: u64| -> Vec<Sample> {
+        let samples = |seed: u64| -> Vec<ThetaSample> {
             (0..tables as i64)
                 .map(|table| {
                     sample(&eta.get(table), net.masks().table(table as usize), 10 * seed + table as u64)
@@ -94,7 +94,7 @@ impl Scene {
             let naive = Naive { shape: self.net.shape(), weights, running: &running };
             cross_entropy(&naive.logits(&batch.0, theta), &batch.1)
         };
-        let leaves = |samples: &[Sample]| -> Vec<Tensor> {
+        let leaves = |samples: &[ThetaSample]| -> Vec<Tensor> {
             samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect()
         };
         let train_theta: Vec<Vec<Tensor>> =

@@ -3,12 +3,12 @@
 #[path = "common/naive.rs"]
 mod naive;
 
+use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
-use drnas_dist::net::supernet::{Shape, Supernet};
+use drnas_dist::net::supernet::{Supernet, SupernetShape};
 use drnas_dist::net::widen::{draw_indices, widen, widen_running};
-use drnas_dist::precision::Precision;
 use drnas_dist::random::{Purpose, stream, torch_seeded};
 use drnas_dist::search::stage::next_network;
 use drnas_dist::space::{Mask, SearchSpace};
@@ -35,10 +35,10 @@ fn random_mask_of(space: SearchSpace, seed: u64, keep: usize) -> Mask {
     mask
 }
 
-fn shape(space: SearchSpace, k: i64, keep: usize) -> Shape {
+fn shape(space: SearchSpace, k: i64, keep: usize) -> SupernetShape {
     let masks = (1..).zip(space.tables()).map(|(seed, _)| random_mask_of(space, seed, keep)).collect();
     let layers = if space == SearchSpace::NasBench201 { 2 } else { 3 };
-    Shape { space, init_channels: 12, layers, num_classes: 5, k, masks }
+    SupernetShape { space, init_channels: 12, layers, num_classes: 5, k, masks }
 }
 
 fn placement(bucket_bytes: usize, channels_last: bool) -> Placement {
@@ -60,7 +60,7 @@ fn compare(space: SearchSpace, px: i64, k: i64, keep: usize, bucket_bytes: usize
     compare_shape(shape(space, k, keep), px, bucket_bytes, channels_last);
 }
 
-fn compare_shape(shape: Shape, px: i64, bucket_bytes: usize, channels_last: bool) {
+fn compare_shape(shape: SupernetShape, px: i64, bucket_bytes: usize, channels_last: bool) {
     let mut net = Supernet::new(shape.clone(), placement(bucket_bytes, channels_last));
     net.params.initialise(3);
     let images = torch_seeded(4, || Tensor::randn([3, 3, px, px], F64));
@@ -87,12 +87,11 @@ fn compare_shape(shape: Shape, px: i64, bucket_bytes: usize, channels_last: bool
     assert!(relative(&ours, &theirs, 0.0) < 1e-11, "logits");
     let mut order = Vec::new();
     let mut found = Vec::new();
-    tape.backward(&cross_entropy(&ours, &labels), |bucket, grads| {
+    for segment in tape.backward(&cross_entropy(&ours, &labels)) {
+        let (bucket, grads) = segment.unwrap();
         order.push(bucket);
         found.push((bucket, grads));
-        Ok(())
-    })
-    .unwrap();
+    }
     assert!(order.iter().rev().copied().eq(0..order.len()), "last segment first: {order:?}");
     for (bucket, grads) in found {
         net.params.buckets[bucket].add(&grads);
@@ -164,7 +163,7 @@ fn nas_bench_201_equals_the_obvious_network() {
 #[test]
 fn published_parameter_counts() {
     for (k, count) in [(6, 3_642_896), (3, 5_739_344)] {
-        let shape = Shape {
+        let shape = SupernetShape {
             space: SearchSpace::DartsImagenet,
             init_channels: 48,
             layers: 14,
@@ -193,7 +192,7 @@ fn widening_copies_channels_and_aligns_them() {
     let indices = draw_indices(&weights, &running, 6, 3, 9, 1);
     assert_eq!(indices, draw_indices(&weights, &running, 6, 3, 9, 1));
     assert_ne!(indices, draw_indices(&weights, &running, 6, 3, 10, 1));
-    let after = Shape { k: 3, masks: vec![random_mask(1, 4), random_mask(2, 4)], ..before };
+    let after = SupernetShape { k: 3, masks: vec![random_mask(1, 4), random_mask(2, 4)], ..before };
     let mut large = Supernet::new(after, placement(usize::MAX, true));
     let (wide, wide_running) = (widen(&weights, &indices), widen_running(&running, &indices));
     large.params.import(&wide, |bucket| &bucket.weights).unwrap();

@@ -5,9 +5,9 @@
 mod torch;
 
 use drnas_dist::comm::Solo;
+use drnas_dist::commands::export::export;
 use drnas_dist::config::{DecayKind, EvaluateConfig, Precision, Settings};
 use drnas_dist::eval::Evaluation;
-use drnas_dist::export::export;
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;

@@ -1,7 +1,7 @@
 //! What can be known to be wrong before anything is opened or computed.
 
-use super::{Config, Data, DeviceChoice, Model, Regulariser, Run, Settings, Weights};
-use crate::error::{Error, Result};
+use super::{Config, DataSection, ModelSection, Regulariser, RunSection, Settings, WeightsSection};
+use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 
 /// An error unless `holds`, with one line.
@@ -9,7 +9,7 @@ macro_rules! require {
     ($holds:expr, $($line:tt)*) => {
         let holds: bool = $holds;
         if !holds {
-            return Err(Error::ConfigCheck(format!($($line)*)));
+            return Err(Error::Check(format!($($line)*)));
         }
     };
 }
@@ -22,10 +22,9 @@ pub(super) fn divisors(number: i64) -> String {
     all.map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-impl Settings for Config {
-    const SECTION: &'static str = "search";
-
-    fn check(&self) -> Result<()> {
+impl Config {
+    /// [`Settings::check`].
+    pub(super) fn check_keys(&self) -> Result<()> {
         self.check_numbers()?;
         self.model.check(self.data.px)?;
         self.check_stem()?;
@@ -34,53 +33,18 @@ impl Settings for Config {
     }
 
     /// KL takes the place of the weight decay.
-    fn settle(&mut self, given: &dyn Fn(&str) -> bool) {
+    pub(super) fn settle_keys(&mut self, given: &dyn Fn(&str) -> bool) {
         if self.eta.regulariser == Regulariser::Kl && !given("eta.weight_decay") {
             self.eta.weight_decay = 0.0;
         }
     }
-
-    fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    fn replicas(&self) -> i64 {
-        self.search.replicas
-    }
-
-    fn global_batch(&self) -> i64 {
-        self.search.global_batch
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.model.num_classes
-    }
-
-    fn device(&self) -> DeviceChoice {
-        self.device
-    }
-
-    fn data(&self) -> &Data {
-        &self.data
-    }
-
-    fn run(&self) -> &Run {
-        &self.run
-    }
-
-    fn take_free_keys(&mut self, now: &Self) {
-        self.device = now.device;
-        self.checkpoint_cells = now.checkpoint_cells;
-        self.run = now.run.clone();
-        self.data.take_free_keys(&now.data);
-    }
 }
 
 /// A named value of a configuration, or several of one name.
-type Named<'a> = (&'a str, &'a [f64]);
+type NamedNumbers<'a> = (&'a str, &'a [f64]);
 
 /// Each is 0 or more.
-pub(super) fn not_negative(values: &[Named]) -> Result<()> {
+pub(super) fn not_negative(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
         let good = value.iter().all(|x| x.is_finite() && *x >= 0.0);
         require!(good, "{name} must be 0 or more, found {value:?}");
@@ -89,7 +53,7 @@ pub(super) fn not_negative(values: &[Named]) -> Result<()> {
 }
 
 /// Each is above 0.
-pub(super) fn positive(values: &[Named]) -> Result<()> {
+pub(super) fn positive(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
         let good = value.iter().all(|x| x.is_finite() && *x > 0.0);
         require!(good, "{name} must be above 0, found {value:?}");
@@ -98,7 +62,7 @@ pub(super) fn positive(values: &[Named]) -> Result<()> {
 }
 
 /// Each is in [0, 1).
-pub(super) fn below_one(values: &[Named]) -> Result<()> {
+pub(super) fn below_one(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
         let good = value.iter().all(|x| (0.0..1.0).contains(x));
         require!(good, "{name} must be in [0, 1), found {value:?}");
@@ -135,7 +99,7 @@ pub(super) fn check_share<S: Settings>(settings: &S) -> Result<()> {
     Ok(())
 }
 
-impl Data {
+impl DataSection {
     /// Every key for itself; what fits the network is the network's business.
     pub(super) fn check(&self) -> Result<()> {
         not_negative(&[("data.mean", &self.mean)])?;
@@ -180,13 +144,13 @@ impl Data {
     }
 
     /// What decodes images may change in a run that goes on.
-    pub(super) fn take_free_keys(&mut self, now: &Data) {
+    pub(super) fn take_free_keys(&mut self, now: &DataSection) {
         self.decode_threads = now.decode_threads;
         self.prefetch = now.prefetch;
     }
 }
 
-impl Weights {
+impl WeightsSection {
     /// Every key for itself, and the warm-up against the `epochs` of the run.
     pub(super) fn check(&self, epochs: u64) -> Result<()> {
         not_negative(&[("weights.weight_decay", &[self.weight_decay]), ("weights.lr_min", &[self.lr_min])])?;
@@ -207,7 +171,7 @@ impl Weights {
     }
 }
 
-impl Model {
+impl ModelSection {
     /// Every key for itself, and the side of the images, `px`.
     pub(super) fn check(&self, px: i64) -> Result<()> {
         let model = self;
@@ -237,7 +201,7 @@ impl Model {
     }
 }
 
-impl Run {
+impl RunSection {
     /// Every key for itself.
     pub(super) fn check(&self) -> Result<()> {
         not_negative(&[("run.heartbeat_s", &[self.heartbeat_s])])?;

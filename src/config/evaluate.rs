@@ -1,42 +1,26 @@
 //! The configuration of an evaluation: a found network trained from scratch, and tested.
 
 use super::check::{at_least_one, below_one, check_seed, check_share, not_negative, require};
-use super::{Data, DeviceChoice, Model, Run, Settings, Weights};
-use crate::error::{Error, Result};
-use crate::precision::Precision;
+use super::shared::configuration;
+use super::{DataSection, Settings, WeightsSection};
+use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 
-/// An evaluation, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EvaluateConfig {
-    /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
-    pub seed: u64,
-    /// What ranks compute on.
-    pub device: DeviceChoice,
-    /// How exact the network computes.
-    pub precision: Precision,
-    /// Channels last in memory.
-    pub channels_last: bool,
-    /// Keep only the inputs of cells for the backward pass and compute the rest again.
-    pub checkpoint_cells: bool,
-    /// The network, apart from its genotype.
-    pub model: Model,
-    /// Images: size, augmentation, workers.
-    pub data: Data,
-    /// The training: replicas, batch, epochs.
-    pub evaluate: Evaluate,
-    /// SGD of the weights.
-    pub weights: Weights,
-    /// Reporting, checkpoints, communication: changes results by rounding at most.
-    pub run: Run,
+configuration! {
+    /// An evaluation, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet run. The model
+    /// is the network apart from its genotype.
+    pub struct EvaluateConfig {
+        /// The training: replicas, batch, epochs.
+        evaluate: EvaluateSection,
+        ;
+    }
 }
 
 /// The training: replicas, batch, epochs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Evaluate {
+pub struct EvaluateSection {
     /// R, the logical replicas that the global batch is split over. Ranks must divide R; the result does not depend on
     /// the number of ranks.
     pub replicas: i64,
@@ -69,32 +53,26 @@ pub struct Evaluate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DecayKind {
-    /// See [`crate::schedule::Decay::Linear`].
+    /// See [`crate::train::schedule::Decay::Linear`].
     Linear,
-    /// See [`crate::schedule::Decay::Cosine`], to `weights.lr_min`.
+    /// See [`crate::train::schedule::Decay::Cosine`], to `weights.lr_min`.
     Cosine,
 }
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
-        EvaluateConfig {
-            seed: 0,
-            device: DeviceChoice::Auto,
-            precision: Precision::Fp32,
-            channels_last: true,
-            checkpoint_cells: false,
-            model: Model::default(),
-            data: Data { jitter: [0.4, 0.4, 0.4, 0.2], ..Data::default() },
-            evaluate: Evaluate::default(),
-            weights: Weights { weight_decay: 3e-5, ..Weights::default() },
-            run: Run::default(),
-        }
+        let data = DataSection { jitter: [0.4, 0.4, 0.4, 0.2], ..DataSection::default() };
+        EvaluateConfig::with(
+            data,
+            EvaluateSection::default(),
+            WeightsSection { weight_decay: 3e-5, ..WeightsSection::default() },
+        )
     }
 }
 
-impl Default for Evaluate {
+impl Default for EvaluateSection {
     fn default() -> Self {
-        Evaluate {
+        EvaluateSection {
             replicas: 8,
             global_batch: 768,
             epochs: 250,
@@ -136,10 +114,12 @@ impl EvaluateConfig {
     }
 }
 
-impl Settings for EvaluateConfig {
-    const SECTION: &'static str = "evaluate";
+impl EvaluateConfig {
+    /// Nothing follows from other keys.
+    fn settle_keys(&mut self, _given: &dyn Fn(&str) -> bool) {}
 
-    fn check(&self) -> Result<()> {
+    /// [`Settings::check`].
+    fn check_keys(&self) -> Result<()> {
         let evaluate = &self.evaluate;
         check_seed(self.seed)?;
         self.model.check(self.data.px)?;
@@ -172,41 +152,6 @@ impl Settings for EvaluateConfig {
         self.weights.check(evaluate.epochs)?;
         check_share(self)?;
         self.check_maps()
-    }
-
-    fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    fn replicas(&self) -> i64 {
-        self.evaluate.replicas
-    }
-
-    fn global_batch(&self) -> i64 {
-        self.evaluate.global_batch
-    }
-
-    fn num_classes(&self) -> i64 {
-        self.model.num_classes
-    }
-
-    fn device(&self) -> DeviceChoice {
-        self.device
-    }
-
-    fn data(&self) -> &Data {
-        &self.data
-    }
-
-    fn run(&self) -> &Run {
-        &self.run
-    }
-
-    fn take_free_keys(&mut self, now: &Self) {
-        self.device = now.device;
-        self.checkpoint_cells = now.checkpoint_cells;
-        self.run = now.run.clone();
-        self.data.take_free_keys(&now.data);
     }
 }
 

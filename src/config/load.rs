@@ -1,7 +1,7 @@
 //! From a TOML file and `--set key=value` to checked settings, with the place of every mistake.
 
 use super::Settings;
-use crate::error::{Error, Result};
+use crate::config::error::{Error, Result};
 use std::{fs, ops::Range, path::Path};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
@@ -44,7 +44,7 @@ pub fn parse<S: Settings>(text: &str, name: &str, sets: &[String]) -> Result<S> 
 
 fn wrong(place: String, error: &toml::de::Error) -> Error {
     let message = error.message().replace('\n', "; ");
-    Error::ConfigSyntax { place, message }
+    Error::Syntax { place, message }
 }
 
 /// Every dotted key below `value`, tables included. `indexed`: the entries of a list count from 1 in the key; else they
@@ -133,7 +133,7 @@ fn merge(under: &mut Value, over: Value) {
 /// Puts one `key=value` into `all`; the key.
 fn apply<'a>(all: &mut Value, set: &'a str) -> Result<&'a str> {
     let place = format!("--set {set}");
-    let refuse = |message: &str| Error::ConfigSyntax { place: place.clone(), message: message.to_owned() };
+    let refuse = |message: &str| Error::Syntax { place: place.clone(), message: message.to_owned() };
     let (key, text) = set
         .split_once('=')
         .ok_or_else(|| refuse("expected key=value, for example search.global_batch=256"))?;

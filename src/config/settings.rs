@@ -1,8 +1,8 @@
 //! Settings: what every kind of run's configuration can be asked, whatever else it holds.
 
 use super::check::{divisors, require};
-use super::{Data, DeviceChoice, Run, load};
-use crate::error::{Error, Result};
+use super::{DataSection, DeviceChoice, ModelSection, Precision, RunSection, load};
+use crate::config::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ops::Range;
@@ -14,12 +14,6 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     /// The table that holds `replicas` and `global_batch`.
     const SECTION: &'static str;
 
-    /// Checks all that does not depend on data and ranks; `load` has done it. Needed after changing fields by hand.
-    fn check(&self) -> Result<()>;
-
-    /// Fills in what follows from other keys; `given` knows which dotted keys a user wrote.
-    fn settle(&mut self, _given: &dyn Fn(&str) -> bool) {}
-
     /// What everything random follows from.
     fn seed(&self) -> u64;
 
@@ -29,21 +23,36 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     /// Images per step, over all replicas.
     fn global_batch(&self) -> i64;
 
-    /// Outputs of the head.
-    fn num_classes(&self) -> i64;
-
     /// What ranks compute on.
     fn device(&self) -> DeviceChoice;
 
+    /// How exact the network computes.
+    fn precision(&self) -> Precision;
+
+    /// Channels last in memory.
+    fn channels_last(&self) -> bool;
+
+    /// Keep only the inputs of cells for the backward pass and compute the rest again.
+    fn checkpoint_cells(&self) -> bool;
+
+    /// The network.
+    fn model(&self) -> &ModelSection;
+
     /// The images.
-    fn data(&self) -> &Data;
+    fn data(&self) -> &DataSection;
 
     /// Reporting, checkpoints, communication.
-    fn run(&self) -> &Run;
+    fn run(&self) -> &RunSection;
 
     /// Takes over what may be another in a run that goes on: `device`, `[run]` and what decodes images, which change
     /// results by rounding at most.
     fn take_free_keys(&mut self, now: &Self);
+
+    /// Checks all that does not depend on data and ranks; `load` has done it. Needed after changing fields by hand.
+    fn check(&self) -> Result<()>;
+
+    /// Fills in what follows from other keys; `given` knows which dotted keys a user wrote.
+    fn settle(&mut self, given: &dyn Fn(&str) -> bool);
 
     /// Reads `path`, applies `sets` and checks everything that can be known without data and ranks.
     ///
@@ -93,7 +102,7 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
 
     /// Whether the shards hold the classes that the head has.
     fn check_classes(&self, num_classes_of_shards: usize) -> Result<()> {
-        let expected = self.num_classes();
+        let expected = self.model().num_classes;
         require!(
             num_classes_of_shards as i64 == expected,
             "the shards have {num_classes_of_shards} classes, model.num_classes is {expected}; \

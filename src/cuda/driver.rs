@@ -1,7 +1,7 @@
 //! The NVIDIA driver: its version and its cards, asked of the driver itself without a context on any card.
 
 use super::library::{symbol, table};
-use crate::error::{Error, Result};
+use crate::cuda::error::{Error, Result};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUresult, CUstream, CUuuid};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -36,12 +36,12 @@ table! {
     fn cuEventDestroy_v2(event: CUevent);
 }
 
-type ErrorString = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
+type CuErrorString = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 
 /// The driver, initialised. It has threads of its own and stays until the process ends.
 pub struct Driver {
     pub(super) calls: Calls,
-    error_string: ErrorString,
+    error_string: CuErrorString,
     num_cards: usize,
 }
 
@@ -152,6 +152,6 @@ impl Driver {
             true => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
             false => "an error that it has no words for".into(),
         };
-        Err(Error::Cuda { call, code, text })
+        Err(Error::Refused { call, code, text })
     }
 }

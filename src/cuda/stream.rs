@@ -4,7 +4,7 @@
 //! does not wait for that one by itself: whoever shares memory between the two places events.
 
 use super::driver::Driver;
-use crate::error::Result;
+use crate::cuda::error::Result;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUevent, CUevent_flags, CUstream, CUstream_flags};
 use std::ffi::{c_uint, c_void};
 use std::ptr::null_mut;

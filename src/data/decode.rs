@@ -39,9 +39,9 @@ pub type Fault = String;
 /// Errors: empty, another format, cut short, damaged, more than `MAX_PIXELS`.
 pub fn decode_into(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
     match sniff(bytes)? {
-        Format::Jpeg => jpeg(bytes, picture),
-        Format::Png => png(bytes, picture),
-        Format::Ppm => ppm(bytes, picture),
+        ImageFormat::Jpeg => jpeg(bytes, picture),
+        ImageFormat::Png => png(bytes, picture),
+        ImageFormat::Ppm => ppm(bytes, picture),
     }
 }
 
@@ -55,34 +55,34 @@ pub fn decode(bytes: &[u8]) -> Result<Picture, Fault> {
 /// Width and height from the header alone.
 pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), Fault> {
     match sniff(bytes)? {
-        Format::Jpeg => {
+        ImageFormat::Jpeg => {
             let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options());
             decoder.decode_headers().map_err(|e| e.to_string())?;
             let (width, height) = decoder.dimensions().ok_or("JPEG without dimensions")?;
             checked(width as u64, height as u64)
         }
-        Format::Png => {
+        ImageFormat::Png => {
             let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(|e| e.to_string())?;
             let (width, height) = decoder.dimensions();
             checked(width.into(), height.into())
         }
-        Format::Ppm => ppm_header(bytes).map(|(width, height, _)| (width, height)),
+        ImageFormat::Ppm => ppm_header(bytes).map(|(width, height, _)| (width, height)),
     }
 }
 
-enum Format {
+enum ImageFormat {
     Jpeg,
     Png,
     /// Pixels as they are: what `pack` makes of data sets that have no image files.
     Ppm,
 }
 
-fn sniff(bytes: &[u8]) -> Result<Format, Fault> {
+fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
     match bytes {
         [] => Err("the file is empty".into()),
-        [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
-        [0x89, b'P', b'N', b'G', ..] => Ok(Format::Png),
-        [b'P', b'6', ..] => Ok(Format::Ppm),
+        [0xFF, 0xD8, 0xFF, ..] => Ok(ImageFormat::Jpeg),
+        [0x89, b'P', b'N', b'G', ..] => Ok(ImageFormat::Png),
+        [b'P', b'6', ..] => Ok(ImageFormat::Ppm),
         _ => Err("neither JPEG nor PNG nor binary PPM".into()),
     }
 }

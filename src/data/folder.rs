@@ -1,6 +1,6 @@
 //! An ImageFolder (`ROOT/<class>/<image>`) as a compact list of names, whole or as a split list picks it.
 
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;

@@ -3,12 +3,12 @@
 //! Shapes: N images per replica, px output side.
 
 use super::augment::Augment;
-use super::order::Order;
+use super::order::SampleOrder;
 use super::pool::DecodePool;
-use super::reader::{Batch, Place, Reader, Work};
+use super::reader::{Batch, Reader, SampleAddress, Work};
 use super::set::ShardSet;
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -53,20 +53,20 @@ impl LoaderSpec {
     }
 
     /// The order in which the stream serves a set of `num_samples`.
-    pub fn order(&self, num_samples: usize) -> Order {
+    pub fn order(&self, num_samples: usize) -> SampleOrder {
         let LoaderSpec { num_replicas, batch, seed, stream, .. } = *self;
-        Order { num_samples, num_replicas, batch, seed, stream }
+        SampleOrder { num_samples, num_replicas, batch, seed, stream }
     }
 }
 
 /// A stream of batches without end. Memory: at most `prefetch + 2` batches and a window of max(N, 2 threads) pictures,
 /// however large the set is.
 pub struct Loader {
-    source: Source,
-    order: Order,
+    source: BatchSource,
+    order: SampleOrder,
 }
 
-enum Source {
+enum BatchSource {
     Set(Reader),
     /// The same batch again and again.
     Repeated(Batch),
@@ -94,13 +94,13 @@ impl Loader {
             skip_bad: spec.skip_bad,
         };
         let places = Places::new(order.clone(), spec.replicas, step);
-        Ok(Loader { source: Source::Set(Reader::start(set, work, pool, places)?), order })
+        Ok(Loader { source: BatchSource::Set(Reader::start(set, work, pool, places)?), order })
     }
 
     /// Serves `batch` without end and without work: to measure what does not read images.
     pub fn repeat(batch: Batch, spec: &LoaderSpec) -> Loader {
         let order = spec.order(spec.batch * spec.num_replicas);
-        Loader { source: Source::Repeated(batch), order }
+        Loader { source: BatchSource::Repeated(batch), order }
     }
 
     /// The next batch: for each step the served replicas one after another, then the next step.
@@ -108,8 +108,8 @@ impl Loader {
     #[allow(clippy::should_implement_trait)] // never ends and can fail: no Iterator
     pub fn next(&mut self) -> Result<Batch> {
         match &mut self.source {
-            Source::Set(reader) => reader.next(),
-            Source::Repeated(batch) => Ok(batch.again()),
+            BatchSource::Set(reader) => reader.next(),
+            BatchSource::Repeated(batch) => Ok(batch.again()),
         }
     }
 
@@ -121,23 +121,23 @@ impl Loader {
     /// Milliseconds the caller waited in `next` since this was last asked.
     pub fn wait_ms(&mut self) -> f64 {
         match &mut self.source {
-            Source::Set(reader) => reader.wait_ms(),
-            Source::Repeated(_) => 0.0,
+            BatchSource::Set(reader) => reader.wait_ms(),
+            BatchSource::Repeated(_) => 0.0,
         }
     }
 
     /// Samples given to the decode threads so far.
     pub fn num_started(&self) -> u64 {
         match &self.source {
-            Source::Set(reader) => reader.num_started(),
-            Source::Repeated(_) => 0,
+            BatchSource::Set(reader) => reader.num_started(),
+            BatchSource::Repeated(_) => 0,
         }
     }
 }
 
 /// The samples of the served replicas, step after step, without end.
 struct Places {
-    order: Order,
+    order: SampleOrder,
     replicas: Range<usize>,
     step: u64,
     replica: usize,
@@ -147,7 +147,7 @@ struct Places {
 }
 
 impl Places {
-    fn new(order: Order, replicas: Range<usize>, step: u64) -> Places {
+    fn new(order: SampleOrder, replicas: Range<usize>, step: u64) -> Places {
         let epoch = order.epoch_of(step);
         let permutation = order.permutation(epoch);
         Places { replica: replicas.start, order, replicas, step, within: 0, epoch, permutation }
@@ -155,9 +155,9 @@ impl Places {
 }
 
 impl Iterator for Places {
-    type Item = Place;
+    type Item = SampleAddress;
 
-    fn next(&mut self) -> Option<Place> {
+    fn next(&mut self) -> Option<SampleAddress> {
         if self.within == self.order.batch {
             (self.within, self.replica) = (0, self.replica + 1);
         }
@@ -170,6 +170,6 @@ impl Iterator for Places {
         }
         let position = self.order.positions(self.step, self.replica).start + self.within;
         self.within += 1;
-        Some(Place { epoch, position, index: self.permutation[position] })
+        Some(SampleAddress { epoch, position, index: self.permutation[position] })
     }
 }

@@ -7,27 +7,27 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::*};
 
 /// A map and what is said when it fails. Never freed: a handler may look at it at any time.
-struct Entry {
+struct MapEntry {
     start: usize,
     /// 0 when the map is gone.
     end: AtomicUsize,
     message: Vec<u8>,
-    next: AtomicPtr<Entry>,
+    next: AtomicPtr<MapEntry>,
 }
 
-static MAPS: AtomicPtr<Entry> = AtomicPtr::new(std::ptr::null_mut());
+static MAPS: AtomicPtr<MapEntry> = AtomicPtr::new(std::ptr::null_mut());
 static INSTALL: Once = Once::new();
 /// What answered SIGBUS before: the runtime's check for stack overflows.
 static BEFORE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
 /// Watches a map as long as it lives.
-pub(super) struct LostMap(&'static Entry);
+pub(super) struct LostMap(&'static MapEntry);
 
 impl LostMap {
     /// Watches the bytes `map` of the shard at `path`.
     pub(super) fn watch(path: &Path, map: &[u8]) -> LostMap {
         INSTALL.call_once(install);
-        let here = crate::whereabouts::here();
+        let here = crate::process::phase::here();
         // `pack` opens shards too, and is no rank.
         let who = match here.host.is_empty() {
             true => String::new(),
@@ -39,7 +39,7 @@ impl LostMap {
             path.display()
         );
         let start = map.as_ptr() as usize;
-        let entry: &'static Entry = Box::leak(Box::new(Entry {
+        let entry: &'static MapEntry = Box::leak(Box::new(MapEntry {
             start,
             end: AtomicUsize::new(start + map.len()),
             message: message.into_bytes(),

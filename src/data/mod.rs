@@ -4,7 +4,7 @@
 
 pub mod augment;
 pub mod decode;
-pub mod demo;
+pub(crate) mod error;
 pub mod folder;
 pub mod loader;
 mod lost_map;
@@ -23,9 +23,10 @@ pub mod test_loader;
 pub mod upload;
 
 pub use augment::{Augment, Crop, Jitter, normalise};
+pub use error::{Error, Result};
 pub use loader::{Loader, LoaderSpec};
 pub use pool::DecodePool;
 pub use reader::Batch;
-pub use set::{Sample, ShardSet};
+pub use set::{PackedSample, ShardSet};
 pub use test_loader::{TestLoader, TestSpec};
 pub use upload::Upload;

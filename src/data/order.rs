@@ -1,6 +1,6 @@
 //! Which samples a step takes: a function of the seed and the step alone, whatever ranks and threads there are.
 
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::path::Path;
 /// Each epoch is a new permutation of the set; a step takes the next `num_replicas * batch` of it, replica by replica.
 /// What does not fill a last step of an epoch is left for the next permutation.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct SampleOrder {
     /// Samples of the set.
     pub num_samples: usize,
     /// Replicas of the run.
@@ -24,7 +24,7 @@ pub struct Order {
     pub stream: u64,
 }
 
-impl Order {
+impl SampleOrder {
     /// Errors: nothing to serve, or a set (in the folder `set`) smaller than one step.
     pub fn check(&self, set: &Path) -> Result<()> {
         if self.num_replicas == 0 || self.batch == 0 {
@@ -77,8 +77,8 @@ impl Order {
 mod tests {
     use super::*;
 
-    fn order() -> Order {
-        Order { num_samples: 103, num_replicas: 4, batch: 5, seed: 1, stream: 0 }
+    fn order() -> SampleOrder {
+        SampleOrder { num_samples: 103, num_replicas: 4, batch: 5, seed: 1, stream: 0 }
     }
 
     #[test]
@@ -95,8 +95,8 @@ mod tests {
         assert_eq!(seen, (0..100).collect::<Vec<_>>());
         let mut sorted = order.permutation(2);
         assert_ne!(sorted, order.permutation(3));
-        assert_ne!(sorted, Order { stream: 1, ..order.clone() }.permutation(2));
-        assert_ne!(sorted, Order { seed: 2, ..order.clone() }.permutation(2));
+        assert_ne!(sorted, SampleOrder { stream: 1, ..order.clone() }.permutation(2));
+        assert_ne!(sorted, SampleOrder { seed: 2, ..order.clone() }.permutation(2));
         sorted.sort_unstable();
         assert_eq!(sorted, (0..103).collect::<Vec<_>>());
     }
@@ -105,8 +105,8 @@ mod tests {
     fn impossible_orders_are_refused() {
         let set = Path::new("shards");
         assert!(order().check(set).is_ok());
-        let small = Order { num_samples: 19, ..order() }.check(set).unwrap_err().to_string();
+        let small = SampleOrder { num_samples: 19, ..order() }.check(set).unwrap_err().to_string();
         assert!(small.starts_with("shards: the set has 19 images, one global batch needs 20"), "{small}");
-        assert!(Order { batch: 0, ..order() }.check(set).is_err());
+        assert!(SampleOrder { batch: 0, ..order() }.check(set).is_err());
     }
 }

@@ -4,49 +4,16 @@ use super::decode;
 use super::plan::{Plan, clear_way, remove};
 use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
-use super::source::{Source, SourceArgs};
-use crate::error::{Error, Result};
-use crate::whole_file;
+use super::source::Source;
+use crate::cli::PackArgs;
+use crate::data::error::{Error, Result};
+use crate::files;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-
-/// Packs an ImageFolder, CIFAR or ImageNet16 into memory-mapped shards
-#[derive(clap::Args, Clone, Debug)]
-pub struct PackArgs {
-    /// The data set, such as an ImageFolder: ROOT/CLASS/IMAGE.jpg; a class's label is its place in the sorted list of
-    /// folders. Other layouts: see --format
-    pub root: PathBuf,
-    /// Folder for the shards; given again, an interrupted pack goes on where it stopped
-    pub out: PathBuf,
-    /// Layout, and which images.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// Only the images that this list names (lines "class/file", see `split`)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["split_file", "range"])]
-    pub list: Option<PathBuf>,
-    /// Leave out images that cannot be decoded; they are listed in OUT/bad.txt
-    #[arg(long)]
-    pub skip_bad: bool,
-    /// Do not decode every image once to find damaged ones now (headers are still read)
-    #[arg(long)]
-    pub no_decode: bool,
-    /// Remove shards of another set from OUT first
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Seed of the order in which images go into shards
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Images in one shard
-    #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub shard_images: u32,
-    /// Threads; 0 means one per core
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub threads: usize,
-}
 
 /// What a pack did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -136,10 +103,10 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
         if left_out.is_empty() {
             remove(&bad)?;
         } else {
-            whole_file::write(&bad, (left_out.join("\n") + "\n").as_bytes())?;
+            files::write(&bad, (left_out.join("\n") + "\n").as_bytes())?;
         }
         let text = serde_json::to_vec_pretty(&file).expect("plain data becomes JSON");
-        whole_file::write(&args.out.join("set.json"), &text)?;
+        files::write(&args.out.join("set.json"), &text)?;
     }
     Ok(PackReport {
         num_images: file.num_images,

@@ -1,10 +1,10 @@
 //! What `pack` puts into which shard, and whether the output folder agrees with it.
 
-use super::pack::PackArgs;
 use super::set::{hex, read_set_file};
 use super::shard::{Shard, VERSION, file_name};
 use super::source::Source;
-use crate::error::{Error, Result};
+use crate::cli::PackArgs;
+use crate::data::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::path::{Path, PathBuf};
@@ -70,9 +70,7 @@ pub fn clear_way(plan: &Plan) -> Result<bool> {
             match Shard::open(&path) {
                 Ok(shard) if shard.header().plan_hash != plan.hash => foreign.push(path),
                 Ok(_) => (),
-                Err(Error::Io { action, path, source }) => {
-                    return Err(Error::Io { action, path, source });
-                }
+                Err(Error::Io(error)) => return Err(error.into()),
                 Err(_) if plan.args.overwrite => foreign.push(path),
                 Err(_) => (),
             }

@@ -1,6 +1,6 @@
 //! `DecodePool`: worker threads that answer each job on a channel of its own, so that order needs no sorting.
 
-use crate::error::panic_line;
+use crate::process::error_line::panic_line;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -18,7 +18,7 @@ pub struct DecodePool {
 }
 
 /// The answer to one job.
-pub struct Pending<T>(Receiver<Result<T, String>>);
+pub struct PendingJob<T>(Receiver<Result<T, String>>);
 
 impl DecodePool {
     /// Starts `num_threads` threads (at least 1).
@@ -41,7 +41,7 @@ impl DecodePool {
     }
 
     /// Queues `work`. A panic inside becomes its answer; the thread lives on.
-    pub fn submit<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Pending<T> {
+    pub fn submit<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> PendingJob<T> {
         let (reply, answer) = bounded(1);
         let job = move || {
             let outcome = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_line(&*panic));
@@ -50,11 +50,11 @@ impl DecodePool {
         };
         // The threads hold the other end and never end before `self`.
         let _ = self.jobs.send(Box::new(job));
-        Pending(answer)
+        PendingJob(answer)
     }
 }
 
-impl<T> Pending<T> {
+impl<T> PendingJob<T> {
     /// Waits for the answer; `Err` is the text of a panic.
     pub fn wait(self) -> Result<T, String> {
         self.0.recv().unwrap_or_else(|_| Err("the decode threads have ended".into()))
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn a_panic_is_an_answer_and_the_thread_goes_on() {
         let pool = DecodePool::new(1);
-        let bad: Pending<u32> = pool.submit(|| panic!("no picture {}", 7));
+        let bad: PendingJob<u32> = pool.submit(|| panic!("no picture {}", 7));
         assert_eq!(bad.wait(), Err("no picture 7".into()));
         assert_eq!(pool.submit(|| 5).wait(), Ok(5));
     }
@@ -78,6 +78,6 @@ mod tests {
         let pool = DecodePool::new(2);
         let answers: Vec<_> = (0..20).map(|i| pool.submit(move || i)).collect();
         drop(pool);
-        assert!(answers.into_iter().map(Pending::wait).eq((0..20).map(Ok)));
+        assert!(answers.into_iter().map(PendingJob::wait).eq((0..20).map(Ok)));
     }
 }

@@ -5,9 +5,9 @@
 
 use super::augment::{Augment, Rect, normalise};
 use super::decode::{self, Picture};
-use super::pool::{DecodePool, Pending};
+use super::pool::{DecodePool, PendingJob};
 use super::set::ShardSet;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::cell::RefCell;
@@ -36,7 +36,7 @@ pub(super) struct Work {
 
 /// One sample to serve.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct SampleAddress {
     pub epoch: u64,
     /// In the epoch's order.
     pub position: usize,
@@ -133,12 +133,12 @@ fn mask(holes: &[Rect], px: usize) -> Tensor {
 pub(super) struct Reader {
     batches: Option<Receiver<Result<Batch>>>,
     conductor: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
+    shared: Arc<ReaderShared>,
     wait_ms: f64,
 }
 
 /// What conductor and decode threads have in common.
-struct Shared {
+struct ReaderShared {
     set: Arc<ShardSet>,
     work: Work,
     stop: AtomicBool,
@@ -151,7 +151,7 @@ impl Reader {
         set: Arc<ShardSet>,
         work: Work,
         pool: &DecodePool,
-        places: impl Iterator<Item = Place> + Send + 'static,
+        places: impl Iterator<Item = SampleAddress> + Send + 'static,
     ) -> Result<Reader> {
         if work.px == 0 || work.batch == 0 {
             let (batch, px) = (work.batch, work.px);
@@ -160,8 +160,12 @@ impl Reader {
             )));
         }
         let (sender, batches) = bounded(work.prefetch.max(1));
-        let shared =
-            Arc::new(Shared { set, stop: AtomicBool::new(false), num_started: AtomicU64::new(0), work });
+        let shared = Arc::new(ReaderShared {
+            set,
+            stop: AtomicBool::new(false),
+            num_started: AtomicU64::new(0),
+            work,
+        });
         let conductor = Conductor {
             shared: shared.clone(),
             pool: pool.clone(),
@@ -218,15 +222,15 @@ struct Pixels {
 }
 
 struct Conductor<P> {
-    shared: Arc<Shared>,
+    shared: Arc<ReaderShared>,
     pool: DecodePool,
     places: P,
-    window: VecDeque<(u32, Pending<Result<Pixels>>)>,
+    window: VecDeque<(u32, PendingJob<Result<Pixels>>)>,
     /// Buffers that were copied out and serve again.
     spare: Vec<Vec<u8>>,
 }
 
-impl<P: Iterator<Item = Place>> Conductor<P> {
+impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
     fn run(mut self, batches: Sender<Result<Batch>>) {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let Some(batch) = self.batch() else {
@@ -299,9 +303,9 @@ thread_local! {
     static PICTURE: RefCell<Picture> = RefCell::default();
 }
 
-impl Shared {
+impl ReaderShared {
     /// Runs in a decode thread.
-    fn decode(&self, place: Place, mut planar: Vec<u8>) -> Result<Pixels> {
+    fn decode(&self, place: SampleAddress, mut planar: Vec<u8>) -> Result<Pixels> {
         planar.resize(3 * self.work.px as usize * self.work.px as usize, 0);
         let num_samples = self.set.len();
         let mut num_skipped = 0;
@@ -321,7 +325,7 @@ impl Shared {
         }
     }
 
-    fn pixels(&self, index: usize, place: Place, planar: &mut [u8]) -> Result<(u32, Option<Rect>)> {
+    fn pixels(&self, index: usize, place: SampleAddress, planar: &mut [u8]) -> Result<(u32, Option<Rect>)> {
         let sample = self.set.sample(index)?;
         let bad = |reason| Error::BadImage { place: self.set.place(index), reason };
         let address = [self.work.stream, place.epoch, place.position as u64];

@@ -4,8 +4,8 @@
 //! PPM, which is a short header and the pixels as they are.
 
 use super::pickle;
-use super::source::{Format, SourceArgs};
-use crate::error::{Error, Result};
+use crate::cli::{SourceArgs, SourceFormat};
+use crate::data::error::{Error, Result};
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::Write;
@@ -38,7 +38,7 @@ struct Image {
 impl Records {
     /// Maps the files of `format` in `root`. Of pickled batches only the labels are kept, of all others nothing is.
     /// Errors: a missing file, one that is cut or damaged, a label without a class.
-    pub fn open(root: &Path, format: Format, args: &SourceArgs) -> Result<Records> {
+    pub fn open(root: &Path, format: SourceFormat, args: &SourceArgs) -> Result<Records> {
         let part = if args.test { "test" } else { "train" };
         let mut records = Records {
             root: root.into(),
@@ -53,24 +53,24 @@ impl Records {
         let train_or_test =
             |train: Vec<String>, test: &str| if args.test { vec![test.to_owned()] } else { train };
         match format {
-            Format::Cifar10 => {
+            SourceFormat::Cifar10 => {
                 records.classes = class_names(&root.join("batches.meta.txt"))?;
                 let names = train_or_test(numbered("data_batch_#.bin", 5), "test_batch.bin");
                 names.iter().try_for_each(|name| records.add_binary(name, 1))?;
             }
-            Format::Cifar100 => {
+            SourceFormat::Cifar100 => {
                 records.classes = class_names(&root.join("fine_label_names.txt"))?;
                 let names = train_or_test(vec!["train.bin".into()], "test.bin");
                 names.iter().try_for_each(|name| records.add_binary(name, 2))?;
             }
-            Format::Imagenet16 => {
+            SourceFormat::Imagenet16 => {
                 records.px = 16;
                 let names = train_or_test(numbered("train_data_batch_#", 10), "val_data");
                 names.iter().try_for_each(|name| records.add_pickled(name))?;
                 let num_classes = records.images.iter().map(|image| image.label + 1).max().unwrap_or(0);
                 records.classes = (1..=num_classes).map(|label| format!("{label:04}")).collect();
             }
-            Format::Folder => unreachable!("a folder is no file of records"),
+            SourceFormat::Folder => unreachable!("a folder is no file of records"),
         }
         if let Some(num_classes) = args.classes {
             let found = records.classes.len();

@@ -1,7 +1,7 @@
 //! `ShardSet`: the shards of a folder as one list of samples, described by `set.json`.
 
 use super::shard::{Shard, VERSION, file_name};
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
@@ -37,7 +37,7 @@ pub const FORMAT: &str = "drnas-dist shards";
 
 /// One sample, in the memory map.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample<'a> {
+pub struct PackedSample<'a> {
     /// The image file's bytes.
     pub bytes: &'a [u8],
     /// Class.
@@ -136,11 +136,11 @@ impl ShardSet {
     }
 
     /// Sample `index` of 0..len (our mistake beyond: panics). Errors: the record is damaged.
-    pub fn sample(&self, index: usize) -> Result<Sample<'_>> {
+    pub fn sample(&self, index: usize) -> Result<PackedSample<'_>> {
         assert!(index < self.len(), "sample {index} of {}", self.len());
         let (shard, record) = self.locate(index);
         let (bytes, name) = shard.read(record)?;
-        Ok(Sample { bytes, label: shard.records()[record].label, name })
+        Ok(PackedSample { bytes, label: shard.records()[record].label, name })
     }
 
     /// Where sample `index` is, for error messages: shard, record, file name.

@@ -1,7 +1,7 @@
 //! One shard: the on-disk structs, the memory map with its checks, and the writer. Format: `datasets/FORMAT.md`.
 
 use super::lost_map::LostMap;
-use crate::error::{Error, Result};
+use crate::data::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{Advice, Mmap};
 use std::fs::File;
@@ -12,8 +12,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 /// Version of the format; another one is refused.
 pub const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"DRNASHRD";
-const HEADER_BYTES: usize = size_of::<Header>();
-const RECORD_BYTES: usize = size_of::<Record>();
+const HEADER_BYTES: usize = size_of::<ShardHeader>();
+const RECORD_BYTES: usize = size_of::<ShardRecord>();
 
 // The structs below are read where they lie in the file.
 const _: () = assert!(cfg!(target_endian = "little"), "shards are little endian");
@@ -21,7 +21,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "shards are little endian"
 /// The first 64 bytes of a shard.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Header {
+pub struct ShardHeader {
     magic: [u8; 8],
     version: u32,
     /// This shard's number in the set, from 0.
@@ -44,7 +44,7 @@ pub struct Header {
 /// One sample in the index; its file name stands before `offset`, the image bytes from `offset` on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Record {
+pub struct ShardRecord {
     /// Of the image bytes, from the start of the file.
     pub offset: u64,
     /// xxh3 of file name and image bytes.
@@ -68,7 +68,7 @@ pub struct Shard {
     /// Before the map: dropped first.
     _lost: LostMap,
     map: Mmap,
-    header: Header,
+    header: ShardHeader,
 }
 
 /// File name of shard number `shard`.
@@ -86,12 +86,12 @@ impl Shard {
         // shards are never written to again (`pack` renames them into place).
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
         let lost = LostMap::watch(path, &map);
-        let mut shard = Shard { path: path.to_owned(), _lost: lost, map, header: Header::zeroed() };
+        let mut shard = Shard { path: path.to_owned(), _lost: lost, map, header: ShardHeader::zeroed() };
         shard.header = shard.checked_header()?;
         Ok(shard)
     }
 
-    fn checked_header(&self) -> Result<Header> {
+    fn checked_header(&self) -> Result<ShardHeader> {
         let shard = self.name();
         let cut_short = |present, expected| Error::ShardCutShort { shard: self.name(), present, expected };
         let found = &self.map[..self.map.len().min(MAGIC.len())];
@@ -101,7 +101,7 @@ impl Shard {
         let Some(bytes) = self.map.get(..HEADER_BYTES) else {
             return Err(cut_short(0, 0));
         };
-        let header: Header = bytemuck::pod_read_unaligned(bytes);
+        let header: ShardHeader = bytemuck::pod_read_unaligned(bytes);
         if header.version != VERSION {
             return Err(Error::ShardVersion { shard, found: header.version, expected: VERSION });
         }
@@ -114,8 +114,8 @@ impl Shard {
         check_hash(self.name(), "index", header.index_hash, xxh3_64(index))?;
         let file_bytes = self.map.len() as u64;
         if file_bytes < header.file_bytes {
-            let records: &[Record] = bytemuck::cast_slice(index);
-            let inside = |r: &&Record| r.offset.saturating_add(r.length.into()) <= file_bytes;
+            let records: &[ShardRecord] = bytemuck::cast_slice(index);
+            let inside = |r: &&ShardRecord| r.offset.saturating_add(r.length.into()) <= file_bytes;
             return Err(cut_short(records.iter().filter(inside).count(), num_records));
         }
         if file_bytes > header.file_bytes {
@@ -129,7 +129,7 @@ impl Shard {
     }
 
     /// The header.
-    pub fn header(&self) -> &Header {
+    pub fn header(&self) -> &ShardHeader {
         &self.header
     }
 
@@ -139,7 +139,7 @@ impl Shard {
     }
 
     /// The index, in the map.
-    pub fn records(&self) -> &[Record] {
+    pub fn records(&self) -> &[ShardRecord] {
         let end = HEADER_BYTES + RECORD_BYTES * self.header.num_records as usize;
         // The map starts at a page and the header has 64 bytes, so records are aligned; `open` checked the bounds.
         bytemuck::cast_slice(&self.map[HEADER_BYTES..end])
@@ -196,8 +196,8 @@ pub struct ShardWriter {
     path: PathBuf,
     temporary: PathBuf,
     file: BufWriter<File>,
-    header: Header,
-    records: Vec<Record>,
+    header: ShardHeader,
+    records: Vec<ShardRecord>,
     at: u64,
 }
 
@@ -207,7 +207,7 @@ impl ShardWriter {
         let path = dir.join(file_name(shard));
         let temporary = path.with_extension("bin.tmp");
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-        let mut header = Header::zeroed();
+        let mut header = ShardHeader::zeroed();
         header.magic = MAGIC;
         header.version = VERSION;
         header.shard = shard as u32;
@@ -240,7 +240,7 @@ impl ShardWriter {
         hash.update(name.as_bytes());
         hash.update(image);
         self.put(name.as_bytes())?;
-        self.records.push(Record {
+        self.records.push(ShardRecord {
             offset: self.at,
             hash: hash.digest(),
             length,

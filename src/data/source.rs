@@ -2,52 +2,10 @@
 
 use super::folder::{Folder, names_in};
 use super::records::Records;
-use crate::error::{Error, Result};
+use crate::cli::{SourceArgs, SourceFormat};
+use crate::data::error::{Error, Result};
 use std::io::Read;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-
-/// How a data set is laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// ROOT/CLASS/IMAGE.jpg
-    Folder,
-    /// data_batch_1.bin to data_batch_5.bin, test_batch.bin, batches.meta.txt
-    Cifar10,
-    /// train.bin, test.bin, fine_label_names.txt
-    Cifar100,
-    /// train_data_batch_1 to train_data_batch_10, val_data (the ImageNet of 16 x 16 pixels)
-    Imagenet16,
-}
-
-/// Which images of a data set.
-#[derive(clap::Args, Clone, Debug, Default)]
-pub struct SourceArgs {
-    /// Layout of ROOT; without it, the files in ROOT tell
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
-    /// The test images instead of the training images (not for a folder)
-    #[arg(long)]
-    pub test: bool,
-    /// Only the first N classes; ImageNet16-120 has 120 (not for a folder)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub classes: Option<u32>,
-    /// Only images A..B in the order of the files, B excluded (not for a folder)
-    #[arg(long, value_name = "A..B", value_parser = range)]
-    pub range: Option<Range<u32>>,
-    /// Only images in a list of this JSON file, as NAS-Bench-201 publishes them: {"NAME": ["int", ["0", "5", ...]], ...}
-    /// (not for a folder)
-    #[arg(long, value_name = "FILE", requires = "part", conflicts_with = "range")]
-    pub split_file: Option<PathBuf>,
-    /// NAME of the list in the split file
-    #[arg(long, value_name = "NAME", requires = "split_file")]
-    pub part: Option<String>,
-}
-
-fn range(text: &str) -> Result<Range<u32>, String> {
-    let ends = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
-    ends.filter(|range| !range.is_empty()).ok_or_else(|| "A..B expected, A below B".into())
-}
+use std::path::Path;
 
 /// Labelled images, all or those that were asked for.
 pub enum Source {
@@ -62,7 +20,7 @@ impl Source {
     /// Errors: see `Folder` and `Records`; arguments that do not go together.
     pub fn open(root: &Path, args: &SourceArgs, list: Option<&Path>) -> Result<Source> {
         let format = args.format.unwrap_or_else(|| detect(root));
-        if format != Format::Folder {
+        if format != SourceFormat::Folder {
             return Ok(Source::Records(records(root, format, args, list)?));
         }
         let misplaced = [
@@ -173,20 +131,20 @@ impl Source {
 }
 
 /// Which layout the files in `root` have.
-fn detect(root: &Path) -> Format {
+fn detect(root: &Path) -> SourceFormat {
     let there = |name: &str| root.join(name).is_file();
     if there("data_batch_1.bin") || there("test_batch.bin") {
-        Format::Cifar10
+        SourceFormat::Cifar10
     } else if there("fine_label_names.txt") && (there("train.bin") || there("test.bin")) {
-        Format::Cifar100
+        SourceFormat::Cifar100
     } else if there("train_data_batch_1") || there("val_data") {
-        Format::Imagenet16
+        SourceFormat::Imagenet16
     } else {
-        Format::Folder
+        SourceFormat::Folder
     }
 }
 
-fn records(root: &Path, format: Format, args: &SourceArgs, list: Option<&Path>) -> Result<Records> {
+fn records(root: &Path, format: SourceFormat, args: &SourceArgs, list: Option<&Path>) -> Result<Records> {
     let mut records = Records::open(root, format, args)?;
     if let Some(list) = list {
         let numbers = listed(&records, list)?;

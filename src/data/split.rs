@@ -1,37 +1,13 @@
 //! `split`: disjoint, class-balanced subsets of a data set, written as lists that can be published and packed.
 
-use super::source::{Source, SourceArgs};
-use crate::error::{Error, Result};
+use super::source::Source;
+use crate::cli::SplitArgs;
+use crate::data::error::{Error, Result};
+use crate::files;
 use crate::random::{Purpose, stream};
-use crate::whole_file;
 use rand::seq::SliceRandom;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
-
-/// Draws class-balanced, disjoint lists of images
-#[derive(clap::Args, Clone, Debug)]
-pub struct SplitArgs {
-    /// The data set, such as an ImageFolder: ROOT/CLASS/IMAGE.jpg. Other layouts: see --format
-    pub root: PathBuf,
-    /// Layout, and which images.
-    #[command(flatten)]
-    pub source: SourceArgs,
-    /// Part of each class that goes into each list; at most 1 together
-    #[arg(long, value_delimiter = ',', default_value = "0.10,0.025", value_name = "F,F")]
-    pub fractions: Vec<f64>,
-    /// Name of each list: train -> DIR/train.txt
-    #[arg(long, value_delimiter = ',', default_value = "train,valid", value_name = "NAME,NAME")]
-    pub names: Vec<String>,
-    /// Folder for the lists
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Another seed draws other images
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Replace lists of another content
-    #[arg(long)]
-    pub overwrite: bool,
-}
+use std::path::Path;
 
 /// One list.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,5 +120,5 @@ fn write_list(path: &Path, text: &str, overwrite: bool) -> Result<()> {
         Ok(_) if !overwrite => return Err(Error::Exists { path: path.into() }),
         _ => (),
     }
-    whole_file::write(path, text.as_bytes())
+    Ok(files::write(path, text.as_bytes())?)
 }

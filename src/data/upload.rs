@@ -9,8 +9,8 @@
 
 use super::augment::Normaliser;
 use super::reader::Batch;
-use crate::cuda::{Context, Driver, Event, Stream};
-use crate::error::{Error, Result};
+use crate::cuda::{self, Context, Driver, Event, Stream};
+use crate::data::error::Result;
 use tch::{Device, Kind, Tensor};
 
 /// Brings batches to one device.
@@ -39,7 +39,7 @@ impl Upload {
         if self.context.is_none()
             && let Device::Cuda(index) = self.device
         {
-            let none = |text| Error::Cuda { call: "cuInit", code: 0, text };
+            let none = |text| cuda::Error::Refused { call: "cuInit", code: 0, text };
             let driver = Driver::open().map_err(none)?;
             self.context = Some(Context::new(driver, index)?);
         }

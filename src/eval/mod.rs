@@ -11,17 +11,17 @@ pub mod state;
 use crate::comm::Communicator;
 use crate::config::EvaluateConfig;
 use crate::data::{Loader, TestLoader, Upload};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::net::loss::{cross_entropy, smoothed_cross_entropy};
-use crate::net::network::{Network, Shape};
+use crate::net::network::{Network, NetworkShape};
 use crate::net::params::Named;
 use crate::net::placement::Placement;
-use crate::optimiser::Sgd;
-use crate::schedule::Schedule;
 use crate::space::genotype::Genotype;
-use crate::state::{agreed_running, gather_running};
-use crate::tally::{StepOutcome, measure};
-use crate::weight_step;
+use crate::train::optimiser::Sgd;
+use crate::train::schedule::Schedule;
+use crate::train::state::{agreed_running, gather_running};
+use crate::train::tally::{StepOutcome, measure};
+use crate::train::{self, step};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -75,8 +75,8 @@ impl Tests {
 }
 
 /// What is trained: the network of `genotype`, as the configuration has it.
-pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> Shape {
-    Shape {
+pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> NetworkShape {
+    NetworkShape {
         space: config.model.space,
         genotype: genotype.clone(),
         init_channels: config.model.init_channels,
@@ -88,16 +88,8 @@ pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> Shape {
 }
 
 /// A network on this rank: a slot of running statistics for each of `replicas`, and one more for the agreed ones of tests.
-fn network(config: &EvaluateConfig, shape: Shape, replicas: usize, device: Device) -> Network {
-    let placement = Placement {
-        precision: config.precision,
-        device,
-        channels_last: config.channels_last,
-        checkpoint_cells: config.checkpoint_cells,
-        replicas: replicas + 1,
-        bucket_bytes: (config.run.bucket_mib * 1024.0 * 1024.0) as usize,
-    };
-    Network::new(shape, placement)
+fn network(config: &EvaluateConfig, shape: NetworkShape, replicas: usize, device: Device) -> Network {
+    Network::new(shape, Placement::of(config, device, replicas + 1))
 }
 
 /// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.
@@ -178,8 +170,7 @@ impl Evaluation {
 
     /// One step of the weights, on the next batches of `loader`. Collective; gradients are averaged over all replicas.
     pub fn train_step(&mut self, loader: &mut Loader, comm: &dyn Communicator) -> Result<StepOutcome> {
-        let next =
-            |upload: &mut Upload, outcome: &mut StepOutcome| weight_step::prepare(loader, upload, outcome);
+        let next = |upload: &mut Upload, outcome: &mut StepOutcome| step::prepare(loader, upload, outcome);
         let mut outcome = self.train_on(next, comm)?;
         outcome.data_wait_ms = loader.wait_ms();
         Ok(outcome)
@@ -202,10 +193,10 @@ impl Evaluation {
             let loss = self.loss(tape.results(), &labels);
             outcome.weights.push(measure(tape.logits(), &labels, &loss));
             let turn = (local, self.replicas.len());
-            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
+            step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
         }
         let rates = (self.lr(epoch), self.config.evaluate.grad_clip);
-        weight_step::descend(&mut self.net.params.buckets, &self.sgd, rates, comm, &mut outcome)?;
+        step::descend(&mut self.net.params.buckets, &self.sgd, rates, comm, &mut outcome)?;
         self.step += 1;
         Ok(outcome)
     }
@@ -254,7 +245,7 @@ pub fn test_weights(
     device: Device,
     comm: &dyn Communicator,
 ) -> Result<Tested> {
-    let shape = Shape { auxiliary: false, ..shape(config, genotype) };
+    let shape = NetworkShape { auxiliary: false, ..shape(config, genotype) };
     let mut net = network(config, shape, 0, device);
     net.params.load(weights)?;
     test(&net, 0, config, 0, loader, comm)
@@ -294,7 +285,7 @@ fn test(
     let sum = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>();
     let [images, loss, top1, top5] = [0, 1, 2, 3].map(sum);
     if !loss.is_finite() {
-        return Err(Error::TestNotFinite { epoch });
+        return Err(train::Error::TestNotFinite { epoch }.into());
     }
     Ok(Tested {
         epoch,
@@ -328,7 +319,7 @@ fn dealt(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Evaluate, Model, Weights};
+    use crate::config::{EvaluateSection, ModelSection, WeightsSection};
     use crate::random::torch_seeded;
     use crate::space::SearchSpace;
 
@@ -346,10 +337,11 @@ mod tests {
 
     #[test]
     fn every_step_and_replica_drops_its_own_paths() {
-        let model = Model { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
+        let model =
+            ModelSection { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
         let mut config = EvaluateConfig { model, ..EvaluateConfig::default() };
         config.data.px = 16;
-        config.evaluate = Evaluate {
+        config.evaluate = EvaluateSection {
             replicas: 2,
             global_batch: 8,
             epochs: 2,
@@ -358,7 +350,7 @@ mod tests {
             ..config.evaluate
         };
         // The weights stay: what differs is what was dropped.
-        config.weights = Weights { lr: 1e-30, warmup_epochs: 0, ..config.weights };
+        config.weights = WeightsSection { lr: 1e-30, warmup_epochs: 0, ..config.weights };
         let genotype = Genotype::read("DrNAS_cifar10").unwrap();
         let images = torch_seeded(1, || Tensor::randn([4, 3, 16, 16], (Kind::Float, Device::Cpu)));
         let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);

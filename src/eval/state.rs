@@ -1,13 +1,14 @@
 //! The evaluation's state as a checkpoint, as a hash, and back; and the weights that come out of it.
 //!
-//! Tensors: those of the network (see [`crate::state`]). No random generator is saved: streams are addressed by step.
+//! Tensors: those of the network (see [`crate::train::state`]). No random generator is saved: streams are addressed by step.
 
 use super::{Evaluation, Tests};
-use crate::checkpoint::Checkpoint;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::net::params::Named;
-use crate::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
+use crate::train;
+use crate::train::checkpoint::Checkpoint;
+use crate::train::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::hash::Hasher;
@@ -20,7 +21,7 @@ const VERSION: u32 = 1;
 
 /// What stands beside the tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Meta {
+struct EvaluationMeta {
     version: u32,
     step: u64,
     replicas: usize,
@@ -37,20 +38,21 @@ impl State for Evaluation {
     ) -> Result<Option<Checkpoint>> {
         let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
         let Some(extra) = extra else { return Ok(None) };
-        let meta = Meta {
+        let meta = EvaluationMeta {
             version: VERSION,
             step: self.step,
             replicas: all.size()[0] as usize,
             tests: self.tests,
             extra,
         };
-        let meta = serde_json::to_value(meta).map_err(|error| Error::CheckpointState(error.to_string()))?;
+        let meta =
+            serde_json::to_value(meta).map_err(|error| train::Error::CheckpointState(error.to_string()))?;
         Ok(Some(Checkpoint { tensors: tensors_of(&self.net.params, &all), meta }))
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let wrong = |what: String| Error::CheckpointState(what);
-        let meta: Meta =
+        let wrong = |what: String| Error::from(train::Error::CheckpointState(what));
+        let meta: EvaluationMeta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
         if meta.version != VERSION {
             return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));
@@ -67,7 +69,7 @@ impl State for Evaluation {
     fn check_finite(&self) -> Result<()> {
         match weights_are_finite(&self.net.params) {
             true => Ok(()),
-            false => Err(Error::StateNotFinite { step: self.step, what: "weights" }),
+            false => Err(train::Error::StateNotFinite { step: self.step, what: "weights" }.into()),
         }
     }
 
@@ -88,7 +90,7 @@ impl State for Evaluation {
 pub fn read_weights(path: &Path) -> Result<Named> {
     std::fs::metadata(path).map_err(Error::io("read", path))?;
     let tensors = Tensor::read_safetensors(path)
-        .map_err(|error| Error::WeightsFile { path: path.into(), why: error.to_string() })?;
+        .map_err(|error| train::Error::WeightsFile { path: path.into(), why: error.to_string() })?;
     let of_checkpoint = tensors.iter().any(|(name, _)| name.starts_with("weights/"));
     let own = |name: String| match of_checkpoint {
         true => name.strip_prefix("weights/").map(str::to_string),
@@ -102,7 +104,7 @@ pub fn write_weights(path: &Path, weights: &Named) -> Result<()> {
     let temporary = path.with_extension("tmp");
     let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
     Tensor::write_safetensors(&tensors, &temporary)
-        .map_err(|error| Error::WeightsFile { path: path.into(), why: error.to_string() })?;
+        .map_err(|error| train::Error::WeightsFile { path: path.into(), why: error.to_string() })?;
     // On the disk before it has the name.
     let synced = File::open(&temporary).and_then(|file| file.sync_all());
     synced.and_then(|()| std::fs::rename(&temporary, path)).map_err(Error::io("write", path))

@@ -4,9 +4,9 @@
 //! always the whole space, C the columns there are: 594,390 bytes for nine.
 
 use super::Column;
-use crate::error::{Error, Result};
+use crate::files;
+use crate::nb201::error::{Error, Result};
 use crate::space::nb201::{Architecture, NUM_ARCHITECTURES};
-use crate::whole_file;
 use bytemuck::{Pod, Zeroable};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,7 +21,7 @@ pub const MAX_NAME_BYTES: usize = 48;
 pub const MAX_DECIMALS: u32 = 6;
 
 const MAGIC: [u8; 8] = *b"DRNAS201";
-const HEADER_BYTES: usize = size_of::<Header>();
+const HEADER_BYTES: usize = size_of::<TableHeader>();
 const COLUMN_BYTES: usize = size_of::<ColumnRecord>();
 
 const _: () = assert!(cfg!(target_endian = "little"), "tables are little endian");
@@ -29,7 +29,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "tables are little endian"
 /// The first 64 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Header {
+struct TableHeader {
     magic: [u8; 8],
     version: u32,
     num_architectures: u32,
@@ -76,15 +76,15 @@ fn file_bytes(num_columns: usize) -> usize {
 
 /// Checks magic, version, sizes, checksums, columns and codes, in that order. Errors: one per kind of damage.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<Layout> {
-    let damaged = |what: String| Error::Nb201Damaged { path: path.to_owned(), what };
-    let cut = |expected| Error::Nb201CutShort { path: path.to_owned(), found: bytes.len(), expected };
+    let damaged = |what: String| Error::Damaged { path: path.to_owned(), what };
+    let cut = |expected| Error::CutShort { path: path.to_owned(), found: bytes.len(), expected };
     if bytes.is_empty() || bytes[..bytes.len().min(8)] != MAGIC[..bytes.len().min(8)] {
-        return Err(Error::Nb201Magic { path: path.to_owned() });
+        return Err(Error::Magic { path: path.to_owned() });
     }
     let head = bytes.get(..HEADER_BYTES).ok_or_else(|| cut(HEADER_BYTES))?;
-    let header: Header = bytemuck::pod_read_unaligned(head);
+    let header: TableHeader = bytemuck::pod_read_unaligned(head);
     if header.version != VERSION {
-        return Err(Error::Nb201Version { path: path.to_owned(), found: header.version, expected: VERSION });
+        return Err(Error::Version { path: path.to_owned(), found: header.version, expected: VERSION });
     }
     same_hash("the header", header.header_hash, xxh3_64(&head[..HEADER_BYTES - 8])).map_err(damaged)?;
     // What the checksum covers can still come from a faulty writer: nothing is used unchecked.
@@ -170,7 +170,7 @@ pub fn write(
     for index in 0..NUM_ARCHITECTURES {
         values.iter().for_each(|column| file.extend(column[index].to_le_bytes()));
     }
-    let mut header = Header {
+    let mut header = TableHeader {
         magic: MAGIC,
         version: VERSION,
         num_architectures: NUM_ARCHITECTURES as u32,
@@ -181,7 +181,7 @@ pub fn write(
     };
     header.header_hash = xxh3_64(&bytemuck::bytes_of(&header)[..HEADER_BYTES - 8]);
     file[..HEADER_BYTES].copy_from_slice(bytemuck::bytes_of(&header));
-    whole_file::write(path, &file)
+    Ok(files::write(path, &file)?)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 
 use super::format::{self, MAX_COLUMNS, MAX_DECIMALS, MAX_NAME_BYTES};
 use super::{Column, Table};
-use crate::error::{Error, Result};
+use crate::nb201::error::{Error, Result};
+use crate::space;
 use crate::space::nb201::{Architecture, Dataset, NUM_ARCHITECTURES};
 use csv_core::ReadRecordResult;
 use serde::Deserialize;
@@ -16,7 +17,7 @@ const ARCHITECTURE: &str = "arch";
 const INDEX: &str = "index";
 
 /// A source as it was read: cells as text, whatever the format was.
-struct Source<'a> {
+struct TableSource<'a> {
     path: &'a Path,
     /// "row" or "line".
     rows_are: &'static str,
@@ -32,20 +33,20 @@ pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
     let text = fs::read_to_string(source).map_err(Error::io("read", source))?;
     let text = text.trim_start_matches('\u{feff}').trim_start(); // some programs begin with a byte order mark
     let source = if text.starts_with('{') { json(source, text)? } else { csv(source, text)? };
-    if matches!(Table::open(out), Err(Error::Nb201Magic { .. })) {
+    if matches!(Table::open(out), Err(Error::Magic { .. })) {
         let what = "is there and is no table, so it is not replaced; give another --out".to_string();
-        return Err(Error::Nb201Source { path: out.to_owned(), place: String::new(), what });
+        return Err(Error::Source { path: out.to_owned(), place: String::new(), what });
     }
     source.write(out, skip)
 }
 
-fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
+fn json<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
     #[derive(Deserialize)]
     struct File {
         columns: Vec<String>,
         rows: Vec<Vec<serde_json::Value>>,
     }
-    let file: File = serde_json::from_str(text).map_err(|error| Error::Nb201Source {
+    let file: File = serde_json::from_str(text).map_err(|error| Error::Source {
         path: path.to_owned(),
         place: format!(" line {}", error.line()),
         what: error.to_string(),
@@ -56,11 +57,17 @@ fn json<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
     };
     let rows: Vec<Vec<String>> =
         file.rows.into_iter().map(|row| row.into_iter().map(cell).collect()).collect();
-    Ok(Source { path, rows_are: "row", numbers: (1..=rows.len()).collect(), columns: file.columns, rows })
+    Ok(TableSource {
+        path,
+        rows_are: "row",
+        numbers: (1..=rows.len()).collect(),
+        columns: file.columns,
+        rows,
+    })
 }
 
-fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
-    let failed = |line: usize, what: &str| Error::Nb201Source {
+fn csv<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
+    let failed = |line: usize, what: &str| Error::Source {
         path: path.to_owned(),
         place: format!(" line {line}"),
         what: what.to_string(),
@@ -95,7 +102,7 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
         }
     }
     let columns = if records.is_empty() { Vec::new() } else { records.remove(0) };
-    Ok(Source {
+    Ok(TableSource {
         path,
         rows_are: "line",
         numbers: lines.split_off(lines.len().min(1)),
@@ -104,14 +111,14 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<Source<'a>> {
     })
 }
 
-impl Source<'_> {
+impl TableSource<'_> {
     fn error(&self, what: String) -> Error {
-        Error::Nb201Source { path: self.path.to_owned(), place: String::new(), what }
+        Error::Source { path: self.path.to_owned(), place: String::new(), what }
     }
 
     fn row_error(&self, row: usize, what: String) -> Error {
         let place = format!(" {} {}", self.rows_are, self.numbers[row]);
-        Error::Nb201Source { path: self.path.to_owned(), place, what }
+        Error::Source { path: self.path.to_owned(), place, what }
     }
 
     fn position(&self, name: &str) -> Option<usize> {
@@ -163,7 +170,7 @@ impl Source<'_> {
                 return Err(self.row_error(row, what));
             }
             let architecture: Architecture =
-                cells[at].parse().map_err(|error: Error| self.row_error(row, error.to_string()))?;
+                cells[at].parse().map_err(|error: space::Error| self.row_error(row, error.to_string()))?;
             if let Some(other) = row_of[architecture.code()].replace(row) {
                 let first = format!("{} {}", self.rows_are, self.numbers[other]);
                 return Err(self.row_error(row, format!("the architecture of {first} again")));

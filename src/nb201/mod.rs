@@ -1,14 +1,13 @@
 //! The table of NAS-Bench-201: what each of its 15,625 architectures reaches when it is trained, looked up in a small
 //! memory-mapped file instead of the gigabytes of the public API.
 
-mod commands;
+pub(crate) mod error;
 mod format;
 mod import;
 
-pub use commands::{Nb201Args, Nb201Command, run};
+pub use error::{Error, Result};
 pub use import::import;
 
-use crate::error::{Error, Result};
 use crate::space::nb201::{Architecture, Dataset, NUM_ARCHITECTURES};
 use memmap2::Mmap;
 use std::fs::File;
@@ -48,7 +47,7 @@ impl Table {
         // An empty file cannot be mapped everywhere, and what is no plain file not at all.
         let metadata = file.metadata().map_err(Error::io("read", path))?;
         if !metadata.is_file() || metadata.len() == 0 {
-            return Err(Error::Nb201Magic { path: path.to_owned() });
+            return Err(Error::Magic { path: path.to_owned() });
         }
         // SAFETY: the map is read-only and private to this process; what another process changes before the checks is
         // caught by the checksum, and values changed later are wrong numbers, not wrong memory: every position is
@@ -92,7 +91,7 @@ impl Table {
     /// The number of the column of that name, or of a data set's name: its test accuracy (see [`Table::accuracy`]).
     pub fn column(&self, name: &str) -> Result<usize> {
         let wanted = Dataset::from_name(name).map_or(name, |dataset| dataset.column());
-        self.columns().iter().position(|column| column.name == wanted).ok_or_else(|| Error::Nb201NoColumn {
+        self.columns().iter().position(|column| column.name == wanted).ok_or_else(|| Error::NoColumn {
             path: self.path.clone(),
             name: wanted.to_string(),
             columns: self.columns().iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", "),

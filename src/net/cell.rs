@@ -1,6 +1,6 @@
 //! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge. And the inputs of any cell.
 
-use super::mixed_op::{MixedOp, Place};
+use super::mixed_op::{CellPlace, MixedOp};
 use super::ops::{FactorizedReduce, Pass, ReluConvNorm};
 use super::params::Specs;
 use crate::space::{NUM_INPUTS, NUM_NODES};
@@ -63,7 +63,7 @@ impl Cell {
     /// cell before halved the resolution.
     pub fn new(
         specs: &mut Specs,
-        place: &Place,
+        place: &CellPlace,
         c_prev_prev: i64,
         c_prev: i64,
         reduction_prev: bool,

@@ -17,7 +17,7 @@ use tch::Tensor;
 pub type Edge = (Operation, usize);
 
 /// Where a fixed cell stands.
-pub struct Place<'a> {
+pub struct FixedCellPlace<'a> {
     /// Number of the cell.
     pub number: usize,
     /// Two per node.
@@ -39,13 +39,13 @@ pub struct FixedCell {
     number: usize,
     inputs: Inputs,
     /// One per node: what leaves the states that become ready before it, both inputs or the node before.
-    ready: Vec<OutEdges>,
+    ready: Vec<FixedOutEdges>,
     concat: Vec<usize>,
 }
 
 impl FixedCell {
     /// Declares the cell; `c_prev_prev`, `c_prev`: channels of the two cells before.
-    pub fn new(specs: &mut Specs, place: &Place, c_prev_prev: i64, c_prev: i64) -> FixedCell {
+    pub fn new(specs: &mut Specs, place: &FixedCellPlace, c_prev_prev: i64, c_prev: i64) -> FixedCell {
         let cell = format!("cells.{}", place.number);
         specs.count_for(if place.reduction { 2 * place.side } else { place.side });
         let inputs = Inputs::new(specs, &cell, (c_prev_prev, c_prev), place.channels, place.reduction_prev);
@@ -54,7 +54,8 @@ impl FixedCell {
             0 => 0..NUM_INPUTS,
             _ => node + NUM_INPUTS - 1..node + NUM_INPUTS,
         };
-        let ready = (0..NUM_NODES).map(|node| OutEdges::new(specs, place, &cell, states(node))).collect();
+        let ready =
+            (0..NUM_NODES).map(|node| FixedOutEdges::new(specs, place, &cell, states(node))).collect();
         FixedCell { number: place.number, inputs, ready, concat: place.concat.to_vec() }
     }
 
@@ -77,7 +78,7 @@ impl FixedCell {
 }
 
 /// Operations that leave one state and are the same for several edges.
-struct Shared<T> {
+struct SharedOps<T> {
     /// Which of the states that are ready together.
     state: usize,
     what: T,
@@ -85,20 +86,20 @@ struct Shared<T> {
 }
 
 /// All edges that leave the states that are ready together.
-struct OutEdges {
+struct FixedOutEdges {
     states: Range<usize>,
     channels: i64,
     stride: i64,
     /// Pooling has no weights: once per state and kind, whatever the number of edges.
-    pools: Vec<Shared<(Operation, StatId)>>,
-    identities: Vec<Shared<()>>,
-    skips: Vec<Shared<FactorizedReduce>>,
+    pools: Vec<SharedOps<(Operation, StatId)>>,
+    identities: Vec<SharedOps<()>>,
+    skips: Vec<SharedOps<FactorizedReduce>>,
     /// Chains of separable convolutions, and the edge of each of their results.
     chains: Vec<(Separable, Vec<usize>)>,
 }
 
-impl OutEdges {
-    fn new(specs: &mut Specs, place: &Place, cell: &str, states: Range<usize>) -> OutEdges {
+impl FixedOutEdges {
+    fn new(specs: &mut Specs, place: &FixedCellPlace, cell: &str, states: Range<usize>) -> FixedOutEdges {
         let stride = if place.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
         let channels = place.channels;
         let prefix = |edge: usize| format!("{cell}._ops.{edge}");
@@ -114,17 +115,17 @@ impl OutEdges {
                 if !edges.is_empty() {
                     let names =
                         edges.iter().map(|&edge| (format!("{}.op.1", prefix(edge)), 0..channels)).collect();
-                    pools.push(Shared { state, what: (operation, specs.stat(channels, names)), edges });
+                    pools.push(SharedOps { state, what: (operation, specs.stat(channels, names)), edges });
                 }
             }
             let edges = edges_of(Operation::SkipConnect, state);
             match stride {
                 _ if edges.is_empty() => (),
-                1 => identities.push(Shared { state, what: (), edges }),
+                1 => identities.push(SharedOps { state, what: (), edges }),
                 _ => {
                     let prefixes: Vec<String> = edges.iter().map(|&edge| prefix(edge)).collect();
                     let what = FactorizedReduce::new(specs, &prefixes, channels, channels);
-                    skips.push(Shared { state, what, edges });
+                    skips.push(SharedOps { state, what, edges });
                 }
             }
         }
@@ -151,7 +152,7 @@ impl OutEdges {
                 chains.push((Separable::new(specs, branches, all.len(), channels, chain, stride), all));
             }
         }
-        OutEdges { states, channels, stride, pools, identities, skips, chains }
+        FixedOutEdges { states, channels, stride, pools, identities, skips, chains }
     }
 
     /// `states`, all of the cell so far, to the result of every edge, [N, C, H', W'] each.
@@ -164,11 +165,11 @@ impl OutEdges {
     ) -> Vec<(usize, Tensor)> {
         let states = &states[self.states.clone()];
         let mut results: Vec<(usize, Tensor)> = Vec::new();
-        for Shared { state, what: (operation, stat), edges } in &self.pools {
+        for SharedOps { state, what: (operation, stat), edges } in &self.pools {
             let pooled = pass.batch_norm(&pool(*operation, &states[*state], self.stride), *stat, None);
             results.extend(edges.iter().map(|&edge| (edge, pooled.shallow_clone())));
         }
-        for Shared { state, what, edges } in &self.skips {
+        for SharedOps { state, what, edges } in &self.skips {
             let y = what.forward(pass, &states[*state].relu(), None);
             results.extend(edges.iter().copied().zip(y.split(self.channels, 1)));
         }
@@ -184,7 +185,7 @@ impl OutEdges {
                 *y = drop_path.apply(cell, *edge, y);
             }
         }
-        for Shared { state, edges, .. } in &self.identities {
+        for SharedOps { state, edges, .. } in &self.identities {
             results.extend(edges.iter().map(|&edge| (edge, states[*state].shallow_clone())));
         }
         results

@@ -13,7 +13,7 @@ use std::ops::Range;
 use tch::Tensor;
 
 /// Where a cell's operations stand: what every state's `MixedOp` is built from.
-pub struct Place<'a> {
+pub struct CellPlace<'a> {
     /// The space.
     pub space: SearchSpace,
     /// Which eta table the cell uses.
@@ -71,7 +71,7 @@ struct Kept {
 
 impl MixedOp {
     /// Declares the out-edges of `states`, which feed the same nodes.
-    pub fn new(specs: &mut Specs, place: &Place, states: Range<usize>) -> MixedOp {
+    pub fn new(specs: &mut Specs, place: &CellPlace, states: Range<usize>) -> MixedOp {
         let nodes = nodes_fed_by(states.start);
         debug_assert!(states.clone().all(|from| nodes_fed_by(from) == nodes));
         let stride = if place.reduction && states.start < NUM_INPUTS { 2 } else { 1 };

@@ -3,6 +3,7 @@
 //! All cells of a kind share a table, so what is derived from theta is computed once per pass and table, not per cell.
 //! Masks are known on the host: no value of theta is ever looked at, and nothing is uploaded but in the first pass.
 
+use crate::net::error::Result;
 use crate::space::Mask;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -132,7 +133,7 @@ impl Mixing {
 
     /// The gradient by theta of the parts that were cut, given the gradients of each part's leaves in the order in which
     /// they came. `theta`: what `new` was given.
-    pub fn grads(&self, theta: &[Tensor], parts: Vec<(Cuts, Vec<Tensor>)>) -> crate::Result<Vec<Tensor>> {
+    pub fn grads(&self, theta: &[Tensor], parts: Vec<(Cuts, Vec<Tensor>)>) -> Result<Vec<Tensor>> {
         let mut sums: HashMap<Key, Tensor> = HashMap::new();
         for (cuts, grads) in parts {
             for (key, grad) in cuts.keys.into_iter().zip(grads).filter(|(_, grad)| grad.defined()) {

@@ -1,7 +1,9 @@
 //! The networks: what they compute, given weights and mixing weights. Nothing here knows of ranks or data files.
 
+pub mod bucket;
 pub mod cell;
 pub mod drop_path;
+pub(crate) mod error;
 pub mod fixed_cell;
 pub mod loss;
 pub mod mixed_op;
@@ -17,3 +19,5 @@ pub mod stem;
 pub mod supernet;
 pub mod tape;
 pub mod widen;
+
+pub use error::{Error, Result};

@@ -29,7 +29,7 @@ struct Convs {
 }
 
 /// The out-edges of one state.
-struct OutEdges {
+struct Nb201OutEdges {
     num_nodes: usize,
     /// What is mixed as it is: the state itself (skip_connect), the pooled state.
     plain: Vec<Operation>,
@@ -43,7 +43,7 @@ struct OutEdges {
 /// A mixed cell.
 pub struct Nb201Cell {
     /// By state: the input, then every node but the last.
-    edges: Vec<OutEdges>,
+    edges: Vec<Nb201OutEdges>,
     channels: i64,
     k: i64,
 }
@@ -51,7 +51,8 @@ pub struct Nb201Cell {
 impl Nb201Cell {
     /// Declares the cell with the published name `name` (as `cells.3`) and `channels` channels.
     pub fn new(specs: &mut Specs, name: &str, channels: i64, k: i64, mask: &Mask) -> Nb201Cell {
-        let edges = (0..NUM_NODES).map(|from| OutEdges::new(specs, name, channels / k, mask, from)).collect();
+        let edges =
+            (0..NUM_NODES).map(|from| Nb201OutEdges::new(specs, name, channels / k, mask, from)).collect();
         Nb201Cell { edges, channels, k }
     }
 
@@ -68,8 +69,8 @@ impl Nb201Cell {
     }
 }
 
-impl OutEdges {
-    fn new(specs: &mut Specs, cell: &str, partial: i64, mask: &Mask, from: usize) -> OutEdges {
+impl Nb201OutEdges {
+    fn new(specs: &mut Specs, cell: &str, partial: i64, mask: &Mask, from: usize) -> Nb201OutEdges {
         // (position among the M nodes, edge)
         let out: Vec<(usize, usize)> =
             (0..EDGES.len()).filter(|&edge| EDGES[edge].1 == from).enumerate().collect();
@@ -112,7 +113,7 @@ impl OutEdges {
             });
         }
         let nothing = entries(out.iter().map(|&(_, edge)| (edge, column(Operation::None))).collect());
-        OutEdges { num_nodes: out.len(), plain, plain_entries, convs, nothing }
+        Nb201OutEdges { num_nodes: out.len(), plain, plain_entries, convs, nothing }
     }
 
     /// `x` [N, c, H, W] to the weighted sums on the out-edges [N, M*c, H, W], nearest node first.

@@ -4,7 +4,7 @@
 //! code, whose names the weights have.
 
 use super::drop_path::DropPath;
-use super::fixed_cell::{Edge, FixedCell, Place};
+use super::fixed_cell::{Edge, FixedCell, FixedCellPlace};
 use super::mixing::Mixing;
 use super::ops::{AffineNorm, Mode, Pass, conv};
 use super::params::{Init, Params, Specs, WeightId};
@@ -18,7 +18,7 @@ use tch::Tensor;
 
 /// What a network is, apart from its weights.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Shape {
+pub struct NetworkShape {
     /// Which stem, and which auxiliary head.
     pub space: SearchSpace,
     /// The architecture of the cells.
@@ -35,7 +35,7 @@ pub struct Shape {
     pub auxiliary: bool,
 }
 
-impl Shape {
+impl NetworkShape {
     /// Whether cell `index` halves the resolution.
     pub fn is_reduction(&self, index: usize) -> bool {
         index == self.layers / 3 || index == self.auxiliary_cell()
@@ -97,7 +97,7 @@ impl AuxiliaryHead {
 
 /// What is computed one after another. States between parts: the outputs of the last two cells, and behind the auxiliary
 /// head its logits.
-enum Part {
+enum NetworkPart {
     Stem(Stem),
     Cell(FixedCell),
     Auxiliary(AuxiliaryHead),
@@ -106,9 +106,9 @@ enum Part {
 
 /// The final network, with its tensors on one rank.
 pub struct Network {
-    shape: Shape,
+    shape: NetworkShape,
     placement: Placement,
-    parts: Vec<Part>,
+    parts: Vec<NetworkPart>,
     num_parameters: i64,
     multiply_adds: i64,
     /// Its tensors.
@@ -118,10 +118,10 @@ pub struct Network {
 impl Network {
     /// Builds the network with all weights zero: `params.initialise` or `params.load` follows. The genotype has been checked
     /// (see `Genotype::read`).
-    pub fn new(shape: Shape, placement: Placement) -> Network {
+    pub fn new(shape: NetworkShape, placement: Placement) -> Network {
         let mut specs = Specs::affine();
         let mut parts = Vec::new();
-        let mut end_part = |specs: &mut Specs, part: Part| {
+        let mut end_part = |specs: &mut Specs, part: NetworkPart| {
             specs.end_part();
             parts.push(part);
         };
@@ -129,7 +129,7 @@ impl Network {
         let imagenet = shape.space == SearchSpace::DartsImagenet;
         let stem_channels = if imagenet { c } else { 3 * c };
         let stem = Stem::new(&mut specs, shape.space, stem_channels, shape.px);
-        end_part(&mut specs, Part::Stem(stem));
+        end_part(&mut specs, NetworkPart::Stem(stem));
         let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
         // The ImageNet stem halves the resolution between its two outputs.
         let mut reduction_prev = imagenet;
@@ -147,9 +147,10 @@ impl Network {
             let concat =
                 if reduction { &shape.genotype.reduce_concat } else { &shape.genotype.normal_concat };
             let edges = &kinds[usize::from(reduction)];
-            let place = Place { number: index, edges, concat, channels, side, reduction, reduction_prev };
+            let place =
+                FixedCellPlace { number: index, edges, concat, channels, side, reduction, reduction_prev };
             let cell = FixedCell::new(&mut specs, &place, c_prev_prev, c_prev);
-            end_part(&mut specs, Part::Cell(cell));
+            end_part(&mut specs, NetworkPart::Cell(cell));
             reduction_prev = reduction;
             (c_prev_prev, c_prev) = (c_prev, concat.len() as i64 * channels);
             if shape.auxiliary && index == shape.auxiliary_cell() {
@@ -157,12 +158,12 @@ impl Network {
                 specs.count_for(0);
                 let head = AuxiliaryHead::new(&mut specs, shape.space, c_prev, shape.num_classes);
                 auxiliary_elements = specs.num_elements() - before;
-                end_part(&mut specs, Part::Auxiliary(head));
+                end_part(&mut specs, NetworkPart::Auxiliary(head));
             }
         }
         specs.count_for(1);
         let classifier = Classifier::new(&mut specs, "classifier", c_prev, shape.num_classes);
-        end_part(&mut specs, Part::Classifier(classifier));
+        end_part(&mut specs, NetworkPart::Classifier(classifier));
         Network {
             num_parameters: specs.num_elements() - auxiliary_elements,
             multiply_adds: specs.multiply_adds(),
@@ -174,7 +175,7 @@ impl Network {
     }
 
     /// What it is.
-    pub fn shape(&self) -> &Shape {
+    pub fn shape(&self) -> &NetworkShape {
         &self.shape
     }
 
@@ -230,15 +231,20 @@ impl Network {
     }
 }
 
-fn forward(part: &Part, pass: &Pass, drop_path: Option<&DropPath>, mut states: Vec<Tensor>) -> Vec<Tensor> {
+fn forward(
+    part: &NetworkPart,
+    pass: &Pass,
+    drop_path: Option<&DropPath>,
+    mut states: Vec<Tensor>,
+) -> Vec<Tensor> {
     match part {
-        Part::Stem(stem) => stem.forward(pass, &states[0]).into(),
-        Part::Cell(cell) => {
+        NetworkPart::Stem(stem) => stem.forward(pass, &states[0]).into(),
+        NetworkPart::Cell(cell) => {
             let out = cell.forward(pass, drop_path, &states[0], &states[1]);
             states[0] = std::mem::replace(&mut states[1], out);
             states
         }
-        Part::Auxiliary(head) => {
+        NetworkPart::Auxiliary(head) => {
             if pass.mode == Mode::Train {
                 // Published: the head rectifies in place, also for what follows. All cells rectify their inputs anyway; a
                 // network whose last cell carries the head is another one in training than in evaluation.
@@ -247,7 +253,7 @@ fn forward(part: &Part, pass: &Pass, drop_path: Option<&DropPath>, mut states: V
             }
             states
         }
-        Part::Classifier(classifier) => {
+        NetworkPart::Classifier(classifier) => {
             let logits = classifier.forward(pass, &states[1]);
             std::iter::once(logits).chain(states.into_iter().skip(2)).collect()
         }

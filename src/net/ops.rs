@@ -258,7 +258,7 @@ impl ReluConvNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::panic_line;
+    use crate::process::error_line::panic_line;
     use tch::Kind;
 
     #[test]

@@ -7,8 +7,8 @@
 //! In bf16 the weights stay float32; every pass computes with a copy, and autograd differentiates for the copy.
 
 use super::placement::Placement;
-use crate::comm::bucket::Bucket;
-use crate::error::{Error, Result};
+use crate::net::bucket::Bucket;
+use crate::net::error::{Error, Result};
 use crate::random::{Purpose, seed_of, torch_seeded};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -137,9 +137,8 @@ pub struct Params {
 
 impl Params {
     /// Allocates. A bucket takes whole parts, from the last, until it has `placement.bucket_bytes` (the first bucket, whose
-    /// reduction nothing hides, is the small remainder). Tells libtorch of the precision.
+    /// reduction nothing hides, is the small remainder).
     pub fn new(specs: Specs, placement: &Placement) -> Params {
-        placement.precision.apply();
         let (kind, activations) = (placement.precision.weights(), placement.precision.activations());
         let Placement { device, replicas, bucket_bytes, .. } = *placement;
         let part_starts: Vec<usize> = std::iter::once(0).chain(specs.part_ends.iter().copied()).collect();

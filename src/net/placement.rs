@@ -1,6 +1,6 @@
 //! Placement: how and where a network computes, whatever network it is.
 
-use crate::precision::Precision;
+use crate::config::{Precision, Settings};
 use tch::{Device, Tensor};
 
 /// How and where a network computes.
@@ -22,6 +22,30 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// As `settings` say, on `device`, with running statistics for `replicas`.
+    pub fn of(settings: &impl Settings, device: Device, replicas: usize) -> Placement {
+        Placement {
+            precision: settings.precision(),
+            device,
+            channels_last: settings.channels_last(),
+            checkpoint_cells: settings.checkpoint_cells(),
+            replicas,
+            bucket_bytes: (settings.run().bucket_mib * 1024.0 * 1024.0) as usize,
+        }
+    }
+
+    /// One replica on the CPU, cut after every part.
+    pub const fn on_cpu(precision: Precision) -> Placement {
+        Placement {
+            precision,
+            device: Device::Cpu,
+            channels_last: true,
+            checkpoint_cells: false,
+            replicas: 1,
+            bucket_bytes: 1,
+        }
+    }
+
     /// Images [N, 3, H, W] in the kind and the layout that the network computes with.
     pub fn laid_out(&self, images: &Tensor) -> Tensor {
         let images = images.to_kind(self.precision.activations());

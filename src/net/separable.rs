@@ -37,7 +37,7 @@ pub struct Branch {
 }
 
 /// Depthwise convolution, pointwise convolution, batch norm, for all branches.
-struct Link {
+struct ConvLink {
     /// One per branch, [edges*C, 1, K, K].
     depthwise: Vec<WeightId>,
     /// [S*C, C, 1, 1].
@@ -49,7 +49,7 @@ struct Link {
 
 /// A chain of separable convolutions with a ReLU between its links (the ReLU in front of the first is the state's).
 pub struct Separable {
-    links: Vec<Link>,
+    links: Vec<ConvLink>,
     /// Edges of each branch, by state.
     edges: Vec<Vec<usize>>,
     placement: Slots,
@@ -76,7 +76,7 @@ impl Separable {
             .at
             .iter()
             .enumerate()
-            .map(|(number, &at)| Link {
+            .map(|(number, &at)| ConvLink {
                 depthwise: branches
                     .iter()
                     .map(|Branch { kernel, prefixes, .. }| {

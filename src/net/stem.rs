@@ -33,9 +33,9 @@ impl ConvNorm {
 }
 
 /// Images to the inputs of the first DARTS cell.
-pub struct Stem(Kind);
+pub struct Stem(StemKind);
 
-enum Kind {
+enum StemKind {
     Cifar(ConvNorm),
     Imagenet([ConvNorm; 3]),
 }
@@ -50,9 +50,9 @@ impl Stem {
         };
         Stem(match space {
             SearchSpace::DartsCifar | SearchSpace::NasBench201 => {
-                Kind::Cifar(conv_norm("stem", 0, 3, c, px, 1))
+                StemKind::Cifar(conv_norm("stem", 0, 3, c, px, 1))
             }
-            SearchSpace::DartsImagenet => Kind::Imagenet([
+            SearchSpace::DartsImagenet => StemKind::Imagenet([
                 conv_norm("stem0", 0, 3, c / 2, px / 2, 2),
                 conv_norm("stem0", 3, c / 2, c, px / 4, 2),
                 conv_norm("stem1", 1, c, c, px / 8, 2),
@@ -63,11 +63,11 @@ impl Stem {
     /// Images [N, 3, H, W] to the two inputs of the first cell.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> [Tensor; 2] {
         match &self.0 {
-            Kind::Cifar(conv) => {
+            StemKind::Cifar(conv) => {
                 let s = conv.forward(pass, x);
                 [s.shallow_clone(), s]
             }
-            Kind::Imagenet([first, second, third]) => {
+            StemKind::Imagenet([first, second, third]) => {
                 let s0 = second.forward(pass, &first.forward(pass, x).relu_());
                 let s1 = third.forward(pass, &s0.relu());
                 [s0, s1]

@@ -3,7 +3,7 @@
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
-use super::mixed_op::Place;
+use super::mixed_op::CellPlace;
 use super::mixing::{DeviceMasks, Mixing};
 use super::nb201::Nb201Cell;
 use super::ops::{AffineNorm, Mode, Pass};
@@ -22,7 +22,7 @@ const STEM_MULTIPLIER: i64 = 3;
 
 /// What a supernet is, apart from its weights.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Shape {
+pub struct SupernetShape {
     /// The space.
     pub space: SearchSpace,
     /// Channels of the first cells, C.
@@ -37,7 +37,7 @@ pub struct Shape {
     pub masks: Vec<Mask>,
 }
 
-impl Shape {
+impl SupernetShape {
     /// Cells and, of NAS-Bench-201, residual blocks: whatever is called `cells.N`.
     pub fn num_cells(&self) -> usize {
         match self.space {
@@ -71,7 +71,7 @@ impl Shape {
 }
 
 /// What buckets are made of, in the order of the forward pass.
-enum Part {
+enum SupernetPart {
     Stem(Stem),
     Cell(Cell),
     Nb201Stem(ConvNorm),
@@ -81,22 +81,22 @@ enum Part {
     Classifier(Option<AffineNorm>, Classifier),
 }
 
-impl Part {
+impl SupernetPart {
     /// States between the parts: the outputs of the last two DARTS cells, the newer one last, or of the last
     /// NAS-Bench-201 cell; before the first part the images, after the last one the logits.
     fn forward(&self, pass: &Pass, mut states: Vec<Tensor>) -> Vec<Tensor> {
         let newest = states.pop().expect("every part is handed something");
         match self {
-            Part::Stem(stem) => stem.forward(pass, &newest).into(),
-            Part::Cell(cell) => {
+            SupernetPart::Stem(stem) => stem.forward(pass, &newest).into(),
+            SupernetPart::Cell(cell) => {
                 let out = cell.forward(pass, &states[0], &newest);
                 vec![newest, out]
             }
-            Part::Nb201Stem(stem) => vec![stem.forward(pass, &newest)],
-            Part::Nb201Cell(cell) => vec![cell.forward(pass, &newest)],
-            Part::Residual(block) => vec![block.forward(pass, &newest)],
-            Part::Classifier(None, classifier) => vec![classifier.forward(pass, &newest)],
-            Part::Classifier(Some(norm), classifier) => {
+            SupernetPart::Nb201Stem(stem) => vec![stem.forward(pass, &newest)],
+            SupernetPart::Nb201Cell(cell) => vec![cell.forward(pass, &newest)],
+            SupernetPart::Residual(block) => vec![block.forward(pass, &newest)],
+            SupernetPart::Classifier(None, classifier) => vec![classifier.forward(pass, &newest)],
+            SupernetPart::Classifier(Some(norm), classifier) => {
                 vec![classifier.forward(pass, &pass.affine_batch_norm(&newest, norm).relu_())]
             }
         }
@@ -105,9 +105,9 @@ impl Part {
 
 /// The network of the search, with its tensors on one rank.
 pub struct Supernet {
-    shape: Shape,
+    shape: SupernetShape,
     placement: Placement,
-    parts: Vec<Part>,
+    parts: Vec<SupernetPart>,
     masks: DeviceMasks,
     /// Its tensors.
     pub params: Params,
@@ -115,7 +115,7 @@ pub struct Supernet {
 
 impl Supernet {
     /// Builds the network with all weights zero: `params.initialise` or `params.load` follows.
-    pub fn new(shape: Shape, placement: Placement) -> Supernet {
+    pub fn new(shape: SupernetShape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
         let parts = match shape.space {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => darts_parts(&mut specs, &shape),
@@ -127,7 +127,7 @@ impl Supernet {
     }
 
     /// What it is.
-    pub fn shape(&self) -> &Shape {
+    pub fn shape(&self) -> &SupernetShape {
         &self.shape
     }
 
@@ -205,9 +205,9 @@ impl Supernet {
 }
 
 /// Stem, cells, classifier.
-fn darts_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+fn darts_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
     let stem_channels = STEM_MULTIPLIER * shape.init_channels;
-    let mut parts = vec![Part::Stem(Stem::new(specs, shape.space, stem_channels, 0))];
+    let mut parts = vec![SupernetPart::Stem(Stem::new(specs, shape.space, stem_channels, 0))];
     specs.end_part();
     let (mut c_prev_prev, mut c_prev) = (stem_channels, stem_channels);
     // The ImageNet stem halves the resolution between its two outputs.
@@ -215,7 +215,7 @@ fn darts_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
     for index in 0..shape.num_cells() {
         let reduction = shape.is_reduction(index);
         let table = shape.table(index);
-        let place = Place {
+        let place = CellPlace {
             space: shape.space,
             table,
             mask: &shape.masks[table],
@@ -224,32 +224,40 @@ fn darts_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
             k: shape.k,
             reduction,
         };
-        parts.push(Part::Cell(Cell::new(specs, &place, c_prev_prev, c_prev, reduction_prev)));
+        parts.push(SupernetPart::Cell(Cell::new(specs, &place, c_prev_prev, c_prev, reduction_prev)));
         specs.end_part();
         reduction_prev = reduction;
         (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
     }
-    parts.push(Part::Classifier(None, Classifier::new(specs, "classifier", c_prev, shape.num_classes)));
+    parts.push(SupernetPart::Classifier(
+        None,
+        Classifier::new(specs, "classifier", c_prev, shape.num_classes),
+    ));
     specs.end_part();
     parts
 }
 
 /// Stem, three groups of cells with residual blocks between them, classifier.
-fn nb201_parts(specs: &mut Specs, shape: &Shape) -> Vec<Part> {
+fn nb201_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
     let mut c = shape.init_channels;
-    let mut parts = vec![Part::Nb201Stem(ConvNorm::new(specs, "stem", 0, 3, c, 1))];
+    let mut parts = vec![SupernetPart::Nb201Stem(ConvNorm::new(specs, "stem", 0, 3, c, 1))];
     specs.end_part();
     for index in 0..shape.num_cells() {
         let (name, channels) = (format!("cells.{index}"), shape.channels(index));
         parts.push(match shape.is_reduction(index) {
-            true => Part::Residual(Residual::new(specs, &name, c, channels)),
-            false => Part::Nb201Cell(Nb201Cell::new(specs, &name, channels, shape.k, &shape.masks[0])),
+            true => SupernetPart::Residual(Residual::new(specs, &name, c, channels)),
+            false => {
+                SupernetPart::Nb201Cell(Nb201Cell::new(specs, &name, channels, shape.k, &shape.masks[0]))
+            }
         });
         specs.end_part();
         c = channels;
     }
     let norm = AffineNorm::new(specs, "lastact.0", c);
-    parts.push(Part::Classifier(Some(norm), Classifier::new(specs, "classifier", c, shape.num_classes)));
+    parts.push(SupernetPart::Classifier(
+        Some(norm),
+        Classifier::new(specs, "classifier", c, shape.num_classes),
+    ));
     specs.end_part();
     parts
 }

@@ -11,7 +11,7 @@
 
 use super::mixing::{Cuts, Mixing};
 use super::params::Params;
-use crate::error::Result;
+use crate::net::error::Result;
 use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
@@ -94,29 +94,12 @@ impl<'a> Tape<'a> {
         &self.results[0]
     }
 
-    /// Differentiates `loss` (a scalar made from the results): calls `done` with each segment's number (= its bucket)
-    /// and gradients, one per leaf of the bucket (zeros where the loss does not depend on it), last segment first, as
-    /// soon as they are there.
-    pub fn backward(
-        mut self,
-        loss: &Tensor,
-        mut done: impl FnMut(usize, Vec<Tensor>) -> Result<()>,
-    ) -> Result<()> {
+    /// Differentiates `loss` (a scalar made from the results): gives each segment's number (= its bucket) and gradients,
+    /// one per leaf of the bucket (zeros where the loss does not depend on it), last segment first. A segment is
+    /// differentiated when it is asked for, so that what is done with the one before goes on meanwhile.
+    pub fn backward<'l>(mut self, loss: &'l Tensor) -> Backward<'a, 'l> {
         self.results.clear();
-        let mut upstream = Upstream::Loss(loss);
-        while let Some(mut segment) = self.segments.pop() {
-            let number = self.segments.len();
-            let outputs = self.outputs(&mut segment);
-            let leaves = self.params.leaves(number);
-            let mut grads = differentiate(outputs, &segment.inputs, leaves, &mut upstream)?;
-            drop(segment);
-            // Of a node that nothing is made of. (PyTorch leaves its weights as they are; here they decay.)
-            for (grad, leaf) in grads.iter_mut().zip(leaves).filter(|(grad, _)| !grad.defined()) {
-                *grad = leaf.zeros_like();
-            }
-            done(number, grads)?;
-        }
-        Ok(())
+        Backward { tape: self, upstream: Upstream::Loss(loss) }
     }
 
     /// What a segment hands on, computed again if it was not kept.
@@ -131,6 +114,35 @@ impl<'a> Tape<'a> {
             shared(&segment.inputs)
         };
         segment.parts.clone().fold(inputs, |states, number| again(number, states))
+    }
+}
+
+/// The backward pass of a tape, segment by segment.
+pub struct Backward<'a, 'l> {
+    tape: Tape<'a>,
+    upstream: Upstream<'l>,
+}
+
+impl Backward<'_, '_> {
+    fn gradients(&mut self, number: usize, mut segment: Segment) -> Result<Vec<Tensor>> {
+        let outputs = self.tape.outputs(&mut segment);
+        let leaves = self.tape.params.leaves(number);
+        let mut grads = differentiate(outputs, &segment.inputs, leaves, &mut self.upstream)?;
+        // Of a node that nothing is made of. (PyTorch leaves its weights as they are; here they decay.)
+        for (grad, leaf) in grads.iter_mut().zip(leaves).filter(|(grad, _)| !grad.defined()) {
+            *grad = leaf.zeros_like();
+        }
+        Ok(grads)
+    }
+}
+
+impl Iterator for Backward<'_, '_> {
+    type Item = Result<(usize, Vec<Tensor>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let segment = self.tape.segments.pop()?;
+        let number = self.tape.segments.len();
+        Some(self.gradients(number, segment).map(|grads| (number, grads)))
     }
 }
 

@@ -1,8 +1,8 @@
 //! `metrics.jsonl`: what happened, one JSON object a line, appended when the losses are looked at (`run.log_every`).
 
-use super::Record;
-use crate::error::{Error, Result};
-use crate::whole_file;
+use super::LogRecord;
+use crate::files;
+use crate::report::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ impl MetricsLog {
             .flatten()
             .copied()
             .collect();
-        whole_file::write(path, &kept)?;
+        files::write(path, &kept)?;
         Self::opened(OpenOptions::new().append(true).open(path), path)
     }
 
@@ -47,7 +47,7 @@ impl MetricsLog {
     }
 
     /// Appends one line; it has left the program when this returns.
-    pub fn write(&mut self, record: &Record) -> Result<()> {
+    pub fn write(&mut self, record: &LogRecord) -> Result<()> {
         let mut line = serde_json::to_vec(record).expect("records have only text and numbers");
         line.push(b'\n');
         self.file.write_all(&line).map_err(Error::io("write", &self.path))
@@ -80,8 +80,8 @@ mod tests {
     use super::*;
     use crate::report::{FinishRecord, StepRecord};
 
-    fn step(step: u64) -> Record {
-        Record::Step(StepRecord {
+    fn step(step: u64) -> LogRecord {
+        LogRecord::Step(StepRecord {
             stage: 1,
             epoch: 1 + step / 3,
             step,
@@ -99,8 +99,8 @@ mod tests {
         })
     }
 
-    fn finish(step: u64) -> Record {
-        Record::Finish(FinishRecord {
+    fn finish(step: u64) -> LogRecord {
+        LogRecord::Finish(FinishRecord {
             step,
             stages: 2,
             epochs: 2,
@@ -124,7 +124,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with(r#"{"event":"step","stage":1,"epoch":1,"step":1,"loss":2.5,"#));
         assert!(lines[1].starts_with(r#"{"event":"finish","step":1,"#));
-        let read: Record = serde_json::from_str(lines[0]).unwrap();
+        let read: LogRecord = serde_json::from_str(lines[0]).unwrap();
         assert_eq!(read, step(1));
         let error = MetricsLog::create(&path).unwrap_err().to_string();
         assert!(error.contains("metrics.jsonl"), "{error}");
@@ -160,9 +160,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::resume(&path, 0).unwrap();
-        let Record::Step(mut record) = step(1) else { unreachable!() };
+        let LogRecord::Step(mut record) = step(1) else { unreachable!() };
         record.loss = f64::NAN;
-        log.write(&Record::Step(record)).unwrap();
+        log.write(&LogRecord::Step(record)).unwrap();
         let before = fs::read_to_string(&path).unwrap();
         assert!(before.contains(r#""loss":null"#));
         MetricsLog::resume(&path, 1).unwrap();

@@ -13,7 +13,7 @@ pub type Accuracies = BTreeMap<String, f64>;
 /// One line of the file; `event` says which kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
-pub enum Record {
+pub enum LogRecord {
     /// After a step.
     Step(StepRecord),
     /// After the last step of an epoch.
@@ -249,17 +249,17 @@ pub struct EvaluatedRecord {
     pub wall_s: f64,
 }
 
-impl Record {
+impl LogRecord {
     /// Steps done when the record was written.
     pub fn step(&self) -> u64 {
         match self {
-            Record::Step(record) => record.step,
-            Record::Epoch(record) => record.summary.step,
-            Record::Stage(record) => record.step,
-            Record::Finish(record) => record.step,
-            Record::Network(record) => record.step,
-            Record::EvaluatedEpoch(record) => record.summary.step,
-            Record::Evaluated(record) => record.step,
+            LogRecord::Step(record) => record.step,
+            LogRecord::Epoch(record) => record.summary.step,
+            LogRecord::Stage(record) => record.step,
+            LogRecord::Finish(record) => record.step,
+            LogRecord::Network(record) => record.step,
+            LogRecord::EvaluatedEpoch(record) => record.summary.step,
+            LogRecord::Evaluated(record) => record.step,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The scaling table: how the speed of finished runs grows with their ranks, from what their logs measured.
 
-use crate::error::{Error, Result};
+use crate::report::error::{Error, Result};
 use serde_json::Value;
 use std::fmt::Write;
 use std::fs;

@@ -1,24 +1,25 @@
 //! The run of an evaluation: training set, test set, what is told of it; and the test of given weights.
 
-use super::journal::Totals;
+use super::error::Error as RunError;
 use super::run;
 use super::streams::{Streams, open};
-use super::training::{StepPlace, Told, Training};
+use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::EvaluateArgs;
 use crate::comm::Communicator;
-use crate::config::{EvaluateConfig, Settings};
+use crate::config::{self, EvaluateConfig, Settings};
 use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
 use crate::error::{Error, Result};
 use crate::eval::state::{read_weights, write_weights};
 use crate::eval::{self, Evaluation, Tested};
-use crate::launch::World;
 use crate::net::network::Network;
 use crate::report::{
-    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, NetworkRecord, Record, evaluated_text,
+    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, evaluated_text,
 };
+use crate::space;
 use crate::space::genotype::Genotype;
-use crate::state::State;
-use crate::tally::StepOutcome;
+use crate::train::state::State;
+use crate::train::tally::StepOutcome;
+use crate::world::World;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,14 +71,15 @@ pub fn evaluate(config: &EvaluateConfig, args: &EvaluateArgs, world: &World) -> 
 fn check_sets(config: &EvaluateConfig, train: &ShardSet, test: &ShardSet) -> Result<()> {
     config.check_classes(train.num_classes())?;
     if train.hash() == test.hash() {
-        return Err(Error::TestedOnTraining { train: train.dir().into(), test: test.dir().into() });
+        return Err(RunError::TestedOnTraining { train: train.dir().into(), test: test.dir().into() }.into());
     }
     if train.classes() != test.classes() {
-        return Err(Error::ConfigCheck(format!(
+        return Err(config::Error::Check(format!(
             "{} and {} name their classes differently: pack both from folders with the same classes",
             train.dir().display(),
             test.dir().display()
-        )));
+        ))
+        .into());
     }
     Ok(())
 }
@@ -97,7 +99,7 @@ fn open_test(
         batch: config.evaluate.test_batch as usize,
         prefetch: config.data.prefetch,
     };
-    TestLoader::open(Arc::clone(set), spec, pool)
+    Ok(TestLoader::open(Arc::clone(set), spec, pool)?)
 }
 
 /// `--test-only`. Collective.
@@ -242,7 +244,7 @@ impl Training for EvaluateRun<'_> {
 
     fn write_inputs(&self, out: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(&self.genotype);
-        let json = json.map_err(|error| Error::Genotype(error.to_string()))?;
+        let json = json.map_err(|error| space::Error::Genotype(error.to_string()))?;
         let path = out.join(GENOTYPE);
         fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))
     }
@@ -257,7 +259,7 @@ impl Training for EvaluateRun<'_> {
             multiply_adds: net.multiply_adds(),
             genotype: self.genotype.to_line(),
         };
-        Told { record: Record::Network(record), text: introduce(net) }
+        Told { record: LogRecord::Network(record), text: introduce(net) }
     }
 
     fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
@@ -283,7 +285,7 @@ impl Training for EvaluateRun<'_> {
             drop_path: self.evaluation.drop_path(summary.epoch - 1),
             summary,
         };
-        Ok(Told { record: Record::EvaluatedEpoch(record), text })
+        Ok(Told { record: LogRecord::EvaluatedEpoch(record), text })
     }
 
     fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
@@ -306,6 +308,6 @@ impl Training for EvaluateRun<'_> {
             genotype: self.genotype.to_line(),
             wall_s: totals.wall_s,
         };
-        Ok(Told { text: evaluated_text(out, &record), record: Record::Evaluated(record) })
+        Ok(Told { text: evaluated_text(out, &record), record: LogRecord::Evaluated(record) })
     }
 }

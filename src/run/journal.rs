@@ -1,17 +1,17 @@
 //! Journal: what rank 0 tells of a run: the log, the progress, the numbers of an epoch.
 
-use super::training::Training;
+use super::training::{Totals, Training};
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::report::{EpochSummary, MetricsLog, Progress, Record, Status};
-use crate::tally::Measures;
+use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, Status};
+use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
 
 /// What a rank knows of a step before its losses are read.
 #[derive(Clone, Copy, Debug)]
-pub struct Pending {
+pub struct UnreadStep {
     /// The step, from 1.
     pub step: u64,
     /// Images of all batches, all ranks.
@@ -43,17 +43,6 @@ struct EpochSums {
 pub struct Sums {
     epoch: EpochSums,
     totals: Totals,
-}
-
-/// Sums since the beginning of the run.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Totals {
-    /// Images of all sets.
-    pub images: u64,
-    /// Seconds in steps.
-    pub wall_s: f64,
-    /// Ranks of the last part of the run.
-    pub ranks: u64,
 }
 
 /// The log and the progress of a run. Rank 0 only.
@@ -94,14 +83,14 @@ impl Journal {
     pub fn stage(&mut self, training: &impl Training) -> Result<()> {
         let told = training.tell_stage();
         self.progress.note(&told.text);
-        self.log.write(&told.record)
+        Ok(self.log.write(&told.record)?)
     }
 
     /// Steps whose losses were just read, oldest first.
     pub fn steps(
         &mut self,
         training: &impl Training,
-        pending: &[Pending],
+        pending: &[UnreadStep],
         measures: &[Measures],
         card_memory_mib: Option<f64>,
     ) -> Result<()> {
@@ -128,7 +117,7 @@ impl Journal {
     fn step(
         &mut self,
         training: &impl Training,
-        pending: &Pending,
+        pending: &UnreadStep,
         measures: &Measures,
         card_memory_mib: Option<f64>,
     ) -> Result<()> {
@@ -153,7 +142,7 @@ impl Journal {
         record.reduce_wait_ms = pending.reduce_wait_ms;
         record.checkpoint_ms = pending.checkpoint_ms;
         record.card_memory_mib = card_memory_mib;
-        self.log.write(&Record::Step(record))
+        Ok(self.log.write(&LogRecord::Step(record))?)
     }
 
     /// The last step of an epoch was told.
@@ -180,12 +169,13 @@ impl Journal {
             wall_s: sums.wall_s,
         })?;
         self.progress.note(&told.text);
-        self.log.write(&told.record)
+        Ok(self.log.write(&told.record)?)
     }
 
     /// What brings everything told so far to the disk, on any thread.
     pub fn syncer(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
-        self.log.syncer()
+        let sync = self.log.syncer()?;
+        Ok(move || Ok(sync()?))
     }
 
     /// Takes the progress away.

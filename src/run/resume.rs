@@ -2,9 +2,10 @@
 
 use super::journal::Sums;
 use super::training::Training;
-use crate::checkpoint;
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::run::error::Error as RunError;
+use crate::train::{self, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -26,7 +27,7 @@ impl Extra {
             sets: training.sets().into_iter().map(|(_, hash)| hash).collect(),
             sums,
         };
-        serde_json::to_value(extra).map_err(|error| Error::CheckpointState(error.to_string()))
+        serde_json::to_value(extra).map_err(|error| train::Error::CheckpointState(error.to_string()).into())
     }
 }
 
@@ -42,11 +43,11 @@ pub(super) fn resume(out: &Path, warns: bool, training: &mut impl Training) -> R
         // To begin anew would drop what the log knows of the old run.
         return match latest.warnings.len() {
             0 => Ok(None),
-            count => Err(Error::NoGoodCheckpoint { folder, count }),
+            count => Err(train::Error::NoGoodCheckpoint { folder, count }.into()),
         };
     };
     let extra: Extra = serde_json::from_value(saved.meta["extra"].clone())
-        .map_err(|error| Error::CheckpointState(error.to_string()))?;
+        .map_err(|error| train::Error::CheckpointState(error.to_string()))?;
     check_same_run(training, &extra)?;
     training.state_mut().restore(&saved)?;
     Ok(Some((step, extra.sums)))
@@ -59,15 +60,16 @@ fn check_same_run<T: Training>(training: &T, saved: &Extra) -> Result<()> {
     before.take_free_keys(now);
     let (before, now) = (before.to_toml(), now.to_toml());
     if let Some((before, now)) = before.lines().zip(now.lines()).find(|(before, now)| before != now) {
-        return Err(Error::RunChanged { before: before.into(), now: now.into() });
+        return Err(RunError::RunChanged { before: before.into(), now: now.into() }.into());
     }
     for (index, (name, hash)) in training.sets().iter().enumerate() {
         if saved.sets.get(index) != Some(hash) {
             let before = saved.sets.get(index).map_or("nothing".into(), |hash| format!("{hash:016x}"));
-            return Err(Error::RunChanged {
+            return Err(RunError::RunChanged {
                 before: format!("--{name} with content {before}"),
                 now: format!("{hash:016x}"),
-            });
+            }
+            .into());
         }
     }
     Ok(())

@@ -1,24 +1,26 @@
 //! The run of a search: its two sets, their streams of samples, and what is told of it.
 
-use super::benchmark::{Benchmark, beside};
-use super::journal::Totals;
+use super::error::Error as RunError;
 use super::run;
 use super::streams::{Streams, open};
-use super::training::{StepPlace, Told, Training};
+use super::table_lookup::{TableLookup, beside};
+use super::training::{StepPlace, Told, Totals, Training};
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
-use crate::config::{Config, Settings};
+use crate::config::{self, Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::{Error, Result};
-use crate::launch::World;
-use crate::report::{Accuracies, EpochRecord, EpochSummary, FinishRecord, Record, StageRecord, final_text};
-use crate::schedule::Schedule;
+use crate::report::{
+    Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, final_text,
+};
 use crate::search::Search;
 use crate::search::dirichlet::entropy;
 use crate::search::timeline::Timeline;
 use crate::space::found::Found;
-use crate::state::State;
-use crate::tally::StepOutcome;
+use crate::train::schedule::Schedule;
+use crate::train::state::State;
+use crate::train::tally::StepOutcome;
+use crate::world::World;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +37,12 @@ const WEIGHTS: u64 = 0;
 const ARCHITECTURE: u64 = 1;
 
 /// Searches as `args` say, seen beside `benchmark` if there is one (rank 0's counts). Called by all ranks.
-pub fn search(config: &Config, args: &SearchArgs, benchmark: Option<Benchmark>, world: &World) -> Result<()> {
+pub fn search(
+    config: &Config,
+    args: &SearchArgs,
+    benchmark: Option<TableLookup>,
+    world: &World,
+) -> Result<()> {
     config.check_ranks(world.size())?;
     let sets = [open(&args.train)?, open(&args.valid)?];
     check_sets(config, args, &sets)?;
@@ -57,14 +64,15 @@ fn check_sets(config: &Config, args: &SearchArgs, sets: &[Arc<ShardSet>; 2]) -> 
         config.check_classes(set.num_classes())?;
     }
     if sets[0].hash() == sets[1].hash() {
-        return Err(Error::SameSets { train: args.train.clone(), valid: args.valid.clone() });
+        return Err(RunError::SameSets { train: args.train.clone(), valid: args.valid.clone() }.into());
     }
     if sets[0].classes() != sets[1].classes() {
-        return Err(Error::ConfigCheck(format!(
+        return Err(config::Error::Check(format!(
             "{} and {} name their classes differently: pack both from one folder",
             args.train.display(),
             args.valid.display()
-        )));
+        ))
+        .into());
     }
     Ok(())
 }
@@ -80,7 +88,7 @@ struct SearchRun<'a> {
     sets: [Arc<ShardSet>; 2],
     /// The same, once they are open.
     loaders: Option<[Loader; 2]>,
-    benchmark: Option<Benchmark>,
+    benchmark: Option<TableLookup>,
 }
 
 impl SearchRun<'_> {
@@ -172,7 +180,7 @@ impl Training for SearchRun<'_> {
             stage.ops_kept,
             stage.epochs,
         );
-        Told { record: Record::Stage(record), text }
+        Told { record: LogRecord::Stage(record), text }
     }
 
     fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
@@ -198,7 +206,7 @@ impl Training for SearchRun<'_> {
             genotype: found.to_line(),
             benchmark,
         };
-        Ok(Told { record: Record::Epoch(record), text })
+        Ok(Told { record: LogRecord::Epoch(record), text })
     }
 
     fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
@@ -223,6 +231,6 @@ impl Training for SearchRun<'_> {
             Found::Darts(_) => &[TRAIN, WATCH, AGAIN],
             Found::NasBench201(_) => &[PLOT, WATCH, AGAIN],
         };
-        Ok(Told { text: final_text(out, &record, &beside, next), record: Record::Finish(record) })
+        Ok(Told { text: final_text(out, &record, &beside, next), record: LogRecord::Finish(record) })
     }
 }

@@ -33,6 +33,6 @@ impl Streams {
     }
 
     pub(super) fn open(&self, set: &Arc<ShardSet>, stream: u64, step: u64) -> Result<Loader> {
-        Loader::open(Arc::clone(set), LoaderSpec { stream, ..self.spec.clone() }, &self.pool, step)
+        Ok(Loader::open(Arc::clone(set), LoaderSpec { stream, ..self.spec.clone() }, &self.pool, step)?)
     }
 }

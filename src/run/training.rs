@@ -1,12 +1,12 @@
 //! Training: what a run needs of the thing it trains, be it a search or an evaluation.
 
-use super::journal::Totals;
 use crate::comm::Communicator;
 use crate::config::Settings;
 use crate::error::Result;
-use crate::report::{EpochSummary, Record, StepRecord};
-use crate::state::State;
-use crate::tally::StepOutcome;
+use crate::report::{EpochSummary, LogRecord, StepRecord};
+use crate::train::state::State;
+use crate::train::tally::StepOutcome;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Something that is trained step by step over all ranks, with a state that can be saved at any step. Collective methods
@@ -75,10 +75,21 @@ pub trait Training {
     fn finish(&self, out: &Path, totals: &Totals) -> Result<Told>;
 }
 
+/// Sums since the beginning of the run.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Images of all sets.
+    pub images: u64,
+    /// Seconds in steps.
+    pub wall_s: f64,
+    /// Ranks of the last part of the run.
+    pub ranks: u64,
+}
+
 /// A line of the log, and the same for people.
 pub struct Told {
     /// For the log.
-    pub record: Record,
+    pub record: LogRecord,
     /// For people.
     pub text: String,
 }

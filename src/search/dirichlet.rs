@@ -31,7 +31,7 @@ fn concentration_slope(eta: &Tensor) -> Tensor {
 }
 
 /// A sample as it was drawn, with what its gradient needs.
-pub struct Sample {
+pub struct ThetaSample {
     /// The full row, before the mask.
     drawn: Tensor,
     beta: Tensor,
@@ -42,10 +42,10 @@ pub struct Sample {
 
 /// Draws the mixing weights of every edge from the stream of `seed` (see [`theta_seed`]): the full row is drawn,
 /// multiplied by the mask, divided by its sum. Local; every replica draws its own unless it is given another's seed.
-pub fn sample(eta: &Tensor, mask: &Tensor, seed: u64) -> Sample {
+pub fn sample(eta: &Tensor, mask: &Tensor, seed: u64) -> ThetaSample {
     let beta = concentration(eta);
     let drawn = torch_seeded(seed, || beta.internal_sample_dirichlet());
-    Sample::from_drawn(drawn, beta, mask)
+    ThetaSample::from_drawn(drawn, beta, mask)
 }
 
 /// The seed of one draw: `purpose` tells weight and architecture steps apart.
@@ -53,12 +53,12 @@ pub fn theta_seed(seed: u64, purpose: Purpose, step: u64, replica: u64, table: u
     seed_of(seed, purpose, &[step, replica, table])
 }
 
-impl Sample {
+impl ThetaSample {
     /// The sample that was drawn elsewhere: `drawn` rows sum to 1.
-    pub fn from_drawn(drawn: Tensor, beta: Tensor, mask: &Tensor) -> Sample {
+    pub fn from_drawn(drawn: Tensor, beta: Tensor, mask: &Tensor) -> ThetaSample {
         let kept = &drawn * mask;
         let theta = &kept / kept.sum_dim_intlist(-1, true, None);
-        Sample { drawn, beta, mask: mask.shallow_clone(), theta }
+        ThetaSample { drawn, beta, mask: mask.shallow_clone(), theta }
     }
 
     /// Pathwise gradient: dL/d eta from dL/d theta. Per edge, with s the full draw and S the sum of what is kept:

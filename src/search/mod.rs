@@ -4,6 +4,7 @@
 //! one draw), has its own batch statistics and its own random streams; gradients are averaged. A rank computes its share
 //! of the replicas one after another, so the result does not depend on the number of ranks.
 
+mod architecture;
 pub mod dirichlet;
 pub mod stage;
 pub mod state;
@@ -11,27 +12,24 @@ pub mod timeline;
 pub mod unrolled;
 
 use crate::comm::Communicator;
-use crate::comm::bucket::sum_kind;
-use crate::config::{self, Config, Order, Regulariser};
+use crate::config::{self, Config, GradientOrder, Regulariser};
 use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::loss::cross_entropy;
-use crate::net::placement::Placement;
-use crate::net::supernet::{Shape, Supernet};
-use crate::optimiser::{Adam, Sgd, clip_coefficient};
+use crate::net::supernet::Supernet;
+use crate::process::phase::{Phase, begin};
 use crate::random::Purpose;
-use crate::schedule::Schedule;
 use crate::space::found::Found;
 use crate::space::genotype::mean_weights;
 use crate::space::{Mask, SearchSpace};
-use crate::tally::{StepOutcome, measure, timed};
-use crate::weight_step;
-use crate::whereabouts::{Phase, begin};
-use dirichlet::Sample;
+use crate::train::optimiser::{Adam, Sgd};
+use crate::train::schedule::Schedule;
+use crate::train::step;
+use crate::train::tally::{StepOutcome, measure, timed};
+use dirichlet::ThetaSample;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
-use unrolled::{Share, Unrolled};
 
 /// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.
 pub struct Search {
@@ -61,7 +59,7 @@ impl Search {
         let kind = config.precision.weights();
         let tables = space.tables().len();
         let masks = vec![Mask::full(edges, operations); tables];
-        let mut net = supernet(config, first.k, masks, replicas.len(), device);
+        let mut net = stage::supernet(config, first.k, masks, replicas.len(), device);
         net.params.initialise(config.seed);
         let tables: Vec<Tensor> =
             (0..tables).map(|table| dirichlet::initial_eta(edges, operations, config.seed, table)).collect();
@@ -115,129 +113,60 @@ impl Search {
         comm: &dyn Communicator,
     ) -> Result<StepOutcome> {
         let mut outcome = StepOutcome::default();
-        let mut batches = None;
+        let num_local = self.replicas.len();
+        let mut taken = None;
+
+        // The architecture: gradients of theta, carried to eta, averaged, one step of Adam.
         if self.timeline.moment(self.step).architecture {
-            let grad = match self.config.search.order {
-                Order::First => self.first_order(architecture, &mut outcome)?,
-                Order::Second => {
-                    // The virtual step sees the batch that the real one sees.
-                    let batches = batches.insert(self.local_batches(weights, &mut outcome)?);
-                    self.second_order(batches, architecture, comm, &mut outcome)?
+            let sum = match self.config.search.order {
+                GradientOrder::First => self.first_order(architecture, &mut outcome)?,
+                GradientOrder::Second => {
+                    // The virtual step sees the batches that the real one sees.
+                    let batches = self.local_batches(weights, &mut outcome)?;
+                    let sum = self.second_order(&batches, architecture, comm, &mut outcome)?;
+                    taken = Some(batches.into_iter());
+                    sum
                 }
             };
-            self.architecture_step(grad, comm, &mut outcome)?;
+            let grad = sum / num_local as f64;
+            comm.start_mean(&grad)?;
+            begin(Phase::AllReduce)?;
+            timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+            begin(Phase::Optimiser)?;
+            self.descend_eta(grad);
         }
-        self.weight_step(batches, weights, comm, &mut outcome)?;
+
+        // The weights: each replica draws its own theta; a bucket is averaged while the ones before it are differentiated.
+        for local in 0..num_local {
+            let (images, labels) = self.batch(&mut taken, weights, &mut outcome)?;
+            let theta = mixing_weights(self.draw(Purpose::ThetaWeightStep, local));
+            let tape = self.net.forward(&images, &theta, local);
+            let loss = cross_entropy(tape.logits(), &labels);
+            outcome.weights.push(measure(tape.logits(), &labels, &loss));
+            step::backward(tape, &loss, &self.net.params.buckets, (local, num_local), comm)?;
+        }
+        let rates = (self.lr(), self.config.search.grad_clip);
+        step::descend(&mut self.net.params.buckets, &self.sgd, rates, comm, &mut outcome)?;
+
         self.step += 1;
         outcome.data_wait_ms = weights.wait_ms() + architecture.wait_ms();
         Ok(outcome)
     }
 
-    /// Gradients of theta alone, carried to eta along the sample's path: their sum over the local replicas.
-    fn first_order(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<Tensor> {
-        let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
-        for local in 0..self.replicas.len() {
-            let (images, labels) = self.prepare(loader, outcome)?;
-            let samples = self.draw(Purpose::ThetaArchitectureStep, local);
-            let theta: Vec<Tensor> =
-                samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect();
-            let tape = self.net.forward_theta(&images, &theta, local);
-            let loss = cross_entropy(tape.logits(), &labels);
-            outcome.architecture.push(measure(tape.logits(), &labels, &loss));
-            begin(Phase::Backward)?;
-            let grads = tape.backward(&loss)?;
-            for (table, (sample, grad_theta)) in samples.iter().zip(&grads).enumerate() {
-                let table = table as i64;
-                let _ = grad.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), grad_theta));
+    /// The next batch of the weights: of those that were `taken` for the virtual step, or a new one.
+    fn batch(
+        &mut self,
+        taken: &mut Option<std::vec::IntoIter<(Tensor, Tensor)>>,
+        loader: &mut Loader,
+        outcome: &mut StepOutcome,
+    ) -> Result<(Tensor, Tensor)> {
+        match taken {
+            Some(batches) => {
+                begin(Phase::Forward)?;
+                Ok(batches.next().expect("a batch per local replica"))
             }
+            None => self.prepare(loader, outcome),
         }
-        Ok(grad)
-    }
-
-    /// The same through a virtual weight step on `batches`.
-    fn second_order(
-        &mut self,
-        batches: &[(Tensor, Tensor)],
-        loader: &mut Loader,
-        comm: &dyn Communicator,
-        outcome: &mut StepOutcome,
-    ) -> Result<Tensor> {
-        let mut shares = Vec::with_capacity(batches.len());
-        for (local, (images, labels)) in batches.iter().enumerate() {
-            shares.push(Share {
-                train: (images.shallow_clone(), labels.shallow_clone()),
-                train_samples: self.draw(Purpose::ThetaVirtualStep, local),
-                valid: self.prepare(loader, outcome)?,
-                valid_samples: self.draw(Purpose::ThetaArchitectureStep, local),
-            });
-        }
-        let (net, eta) = (&self.net, &self.eta);
-        let step = Unrolled { net, eta, sgd: self.sgd, lr: self.lr(), length: unrolled::LENGTH };
-        step.grad(&shares, comm, outcome)
-    }
-
-    /// Averages the gradient of eta, pulls eta towards the uniform Dirichlet, takes one step of Adam.
-    fn architecture_step(
-        &mut self,
-        sum: Tensor,
-        comm: &dyn Communicator,
-        outcome: &mut StepOutcome,
-    ) -> Result<()> {
-        let mut grad = sum / self.replicas.len() as f64;
-        comm.start_mean(&grad)?;
-        begin(Phase::AllReduce)?;
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
-        begin(Phase::Optimiser)?;
-        if self.config.eta.regulariser == Regulariser::Kl {
-            for table in 0..grad.size()[0] {
-                let pull = dirichlet::kl_grad(&self.eta.get(table)) * self.config.eta.kl_scale;
-                let _ = grad.get(table).g_add_(&pull);
-            }
-        }
-        let coefficient = clip_coefficient(std::iter::once(&grad), self.config.eta.grad_clip);
-        let _ = grad.g_mul_(&coefficient);
-        let grad = grad.to_kind(self.eta.kind());
-        self.adam.step(&mut self.eta, &grad);
-        Ok(())
-    }
-
-    /// `batches`: the local ones, if they have been taken already.
-    fn weight_step(
-        &mut self,
-        batches: Option<Vec<(Tensor, Tensor)>>,
-        loader: &mut Loader,
-        comm: &dyn Communicator,
-        outcome: &mut StepOutcome,
-    ) -> Result<()> {
-        let mut batches = batches.map(Vec::into_iter);
-        for local in 0..self.replicas.len() {
-            let (images, labels) = match &mut batches {
-                Some(batches) => {
-                    begin(Phase::Forward)?;
-                    batches.next().expect("a batch per local replica")
-                }
-                None => self.prepare(loader, outcome)?,
-            };
-            let theta: Vec<Tensor> =
-                self.draw(Purpose::ThetaWeightStep, local).into_iter().map(|sample| sample.theta).collect();
-            let tape = self.net.forward(&images, &theta, local);
-            let loss = cross_entropy(tape.logits(), &labels);
-            outcome.weights.push(measure(tape.logits(), &labels, &loss));
-            let turn = (local, self.replicas.len());
-            weight_step::backward(tape, &loss, &self.net.params.buckets, turn, comm)?;
-        }
-        let lr = self.lr();
-        let (buckets, grad_clip) = (&mut self.net.params.buckets, self.config.search.grad_clip);
-        weight_step::descend(buckets, &self.sgd, (lr, grad_clip), comm, outcome)
-    }
-
-    /// The batch of every local replica, taken from `loader`.
-    fn local_batches(
-        &mut self,
-        loader: &mut Loader,
-        outcome: &mut StepOutcome,
-    ) -> Result<Vec<(Tensor, Tensor)>> {
-        (0..self.replicas.len()).map(|_| self.prepare(loader, outcome)).collect()
     }
 
     /// Learning rate of the weights in the next step.
@@ -246,7 +175,7 @@ impl Search {
     }
 
     /// The mixing weights of local replica `local` for this step, one sample per table.
-    fn draw(&self, purpose: Purpose, local: usize) -> Vec<Sample> {
+    fn draw(&self, purpose: Purpose, local: usize) -> Vec<ThetaSample> {
         let replica = match self.config.search.theta {
             config::Theta::PerReplica => (self.replicas.start + local) as u64,
             config::Theta::Shared => 0,
@@ -261,24 +190,7 @@ impl Search {
 
     /// The next batch on the device: normalised images, labels.
     fn prepare(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
-        weight_step::prepare(loader, &mut self.upload, outcome)
-    }
-
-    /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
-    pub fn advance(&mut self) -> Result<()> {
-        self.stage += 1;
-        let next = self.config.search.stages[self.stage];
-        let mut eta = self.eta_on_host()?;
-        let masks = stage::pruned(&mut eta, &self.net.shape().masks, next.ops_kept);
-        let tables: Vec<Tensor> = eta
-            .iter()
-            .map(|table| {
-                Tensor::stack(&table.iter().map(|row| Tensor::from_slice(row)).collect::<Vec<_>>(), 0)
-            })
-            .collect();
-        self.eta.copy_(&Tensor::stack(&tables, 0));
-        self.net = stage::next_network(&self.net, masks, next.k, self.config.seed, self.stage as u64)?;
-        Ok(())
+        step::prepare(loader, &mut self.upload, outcome)
     }
 
     /// eta as numbers, `[T][E][O]`.
@@ -304,24 +216,7 @@ impl Search {
     }
 }
 
-/// The supernet of one stage.
-fn supernet(config: &Config, k: i64, masks: Vec<Mask>, replicas: usize, device: Device) -> Supernet {
-    let shape = Shape {
-        space: config.model.space,
-        init_channels: config.model.init_channels,
-        layers: config.model.layers as usize,
-        num_classes: config.model.num_classes,
-        k,
-        masks,
-    };
-    let bucket_bytes = (config.run.bucket_mib * 1024.0 * 1024.0) as usize;
-    let placement = Placement {
-        precision: config.precision,
-        device,
-        channels_last: config.channels_last,
-        checkpoint_cells: config.checkpoint_cells,
-        replicas,
-        bucket_bytes,
-    };
-    Supernet::new(shape, placement)
+/// The mixing weights of `samples`, one per table.
+fn mixing_weights(samples: Vec<ThetaSample>) -> Vec<Tensor> {
+    samples.into_iter().map(|sample| sample.theta).collect()
 }

@@ -2,11 +2,15 @@
 //!
 //! Everything is drawn from the run's seed and the stage's number, so every rank does the same without a word.
 
+use super::Search;
 use super::dirichlet::prune;
+use crate::config::Config;
 use crate::error::Result;
-use crate::net::supernet::{Shape, Supernet};
+use crate::net::placement::Placement;
+use crate::net::supernet::{Supernet, SupernetShape};
 use crate::net::widen::{Indices, draw_indices, widen, widen_running};
 use crate::space::Mask;
+use tch::{Device, Tensor};
 
 /// Keeps `keep` operations per edge: the new masks and eta with 0 for what went. `eta`: one `[E][O]` per table.
 pub fn pruned(eta: &mut [Vec<Vec<f64>>], masks: &[Mask], keep: usize) -> Vec<Mask> {
@@ -24,7 +28,7 @@ pub fn next_network(net: &Supernet, masks: Vec<Mask>, k: i64, seed: u64, stage: 
     } else {
         draw_indices(&weights, &net.params.export_running(0), old.k, k, seed, stage)
     };
-    let mut next = Supernet::new(Shape { k, masks, ..old.clone() }, net.placement());
+    let mut next = Supernet::new(SupernetShape { k, masks, ..old.clone() }, net.placement());
     next.params.import(&widen(&weights, &indices), |bucket| &bucket.weights)?;
     next.params.import(&widen(&momentum, &indices), |bucket| &bucket.momentum)?;
     for replica in 0..net.params.num_replicas() {
@@ -32,4 +36,42 @@ pub fn next_network(net: &Supernet, masks: Vec<Mask>, k: i64, seed: u64, stage: 
         next.params.import_running(replica, &running)?;
     }
     Ok(next)
+}
+
+/// The supernet of one stage.
+pub(super) fn supernet(
+    config: &Config,
+    k: i64,
+    masks: Vec<Mask>,
+    replicas: usize,
+    device: Device,
+) -> Supernet {
+    let shape = SupernetShape {
+        space: config.model.space,
+        init_channels: config.model.init_channels,
+        layers: config.model.layers as usize,
+        num_classes: config.model.num_classes,
+        k,
+        masks,
+    };
+    Supernet::new(shape, Placement::of(config, device, replicas))
+}
+
+impl Search {
+    /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
+    pub fn advance(&mut self) -> Result<()> {
+        self.stage += 1;
+        let next = self.config.search.stages[self.stage];
+        let mut eta = self.eta_on_host()?;
+        let masks = pruned(&mut eta, &self.net.shape().masks, next.ops_kept);
+        let tables: Vec<Tensor> = eta
+            .iter()
+            .map(|table| {
+                Tensor::stack(&table.iter().map(|row| Tensor::from_slice(row)).collect::<Vec<_>>(), 0)
+            })
+            .collect();
+        self.eta.copy_(&Tensor::stack(&tables, 0));
+        self.net = next_network(&self.net, masks, next.k, self.config.seed, self.stage as u64)?;
+        Ok(())
+    }
 }

@@ -1,14 +1,16 @@
 //! The search's state as a checkpoint, as a hash, and back.
 //!
-//! Tensors: those of the network (see [`crate::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
+//! Tensors: those of the network (see [`crate::train::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
 //! streams are addressed by step (see `random`).
 
-use super::{Search, supernet};
-use crate::checkpoint::Checkpoint;
+use super::Search;
+use super::stage::supernet;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use crate::space::Mask;
-use crate::state::{
+use crate::train;
+use crate::train::checkpoint::Checkpoint;
+use crate::train::state::{
     self, State, bytes_of, gather_running, hash_weights, is_finite, tensors_of, weights_are_finite,
 };
 use serde::{Deserialize, Serialize};
@@ -21,7 +23,7 @@ const VERSION: u32 = 1;
 
 /// What stands beside the tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Meta {
+struct SearchMeta {
     version: u32,
     step: u64,
     stage: usize,
@@ -46,7 +48,7 @@ impl State for Search {
         tensors.push(("eta".into(), host(&self.eta)));
         tensors.push(("eta.mean".into(), host(&self.adam.mean)));
         tensors.push(("eta.square".into(), host(&self.adam.square)));
-        let meta = Meta {
+        let meta = SearchMeta {
             version: VERSION,
             step: self.step,
             stage: self.stage,
@@ -56,13 +58,14 @@ impl State for Search {
             replicas: all.size()[0] as usize,
             extra,
         };
-        let meta = serde_json::to_value(meta).map_err(|error| Error::CheckpointState(error.to_string()))?;
+        let meta =
+            serde_json::to_value(meta).map_err(|error| train::Error::CheckpointState(error.to_string()))?;
         Ok(Some(Checkpoint { tensors, meta }))
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let wrong = |what: String| Error::CheckpointState(what);
-        let meta: Meta =
+        let wrong = |what: String| Error::from(train::Error::CheckpointState(what));
+        let meta: SearchMeta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
         if meta.version != VERSION {
             return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));
@@ -95,7 +98,7 @@ impl State for Search {
             (false, _) => "weights",
             (true, false) => "eta",
         };
-        Err(Error::StateNotFinite { step: self.step, what })
+        Err(train::Error::StateNotFinite { step: self.step, what }.into())
     }
 
     /// Step, masks, eta, weights.
@@ -110,7 +113,7 @@ impl State for Search {
 impl Search {
     /// Whether the numbers of a checkpoint are ones that this search can come to. The files have checksums; this keeps
     /// one that was made with other code, or by hand, from being gone on with.
-    fn check_meta(&self, meta: &Meta) -> Result<(), String> {
+    fn check_meta(&self, meta: &SearchMeta) -> Result<(), String> {
         let search = &self.config.search;
         let Some(stage) = search.stages.get(meta.stage).filter(|_| meta.replicas == search.replicas as usize)
         else {

@@ -1,12 +1,12 @@
 //! Timeline: which stage and epoch a step belongs to. Files speak of epochs; the search counts steps.
 
-use crate::config::{Config, Stage};
+use crate::config::{Config, StageSection};
 use std::ops::Range;
 
 /// The steps of a run.
 #[derive(Clone, Debug)]
 pub struct Timeline {
-    stages: Vec<Stage>,
+    stages: Vec<StageSection>,
     /// Steps of every epoch.
     pub steps_per_epoch: u64,
     architecture_from_epoch: u64,
@@ -45,7 +45,7 @@ impl Timeline {
     }
 
     /// The stages.
-    pub fn stages(&self) -> &[Stage] {
+    pub fn stages(&self) -> &[StageSection] {
         &self.stages
     }
 
@@ -86,8 +86,10 @@ mod tests {
     #[test]
     fn steps_belong_to_stages_and_epochs() {
         let mut config = Config::default();
-        config.search.stages =
-            vec![Stage { k: 6, ops_kept: 7, epochs: 3 }, Stage { k: 3, ops_kept: 4, epochs: 2 }];
+        config.search.stages = vec![
+            StageSection { k: 6, ops_kept: 7, epochs: 3 },
+            StageSection { k: 3, ops_kept: 4, epochs: 2 },
+        ];
         config.search.architecture_from_epoch = 1;
         config.search.steps_per_epoch = 4;
         let timeline = Timeline::new(&config, 10);

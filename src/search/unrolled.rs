@@ -13,16 +13,16 @@
 //! is counted (published for NAS-Bench-201: eta is among the parameters, has no momentum, and the exception that follows
 //! drops it for all); the virtual networks leave running statistics alone.
 
-use super::dirichlet::Sample;
+use super::dirichlet::ThetaSample;
 use crate::comm::Communicator;
-use crate::comm::bucket::{Bucket, sum_kind};
 use crate::error::Result;
+use crate::net::bucket::{Bucket, sum_kind};
 use crate::net::loss::cross_entropy;
 use crate::net::supernet::Supernet;
-use crate::optimiser::Sgd;
-use crate::tally::{StepOutcome, measure, timed};
-use crate::weight_step::{backward, start_mean};
-use crate::whereabouts::{Phase, begin};
+use crate::process::phase::{Phase, begin};
+use crate::train::optimiser::Sgd;
+use crate::train::step::{backward, start_mean};
+use crate::train::tally::{StepOutcome, measure, timed};
 use tch::Tensor;
 
 /// Length of the step in the weights over which gradients are compared.
@@ -33,11 +33,11 @@ pub struct Share {
     /// For the virtual step.
     pub train: (Tensor, Tensor),
     /// One sample per table.
-    pub train_samples: Vec<Sample>,
+    pub train_samples: Vec<ThetaSample>,
     /// For the loss behind it.
     pub valid: (Tensor, Tensor),
     /// One sample per table.
-    pub valid_samples: Vec<Sample>,
+    pub valid_samples: Vec<ThetaSample>,
 }
 
 /// What the virtual step starts from.
@@ -106,7 +106,7 @@ impl Unrolled<'_> {
             backward(tape, &loss, &self.net.params.buckets, (local, shares.len()), comm)?;
         }
         begin(Phase::AllReduce)?;
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())
+        Ok(timed(&mut outcome.reduce_wait_ms, || comm.finish())?)
     }
 
     /// The first term, and v into the buckets.
@@ -139,7 +139,7 @@ impl Unrolled<'_> {
             }
         }
         begin(Phase::AllReduce)?;
-        timed(&mut outcome.reduce_wait_ms, || comm.finish())
+        Ok(timed(&mut outcome.reduce_wait_ms, || comm.finish())?)
     }
 
     /// One side of the finite difference.
@@ -157,7 +157,7 @@ impl Unrolled<'_> {
     }
 
     /// Adds `factor` times the gradient by eta, given the gradients by theta.
-    fn add_path(&self, sum: &Tensor, samples: &[Sample], grads: &[Tensor], factor: f64) {
+    fn add_path(&self, sum: &Tensor, samples: &[ThetaSample], grads: &[Tensor], factor: f64) {
         for (table, (sample, grad)) in (0..).zip(samples.iter().zip(grads)) {
             let _ = sum.get(table).g_add_(&(sample.grad_eta(&self.eta.get(table), grad) * factor));
         }
@@ -169,6 +169,6 @@ fn set(bucket: &Bucket, weights: &Tensor) {
 }
 
 /// Mixing weights to differentiate for, one per table.
-fn leaves(samples: &[Sample]) -> Vec<Tensor> {
+fn leaves(samples: &[ThetaSample]) -> Vec<Tensor> {
     samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect()
 }

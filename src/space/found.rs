@@ -3,7 +3,7 @@
 use super::genotype::Genotype;
 use super::nb201::Architecture;
 use super::{NUM_EDGES, SearchSpace};
-use crate::error::{Error, Result};
+use crate::space::error::{Error, Result};
 use serde_json::json;
 
 /// The chosen architecture.

@@ -1,7 +1,7 @@
 //! The chosen architecture as plain data: from eta, to JSON, to and from the one line that DARTS users paste.
 
 use super::{Mask, NUM_INPUTS, NUM_NODES, Operation, SearchSpace, edge, heaviest};
-use crate::error::{Error, Result};
+use crate::space::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// A cell's kept edges: per node two of (operation name, state it comes from), the heavier first.

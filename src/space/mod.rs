@@ -1,9 +1,12 @@
 //! The search space: which operations stand on which edges of which tables.
 
+pub(crate) mod error;
 pub mod found;
 pub mod genotype;
 pub mod nb201;
 pub mod published;
+
+pub use error::{Error, Result};
 
 use serde::{Deserialize, Serialize};
 

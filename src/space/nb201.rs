@@ -4,7 +4,7 @@
 //! Source: NAS-Bench-201 (ICLR 2020); order of operations and edges as DrNAS has them.
 
 use super::{Operation, heaviest};
-use crate::error::{Error, Result};
+use crate::space::error::{Error, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -140,7 +140,7 @@ impl FromStr for Architecture {
 
     /// Reads the text; the edges of a node have to stand in order, as the benchmark writes them.
     fn from_str(text: &str) -> Result<Architecture> {
-        let bad = |what: String| Error::Nb201Architecture { text: text.chars().take(200).collect(), what };
+        let bad = |what: String| Error::Nb201 { text: text.chars().take(200).collect(), what };
         let nodes: Vec<&str> = text.trim().split('+').collect();
         if nodes.len() != 3 {
             return Err(bad(format!("3 nodes, joined by '+', expected, {} found", nodes.len())));

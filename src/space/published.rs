@@ -1,7 +1,7 @@
 //! Genotypes as people have them: a file, a published name, or the line that DARTS code holds.
 
 use super::genotype::Genotype;
-use crate::error::{Error, Result};
+use crate::space::error::{Error, Result};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;

@@ -12,9 +12,9 @@ mod scenes;
 use bench::mpirun::{Ended, SCENE};
 use bench::{Bench, assert_same_end};
 use double::{Double, bad, bad_on, compiled, double, good, run_on};
-use drnas_dist::Error;
+use drnas_dist::config;
 use drnas_dist::config::{DeviceChoice, Reduce};
-use drnas_dist::launch::{Devices, World};
+use drnas_dist::world::{Devices, World};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -42,7 +42,7 @@ fn rank_program() {
     };
     let limit = if flag("TEST_IMPATIENT") { LIMIT } else { PATIENCE };
     if scene == "doctor" {
-        return drnas_dist::doctor::run(limit, None).unwrap();
+        return drnas_dist::commands::doctor::run(limit, None).unwrap();
     }
     if flag("TEST_CROSSED") && std::env::var("OMPI_COMM_WORLD_RANK").is_ok_and(|rank| rank == "1") {
         // SAFETY: no other thread of this process runs yet that reads the environment.
@@ -71,8 +71,10 @@ fn rank_program() {
         "steps" => scenes::steps(&world, &Double::open()),
         "lengths" => scenes::lengths(&world),
         "kept" => scenes::kept(&world),
-        "failed-mean" => scenes::failed(&world, |buffer| world.communicator().start_mean(buffer)),
-        "failed-broadcast" => scenes::failed(&world, |buffer| world.communicator().broadcast(buffer, 0)),
+        "failed-mean" => scenes::failed(&world, |buffer| Ok(world.communicator().start_mean(buffer)?)),
+        "failed-broadcast" => {
+            scenes::failed(&world, |buffer| Ok(world.communicator().broadcast(buffer, 0)?))
+        }
         "traced" => scenes::traced(&world, &Double::open()),
         "time" => scenes::time(&world, &Double::open()),
         "leave" => {
@@ -80,7 +82,7 @@ fn rank_program() {
             world.set_farewell("go on with --resume");
             world.leave()
         }
-        "abort" => world.communicator().abort(&Error::ConfigCheck("a planned mistake".into())),
+        "abort" => world.communicator().abort(&config::Error::Check("a planned mistake".into())),
         "dropped" => return scenes::dropped(world),
         "card" => scenes::card(&world),
         "uploads" => scenes::uploads(&world),
@@ -188,7 +190,7 @@ fn a_trace_shows_that_reductions_overlap_with_backward() {
 #[test]
 fn ranks_leave_together_when_they_are_asked_to() {
     let ended = run_on(double(), "leave", 2, &[]);
-    assert_eq!(ended.code, Some(drnas_dist::launch::STOPPED), "{}", ended.output);
+    assert_eq!(ended.code, Some(drnas_dist::process::signals::STOPPED), "{}", ended.output);
     assert_eq!(ended.output.matches("go on with --resume").count(), 1, "{}", ended.output);
     assert!(!ended.output.contains("rank 1 on"), "{}", ended.output);
 }

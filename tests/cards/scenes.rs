@@ -8,8 +8,8 @@ use drnas_dist::cuda::{Event, Stream};
 use drnas_dist::data::augment::Rect;
 use drnas_dist::data::upload::Staging;
 use drnas_dist::data::{Batch, Upload};
-use drnas_dist::launch::World;
-use drnas_dist::whereabouts::{self, Phase};
+use drnas_dist::process::phase::{self, Phase};
+use drnas_dist::world::World;
 use drnas_dist::{Config, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -125,7 +125,7 @@ pub fn others(world: &World) -> Result<()> {
     let told = comm.all_gather(&[rank as u8, 7])?;
     assert_eq!(told, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
     comm.barrier()?;
-    let said = |outcome: Result<()>| outcome.unwrap_err().to_string();
+    let said = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
     let turned = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
     assert!(said(comm.start_mean(&turned)).contains("contiguous tensor expected"));
     assert!(said(comm.broadcast(&turned, 0)).contains("contiguous tensor expected"));
@@ -133,14 +133,14 @@ pub fn others(world: &World) -> Result<()> {
     assert!(said(comm.start_mean(&whole)).contains("kind Float or Double expected, Int64 found"));
     assert!(said(comm.broadcast(&whole, 9)).contains("root below"));
     comm.finish()?;
-    comm.barrier()
+    Ok(comm.barrier()?)
 }
 
 /// Tensors of another device.
 pub fn elsewhere(world: &World) -> Result<()> {
     let comm = world.communicator();
     let here = Tensor::zeros([3], tch::kind::FLOAT_CPU);
-    let said = |outcome: Result<()>| outcome.unwrap_err().to_string();
+    let said = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
     assert_eq!(said(comm.start_mean(&here)), "mean: a tensor on Cuda(0) expected, Cpu found");
     assert_eq!(said(comm.broadcast(&here, 0)), "broadcast: a tensor on Cuda(0) expected, Cpu found");
     Ok(())
@@ -186,7 +186,7 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
         comm.barrier()?;
         reduce()?;
         double.synchronize();
-        return comm.barrier();
+        return Ok(comm.barrier()?);
     }
     comm.start_mean(&buffer)?;
     double.give(|| PASSED.store(true, Ordering::Release));
@@ -204,7 +204,7 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
     comm.barrier()?;
     double.synchronize();
     assert!(AFTER.load(Ordering::Acquire));
-    comm.barrier()
+    Ok(comm.barrier()?)
 }
 
 /// Small buffers are handed over together, and those that have come before a large one with it.
@@ -299,7 +299,7 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
     assert_eq!([first.step, second.step], [1, 1]);
     assert!(second.from_ms >= first.to_ms, "two at once: {trace:?}");
     assert!(late || first.to_ms >= trace.backward_ends_ms[1] + 100.0, "backward waited: {trace:?}");
-    comm.barrier()
+    Ok(comm.barrier()?)
 }
 
 /// Copies to the card and back in time: a stream of its own, and stream 0, which waits for it.
@@ -341,14 +341,14 @@ pub fn steps(world: &World, double: &Double) -> Result<()> {
     [&weights, &buffer].into_iter().for_each(|tensor| std::mem::forget(tensor.shallow_clone()));
     comm.broadcast(&weights, 0)?;
     for step in 1..=12 {
-        whereabouts::set_step(step);
-        whereabouts::enter(Phase::Backward);
+        phase::set_step(step);
+        phase::enter(Phase::Backward);
         if absent == Some(step) && comm.rank() + 1 == comm.size() {
             std::thread::sleep(Duration::from_secs(60));
         }
         comm.start_mean(&buffer)?;
         comm.finish()?;
-        whereabouts::enter(Phase::Optimiser);
+        phase::enter(Phase::Optimiser);
         double.synchronize();
         // The watchdog looks from time to time.
         std::thread::sleep(Duration::from_millis(30));
@@ -361,7 +361,7 @@ pub fn lengths(world: &World) -> Result<()> {
     let comm = world.communicator();
     let length = if comm.rank() == 0 { 1_000 } else { 999 };
     comm.start_mean(&Tensor::zeros([length], tch::kind::FLOAT_CPU))?;
-    comm.finish()
+    Ok(comm.finish()?)
 }
 
 /// One rank drops the world in the middle of a reduction.
@@ -453,5 +453,5 @@ pub fn failed_copy(world: &World) -> Result<()> {
     let outcome = Staging::new(context, Device::Cpu, &[&images, &facts])?.pass(&[&images, &facts], |_, _| ());
     // It is late by less.
     std::thread::sleep(Duration::from_millis(500));
-    outcome
+    Ok(outcome?)
 }

@@ -164,14 +164,15 @@ impl Run {
 
     /// Steps that have a whole checkpoint, in order.
     pub fn checkpoints(&self) -> Vec<u64> {
-        let mut steps = drnas_dist::checkpoint::list(&self.folder.join("checkpoints")).unwrap_or_default();
+        let mut steps =
+            drnas_dist::train::checkpoint::list(&self.folder.join("checkpoints")).unwrap_or_default();
         steps.sort();
         steps
     }
 
     /// The tensors after step `step`.
     pub fn state(&self, step: u64) -> BTreeMap<String, Tensor> {
-        let saved = drnas_dist::checkpoint::read(&self.folder.join("checkpoints"), step).unwrap();
+        let saved = drnas_dist::train::checkpoint::read(&self.folder.join("checkpoints"), step).unwrap();
         saved.tensors.into_iter().collect()
     }
 }

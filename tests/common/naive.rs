@@ -4,14 +4,14 @@
 //! Weights are looked up by their published names; NCHW throughout.
 
 use drnas_dist::net::params::Named;
-use drnas_dist::net::supernet::Shape;
+use drnas_dist::net::supernet::SupernetShape;
 use drnas_dist::space::nb201::EDGES;
 use drnas_dist::space::{Operation, SearchSpace};
 use tch::Tensor;
 
 /// Weights (leaves) and running statistics by published name.
 pub struct Naive<'a> {
-    pub shape: &'a Shape,
+    pub shape: &'a SupernetShape,
     pub weights: &'a Named,
     pub running: &'a Named,
 }

@@ -1,8 +1,7 @@
 //! The arguments of `split` and `pack` as a command line without options gives them.
 
 use clap::{Args, Parser};
-use drnas_dist::data::pack::PackArgs;
-use drnas_dist::data::split::SplitArgs;
+use drnas_dist::cli::{PackArgs, SplitArgs};
 use std::ffi::OsStr;
 use std::path::Path;
 

@@ -3,7 +3,8 @@
 
 use crate::{Target, bombard};
 use drnas_dist::Result;
-use drnas_dist::data::source::{Format, Source, SourceArgs};
+use drnas_dist::cli::{SourceArgs, SourceFormat};
+use drnas_dist::data::source::Source;
 use drnas_dist::nb201::{Table, import};
 use drnas_dist::space::nb201::Architecture;
 use std::fmt::Write;
@@ -23,7 +24,7 @@ fn read_all(root: &Path, args: &SourceArgs) -> Result<()> {
     Ok(())
 }
 
-fn test_part(format: Format) -> SourceArgs {
+fn test_part(format: SourceFormat) -> SourceArgs {
     SourceArgs { format: Some(format), test: true, ..SourceArgs::default() }
 }
 
@@ -48,7 +49,7 @@ fn cifar_records() {
         let target = Target { name, seeds, words: "/ .. # class1", spare_bytes: 1 << 20, every: 1 };
         bombard(&target, |file| {
             fs::write(&path, file).unwrap();
-            read_all(dir.path(), &test_part(Format::Cifar10))
+            read_all(dir.path(), &test_part(SourceFormat::Cifar10))
         });
         fs::write(&path, good).unwrap();
     }
@@ -61,7 +62,7 @@ fn split_file() {
     let seeds = vec![br#"{"train": ["int", ["0", "1"]], "valid": ["int", ["1"]]}"#.to_vec()];
     let words = r#"[ { " "train": "int", "0", null , -1"#;
     let (split_file, part) = (Some(path.clone()), Some("train".into()));
-    let args = SourceArgs { split_file, part, ..test_part(Format::Cifar10) };
+    let args = SourceArgs { split_file, part, ..test_part(SourceFormat::Cifar10) };
     let target = Target { name: "split-file", seeds, words, spare_bytes: 1 << 20, every: 1 };
     bombard(&target, |file| {
         fs::write(&path, file).unwrap();
@@ -83,7 +84,7 @@ fn pickle() {
     let target = Target { name: "pickle", seeds: vec![seed], words, spare_bytes: 1 << 20, every: 1 };
     bombard(&target, |file| {
         fs::write(&path, file).unwrap();
-        read_all(dir.path(), &test_part(Format::Imagenet16))
+        read_all(dir.path(), &test_part(SourceFormat::Imagenet16))
     });
 }
 
@@ -105,7 +106,7 @@ fn a_pickle_that_repeats_itself_takes_no_memory() {
 #[test]
 fn a_range_that_is_far_too_long_takes_no_memory() {
     let dir = cifar();
-    let args = SourceArgs { range: Some(0..1 << 26), ..test_part(Format::Cifar10) };
+    let args = SourceArgs { range: Some(0..1 << 26), ..test_part(SourceFormat::Cifar10) };
     let (read, held) = crate::memory::measured(|| read_all(dir.path(), &args));
     assert!(read.unwrap_err().to_string().contains("image 2 of 2"));
     assert!(held < 1 << 20, "{held} bytes held");

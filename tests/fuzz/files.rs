@@ -5,24 +5,26 @@
 
 use crate::packing::pack_args;
 use crate::{Target, bombard};
-use drnas_dist::checkpoint::{self, Checkpoint};
+use drnas_dist::cli::{DemoArgs, PackArgs};
 use drnas_dist::comm::Solo;
+use drnas_dist::commands::demo_data;
+use drnas_dist::commands::verify;
 use drnas_dist::config::{Config, Settings};
 use drnas_dist::data::ShardSet;
 use drnas_dist::data::decode::{MAX_PIXELS, decode, dimensions};
-use drnas_dist::data::demo::{self, DemoArgs};
-use drnas_dist::data::pack::{PackArgs, pack};
+use drnas_dist::data::pack::pack;
 use drnas_dist::data::set::{SetFile, content_hash, hex, read_set_file};
 use drnas_dist::data::shard::Shard;
 use drnas_dist::eval::state::{read_weights, write_weights};
-use drnas_dist::net::network::{Network, Shape};
+use drnas_dist::net::network::{Network, NetworkShape};
 use drnas_dist::report::MetricsLog;
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
 use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
-use drnas_dist::state::State;
-use drnas_dist::{Error, Result, verify};
+use drnas_dist::train::checkpoint::{self, Checkpoint};
+use drnas_dist::train::state::State;
+use drnas_dist::{Error, Result};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +36,7 @@ fn packed(shard_images: u32) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (root, out) = (dir.path().join("images"), dir.path().join("shards"));
     let px = "16..24".into();
-    demo::run(&DemoArgs { out: root.clone(), classes: 3, per_class: 4, seed: 1, px }).unwrap();
+    demo_data::run(&DemoArgs { out: root.clone(), classes: 3, per_class: 4, seed: 1, px }).unwrap();
     let args = PackArgs { no_decode: true, seed: 3, shard_images, threads: 1, ..pack_args(&root, &out) };
     pack(&args, &|_| true).unwrap();
     (dir, out)
@@ -67,7 +69,7 @@ fn reseal(shard: &mut [u8]) {
 /// Opens a shard and reads all of it.
 fn read_shard(path: &Path) -> Result<()> {
     let shard = Shard::open(path)?;
-    (0..shard.records().len()).try_for_each(|record| shard.read(record).map(drop))
+    Ok((0..shard.records().len()).try_for_each(|record| shard.read(record).map(drop))?)
 }
 
 #[test]
@@ -256,7 +258,7 @@ fn search_tensors() {
 /// What `--weights` names: what is accepted fits a network.
 #[test]
 fn weights() {
-    let shape = Shape {
+    let shape = NetworkShape {
         space: SearchSpace::DartsCifar,
         genotype: Genotype::read("DrNAS_cifar10").unwrap(),
         init_channels: 2,
@@ -277,7 +279,7 @@ fn weights() {
     let target = Target { name: "weights", seeds, words, spare_bytes: 8 << 20, every: 4 };
     bombard(&target, |file| {
         fs::write(&path, file).unwrap();
-        net.params.load(&read_weights(&path)?)
+        Ok::<_, Error>(net.params.load(&read_weights(&path)?)?)
     });
 }
 
@@ -299,8 +301,12 @@ fn golden() {
         bombard(&target, |file| {
             fs::write(&path, file).unwrap();
             match verify::verify(&path, verify::PLACEMENT)?.pass() {
-                true => Ok(()),
-                false => Err(Error::Golden { path: name.into(), what: "does not pass".into() }),
+                true => Ok::<_, Error>(()),
+                false => Err(drnas_dist::commands::Error::Golden {
+                    path: name.into(),
+                    what: "does not pass".into(),
+                }
+                .into()),
             }
         });
     }
@@ -332,7 +338,7 @@ fn images() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("images");
     let px = "16..24".into();
-    demo::run(&DemoArgs { out: out.clone(), classes: 2, per_class: 2, seed: 1, px }).unwrap();
+    demo_data::run(&DemoArgs { out: out.clone(), classes: 2, per_class: 2, seed: 1, px }).unwrap();
     let mut seeds = Vec::new();
     for class in fs::read_dir(&out).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
         for image in fs::read_dir(class.path()).unwrap().flatten() {

@@ -1,8 +1,8 @@
 //! A trace by the clock of the card: when reductions run, and when the gradients of a step are complete.
 
-use crate::comm::{Reduction, Trace};
+use crate::comm::communicator::{Reduction, Trace};
+use crate::comm::error::Result;
 use crate::cuda::{Context, Event, Stream};
-use crate::error::Result;
 
 /// Timed events of a trace.
 pub(super) struct Clock {
@@ -58,7 +58,7 @@ impl Clock {
         for event in self.ends.iter().chain(&self.steps) {
             event.synchronize()?;
         }
-        let at = |event: &Event| event.ms_since(&self.origin);
+        let at = |event: &Event| Ok(event.ms_since(&self.origin)?);
         let reductions = self.begins.iter().zip(&self.ends).map(|((what, begin, step), end)| {
             Ok(Reduction { what: what.clone(), from_ms: at(begin)?, to_ms: at(end)?, step: *step })
         });

@@ -1,8 +1,8 @@
 //! The NCCL library: which file it is, what it must have, and its words for errors.
 
+use crate::comm::error::{Error, Result};
 use crate::cuda;
 use crate::cuda::library::{symbol, table};
-use crate::error::{Error, Result};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -48,13 +48,13 @@ table! {
     );
 }
 
-type ErrorString = unsafe extern "C" fn(u32) -> *const c_char;
+type NcclErrorString = unsafe extern "C" fn(u32) -> *const c_char;
 type LastError = unsafe extern "C" fn(ncclComm_t) -> *const c_char;
 
 /// NCCL, opened for good: it has threads of its own.
 pub(crate) struct Library {
     pub(super) calls: Calls,
-    error_string: ErrorString,
+    error_string: NcclErrorString,
     last_error: LastError,
     /// 22809 is 2.28.9.
     pub(super) version: i32,

@@ -6,10 +6,12 @@
 //! every rank of the machine calls it, and is not used.
 
 use super::library::Library;
-use crate::comm::{end_all, roll, say};
+use crate::comm::error::{Error, Result};
 use crate::cuda::{Context, Event};
-use crate::error::{Error, Result};
-use crate::whereabouts::{self, Whereabouts};
+use crate::process::exit::end_all;
+use crate::process::messages::say;
+use crate::process::phase::{self, Whereabouts};
+use crate::process::rank_status;
 use cudarc::nccl::sys::{ncclComm_t, ncclResult_t};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -22,29 +24,29 @@ use std::time::{Duration, Instant};
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Watches until it is dropped.
-pub(super) struct Watch {
-    shared: Arc<Shared>,
+pub(super) struct NcclWatch {
+    shared: Arc<WatchShared>,
     asking: Cell<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
+struct WatchShared {
     library: &'static Library,
     context: Context,
     limit: Duration,
     /// Null before the communicator is there.
     comm: AtomicPtr<std::ffi::c_void>,
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
     wake: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct WatchState {
     /// The call of the library that the main thread is in.
-    call: Option<Held>,
+    call: Option<Awaited>,
     /// The question that the asking thread waits for.
-    question: Option<Held>,
+    question: Option<Awaited>,
     /// Collectives on the card, in the order in which they end.
-    flights: VecDeque<(Held, Arc<Event>)>,
+    flights: VecDeque<(Awaited, Arc<Event>)>,
     /// When the last one ended.
     moved: Option<Instant>,
     /// Events that nothing uses now.
@@ -57,15 +59,15 @@ struct State {
 
 /// Something that must end.
 #[derive(Clone)]
-struct Held {
+struct Awaited {
     operation: String,
     at: Whereabouts,
     since: Instant,
 }
 
-impl Held {
-    fn new(operation: &str) -> Held {
-        Held { operation: operation.into(), at: whereabouts::here(), since: Instant::now() }
+impl Awaited {
+    fn new(operation: &str) -> Awaited {
+        Awaited { operation: operation.into(), at: phase::here(), since: Instant::now() }
     }
 
     fn lost(&self, call: &'static str, text: String) -> Error {
@@ -73,10 +75,10 @@ impl Held {
     }
 }
 
-impl Watch {
+impl NcclWatch {
     /// Starts to watch. `limit` is the longest that one call or one collective may take.
-    pub(super) fn start(library: &'static Library, context: Context, limit: Duration) -> Result<Watch> {
-        let shared = Arc::new(Shared {
+    pub(super) fn start(library: &'static Library, context: Context, limit: Duration) -> Result<NcclWatch> {
+        let shared = Arc::new(WatchShared {
             library,
             context,
             limit,
@@ -84,7 +86,7 @@ impl Watch {
             state: Mutex::default(),
             wake: Condvar::new(),
         });
-        let thread = |name: &str, watch: fn(&Shared) -> Result<()>| {
+        let thread = |name: &str, watch: fn(&WatchShared) -> Result<()>| {
             let shared = Arc::clone(&shared);
             let watch = move || {
                 if let Err(why) = watch(&shared) {
@@ -96,9 +98,9 @@ impl Watch {
                 .spawn(watch)
                 .map_err(Error::io("start a thread of", "/proc/self"))
         };
-        thread("nccl-time", Shared::watch_time)?;
-        let asking = thread("nccl-ask", Shared::watch_answers)?;
-        Ok(Watch { shared, asking: Cell::new(Some(asking)) })
+        thread("nccl-time", WatchShared::watch_time)?;
+        let asking = thread("nccl-ask", WatchShared::watch_answers)?;
+        Ok(NcclWatch { shared, asking: Cell::new(Some(asking)) })
     }
 
     /// From now on errors of `comm` are asked for.
@@ -108,13 +110,13 @@ impl Watch {
 
     /// Runs a call of the library that may wait for other ranks.
     pub(super) fn during<T>(&self, operation: &str, call: impl FnOnce() -> T) -> T {
-        self.shared.lock().call = Some(Held::new(operation));
+        self.shared.lock().call = Some(Awaited::new(operation));
         let answer = call();
         self.shared.lock().call = None;
         answer
     }
 
-    /// An event to be recorded after a collective and handed to [`Watch::follow`].
+    /// An event to be recorded after a collective and handed to [`NcclWatch::follow`].
     pub(super) fn event(&self) -> Result<Arc<Event>> {
         match self.shared.lock().spare.pop() {
             Some(event) => Ok(event),
@@ -124,7 +126,7 @@ impl Watch {
 
     /// `operation` is under way until `done` has come. Given in the order in which they end.
     pub(super) fn follow(&self, operation: &str, done: Arc<Event>) {
-        self.shared.lock().flights.push_back((Held::new(operation), done));
+        self.shared.lock().flights.push_back((Awaited::new(operation), done));
     }
 
     /// Asks no more: returns when the communicator is nobody's but the caller's.
@@ -138,7 +140,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for NcclWatch {
     /// The threads end by themselves: one that is held in a call is not waited for.
     fn drop(&mut self) {
         let mut state = self.shared.lock();
@@ -147,13 +149,13 @@ impl Drop for Watch {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl WatchShared {
+    fn lock(&self) -> MutexGuard<'_, WatchState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next look; none when `over` says so.
-    fn next_look(&self, over: fn(&State) -> bool) -> Option<MutexGuard<'_, State>> {
+    fn next_look(&self, over: fn(&WatchState) -> bool) -> Option<MutexGuard<'_, WatchState>> {
         let pause = (self.limit / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
         let told = self.wake.wait_timeout_while(self.lock(), pause, |state| !over(state));
         let (state, _) = told.unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +177,7 @@ impl Shared {
                         at: Box::new(held.at.clone()),
                         operation: held.operation.clone(),
                         waited_s: waited.as_secs_f64(),
-                        behind: roll::furthest_behind(held.at.rank),
+                        behind: rank_status::furthest_behind(held.at.rank),
                     });
                 }
             }
@@ -220,7 +222,7 @@ impl Shared {
             let state = self.lock();
             state.flights.front().map(|(flight, _)| flight).or(state.call.as_ref()).cloned()
         };
-        let held = held.unwrap_or_else(|| Held::new("a question to NCCL"));
+        let held = held.unwrap_or_else(|| Awaited::new("a question to NCCL"));
         let mut found = 0u32;
         let code = self.asking(&held, || {
             // SAFETY: a communicator that lives until `stop_asking` has returned, asked while another thread uses it, as the
@@ -237,8 +239,8 @@ impl Shared {
     }
 
     /// Runs a question about `held`, which may itself be held up.
-    fn asking<T>(&self, held: &Held, question: impl FnOnce() -> T) -> T {
-        self.lock().question = Some(Held { since: Instant::now(), ..held.clone() });
+    fn asking<T>(&self, held: &Awaited, question: impl FnOnce() -> T) -> T {
+        self.lock().question = Some(Awaited { since: Instant::now(), ..held.clone() });
         let answer = question();
         self.lock().question = None;
         answer
@@ -248,7 +250,7 @@ impl Shared {
 /// Says why and ends all ranks.
 fn end(why: &Error) -> ! {
     say(&why.to_string());
-    if whereabouts::here().rank != 0 {
+    if phase::here().rank != 0 {
         std::thread::sleep(LAST_WORDS);
     }
     end_all(1)

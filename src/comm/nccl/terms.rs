@@ -1,0 +1,68 @@
+//! On which terms the ranks join by NCCL, and whether their libraries and cards allow it.
+
+use super::library::{self, Library, version_text};
+use crate::comm::communicator::Communicator;
+use crate::comm::error::{Error, Result};
+use crate::comm::mpi::Mpi;
+use crate::config::Reduce;
+use crate::cuda::{Card, Context};
+use std::time::Duration;
+use tch::Device;
+
+/// The variable by which NCCL is told that ranks may share a card.
+const SHARING_VARIABLE: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
+
+/// How the ranks use the cards.
+pub(crate) struct Terms {
+    /// The card of this rank, whose context is current.
+    pub(crate) card: Card,
+    /// Its context.
+    pub(crate) context: Context,
+    /// Where tensors are.
+    pub(crate) device: Device,
+    /// In which kind float32 buffers travel.
+    pub(crate) reduce: Reduce,
+    /// Whether two ranks may have one card.
+    pub(crate) share: bool,
+    /// The longest that one operation may take.
+    pub(crate) limit: Duration,
+}
+
+/// What each rank says of its library and card before they join.
+const FACTS: usize = 4 + 16 + 32;
+
+/// Refuses ranks that NCCL would refuse in words of its own, or not at all. All ranks come to the same answer, but for what
+/// their environments allow. Collective.
+pub(super) fn compare(mpi: &Mpi, library: &Library, terms: &Terms) -> Result<()> {
+    let mut facts = library.version.to_le_bytes().to_vec();
+    facts.extend(terms.card.uuid);
+    facts.extend(terms.card.bus_id.bytes());
+    facts.resize(FACTS, b' ');
+    let all = mpi.all_gather(&facts)?;
+    let version = |facts: &[u8]| i32::from_le_bytes([facts[0], facts[1], facts[2], facts[3]]);
+    if let Some(rank) = (1..all.len()).find(|&rank| version(&all[rank]) != version(&all[0])) {
+        return Err(Error::NcclVersions {
+            rank,
+            first: version_text(version(&all[0])),
+            found: version_text(version(&all[rank])),
+            path: library.path().to_path_buf(),
+        });
+    }
+    let card = |rank: usize| &all[rank][4..20];
+    let twice =
+        (1..all.len()).find_map(|rank| Some(((0..rank).find(|&other| card(other) == card(rank))?, rank)));
+    let Some((first, second)) = twice else {
+        return Ok(());
+    };
+    let bus_id = String::from_utf8_lossy(&all[second][20..]).trim().to_string();
+    let allowed = std::env::var(SHARING_VARIABLE).is_ok_and(|value| value == "1");
+    match terms.share {
+        false => Err(Error::SameCard { first, second, bus_id }),
+        true if version(&all[0]) < library::OLDEST_SHARING || !allowed => Err(Error::CannotShare {
+            bus_id,
+            found: version_text(version(&all[0])),
+            oldest: version_text(library::OLDEST_SHARING),
+        }),
+        true => Ok(()),
+    }
+}

@@ -1,0 +1,51 @@
+//! `Solo`: one process alone.
+
+use super::communicator::{Communicator, contiguous, reducible, root_within};
+use super::error::Result;
+use crate::process::exit::last_acts;
+use crate::process::messages::say;
+use tch::Tensor;
+
+/// One process alone: nothing is ever sent.
+pub struct Solo;
+
+impl Communicator for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn start_mean(&self, buffer: &Tensor) -> Result<()> {
+        reducible("mean", buffer)
+    }
+
+    fn progress(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
+        contiguous("broadcast", buffer)?;
+        root_within(root, 1)
+    }
+
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn abort(&self, why: &dyn std::error::Error) -> ! {
+        say(&format!("error: {why}"));
+        last_acts();
+        std::process::exit(1)
+    }
+}

@@ -1,0 +1,99 @@
+//! `export`: a trained network for PyTorch: weights under the published names, genotype, sizes, and one Python file that
+//! builds the network and loads them.
+
+use crate::cli::ExportArgs;
+use crate::config::{EvaluateConfig, Settings};
+use crate::error::{Error, Result};
+use crate::eval::shape;
+use crate::eval::state::{read_weights, write_weights};
+use crate::net::network::Network;
+use crate::net::params::Named;
+use crate::net::placement::Placement;
+use crate::run::evaluate::{BEST_WEIGHTS, GENOTYPE};
+use crate::space::SearchSpace;
+use crate::space::genotype::Genotype;
+use crate::train::state::group;
+use crate::train::{self, checkpoint};
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+
+/// The Python file.
+const NETWORK_PY: &str = include_str!("network.py");
+
+/// What `network.json` says: all that the Python file needs beside the genotype.
+#[derive(Serialize)]
+struct About {
+    space: SearchSpace,
+    init_channels: i64,
+    layers: i64,
+    num_classes: i64,
+    /// Side of the images it was tested on, pixels.
+    px: i64,
+    /// Normalisation of red, green, blue.
+    mean: [f64; 3],
+    std: [f64; 3],
+    /// Where the weights come from.
+    weights: String,
+}
+
+/// Exports a run as `args` say. Local.
+pub fn run(args: &ExportArgs) -> Result<()> {
+    let config = EvaluateConfig::load(&args.run.join("config.toml"), &[])?;
+    let genotype = Genotype::read(&args.run.join(GENOTYPE).display().to_string())?;
+    let (weights, from) = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
+    export(&config, &genotype, &weights, from, &args.to)?;
+    println!(
+        "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)",
+        args.to.display(),
+        args.to.join("network.py").display()
+    );
+    Ok(())
+}
+
+fn best_of(run: &Path) -> Result<(Named, String)> {
+    Ok((read_weights(&run.join(BEST_WEIGHTS))?, "the best test".into()))
+}
+
+fn newest_of(run: &Path) -> Result<(Named, String)> {
+    let folder = checkpoint::folder(run);
+    let latest = checkpoint::latest(&folder)?;
+    latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let (step, saved) =
+        latest.found.ok_or(train::Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
+    Ok((group(&saved, "weights/"), format!("the checkpoint of step {step}")))
+}
+
+/// Writes the four files into the folder `to`. `weights` must be those of the configuration's network. Local.
+pub fn export(
+    config: &EvaluateConfig,
+    genotype: &Genotype,
+    weights: &Named,
+    from: String,
+    to: &Path,
+) -> Result<()> {
+    // What does not fit is found here and not in Python.
+    let placement = Placement::on_cpu(config.precision);
+    Network::new(shape(config, genotype), placement).params.load(weights)?;
+    let about = About {
+        space: config.model.space,
+        init_channels: config.model.init_channels,
+        layers: config.model.layers,
+        num_classes: config.model.num_classes,
+        px: config.data.test_crop_px(),
+        mean: config.data.mean,
+        std: config.data.std,
+        weights: from,
+    };
+    let json = |value: serde_json::Result<String>| value.expect("plain data has a JSON form") + "\n";
+    fs::create_dir_all(to).map_err(Error::io("create folder", to))?;
+    for (name, text) in [
+        ("genotype.json", json(serde_json::to_string_pretty(genotype))),
+        ("network.json", json(serde_json::to_string_pretty(&about))),
+        ("network.py", NETWORK_PY.to_string()),
+    ] {
+        let path = to.join(name);
+        fs::write(&path, text).map_err(Error::io("write", path))?;
+    }
+    write_weights(&to.join("weights.safetensors"), weights)
+}

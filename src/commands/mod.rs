@@ -1,0 +1,12 @@
+//! Commands that make no run: each file is the command of its name.
+
+pub mod bench;
+pub mod demo_data;
+pub mod doctor;
+pub(crate) mod error;
+pub mod export;
+pub mod nb201;
+pub mod plot;
+pub mod verify;
+
+pub use error::Error;

@@ -1,0 +1,62 @@
+//! `plot`: the paper's figures from a run folder, finished or not; reads only what the run has written.
+
+use crate::cli::{Figure, PlotArgs};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::nb201::Table;
+use crate::report::plot::{Trajectory, png, svg};
+use crate::space::nb201::Dataset;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Does `drnas-dist plot`.
+pub fn run(args: &PlotArgs) -> Result<()> {
+    let Figure::Trajectory(args) = &args.figure;
+    let searched = || dataset_of(&args.run);
+    let dataset = args.dataset.map_or_else(searched, Ok)?;
+    let table = Table::open(&args.table)?;
+    let trajectory = Trajectory::read(&args.run, &table, dataset, args.samples as usize, args.seed)?;
+    let stem = args.out.clone().unwrap_or_else(|| args.run.join(format!("trajectory-{}", dataset.name())));
+    let (svg_path, png_path) = (with_extension(&stem, "svg"), with_extension(&stem, "png"));
+    write(&svg_path, svg(&trajectory, &svg_path)?.as_bytes())?;
+    write(&png_path, &png(&trajectory, &png_path)?)?;
+    print!("{}", trajectory.text());
+    println!("{}\n{}", svg_path.display(), png_path.display());
+    Ok(())
+}
+
+/// What the run searches on, by `model.num_classes` of its configuration; CIFAR-10 if that does not say.
+fn dataset_of(run: &Path) -> Result<Dataset> {
+    let path = run.join("config.toml");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Dataset::Cifar10),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let settings: toml::Table = text.parse().unwrap_or_default();
+    let num_classes = settings.get("model").and_then(|model| model.get("num_classes")?.as_integer());
+    Ok(match num_classes {
+        Some(100) => Dataset::Cifar100,
+        Some(120) => Dataset::ImageNet16,
+        _ => Dataset::Cifar10,
+    })
+}
+
+/// "a/b", "a/b.svg" and "a/b.png" all name a/b.svg and a/b.png; other dots belong to the name.
+fn with_extension(stem: &Path, extension: &str) -> PathBuf {
+    let bare = match stem.extension().and_then(|extension| extension.to_str()) {
+        Some("svg" | "png") => stem.with_extension(""),
+        _ => stem.to_owned(),
+    };
+    let mut name = bare.into_os_string();
+    name.push(format!(".{extension}"));
+    name.into()
+}
+
+/// Only ever a whole figure under the name: somebody may be looking at the one of a minute ago.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(Error::io("create folder", folder))?;
+    }
+    Ok(files::write(path, bytes)?)
+}

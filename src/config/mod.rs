@@ -1,0 +1,54 @@
+//! The configuration: the types as written in a TOML file, their defaults, and `Config` as resolved and checked.
+//!
+//! Every key is explained in `configs/README.md`. The defaults are the published ImageNet search (DrNAS, ICLR 2021):
+//! an empty file is that run.
+
+mod check;
+pub(crate) mod error;
+mod evaluate;
+mod load;
+mod precision;
+pub mod published;
+mod sections;
+mod settings;
+mod shared;
+
+pub use error::{Error, Result};
+pub use evaluate::{DecayKind, EvaluateConfig, EvaluateSection};
+pub use precision::Precision;
+pub use sections::{
+    CropKind, DataSection, DeviceChoice, EtaSection, GradientOrder, ModelSection, Reduce, Regulariser,
+    RunSection, SearchSection, StageSection, Theta, WeightsSection,
+};
+pub use settings::Settings;
+
+use shared::configuration;
+
+configuration! {
+    /// A search, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet search.
+    pub struct Config {
+        /// The search: replicas, batch, stages.
+        search: SearchSection,
+        ;
+        /// Adam of the architecture parameters.
+        eta: EtaSection,
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config::with(
+            DataSection::default(),
+            SearchSection::default(),
+            WeightsSection::default(),
+            EtaSection::default(),
+        )
+    }
+}
+
+impl Config {
+    /// Epochs of all stages.
+    pub fn num_epochs(&self) -> u64 {
+        self.search.stages.iter().map(|stage| stage.epochs).sum()
+    }
+}

@@ -1,0 +1,148 @@
+//! Where a rank runs: its machine, its place among the ranks there, the cores it may use.
+
+/// Where a rank runs.
+#[derive(Clone, Debug)]
+pub(crate) struct MachinePlace {
+    pub(crate) host: String,
+    pub(crate) local_rank: usize,
+    pub(crate) local_size: usize,
+    pub(crate) hosts: usize,
+}
+
+/// What a rank tells the others of its place: machine, cores it may run on, and how many of them it may use at once.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Seat {
+    pub(crate) machine: String,
+    cores: [u64; 16],
+    available: usize,
+}
+
+impl Seat {
+    const MACHINE: usize = 128;
+
+    pub(crate) fn here() -> Self {
+        // Two machines may have one name, and two containers of one machine different ones.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let machine = format!("{} {}", boot.trim(), host_name());
+        Self {
+            machine: machine.chars().filter(char::is_ascii).take(Self::MACHINE).collect(),
+            cores: own_cores(),
+            available: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        }
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.machine.clone().into_bytes();
+        bytes.resize(Self::MACHINE, 0);
+        bytes.extend(self.cores.iter().flat_map(|word| word.to_le_bytes()));
+        bytes.extend((self.available as u64).to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let (machine, numbers) = bytes.split_at(Self::MACHINE);
+        let mut words =
+            (numbers.chunks_exact(8)).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        let mut cores = [0; 16];
+        cores.fill_with(|| words.next().expect("16 words"));
+        Self {
+            machine: String::from_utf8_lossy(machine).trim_end_matches('\0').into(),
+            cores,
+            available: words.next().expect("a last word") as usize,
+        }
+    }
+}
+
+/// The cores that this process is bound to, one bit each; none if the machine has more than 1024.
+fn own_cores() -> [u64; 16] {
+    let mut cores = [0u64; 16];
+    // SAFETY: the kernel writes at most the given number of bytes; any bits are a valid mask.
+    let code =
+        unsafe { libc::sched_getaffinity(0, std::mem::size_of_val(&cores), cores.as_mut_ptr().cast()) };
+    if code == 0 { cores } else { [0; 16] }
+}
+
+pub(crate) fn place(seats: &[Seat], rank: usize, host: String) -> MachinePlace {
+    let same = |other: &&Seat| other.machine == seats[rank].machine;
+    let first = |seat: &Seat| seats.iter().position(|other| other.machine == seat.machine);
+    MachinePlace {
+        host,
+        local_rank: seats[..rank].iter().filter(same).count(),
+        local_size: seats.iter().filter(same).count(),
+        hosts: (seats.iter().enumerate()).filter(|(index, seat)| first(seat) == Some(*index)).count(),
+    }
+}
+
+/// The cores that the ranks of one machine may use together, divided among them, but no more than this rank may use.
+pub(crate) fn threads_per_rank(mine: &Seat, neighbours: &[&Seat]) -> usize {
+    let mut union = [0u64; 16];
+    for seat in neighbours {
+        for (all, cores) in union.iter_mut().zip(seat.cores) {
+            *all |= cores;
+        }
+    }
+    let count = |cores: &[u64; 16]| cores.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+    // Fewer usable cores than bound ones: a quota of the container, which its ranks share.
+    let shared = match mine.available < count(&mine.cores) {
+        true => mine.available,
+        false => count(&union).max(mine.available),
+    };
+    (shared / neighbours.len().max(1)).min(mine.available).max(1)
+}
+
+/// Name of this machine.
+pub(crate) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_string())
+        .unwrap_or_else(|_| "unknown host".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seat(machine: &str, cores: u64, available: usize) -> Seat {
+        let mut words = [0; 16];
+        words[0] = cores;
+        Seat { machine: machine.into(), cores: words, available }
+    }
+
+    #[test]
+    fn threads_divide_the_cores_of_a_machine() {
+        let cases = [
+            // Unbound ranks share all cores; rounded down, at least 1.
+            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 2], 4),
+            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 3], 2),
+            (seat("a", 0b11, 2), vec![seat("a", 0b11, 2); 4], 1),
+            // Ranks bound to halves keep their halves.
+            (seat("a", 0x0f, 4), vec![seat("a", 0x0f, 4), seat("a", 0xf0, 4)], 4),
+            // Ranks bound to one core each, out of many.
+            (seat("a", 1, 1), vec![seat("a", 1, 1), seat("a", 2, 1)], 1),
+            // A quota of 4 cores on a machine of 8 is shared.
+            (seat("a", 0xff, 4), vec![seat("a", 0xff, 4); 2], 2),
+            // A mask that could not be read.
+            (seat("a", 0, 6), vec![seat("a", 0, 6); 2], 3),
+        ];
+        for (mine, neighbours, expected) in cases {
+            let neighbours: Vec<_> = neighbours.iter().collect();
+            assert_eq!(threads_per_rank(&mine, &neighbours), expected, "{mine:?} of {neighbours:?}");
+        }
+    }
+
+    #[test]
+    fn ranks_are_counted_by_machine_in_any_order() {
+        let seats = ["a", "b", "a", "c", "b", "a"].map(|name| seat(name, 1, 1));
+        let found: Vec<_> = (0..6)
+            .map(|rank| place(&seats, rank, String::new()))
+            .map(|place| (place.local_rank, place.local_size, place.hosts))
+            .collect();
+        assert_eq!(found, [(0, 3, 3), (0, 2, 3), (1, 3, 3), (0, 1, 3), (1, 2, 3), (2, 3, 3)]);
+    }
+
+    #[test]
+    fn a_seat_survives_its_bytes() {
+        let here = Seat::here();
+        assert_eq!(Seat::from_bytes(&here.to_bytes()), here);
+        assert!(here.available >= 1);
+    }
+}

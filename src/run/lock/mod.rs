@@ -1,0 +1,337 @@
+//! The lock of a run folder: two jobs never write the same run, and the lock of a dead job is no obstacle.
+//!
+//! `lock.json` is made by O_EXCL, which is atomic on local file systems and NFS from version 3 on; nothing else is relied on.
+//! (flock alone is kept within one machine by some file systems.) Whether its holder lives is asked of the kernel when
+//! that is this machine; a requeued Slurm job knows that its earlier run is over; of any other holder the lock is watched:
+//! it is touched every [`BEAT`], and one that nobody touches for [`WATCH`] belongs to nobody. No clock is read for that,
+//! only whether the time of the file changes. A holder whose lock was taken all the same ends at the next beat or
+//! checkpoint, before it writes.
+
+mod holder;
+
+use crate::error::{Error, Result};
+use crate::process::exit::last_acts;
+use crate::process::messages::say;
+use crate::run::error::Error as RunError;
+use holder::{Holder, LockSeen, look, unmoved};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, SystemTime};
+
+/// Name of the file in the run folder.
+pub const LOCK_FILE: &str = "lock.json";
+
+/// Time between two touches of the file.
+const BEAT: Duration = Duration::from_secs(10);
+
+/// A lock that is not touched for so long is nobody's.
+const WATCH: Duration = Duration::from_secs(35);
+
+/// The lock while this process holds it. Dropping it gives the folder free.
+#[derive(Debug)]
+pub struct Lock {
+    held: HeldLock,
+    _beat: Sender<()>,
+}
+
+/// What the keeping thread and those who end it share.
+#[derive(Clone, Debug)]
+struct HeldLock {
+    path: PathBuf,
+    content: Vec<u8>,
+    /// Given free by this process itself.
+    free: Arc<AtomicBool>,
+}
+
+impl Lock {
+    /// Locks the folder `run`, which exists, for this process of `host`. May watch a foreign lock for [`WATCH`].
+    /// Errors: another job writes there; the folder cannot be written.
+    pub fn acquire(run: &Path, host: &str) -> Result<Lock> {
+        Self::acquire_in(run, host, WATCH, BEAT)
+    }
+
+    fn acquire_in(run: &Path, host: &str, watch: Duration, beat: Duration) -> Result<Lock> {
+        let path = run.join(LOCK_FILE);
+        let me = Holder::here(host);
+        let content = serde_json::to_vec_pretty(&me).expect("text and numbers have a JSON form");
+        loop {
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(mut file) => {
+                    if let Err(error) = file.write_all(&content).and_then(|()| file.sync_all()) {
+                        let _ = fs::remove_file(&path);
+                        return Err(Error::io("lock the run folder by", &path)(error));
+                    }
+                    break;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    let Some(seen) = look(&path)? else { continue };
+                    let dead = match seen.holder().and_then(|holder| holder.lives(&me)) {
+                        Some(lives) => !lives,
+                        None => unmoved(&path, &seen, watch)?,
+                    };
+                    let who = seen.holder().map_or("an unknown process".into(), |holder| {
+                        format!("process {} on {}", holder.pid, holder.host)
+                    });
+                    if !dead {
+                        return Err(RunError::RunLocked { path, who }.into());
+                    }
+                    say(&format!("the lock of {who}, which has ended, is taken over ({})", path.display()));
+                    take_away(&path, &seen, &me.token)?;
+                }
+                Err(error) => return Err(Error::io("lock the run folder by", &path)(error)),
+            }
+        }
+        let (stop, stopped) = channel();
+        let held = HeldLock { path, content, free: Arc::default() };
+        let keeping = held.clone();
+        std::thread::Builder::new()
+            .name("lock".into())
+            .spawn(move || {
+                while stopped.recv_timeout(beat) == Err(RecvTimeoutError::Timeout) {
+                    if let Err(why) = keeping.check() {
+                        if keeping.free.load(Relaxed) {
+                            return;
+                        }
+                        say(&why.to_string());
+                        last_acts();
+                        // SAFETY: ends the process without running anything of it: nothing more may be written.
+                        unsafe { libc::_exit(1) }
+                    }
+                    // Watchers ask whether this moves, not what it says. A full disk is told where data is written.
+                    let _ = File::options()
+                        .append(true)
+                        .open(&keeping.path)
+                        .and_then(|file| file.set_modified(SystemTime::now()));
+                }
+            })
+            .map_err(Error::io("start the thread that keeps", &held.path))?;
+        Ok(Lock { held, _beat: stop })
+    }
+
+    /// Whether the folder is still this job's; asked before what cannot be taken back. Errors: it is not.
+    pub fn check(&self) -> Result<()> {
+        self.held.check()
+    }
+
+    /// What frees the folder when this process ends in the middle of its work.
+    pub fn releaser(&self) -> impl FnOnce() + Send + 'static {
+        let held = self.held.clone();
+        move || held.release()
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.held.release();
+    }
+}
+
+impl HeldLock {
+    fn check(&self) -> Result<()> {
+        match fs::read(&self.path) {
+            Ok(found) if found == self.content => Ok(()),
+            // Not known: a disk that hangs.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(RunError::LockLost { path: self.path.clone() }.into()),
+        }
+    }
+
+    fn release(&self) {
+        self.free.store(true, Relaxed);
+        if fs::read(&self.path).is_ok_and(|found| found == self.content) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes the lock of folder `run` if its holder ran on this machine and is dead. For the other ranks, when rank 0 died.
+pub fn remove_if_dead(run: &Path) {
+    let path = run.join(LOCK_FILE);
+    let me = Holder::here("");
+    // A process that was killed just now takes a moment to be gone.
+    for _ in 0..20 {
+        let Ok(Some(seen)) = look(&path) else { return };
+        match seen.holder().and_then(|holder| holder.lives(&me)) {
+            Some(false) => return drop(take_away(&path, &seen, &me.token)),
+            Some(true) => std::thread::sleep(Duration::from_millis(5)),
+            None => return,
+        }
+    }
+}
+
+/// Removes the dead lock `seen`, unless another job has taken it meanwhile.
+fn take_away(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
+    let aside = path.with_file_name(format!("lock-{token}.dead"));
+    if fs::rename(path, &aside).is_err() {
+        return Ok(()); // another one was quicker
+    }
+    // Not the one that was seen: given back, unless there is a still newer one. Its holder notices if that went wrong.
+    if fs::read(&aside).is_ok_and(|content| content != seen.content) {
+        let _ = fs::hard_link(&aside, path);
+    }
+    fs::remove_file(&aside).map_err(Error::io("remove", &aside))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    const SHORT: Duration = Duration::from_millis(400);
+
+    fn acquire(run: &Path) -> Result<Lock> {
+        Lock::acquire_in(run, "here", SHORT, SHORT / 4)
+    }
+
+    fn leave(run: &Path, change: impl FnOnce(&mut Holder)) {
+        let mut holder = Holder::here("there");
+        change(&mut holder);
+        fs::write(run.join(LOCK_FILE), serde_json::to_vec(&holder).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_locked_folder_is_refused_and_a_released_one_is_not() {
+        let run = tempfile::tempdir().unwrap();
+        let lock = acquire(run.path()).unwrap();
+        let error = acquire(run.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {} on here", std::process::id())), "{error}");
+        lock.check().unwrap();
+        drop(lock);
+        assert!(!run.path().join(LOCK_FILE).exists());
+        drop(acquire(run.path()).unwrap());
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_lock_of_a_dead_process_is_taken_over() {
+        let run = tempfile::tempdir().unwrap();
+        // The same pid, but another process.
+        leave(run.path(), |holder| holder.born -= 1);
+        let lock = acquire(run.path()).unwrap();
+        lock.check().unwrap();
+        drop(lock);
+        // An earlier run of the same Slurm job, on another machine.
+        leave(run.path(), |holder| {
+            (holder.machine, holder.slurm_job, holder.slurm_restarts) = ("far".into(), Some("7".into()), 0);
+        });
+        let seen = look(&run.path().join(LOCK_FILE)).unwrap().unwrap().holder().unwrap();
+        let restarted = Holder { slurm_job: Some("7".into()), slurm_restarts: 1, ..Holder::here("here") };
+        assert_eq!(seen.lives(&restarted), Some(false));
+        assert_eq!(seen.lives(&Holder { slurm_restarts: 0, ..restarted.clone() }), None);
+        assert_eq!(seen.lives(&Holder { slurm_job: Some("8".into()), ..restarted.clone() }), None);
+        // No job is not the same job.
+        let jobless = |holder: &Holder| Holder { slurm_job: None, ..holder.clone() };
+        assert_eq!(jobless(&seen).lives(&jobless(&restarted)), None);
+    }
+
+    #[test]
+    fn a_lock_from_afar_is_watched() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(LOCK_FILE);
+        leave(run.path(), |holder| holder.machine = "far".into());
+        let started = Instant::now();
+        drop(acquire(run.path()).unwrap());
+        assert!(started.elapsed() >= SHORT, "it was watched");
+        // Nor is there anything to wait for in half a lock, but another one may be about to write the rest.
+        fs::write(&path, b"{\"host\":").unwrap();
+        drop(acquire(run.path()).unwrap());
+        // One that is touched lives, whatever the clocks say.
+        leave(run.path(), |holder| holder.machine = "far".into());
+        let touching = path.clone();
+        let thread = std::thread::spawn(move || {
+            for second in 0..40 {
+                let file = File::options().append(true).open(&touching).unwrap();
+                file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1000 - second)).unwrap();
+                std::thread::sleep(SHORT / 20);
+            }
+        });
+        let error = Lock::acquire_in(run.path(), "here", 25 * SHORT, SHORT).unwrap_err().to_string();
+        assert!(error.contains("on there"), "{error}");
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_touched_while_it_is_held() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(LOCK_FILE);
+        let _lock = acquire(run.path()).unwrap();
+        let old = look(&path).unwrap().unwrap();
+        let started = Instant::now();
+        while look(&path).unwrap().unwrap() == old {
+            assert!(started.elapsed() < 25 * SHORT, "nobody touches it");
+            std::thread::sleep(SHORT / 20);
+        }
+        assert_eq!(look(&path).unwrap().unwrap().content, old.content);
+    }
+
+    /// Names the folder that `holder` locks, in a process of its own.
+    const FOLDER: &str = "DRNAS_TEST_LOCKED";
+
+    #[test]
+    #[ignore = "a_holder_whose_lock_was_taken_ends starts it"]
+    fn holder() {
+        let Some(run) = std::env::var_os(FOLDER) else { return };
+        let _lock = acquire(Path::new(&run)).unwrap();
+        std::thread::sleep(100 * SHORT);
+    }
+
+    #[test]
+    fn a_holder_whose_lock_was_taken_ends() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join(LOCK_FILE);
+        let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "run::lock::tests::holder", "--ignored", "--nocapture"])
+            .env(FOLDER, run.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while look(&path).unwrap().is_none_or(|seen| seen.holder().is_none()) {
+            assert!(started.elapsed() < 25 * SHORT, "it never came");
+            std::thread::sleep(SHORT / 20);
+        }
+        leave(run.path(), |_| {});
+        let (taken, started) = (fs::read(&path).unwrap(), Instant::now());
+        while holder.try_wait().unwrap().is_none() && started.elapsed() < 25 * SHORT {
+            std::thread::sleep(SHORT / 20);
+        }
+        let _ = holder.kill();
+        let output = holder.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("another job"), "{text}");
+        assert_eq!(fs::read(&path).unwrap(), taken);
+    }
+
+    #[test]
+    fn a_lock_that_was_taken_is_noticed_and_not_removed() {
+        let run = tempfile::tempdir().unwrap();
+        // Beats so rare that the thread does not end this test program.
+        let lock = Lock::acquire_in(run.path(), "here", SHORT, Duration::from_secs(100)).unwrap();
+        leave(run.path(), |_| {});
+        assert!(lock.check().unwrap_err().to_string().contains("another job"));
+        drop(lock);
+        assert!(run.path().join(LOCK_FILE).exists());
+        // A lock that came in place of the dead one is given back.
+        let seen = LockSeen { content: b"old".to_vec(), touched: None };
+        let now = fs::read(run.path().join(LOCK_FILE)).unwrap();
+        take_away(&run.path().join(LOCK_FILE), &seen, "x").unwrap();
+        assert_eq!(fs::read(run.path().join(LOCK_FILE)).unwrap(), now);
+    }
+
+    #[test]
+    fn the_others_clear_away_after_a_dead_rank_0() {
+        let run = tempfile::tempdir().unwrap();
+        leave(run.path(), |_| {});
+        remove_if_dead(run.path());
+        assert!(run.path().join(LOCK_FILE).exists(), "it lives");
+        leave(run.path(), |holder| holder.born -= 1);
+        remove_if_dead(run.path());
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,312 @@
+//! Checkpoints: written so that a crash at any moment leaves the one before good, read only if every byte is right.
+//!
+//! `step-000000123/` holds `state.safetensors` (tensors), `state.json` (everything else) and, last, `DONE`: sizes and xxh3
+//! hashes of both. A folder without `DONE` is none.
+
+mod writer;
+
+pub use writer::Writer;
+
+use crate::error::{Error, Result};
+use crate::train::error::Error as TrainError;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+use xxhash_rust::xxh3::xxh3_64;
+
+const TENSORS: &str = "state.safetensors";
+const META: &str = "state.json";
+const DONE: &str = "DONE";
+const VERSION: u32 = 1;
+
+/// The state of a run at one step.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Names (unique) and values, of kind Bool, Uint8, Int, Int64, Float or Double. Read back in order of the names, in
+    /// host memory.
+    pub tensors: Vec<(String, Tensor)>,
+    /// Everything that is no tensor. Floats come back bit-equal; NaN and infinities have no JSON form and come back null.
+    pub meta: serde_json::Value,
+}
+
+/// The newest checkpoint that can be read.
+#[derive(Debug)]
+pub struct Latest {
+    /// The step and its state; none if there is no readable checkpoint.
+    pub found: Option<(u64, Checkpoint)>,
+    /// One line for each newer one that is damaged and was skipped.
+    pub warnings: Vec<String>,
+}
+
+/// The content of `DONE`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Done {
+    version: u32,
+    step: u64,
+    files: BTreeMap<String, FileSum>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct FileSum {
+    bytes: u64,
+    xxh3: String,
+}
+
+impl FileSum {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, xxh3: format!("{:016x}", xxh3_64(bytes)) }
+    }
+}
+
+impl Checkpoint {
+    /// The tensor `name`. Errors: there is none.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        (self.tensors.iter()).find(|(other, _)| other == name).map(|(_, tensor)| tensor).ok_or_else(|| {
+            TrainError::CheckpointTensor { name: name.into(), why: "not in this checkpoint".into() }.into()
+        })
+    }
+}
+
+/// Writes the checkpoint of `step` into `dir` (made if need be), then removes older ones so that `keep` (at least 1) stay.
+/// Errors leave the older ones as they were. One rank calls it.
+pub fn write(dir: &Path, step: u64, state: &Checkpoint, keep: usize) -> Result<()> {
+    write_new(dir, step, state).map_err(|source| {
+        let _ = fs::remove_dir_all(dir.join(temporary(step)));
+        TrainError::CheckpointNotWritten { step, source: Box::new(source) }
+    })?;
+    prune(dir, step, keep.max(1))
+}
+
+fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io("create folder", dir))?;
+    remove_leftovers(dir)?;
+    let files = [(TENSORS, to_safetensors(&state.tensors)?), (META, to_json(&state.meta))];
+    let done = Done {
+        version: VERSION,
+        step,
+        files: (files.iter()).map(|(name, bytes)| (name.to_string(), FileSum::of(bytes))).collect(),
+    };
+    let temporary = dir.join(temporary(step));
+    fs::create_dir(&temporary).map_err(Error::io("create folder", &temporary))?;
+    for (name, bytes) in &files {
+        write_synced(&temporary.join(name), bytes)?;
+    }
+    sync_folder(&temporary)?;
+    // Of the same step there can only be one that was damaged and skipped: the older ones carry the run until DONE is there.
+    let folder = dir.join(name_of(step));
+    remove_checkpoint(&folder)?;
+    fs::rename(&temporary, &folder).map_err(Error::io("rename", &temporary))?;
+    sync_folder(dir)?;
+    let unfinished = folder.join("DONE.tmp");
+    write_synced(&unfinished, &to_json(&done))?;
+    fs::rename(&unfinished, folder.join(DONE)).map_err(Error::io("rename", &unfinished))?;
+    sync_folder(&folder)
+}
+
+/// Steps of the complete checkpoints in `dir`, ascending; none if there is no such folder. Contents are not read.
+pub fn list(dir: &Path) -> Result<Vec<u64>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io("read folder", dir))?,
+    };
+    let mut steps = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("read folder", dir))?;
+        if let Some(step) = step_of(&entry.file_name().to_string_lossy())
+            && entry.path().join(DONE).exists()
+        {
+            steps.push(step);
+        }
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// The newest checkpoint of `dir` whose every byte is right; damaged ones are skipped and named. Any rank may call it.
+pub fn latest(dir: &Path) -> Result<Latest> {
+    let mut warnings = Vec::new();
+    for step in list(dir)?.into_iter().rev() {
+        match read(dir, step) {
+            Ok(state) => {
+                return Ok(Latest { found: Some((step, state)), warnings });
+            }
+            Err(why) => warnings.push(format!("{why}; skipped, the one before it is tried")),
+        }
+    }
+    Ok(Latest { found: None, warnings })
+}
+
+/// The checkpoint of `step`. Errors: not there, incomplete, or not the bytes that were written.
+pub fn read(dir: &Path, step: u64) -> Result<Checkpoint> {
+    let folder = dir.join(name_of(step));
+    let damaged = |why: String| Error::from(TrainError::CheckpointDamaged { path: folder.clone(), why });
+    let content = |name: &str| {
+        let path = folder.join(name);
+        fs::read(&path).map_err(|error| damaged(format!("{name}: {error}")))
+    };
+    let done: Done =
+        serde_json::from_slice(&content(DONE)?).map_err(|error| damaged(format!("{DONE}: {error}")))?;
+    if done.version != VERSION || done.step != step {
+        return Err(damaged(format!(
+            "{DONE} is of version {}, step {}; version {VERSION}, step {step} expected",
+            done.version, done.step
+        )));
+    }
+    let checked = |name: &str| {
+        let bytes = content(name)?;
+        let found = FileSum::of(&bytes);
+        match done.files.get(name) {
+            Some(expected) if *expected == found => Ok(bytes),
+            Some(expected) if expected.bytes != found.bytes => {
+                Err(damaged(format!("{name}: {} bytes, {} were written", found.bytes, expected.bytes)))
+            }
+            Some(_) => Err(damaged(format!("{name}: other bytes than were written"))),
+            None => Err(damaged(format!("{DONE} does not name {name}"))),
+        }
+    };
+    Ok(Checkpoint {
+        tensors: from_safetensors(&checked(TENSORS)?).map_err(|why| damaged(format!("{TENSORS}: {why}")))?,
+        meta: serde_json::from_slice(&checked(META)?).map_err(|error| damaged(format!("{META}: {error}")))?,
+    })
+}
+
+/// Keeps the `keep` newest up to `step`. Newer ones are left: a run that went on before a damaged one has not reached it.
+fn prune(dir: &Path, step: u64, keep: usize) -> Result<()> {
+    let older: Vec<u64> = list(dir)?.into_iter().filter(|&other| other < step).collect();
+    for &old in older.iter().rev().skip(keep - 1) {
+        remove_checkpoint(&dir.join(name_of(old)))?;
+    }
+    Ok(())
+}
+
+/// Removes what a run that was killed while writing has left.
+fn remove_leftovers(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("read folder", dir))? {
+        let entry = entry.map_err(Error::io("read folder", dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let left = name.strip_suffix(".tmp").and_then(step_of).is_some()
+            || (step_of(&name).is_some() && !entry.path().join(DONE).exists());
+        if left {
+            remove_checkpoint(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a checkpoint, `DONE` first: half removed, it is no checkpoint. Nothing there is fine.
+fn remove_checkpoint(folder: &Path) -> Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    let done = folder.join(DONE);
+    if done.exists() {
+        fs::remove_file(&done).map_err(Error::io("remove", &done))?;
+    }
+    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
+}
+
+fn name_of(step: u64) -> String {
+    format!("step-{step:09}")
+}
+
+fn temporary(step: u64) -> String {
+    format!("{}.tmp", name_of(step))
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (name_of(step) == name).then_some(step)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = File::create(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("write", path))
+}
+
+/// Makes names in a folder outlast a power cut.
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("write folder", path))
+}
+
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("maps with text keys, numbers and texts have a JSON form")
+}
+
+fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let refused =
+        |name: &str, why: String| Error::from(TrainError::CheckpointTensor { name: name.into(), why });
+    let mut names = BTreeSet::new();
+    let mut plain = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        if !names.insert(name) {
+            return Err(refused(name, "given twice".into()));
+        }
+        let dtype = dtype_of(tensor.f_kind()?)
+            .ok_or_else(|| refused(name, format!("kind {:?} cannot be stored", tensor.kind())))?;
+        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?;
+        let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        let shape = tensor.size().iter().map(|&length| length as usize).collect();
+        plain.push((name, dtype, shape, bytes));
+    }
+    let mut views = Vec::with_capacity(plain.len());
+    for (name, dtype, shape, bytes) in &plain {
+        let view = TensorView::new(*dtype, Vec::clone(shape), bytes)
+            .map_err(|error| refused(name, error.to_string()))?;
+        views.push((name.as_str(), view));
+    }
+    safetensors::serialize(views, None).map_err(|error| refused("(all)", error.to_string()))
+}
+
+fn from_safetensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let mut tensors = Vec::with_capacity(file.len());
+    for (name, view) in file.tensors() {
+        let kind = kind_of(view.dtype())
+            .ok_or_else(|| format!("tensor {name}: kind {:?} is not ours", view.dtype()))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
+        let tensor = match kind {
+            // Any byte but 0 is true: other bytes in a bool would be undefined.
+            Kind::Bool => {
+                Tensor::f_from_data_size(view.data(), &shape, Kind::Uint8).and_then(|bytes| bytes.f_ne(0))
+            }
+            kind => Tensor::f_from_data_size(view.data(), &shape, kind),
+        };
+        tensors.push((name, tensor));
+    }
+    tensors.sort_by(|(one, _), (other, _)| one.cmp(other));
+    (tensors.into_iter())
+        .map(|(name, tensor)| match tensor {
+            Ok(tensor) => Ok((name, tensor)),
+            Err(error) => Err(format!("tensor {name}: {error}")),
+        })
+        .collect()
+}
+
+/// Kinds that come back bit-equal.
+const KINDS: [(Kind, Dtype); 6] = [
+    (Kind::Bool, Dtype::BOOL),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Int, Dtype::I32),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+];
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    KINDS.iter().find(|(ours, _)| *ours == kind).map(|(_, dtype)| *dtype)
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(_, theirs)| *theirs == dtype).map(|(kind, _)| *kind)
+}
+
+/// The folder of checkpoints in a run folder.
+pub fn folder(run: &Path) -> PathBuf {
+    run.join("checkpoints")
+}

@@ -1,0 +1,71 @@
+//! The step of the weights, as search and evaluation share it: gradients of the replicas, averaged over the ranks while
+//! the backward pass goes on, clipped, descended.
+
+use crate::comm::Communicator;
+use crate::data::{Loader, Upload};
+use crate::error::Result;
+use crate::net::bucket::Bucket;
+use crate::net::tape::Tape;
+use crate::process::phase::{Phase, begin};
+use crate::train::optimiser::{Sgd, clip_coefficient};
+use crate::train::tally::{StepOutcome, timed};
+use tch::Tensor;
+
+/// The next batch on the device: normalised images, labels.
+pub fn prepare(
+    loader: &mut Loader,
+    upload: &mut Upload,
+    outcome: &mut StepOutcome,
+) -> Result<(Tensor, Tensor)> {
+    begin(Phase::Data)?;
+    let batch = loader.next()?;
+    begin(Phase::Forward)?;
+    outcome.num_skipped += batch.num_skipped;
+    Ok(upload.input(&batch)?)
+}
+
+/// Differentiates the loss of local replica `local` of `num_local`, the ones of this rank in order. A bucket's reduction
+/// starts as soon as the last one has its gradients, and travels while the segments before it are differentiated.
+/// Collective for the last one.
+pub fn backward(
+    tape: Tape,
+    loss: &Tensor,
+    buckets: &[Bucket],
+    (local, num_local): (usize, usize),
+    comm: &dyn Communicator,
+) -> Result<()> {
+    begin(Phase::Backward)?;
+    let last = local + 1 == num_local;
+    for segment in tape.backward(loss) {
+        let (number, grads) = segment?;
+        let bucket = &buckets[number];
+        bucket.add(&grads);
+        if last {
+            start_mean(bucket, num_local, comm)?;
+        }
+        comm.progress()?;
+    }
+    Ok(())
+}
+
+/// Starts to average a bucket over all replicas, when `num_local` of them have been added up here. Collective.
+pub fn start_mean(bucket: &Bucket, num_local: usize, comm: &dyn Communicator) -> Result<()> {
+    let _ = bucket.grads.shallow_clone().g_mul_scalar_(1.0 / num_local as f64);
+    Ok(comm.start_mean(&bucket.grads)?)
+}
+
+/// Waits for the averaged gradients, clips their common norm at `grad_clip` and takes the step. Collective.
+pub fn descend(
+    buckets: &mut [Bucket],
+    sgd: &Sgd,
+    (lr, grad_clip): (f64, f64),
+    comm: &dyn Communicator,
+    outcome: &mut StepOutcome,
+) -> Result<()> {
+    begin(Phase::AllReduce)?;
+    timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+    begin(Phase::Optimiser)?;
+    let coefficient = clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), grad_clip);
+    sgd.step(buckets, &coefficient, lr);
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! What a rank tells the others once, so that they can reach it, name it and, on one machine, end it.
+
+use crate::process::identity::{born, machine, token};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// Name, process and addresses of a rank.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Contact {
+    pub(super) host: String,
+    /// Equal for ranks that see the same processes and the same network.
+    pub(super) machine: u64,
+    pub(super) pid: i32,
+    /// When the process began, in clock ticks since the machine did: with it a pid is never mistaken for another's.
+    pub(super) born: u64,
+    /// Proves to rank 0 that who connects belongs to the run. Rank 0's counts.
+    pub(super) token: u64,
+    /// Where rank 0 listens.
+    pub(super) port: u16,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+impl Contact {
+    const HOST: usize = 64;
+    const ADDRESSES: usize = 8;
+
+    /// This process, reachable by `port`.
+    pub(super) fn here(host: &str, port: u16) -> Contact {
+        Contact {
+            host: host.chars().filter(char::is_ascii).take(Self::HOST).collect(),
+            machine: machine(),
+            pid: std::process::id() as i32,
+            born: born(std::process::id() as i32).unwrap_or(0),
+            token: token(),
+            port,
+            addresses: addresses(),
+        }
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.host.clone().into_bytes();
+        bytes.resize(Self::HOST, 0);
+        for number in [self.machine, self.pid as u64, self.born, self.token, self.port.into()] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for at in 0..Self::ADDRESSES {
+            let address = match self.addresses.get(at) {
+                Some(IpAddr::V4(address)) => address.to_ipv6_mapped(),
+                Some(IpAddr::V6(address)) => *address,
+                None => Ipv6Addr::UNSPECIFIED,
+            };
+            bytes.extend(address.octets());
+        }
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8]) -> Contact {
+        let (host, rest) = bytes.split_at(Self::HOST);
+        let (numbers, addresses) = rest.split_at(5 * 8);
+        let number = |at: usize| u64::from_le_bytes(numbers[8 * at..8 * at + 8].try_into().expect("8 bytes"));
+        Contact {
+            host: String::from_utf8_lossy(host).trim_end_matches('\0').into(),
+            machine: number(0),
+            pid: number(1) as i32,
+            born: number(2),
+            token: number(3),
+            port: number(4) as u16,
+            addresses: (addresses.chunks_exact(16))
+                .map(|octets| Ipv6Addr::from(<[u8; 16]>::try_from(octets).expect("16 bytes")))
+                .filter(|address| !address.is_unspecified())
+                .map(|address| address.to_canonical())
+                .collect(),
+        }
+    }
+
+    /// Where to try to reach this rank from `other`.
+    pub(super) fn doors(&self, other: &Contact) -> Vec<SocketAddr> {
+        match self.machine == other.machine {
+            true => vec![SocketAddr::from(([127, 0, 0, 1], self.port))],
+            false => self.addresses.iter().map(|&address| SocketAddr::new(address, self.port)).collect(),
+        }
+    }
+
+    /// Ends the process of this rank if it runs on this machine and is still the same one. A stopped process can do
+    /// nothing about it, and a launcher may have lost sight of it.
+    pub(super) fn kill(&self) {
+        if self.machine == machine() && self.born != 0 && born(self.pid) == Some(self.born) {
+            // SAFETY: a plain call; pid and birth are those of a rank of this run.
+            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        }
+    }
+}
+
+/// The addresses of this machine by which others may reach it: not its loopback, not link-local ones.
+fn addresses() -> Vec<IpAddr> {
+    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: a live out pointer.
+    if unsafe { libc::getifaddrs(&mut first) } != 0 {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let mut at = first;
+    while !at.is_null() {
+        // SAFETY: a node of the list that getifaddrs made and that is freed below.
+        let node = unsafe { &*at };
+        at = node.ifa_next;
+        let up = node.ifa_flags & libc::IFF_UP as u32 != 0;
+        let loopback = node.ifa_flags & libc::IFF_LOOPBACK as u32 != 0;
+        if node.ifa_addr.is_null() || !up || loopback {
+            continue;
+        }
+        // SAFETY: the family says which kind of address it is.
+        let address = unsafe {
+            match i32::from((*node.ifa_addr).sa_family) {
+                libc::AF_INET => {
+                    let address = &*node.ifa_addr.cast::<libc::sockaddr_in>();
+                    IpAddr::from(address.sin_addr.s_addr.to_ne_bytes())
+                }
+                libc::AF_INET6 => {
+                    let address = &*node.ifa_addr.cast::<libc::sockaddr_in6>();
+                    IpAddr::from(address.sin6_addr.s6_addr)
+                }
+                _ => continue,
+            }
+        };
+        let local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        if !local && !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    // SAFETY: the list of above, once.
+    unsafe { libc::freeifaddrs(first) };
+    // Clusters number their machines in IPv4.
+    found.sort_by_key(IpAddr::is_ipv6);
+    found.truncate(Contact::ADDRESSES);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_contact_survives_its_bytes() {
+        let mut contact = Contact::here("node7", 4321);
+        contact.addresses = vec![[10, 0, 0, 7].into(), Ipv6Addr::LOCALHOST.into()];
+        let bytes = contact.to_bytes();
+        assert_eq!(Contact::from_bytes(&bytes), contact);
+        assert_eq!(bytes.len(), Contact::here("", 0).to_bytes().len());
+        assert_eq!(contact.doors(&contact), [SocketAddr::from(([127, 0, 0, 1], 4321))]);
+        let far = Contact { machine: !contact.machine, ..contact.clone() };
+        assert_eq!(contact.doors(&far)[0], SocketAddr::from(([10, 0, 0, 7], 4321)));
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_birth() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let contact = Contact {
+            pid: child.id() as i32,
+            born: born(child.id() as i32).unwrap(),
+            ..Contact::here("", 0)
+        };
+        // The pid of today, the birth of another process.
+        Contact { born: contact.born - 1, ..contact.clone() }.kill();
+        // The same numbers on another machine.
+        Contact { machine: !contact.machine, ..contact.clone() }.kill();
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(child.try_wait().unwrap().is_none());
+        contact.kill();
+        // It has ended, though nobody has asked about it.
+        let killed = Instant::now();
+        while born(contact.pid).is_some() {
+            assert!(killed.elapsed() < Duration::from_secs(10), "it lives");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!child.wait().unwrap().success());
+    }
+}
