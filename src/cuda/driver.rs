@@ -5,6 +5,8 @@ use crate::cuda::error::{Error, Result};
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUresult, CUstream, CUuuid};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fmt;
+use std::fs::File;
 use std::sync::OnceLock;
 
 /// The name under which every driver installs itself.
@@ -60,18 +62,42 @@ pub struct Card {
     pub bus_id: String,
 }
 
+/// Why the driver cannot be used.
+#[derive(Clone, Debug)]
+pub enum NoDriver {
+    /// There is no driver on this machine.
+    Absent(String),
+    /// There is one, but it is too old or it refuses.
+    Unusable(String),
+}
+
+impl fmt::Display for NoDriver {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        let (NoDriver::Absent(why) | NoDriver::Unusable(why)) = self;
+        out.write_str(why)
+    }
+}
+
+/// Whether this process may use an NVIDIA card of this machine, whatever libraries there are: its device file can be
+/// opened. (In a container the file may be there without the driver's library.)
+pub fn card_is_present() -> bool {
+    let openable = |path: String| File::options().read(true).write(true).open(path).is_ok();
+    (0..16).any(|number| openable(format!("/dev/nvidia{number}")))
+}
+
 impl Driver {
     /// The driver; the reason if there is none that can be used. The first call opens it.
-    pub fn open() -> Result<&'static Driver, String> {
-        static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
-        DRIVER.get_or_init(Driver::new).as_ref().map_err(String::clone)
+    pub fn open() -> Result<&'static Driver, NoDriver> {
+        static DRIVER: OnceLock<Result<Driver, NoDriver>> = OnceLock::new();
+        DRIVER.get_or_init(Driver::new).as_ref().map_err(NoDriver::clone)
     }
 
-    fn new() -> Result<Driver, String> {
+    fn new() -> Result<Driver, NoDriver> {
         // SAFETY: the driver's library runs no code of ours when opened.
-        let library =
-            unsafe { Library::new(DRIVER_FILE) }.map_err(|error| format!("no NVIDIA driver ({error})"))?;
-        let lacks = |name| format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}");
+        let library = unsafe { Library::new(DRIVER_FILE) }
+            .map_err(|error| NoDriver::Absent(format!("no NVIDIA driver ({error})")))?;
+        let lacks =
+            |name| NoDriver::Unusable(format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}"));
         let calls = Calls::of(&library).map_err(lacks)?;
         // SAFETY: CUresult cuGetErrorString(CUresult, const char **).
         let error_string = unsafe { symbol(&library, "cuGetErrorString") }.map_err(lacks)?;
@@ -79,13 +105,17 @@ impl Driver {
         std::mem::forget(library);
         let mut driver = Driver { calls, error_string, num_cards: 0 };
         let mut count = 0;
-        // SAFETY: no argument; then a live out pointer.
-        let answered = unsafe {
-            driver
-                .check("cuInit", (driver.calls.cuInit)(0))
-                .and_then(|()| driver.check("cuDeviceGetCount", (driver.calls.cuDeviceGetCount)(&mut count)))
-        };
-        answered.map_err(|error| format!("the NVIDIA driver answers: {error}"))?;
+        // SAFETY: no argument.
+        let started = unsafe { (driver.calls.cuInit)(0) };
+        // A driver without a card does not start.
+        if started == sys::CUresult::CUDA_ERROR_NO_DEVICE as u32 {
+            return Ok(driver);
+        }
+        // SAFETY: a live out pointer.
+        let counted = driver.check("cuInit", started).and_then(|()| unsafe {
+            driver.check("cuDeviceGetCount", (driver.calls.cuDeviceGetCount)(&mut count))
+        });
+        counted.map_err(|error| NoDriver::Unusable(format!("the NVIDIA driver answers: {error}")))?;
         driver.num_cards = count as usize;
         Ok(driver)
     }

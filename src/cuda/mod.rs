@@ -6,7 +6,7 @@ pub(crate) mod error;
 pub(crate) mod library;
 mod stream;
 
-pub use driver::{Card, DRIVER_FILE, Driver};
+pub use driver::{Card, DRIVER_FILE, Driver, NoDriver, card_is_present};
 pub use error::{Error, Result};
 pub use stream::{Context, Event, Stream};
 

@@ -39,7 +39,8 @@ impl Upload {
         if self.context.is_none()
             && let Device::Cuda(index) = self.device
         {
-            let none = |text| cuda::Error::Refused { call: "cuInit", code: 0, text };
+            let none =
+                |why: cuda::NoDriver| cuda::Error::Refused { call: "cuInit", code: 0, text: why.to_string() };
             let driver = Driver::open().map_err(none)?;
             self.context = Some(Context::new(driver, index)?);
         }

@@ -2,7 +2,7 @@
 
 use crate::comm::{Communicator, nccl_library};
 use crate::config::{self, DeviceChoice, Reduce};
-use crate::cuda::{self, Card, Context, Driver, LibtorchCuda};
+use crate::cuda::{self, Card, Context, Driver, LibtorchCuda, NoDriver};
 use crate::error::Result;
 use crate::process::messages::say;
 use crate::process::place::MachinePlace;
@@ -31,6 +31,16 @@ pub(super) struct Own {
     pub(super) card: Option<(Card, Context)>,
 }
 
+/// What a rank found when it looked for cards.
+pub(super) enum CardSearch {
+    /// Cards, by this driver.
+    Usable(&'static Driver),
+    /// No card, and why.
+    NoCard(String),
+    /// The machine has cards, but they cannot be used; why.
+    Unusable(String),
+}
+
 /// Cards of one rank that others are told of.
 const MOST_CARDS: usize = 16;
 const WHY: usize = 640;
@@ -45,6 +55,8 @@ pub(super) struct CardsSeen {
     cards: Vec<[u8; 16]>,
     /// Why there is none that can be used.
     why_none: String,
+    /// Whether the machine has cards all the same.
+    unusable: bool,
 }
 
 impl Devices {
@@ -55,30 +67,39 @@ impl Devices {
 
     /// Looks for cards and opens what they are used by, NCCL among it if there are `several` ranks, and libtorch's CUDA half:
     /// before the first tensor. Makes no context. Ranks: local.
-    pub(super) fn look(&self, several: bool) -> (Option<&'static Driver>, String) {
+    pub(super) fn look(&self, several: bool) -> CardSearch {
+        use CardSearch::{NoCard, Unusable, Usable};
         if self.choice == DeviceChoice::Cpu {
-            return (None, String::new());
+            return NoCard(String::new());
         }
         let driver = match Driver::open() {
             Ok(driver) if driver.num_cards() > 0 => driver,
-            Ok(_) => return (None, hidden()),
-            Err(why) => return (None, format!("{why}; install the NVIDIA driver")),
+            Ok(_) => return NoCard(hidden()),
+            Err(NoDriver::Absent(why)) if !cuda::card_is_present() => {
+                return NoCard(format!("{why}; install the NVIDIA driver"));
+            }
+            Err(NoDriver::Absent(why)) => {
+                return Unusable(format!(
+                    "{why}; install the NVIDIA driver, or start the container with it (--nv, --gpus all)"
+                ));
+            }
+            Err(NoDriver::Unusable(why)) => return Unusable(format!("{why}; install a newer NVIDIA driver")),
         };
         let libtorch = self.tensors.is_none().then(cuda::load);
         // libtorch needs an NCCL too, but cannot say what is wrong with it.
         if several && let Err(why) = nccl_library() {
-            return (None, why.to_string());
+            return Unusable(why.to_string());
         }
         let install = "run launch/setup.sh on this machine";
         match libtorch {
-            None => (Some(driver), String::new()),
-            Some(LibtorchCuda::Loaded(_)) if tch::Cuda::is_available() => (Some(driver), String::new()),
+            None => Usable(driver),
+            Some(LibtorchCuda::Loaded(_)) if tch::Cuda::is_available() => Usable(driver),
             Some(LibtorchCuda::Loaded(path)) => {
-                (None, format!("{} finds no card; `drnas-dist doctor` shows versions", path.display()))
+                Unusable(format!("{} finds no card; `drnas-dist doctor` shows versions", path.display()))
             }
-            Some(LibtorchCuda::Absent) => (None, format!("this libtorch is a CPU build; {install}")),
+            Some(LibtorchCuda::Absent) => Unusable(format!("this libtorch is a CPU build; {install}")),
             Some(LibtorchCuda::Unusable(why)) => {
-                (None, format!("libtorch cannot use CUDA ({why}); {install}"))
+                Unusable(format!("libtorch cannot use CUDA ({why}); {install}"))
             }
         }
     }
@@ -86,11 +107,16 @@ impl Devices {
     /// Chooses the device of this rank and binds its card. All ranks come to the same answer or to an error. Collective.
     pub(super) fn choose(
         &self,
-        (driver, why_none): (Option<&'static Driver>, String),
+        found: CardSearch,
         place: &MachinePlace,
         comm: &dyn Communicator,
     ) -> Result<Own> {
         // All ranks have the same configuration, which is compared later; ranks that differ in it differ here first.
+        let unusable = matches!(found, CardSearch::Unusable(_));
+        let (driver, why_none) = match found {
+            CardSearch::Usable(driver) => (Some(driver), String::new()),
+            CardSearch::NoCard(why) | CardSearch::Unusable(why) => (None, why),
+        };
         let cards: Vec<Card> = match driver {
             Some(driver) => {
                 (0..driver.num_cards()).map(|index| driver.card(index)).collect::<cuda::Result<_>>()?
@@ -102,12 +128,13 @@ impl Devices {
             local_size: place.local_size,
             cards: cards.iter().take(MOST_CARDS).map(|card| card.uuid).collect(),
             why_none,
+            unusable,
         };
         let all = comm.all_gather(&mine.to_bytes())?;
         let all: Vec<CardsSeen> = all.iter().map(|bytes| CardsSeen::from_bytes(bytes)).collect();
         if !self.on_cards(&all)? {
             if self.choice == DeviceChoice::Auto && comm.rank() == 0 {
-                say(&format!("note: device = \"auto\" is the CPU: {}", mine.why_none));
+                say(&format!("note: no GPU found, using the CPU: {}", mine.why_none));
             }
             return match self.reduce {
                 Reduce::Fp32 => Ok(Own { device: Device::Cpu, card: None }),
@@ -133,10 +160,17 @@ impl Devices {
         }
         if let Some(bare) = all.iter().find(|seen| seen.cards.is_empty()) {
             let (host, why) = (bare.host.clone(), bare.why_none.clone());
+            let unusable = all.iter().find(|seen| seen.unusable);
             return match all.iter().find(|seen| !seen.cards.is_empty()) {
                 _ if self.choice == DeviceChoice::Cuda => Err(WorldError::NoGpu { host, why }.into()),
                 Some(other) => Err(WorldError::SomeHaveNoGpu { with: other.host.clone(), host, why }.into()),
-                None => Ok(false),
+                // Hours of a job on expensive machines: not without being asked.
+                None => match unusable {
+                    Some(CardsSeen { host, why_none, .. }) => {
+                        Err(WorldError::GpuUnusable { host: host.clone(), why: why_none.clone() }.into())
+                    }
+                    None => Ok(false),
+                },
             };
         }
         for seen in all {
@@ -170,7 +204,7 @@ impl CardsSeen {
             bytes.resize(length, b' ');
             bytes
         };
-        let mut bytes = vec![self.local_size as u8, self.cards.len() as u8];
+        let mut bytes = vec![self.local_size as u8, self.cards.len() as u8, u8::from(self.unusable)];
         bytes.extend((0..MOST_CARDS).flat_map(|index| self.cards.get(index).copied().unwrap_or_default()));
         bytes.extend(text(&self.host, HOST));
         bytes.extend(text(&self.why_none, WHY));
@@ -178,7 +212,7 @@ impl CardsSeen {
     }
 
     fn from_bytes(bytes: &[u8]) -> CardsSeen {
-        let (counts, rest) = bytes.split_at(2);
+        let (counts, rest) = bytes.split_at(3);
         let (cards, texts) = rest.split_at(16 * MOST_CARDS);
         let (host, why_none) = texts.split_at(HOST);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_string();
@@ -189,6 +223,7 @@ impl CardsSeen {
                 .map(|card| card.try_into().expect("16 bytes"))
                 .collect(),
             why_none: text(why_none),
+            unusable: counts[2] != 0,
         }
     }
 }
@@ -205,6 +240,7 @@ mod tests {
             local_size,
             cards: cards.iter().map(|&card| [card; 16]).collect(),
             why_none,
+            unusable: false,
         }
     }
 
@@ -224,6 +260,13 @@ mod tests {
             chosen(Cuda, false, from_ref(&bare)).unwrap_err(),
             "device = \"cuda\": no GPU can be used on a: no driver; install it, or compute there with --set device=cpu"
         );
+        let broken = CardsSeen { unusable: true, why_none: "no NCCL; install it".into(), ..bare.clone() };
+        assert_eq!(
+            chosen(Auto, false, &[bare.clone(), broken.clone()]).unwrap_err(),
+            "a has GPUs that cannot be used: no NCCL; install it, or compute on the CPU with --set device=cpu"
+        );
+        assert_eq!(chosen(Cpu, false, from_ref(&broken)), Ok(false));
+        assert_eq!(CardsSeen::from_bytes(&broken.to_bytes()), broken);
         let mixed = chosen(Auto, false, &[rich, bare]).unwrap_err();
         assert!(mixed.contains("b has a GPU that can be used, a has none: no driver"), "{mixed}");
     }

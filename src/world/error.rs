@@ -63,6 +63,14 @@ pub enum Error {
         /// The level granted.
         granted: String,
     },
+    /// Cards that cannot be used, where the device was left open.
+    #[error("{host} has GPUs that cannot be used: {why}, or compute on the CPU with --set device=cpu")]
+    GpuUnusable {
+        /// The machine.
+        host: String,
+        /// Why not, and what to do.
+        why: String,
+    },
     /// A card is wanted, and there is none.
     #[error("device = \"cuda\": no GPU can be used on {host}: {why}, or compute there with --set device=cpu")]
     NoGpu {

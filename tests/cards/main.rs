@@ -250,6 +250,12 @@ fn the_program_says_what_to_do_where_there_is_no_card() {
     let text = said(command);
     assert!(text.contains(told) && text.contains("libtorch cannot use CUDA (lib"), "{text}");
     assert!(text.contains("run launch/setup.sh on this machine"), "{text}");
+    // Without a word about the device: not hours on the CPU of a machine with cards.
+    let mut command = bench.search(2, "none", &[]);
+    command.env("LD_LIBRARY_PATH", double());
+    let text = said(command);
+    assert!(text.contains(" has GPUs that cannot be used: libtorch cannot use CUDA (lib"), "{text}");
+    assert!(text.contains("or compute on the CPU with --set device=cpu"), "{text}");
 }
 
 #[test]
@@ -306,10 +312,7 @@ fn no_card_is_told_and_auto_is_then_the_cpu() {
     bad("card", 0, &[hidden], &["shows no card with CUDA_VISIBLE_DEVICES=; change or unset it"]);
     let auto = ("TEST_AUTO", "1");
     let ended = good("card", 2, &[none, auto]);
-    assert_eq!(
-        ended.output.matches("note: device = \"auto\" is the CPU: the NVIDIA driver shows").count(),
-        1
-    );
+    assert_eq!(ended.output.matches("note: no GPU found, using the CPU: the NVIDIA driver shows").count(), 1);
     assert!(ended.output.contains("rank 1 has nothing on Cpu"), "{}", ended.output);
     let bf16 = "run.reduce = \"bf16\" is for ranks with GPUs";
     bad("bf16", 0, &[none, auto], &[bf16]);
