@@ -92,12 +92,14 @@ fn beta_below(x: f64, a: f64, b: f64) -> f64 {
     front.exp() * fraction / a
 }
 
-/// The part of the rows in which every gamma variate underflows float64. libtorch then gives equal weights where the
-/// distribution has a corner, as it does in PyTorch's `Dirichlet`: for seven concentrations of 1e-3 in 0.7 % of the rows,
-/// for five in 3 %, for larger ones never.
-fn underflowing(beta: &[f64]) -> f64 {
-    let below =
-        |&beta: &f64| (beta * f64::MIN_POSITIVE.ln() - number(&Tensor::from(beta + 1.0).lgamma())).exp();
+/// The part of the rows whose gamma variates are all below the smallest positive float64, times 1 / `x`.
+///
+/// libtorch raises smaller ones to that number before it divides by their sum, here as in PyTorch's `Dirichlet`. So in such
+/// a row a weight can come out above `x` that belongs below it; with x = 1 the row has equal weights where the distribution
+/// has a corner. That happens to 3 % of the rows of five concentrations of 1e-3, to 0.7 % of seven, and to none of 1e-2.
+fn underflowing(beta: &[f64], x: f64) -> f64 {
+    let smallest = f64::MIN_POSITIVE.ln() - x.ln();
+    let below = |&beta: &f64| (beta * smallest - number(&Tensor::from(beta + 1.0).lgamma())).exp();
     beta.iter().map(below).product()
 }
 
@@ -105,9 +107,8 @@ fn underflowing(beta: &[f64]) -> f64 {
 /// moments are those of pairs too, so variances and covariances are covered.
 fn distances(theta: &Tensor, beta: &[f64]) -> [f64; 3] {
     let count = theta.size()[0] as f64;
-    let free = 1.1 * underflowing(beta);
-    let sigmas = |found: f64, expected: f64, variance: f64| {
-        ((found - expected).abs() - free).max(0.0) / (variance / count).sqrt()
+    let sigmas = |found: f64, expected: f64, variance: f64, x: f64| {
+        ((found - expected).abs() - 1.1 * underflowing(beta, x)).max(0.0) / (variance / count).sqrt()
     };
     let means = theta.mean_dim(0, false, Kind::Double);
     let products = theta.transpose(0, 1).matmul(theta) / count;
@@ -116,12 +117,12 @@ fn distances(theta: &Tensor, beta: &[f64]) -> [f64; 3] {
         let at = one as i64;
         let (expected, square) = (moment(beta, &[(one, 1)]), moment(beta, &[(one, 2)]));
         let variance = square - expected * expected;
-        mean = mean.max(sigmas(means.double_value(&[at]), expected, variance));
+        mean = mean.max(sigmas(means.double_value(&[at]), expected, variance, 1.0));
         for other in 0..beta.len() {
             let powers = |k| if one == other { vec![(one, 2 * k)] } else { vec![(one, k), (other, k)] };
             let (expected, square) = (moment(beta, &powers(1)), moment(beta, &powers(2)));
             let found = products.double_value(&[at, other as i64]);
-            second = second.max(sigmas(found, expected, square - expected * expected));
+            second = second.max(sigmas(found, expected, square - expected * expected, 1.0));
         }
         // The part of the draws below some points, near the ends and around the mean.
         let ends = [1e-300, 1e-100, 1e-30, 1e-10, 1e-6, 1e-3, 1e-2];
@@ -132,7 +133,8 @@ fn distances(theta: &Tensor, beta: &[f64]) -> [f64; 3] {
             let below = beta_below(x, beta[one], beta.iter().sum::<f64>() - beta[one]);
             let found = number(&column.le(x).to_kind(Kind::Double).mean(Kind::Double));
             // At least one draw's worth: where next to none is expected, one is no wonder.
-            marginal = marginal.max(sigmas(found, below, (below * (1.0 - below)).max(1.0 / count)));
+            let variance = (below * (1.0 - below)).max(1.0 / count);
+            marginal = marginal.max(sigmas(found, below, variance, x));
         }
     }
     [mean, second, marginal]

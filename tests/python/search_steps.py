@@ -19,7 +19,7 @@ read from disk:
 
 Writes FOLDER/torch.safetensors: `losses` [S], `architecture_losses` [A], `lr` [S], `epoch_eta` [epochs, T, E, O] (at the
 end of each epoch, before pruning), and the state after each step (of a stage's last one: after pruning and widening) as
-STEP/NAME, with the names of a checkpoint.
+STEP/NAME, with the names of a checkpoint but running/REPLICA/NAME for the running statistics of a replica.
 """
 
 import sys
@@ -265,7 +265,7 @@ class Search:
         return tuple(prefixes)
 
     def state(self):
-        """What a checkpoint holds."""
+        """All that a step changes, but for what belongs to pruned operations."""
         pruned, net = self.pruned(), self.nets[0]
         state = {}
         for name, weight in net.named_parameters():
@@ -275,8 +275,8 @@ class Search:
         running = []
         for replica, other in enumerate(self.nets):
             buffers = {name: buffer for name, buffer in other.named_buffers() if buffer.is_floating_point()}
-            running.append({name: buffers[name] for name in sorted(buffers) if not name.startswith(pruned)})
-            state[f"running/{replica}"] = torch.cat(list(running[-1].values()))
+            running.append({name: buffers[name].clone() for name in buffers if not name.startswith(pruned)})
+            state.update({f"running/{replica}/{name}": buffer for name, buffer in running[-1].items()})
         for name in running[0]:
             state[f"weights/{name}"] = torch.stack([buffers[name] for buffers in running]).mean(0)
         moments = [self.adam.state[eta] for eta in self.etas]
