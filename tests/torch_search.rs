@@ -32,7 +32,8 @@ const STEPS_PER_EPOCH: u64 = 2;
 /// Of each set: one global batch more than an epoch, and half of one more, so that passes over a set are no epochs.
 const IMAGES: [usize; 2] = [28, 20];
 
-/// One search. Whatever is not here is the same for all, see `toml`.
+/// One search. Whatever is not here is the same for all, see `toml`. Gradients are clipped where some are longer than that
+/// and some are not: Adam hardly sees a constant factor.
 struct Scene {
     command: &'static [&'static str],
     space: &'static str,
@@ -50,6 +51,7 @@ struct Scene {
     lr_min: f64,
     warmup_epochs: u64,
     grad_clip: f64,
+    eta_lr: f64,
     eta: &'static str,
 }
 
@@ -69,7 +71,8 @@ const IMAGENET: Scene = Scene {
     lr_min: 0.0,
     warmup_epochs: 2,
     grad_clip: 5.0,
-    eta: "lr = 6e-3\nweight_decay = 1e-3\nregulariser = \"l2\"\ngrad_clip = 0.02",
+    eta_lr: 6e-3,
+    eta: "weight_decay = 1e-3\nregulariser = \"l2\"\ngrad_clip = 1.0",
 };
 
 /// The published CIFAR search in second order.
@@ -82,7 +85,8 @@ const CIFAR: Scene = Scene {
     stages: [[6, 7, 3], [4, 4, 2]],
     lr: 0.1,
     warmup_epochs: 0,
-    eta: "lr = 6e-4\nweight_decay = 1e-3\nregulariser = \"l2\"\ngrad_clip = 0.0",
+    eta_lr: 6e-4,
+    eta: "weight_decay = 1e-3\nregulariser = \"l2\"\ngrad_clip = 0.0",
     ..IMAGENET
 };
 
@@ -99,7 +103,9 @@ const NAS_BENCH_201: Scene = Scene {
     lr: 0.025,
     lr_min: 0.001,
     warmup_epochs: 0,
-    eta: "lr = 3e-4\nweight_decay = 1e-3\nregulariser = \"l2\"\ngrad_clip = 0.0",
+    grad_clip: 1.2,
+    eta_lr: 3e-4,
+    eta: "weight_decay = 1e-3\nregulariser = \"l2\"\ngrad_clip = 0.0",
     ..IMAGENET
 };
 
@@ -107,20 +113,19 @@ const NAS_BENCH_201: Scene = Scene {
 const NAS_BENCH_201_SECOND_ORDER: Scene = Scene {
     order: 2,
     theta: "per-replica",
-    eta: "lr = 3e-4\nweight_decay = 0.0\nregulariser = \"kl\"\ngrad_clip = 5.0",
+    eta: "weight_decay = 0.0\nregulariser = \"kl\"\ngrad_clip = 0.015",
     ..NAS_BENCH_201
 };
 
 impl Scene {
     /// What both programs read. Mean and deviation are such that normalised pixels are exact in float32.
-    fn toml(&self, precision: &str, lr: f64) -> String {
-        let Scene { space, layers, init_channels, px, order, replicas, theta, lr_min, .. } = self;
-        let Scene { architecture_from_epoch, warmup_epochs, grad_clip, eta, .. } = self;
+    fn toml(&self, precision: &str) -> String {
+        let Scene { space, layers, init_channels, px, order, replicas, theta, lr, lr_min, .. } = self;
+        let Scene { architecture_from_epoch, warmup_epochs, grad_clip, eta_lr, eta, .. } = self;
         let stage = |[k, ops_kept, epochs]: [u64; 3]| {
             format!("[[search.stage]]\nk = {k}\nops_kept = {ops_kept}\nepochs = {epochs}\n")
         };
         let stages = self.stages.map(stage).concat();
-        let lr_min = lr_min.min(lr / 25.0);
         format!(
             "seed = 3\ndevice = \"cpu\"\nprecision = \"{precision}\"\n\
              [model]\nspace = \"{space}\"\ninit_channels = {init_channels}\nlayers = {layers}\nnum_classes = 4\n\
@@ -131,7 +136,7 @@ impl Scene {
              steps_per_epoch = {STEPS_PER_EPOCH}\n{stages}\
              [weights]\nlr = {lr}\nlr_min = {lr_min}\nmomentum = 0.9\nweight_decay = 3e-4\n\
              warmup_epochs = {warmup_epochs}\n\
-             [eta]\nbetas = [0.5, 0.999]\nkl_scale = 1e-3\n{eta}\n\
+             [eta]\nlr = {eta_lr}\nbetas = [0.5, 0.999]\nkl_scale = 1e-3\n{eta}\n\
              [run]\nlog_every = 1\ncheckpoint_every = 1\ncheckpoints_kept = 100\nthreads = 1\n"
         )
     }
@@ -154,11 +159,11 @@ struct Searched {
 }
 
 impl Searched {
-    fn new(scene: &Scene, precision: &str, lr: f64) -> Searched {
+    fn new(scene: &Scene, precision: &str) -> Searched {
         tch::set_num_threads(1);
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        std::fs::write(path("search.toml"), scene.toml(precision, lr)).unwrap();
+        std::fs::write(path("search.toml"), scene.toml(precision)).unwrap();
         for (seed, (name, images)) in ["train", "valid"].into_iter().zip(IMAGES).enumerate() {
             paint(&path(&format!("{name}-images")), seed as u64, images, scene.px);
             program(folder.path(), &["pack", &format!("{name}-images"), name, "--shard-images", "9"]);
@@ -180,6 +185,8 @@ impl Searched {
         let timeline = Timeline::new(&config, (IMAGES[0] / config.search.global_batch as usize) as u64);
         let start = Search::new(&config, timeline.clone(), 0..config.search.replicas as usize, Device::Cpu);
         let mut states = vec![named(&start)];
+        let deviation = states[0]["eta"].std(false).double_value(&[]);
+        assert!((0.6e-3..1.5e-3).contains(&deviation), "eta begins with a deviation of {deviation}");
         let checkpoints = checkpoint::folder(&path("run"));
         for step in 1..=timeline.num_steps() {
             states.push(state_of(checkpoint::read(&checkpoints, step).unwrap()));
@@ -413,8 +420,8 @@ fn of_kind(state: &Named, wanted: &str) -> Tensor {
 }
 
 /// Compares the losses, rates and states of all steps.
-fn compare(scene: &Scene, precision: &str, lr: f64, tolerance: f64) {
-    let searched = Searched::new(scene, precision, lr);
+fn compare(scene: &Scene, precision: &str) {
+    let searched = Searched::new(scene, precision);
     let Some(theirs) = searched.of_torch() else { return };
     let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (name, ours) in [
@@ -449,54 +456,71 @@ fn compare(scene: &Scene, precision: &str, lr: f64, tolerance: f64) {
             errors.entry(kind).or_default().push(error(&a, &b));
         }
     }
-    println!("{} order {} {precision}, lr {lr}: largest and last relative errors", scene.space, scene.order);
+    println!("{} order {} {precision}: largest and last relative errors", scene.space, scene.order);
     for (name, errors) in &errors {
         let largest = errors.iter().copied().fold(0.0, f64::max);
         println!("  {name} {largest:.1e}, {:.1e}", errors.last().unwrap());
     }
     for (name, errors) in &errors {
+        let tolerance = match (precision, *name) {
+            ("fp64", _) => 1e-9,
+            (_, "momentum" | "eta.mean" | "eta.square") => 1e-2,
+            _ => 1e-4,
+        };
         for (at, &found) in errors.iter().enumerate() {
             assert!(found < tolerance, "{name} number {at}: {found}, allowed {tolerance}");
         }
     }
 }
 
+/// In float64 at the published rates.
+fn compare_in_float64(scene: Scene) {
+    compare(&scene, "fp64");
+}
+
+/// In float32 at small rates, as tests/torch.rs says: a rounding flips a ReLU here and there, and the gradient jumps by one
+/// pixel's part of it, 5e-3 as measured (divided by the small step of the finite difference in second order, too). So the
+/// means of gradients agree less well than what is made of them.
+fn compare_in_float32(scene: Scene) {
+    compare(&Scene { lr: 2e-5, lr_min: 0.0, eta_lr: 1e-6, ..scene }, "fp32");
+}
+
 #[test]
 fn imagenet_in_float64() {
-    compare(&IMAGENET, "fp64", IMAGENET.lr, 1e-9);
+    compare_in_float64(IMAGENET);
 }
 
 #[test]
 fn imagenet_in_float32() {
-    compare(&IMAGENET, "fp32", 2e-5, 1e-4);
+    compare_in_float32(IMAGENET);
 }
 
 #[test]
 fn cifar_second_order_in_float64() {
-    compare(&CIFAR, "fp64", CIFAR.lr, 1e-9);
+    compare_in_float64(CIFAR);
 }
 
 #[test]
 fn cifar_second_order_in_float32() {
-    compare(&CIFAR, "fp32", 2e-5, 1e-4);
+    compare_in_float32(CIFAR);
 }
 
 #[test]
 fn nas_bench_201_in_float64() {
-    compare(&NAS_BENCH_201, "fp64", NAS_BENCH_201.lr, 1e-9);
+    compare_in_float64(NAS_BENCH_201);
 }
 
 #[test]
 fn nas_bench_201_in_float32() {
-    compare(&NAS_BENCH_201, "fp32", 2e-5, 1e-4);
+    compare_in_float32(NAS_BENCH_201);
 }
 
 #[test]
 fn nas_bench_201_second_order_in_float64() {
-    compare(&NAS_BENCH_201_SECOND_ORDER, "fp64", NAS_BENCH_201.lr, 1e-9);
+    compare_in_float64(NAS_BENCH_201_SECOND_ORDER);
 }
 
 #[test]
 fn nas_bench_201_second_order_in_float32() {
-    compare(&NAS_BENCH_201_SECOND_ORDER, "fp32", 2e-5, 1e-4);
+    compare_in_float32(NAS_BENCH_201_SECOND_ORDER);
 }
