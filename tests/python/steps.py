@@ -16,24 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tensors import write_safetensors
+
 folder = Path(sys.argv[1])
 sys.path.insert(0, str(folder / "export"))
 from network import load, read_safetensors  # noqa: E402
-
-
-def write_safetensors(path, tensors):
-    kinds = {torch.float32: "F32", torch.float64: "F64"}
-    header, parts, offset = {}, [], 0
-    for name, tensor in tensors.items():
-        data = bytes(tensor.detach().contiguous().flatten().view(torch.uint8).tolist())
-        place = [offset, offset + len(data)]
-        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
-        parts.append(data)
-        offset += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
-
 
 torch.set_num_threads(1)
 settings = json.loads((folder / "settings.json").read_text())
