@@ -9,7 +9,7 @@ pub use metrics::MetricsLog;
 pub use progress::{Progress, Status};
 pub use records::{
     Accuracies, EpochRecord, EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord,
-    NetworkRecord, Record, StageRecord, StepRecord,
+    NetworkRecord, Record, ReplacedRecord, StageRecord, StepRecord,
 };
 pub use scaling::scaling;
 
@@ -152,6 +152,7 @@ mod tests {
             stages: 2,
             epochs: 4,
             images: 1280,
+            replaced_images: 0,
             ranks: 2,
             genotype: "Genotype(normal=[('skip_connect', 0)])".into(),
             benchmark: None,

@@ -86,6 +86,8 @@ struct Run<'a> {
     /// Losses that nobody has looked at, and what else is known of their steps.
     tally: Tally,
     pending: Vec<Pending>,
+    /// Images that this rank has replaced since the last look.
+    replaced: Vec<String>,
     /// Milliseconds for which the next step was held up by a checkpoint.
     checkpoint_ms: f64,
 }
@@ -103,6 +105,7 @@ impl<'a> Run<'a> {
             lock: None,
             tally: Tally::default(),
             pending: Vec::new(),
+            replaced: Vec::new(),
             checkpoint_ms: 0.0,
         };
         run.lock_folder()?;
@@ -122,8 +125,8 @@ impl<'a> Run<'a> {
         if world.rank() == 0 {
             unfinish(&run.out)?;
             run.introduce(training)?;
-            let mut journal = Journal::open(training, &run.out, resumed, world.size())?;
-            match resumed {
+            let mut journal = Journal::open(training, &run.out, resumed.clone(), world.size())?;
+            match &resumed {
                 Some((step, _)) => println!("resumed after step {step}"),
                 None => journal.stage(training)?,
             }
@@ -190,6 +193,7 @@ impl<'a> Run<'a> {
     fn note_step(&mut self, training: &impl Training, outcome: &StepOutcome, wall_s: f64) {
         let batches = 1 + u64::from(!outcome.architecture.is_empty());
         self.tally.add(outcome);
+        self.replaced.extend(outcome.replaced.iter().cloned());
         self.pending.push(Pending {
             step: training.step(),
             images: batches * training.settings().global_batch() as u64,
@@ -277,8 +281,16 @@ impl<'a> Run<'a> {
             }
             None => None,
         };
+        // The same number on all ranks: they exchange names when there is one, and hardly ever.
+        let replaced = match measures.iter().any(|measures| measures.skipped > 0.0) {
+            true => gather_lines(&std::mem::take(&mut self.replaced), self.world.communicator())?,
+            false => Vec::new(),
+        };
         match &mut self.journal {
-            Some(journal) => journal.steps(training, &pending, &measures, card_memory_mib),
+            Some(journal) => {
+                journal.replaced(training.step(), replaced)?;
+                journal.steps(training, &pending, &measures, card_memory_mib)
+            }
             None => Ok(()),
         }
     }
@@ -288,7 +300,7 @@ impl<'a> Run<'a> {
     fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
         whereabouts::begin(Phase::Checkpoint)?;
         training.state().check_finite()?;
-        let extra = self.journal.as_ref().map(|journal| Extra::of(training, journal.sums)).transpose()?;
+        let extra = self.journal.as_ref().map(|journal| Extra::of(training, &journal.sums)).transpose()?;
         let state = training.state().to_checkpoint(self.world.communicator(), extra)?;
         if let (Some(journal), Some(writer), Some(lock)) = (&self.journal, &mut self.writer, &self.lock)
             && let Some(state) = state
@@ -328,6 +340,19 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// The lines of all ranks, on all of them. Collective.
+fn gather_lines(mine: &[String], comm: &dyn Communicator) -> Result<Vec<String>> {
+    let mut text = mine.join("\n").into_bytes();
+    let lengths = comm.all_gather(&(text.len() as u64).to_le_bytes())?;
+    let length =
+        |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, |bytes| u64::from_le_bytes(bytes) as usize);
+    let lengths: Vec<usize> = lengths.iter().map(length).collect();
+    text.resize(lengths.iter().copied().max().unwrap_or(0), 0);
+    let all = comm.all_gather(&text)?;
+    let texts = all.iter().zip(lengths).map(|(text, length)| String::from_utf8_lossy(&text[..length]));
+    Ok(texts.flat_map(|text| text.lines().map(String::from).collect::<Vec<_>>()).collect())
 }
 
 /// The command that goes on with a run of `size` ranks: as it was typed, with `--resume`.

@@ -105,6 +105,7 @@ mod tests {
             stages: 2,
             epochs: 2,
             images: 64,
+            replaced_images: 0,
             ranks: 1,
             genotype: "Genotype()".into(),
             benchmark: None,

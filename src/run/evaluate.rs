@@ -302,6 +302,7 @@ impl Training for EvaluateRun<'_> {
             parameters: net.num_parameters(),
             multiply_adds: net.multiply_adds(),
             images: totals.images,
+            replaced_images: totals.replaced_images,
             ranks: totals.ranks,
             genotype: self.genotype.to_line(),
             wall_s: totals.wall_s,

@@ -20,11 +20,11 @@ pub(super) struct Extra {
 
 impl Extra {
     /// Of this moment, as it stands in a checkpoint.
-    pub(super) fn of(training: &impl Training, sums: Sums) -> Result<serde_json::Value> {
+    pub(super) fn of(training: &impl Training, sums: &Sums) -> Result<serde_json::Value> {
         let extra = Extra {
             config: training.settings().to_toml(),
             sets: training.sets().into_iter().map(|(_, hash)| hash).collect(),
-            sums,
+            sums: sums.clone(),
         };
         serde_json::to_value(extra).map_err(|error| Error::CheckpointState(error.to_string()))
     }

@@ -213,6 +213,7 @@ impl Training for SearchRun<'_> {
             stages: self.timeline.stages().len() as u64,
             epochs: self.timeline.num_epochs(),
             images: totals.images,
+            replaced_images: totals.replaced_images,
             ranks: totals.ranks,
             genotype: line,
             benchmark: self.accuracies(&found),
