@@ -524,6 +524,46 @@ fn unusable_samples_are_named_or_replaced() {
 }
 
 #[test]
+fn replaced_pictures_are_packed_anew() {
+    let (dir, shards) = packed();
+    let root = dir.path().join("images");
+    let args = pack_args(&root, &shards);
+    let [picture, other] = ["solid-disc/0003.jpg", "solid-disc/0004.jpg"].map(|name| root.join(name));
+    let hash = |dir: &Path| ShardSet::open(dir).unwrap().hash();
+    let packed_as_the_folder = || {
+        let report = pack(&args, &|_| true).unwrap();
+        let fresh = dir.path().join("fresh");
+        let _ = fs::remove_dir_all(&fresh);
+        pack(&PackArgs { out: fresh.clone(), ..args.clone() }, &|_| true).unwrap();
+        assert_eq!(hash(&shards), hash(&fresh));
+        assert_eq!(all_files(&shards), all_files(&fresh));
+        report.num_kept
+    };
+    assert_eq!(packed_as_the_folder(), 4);
+    // Another size; the same size; the same size and the old time of modification, as `cp -p` and `rsync -a` leave it.
+    let before = fs::read(&picture).unwrap();
+    fs::write(&picture, fs::read(&other).unwrap()).unwrap();
+    assert_eq!(packed_as_the_folder(), 3);
+    let time = fs::metadata(&picture).unwrap().modified().unwrap();
+    let mut bytes = fs::read(&picture).unwrap();
+    let at = bytes.len() - 3;
+    bytes[at] ^= 1;
+    fs::write(&picture, &bytes).unwrap();
+    assert_eq!(packed_as_the_folder(), 3);
+    bytes[at] ^= 1;
+    fs::write(&picture, &bytes).unwrap();
+    fs::File::options().write(true).open(&picture).unwrap().set_modified(time).unwrap();
+    assert_eq!(packed_as_the_folder(), 3);
+    fs::write(&picture, before).unwrap();
+    // Replaced between two parts of an interrupted pack.
+    fs::remove_file(shards.join("set.json")).unwrap();
+    assert_eq!(packed_as_the_folder(), 3);
+    // Touched, but with the same bytes: nothing to do.
+    fs::write(&picture, fs::read(&picture).unwrap()).unwrap();
+    assert_eq!(packed_as_the_folder(), 4);
+}
+
+#[test]
 fn impossible_loaders_are_refused() {
     let (_dir, shards) = packed();
     let set = Arc::new(ShardSet::open(&shards).unwrap());

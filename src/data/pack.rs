@@ -5,6 +5,7 @@ use super::plan::{Plan, clear_way, remove};
 use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::{Source, SourceArgs};
+use super::stamps::{Stamps, stamp_of};
 use crate::error::{Error, Result};
 use crate::whole_file;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -108,8 +109,10 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
     check_classes(source.classes(), &source.per_class(), named_by)?;
     let plan = Plan::new(source, args);
     std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
-    let complete = clear_way(&plan)?;
-    let (num_kept, mut left_out) = write_shards(&plan, observe)?;
+    let described = clear_way(&plan)?;
+    let stamps = Stamps::open(&args.out);
+    let (num_kept, mut left_out) = write_shards(&plan, &stamps, observe)?;
+    let complete = described && num_kept == plan.num_shards();
 
     // Read back what was written: counts, and the checks every reader makes.
     let shards = (0..plan.num_shards())
@@ -141,6 +144,7 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
         let text = serde_json::to_vec_pretty(&file).expect("plain data becomes JSON");
         whole_file::write(&args.out.join("set.json"), &text)?;
     }
+    stamps.tidy(plan.num_shards());
     Ok(PackReport {
         num_images: file.num_images,
         num_shards: file.num_shards,
@@ -184,9 +188,11 @@ fn warnings(source: &Source, file: &SetFile, num_left_out: usize) -> Vec<String>
     warnings
 }
 
-/// Writes the missing shards, one thread a shard at a time; returns how many were there, and the files left out.
+/// Writes the missing shards, and those of which an image was replaced, one thread a shard at a time; returns how many were
+/// there, and the files left out.
 fn write_shards(
     plan: &Plan,
+    stamps: &Stamps,
     observe: &(dyn Fn(PackProgress) -> bool + Sync),
 ) -> Result<(usize, Vec<String>)> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -218,20 +224,36 @@ fn write_shards(
                 break;
             }
             let planned = plan.images_of(number);
-            let bad = match Shard::open(&plan.args.out.join(file_name(number))) {
-                Ok(shard) => {
+            let path = plan.args.out.join(file_name(number));
+            // Before any of them is read: what is replaced meanwhile has another stamp the next time.
+            let files = stamp_of(&plan.source, planned)?;
+            let there = match Shard::open(&path) {
+                Ok(shard) if stamps.agree(number, shard.header().header_hash, files) => Some(shard),
+                Ok(shard) if holds_the_same(plan, &shard, planned, &mut bytes, &mut picture)? => {
+                    stamps.note(number, shard.header().header_hash, files);
+                    Some(shard)
+                }
+                _ => None,
+            };
+            let bad = match there {
+                Some(shard) => {
                     kept.fetch_add(1, Ordering::Relaxed);
                     shards.fetch_add(1, Ordering::Relaxed);
                     count(planned.len());
                     missing_from(plan, &shard, planned)?
                 }
-                Err(_) => match write_shard(plan, number, &mut bytes, &mut picture, &count)? {
-                    Some(bad) => {
-                        shards.fetch_add(1, Ordering::Relaxed);
-                        bad
+                None => {
+                    // The set is not complete any more.
+                    remove(&plan.args.out.join("set.json"))?;
+                    match write_shard(plan, number, &mut bytes, &mut picture, &count)? {
+                        Some(bad) => {
+                            stamps.note(number, Shard::open(&path)?.header().header_hash, files);
+                            shards.fetch_add(1, Ordering::Relaxed);
+                            bad
+                        }
+                        None => break,
                     }
-                    None => break,
-                },
+                }
             };
             left_out.lock().unwrap_or_else(|e| e.into_inner()).extend(bad);
         }
@@ -294,6 +316,36 @@ fn inspect(bytes: &[u8], picture: &mut decode::Picture, no_decode: bool) -> Resu
     }
     decode::decode_into(bytes, picture)?;
     Ok((picture.width, picture.height))
+}
+
+/// Whether a finished shard holds the images as they are now, byte for byte; those that it leaves out are still unusable.
+fn holds_the_same(
+    plan: &Plan,
+    shard: &Shard,
+    planned: &[u32],
+    bytes: &mut Vec<u8>,
+    picture: &mut decode::Picture,
+) -> Result<bool> {
+    let mut held = 0;
+    for image in planned {
+        let index = *image as usize;
+        plan.source.read(index, bytes)?;
+        let name = plan.source.name(index);
+        let record = (held < shard.records().len()).then(|| shard.read(held));
+        match record {
+            Some(Ok((old, other))) if other == name => {
+                if old != bytes.as_slice() {
+                    return Ok(false);
+                }
+                held += 1;
+            }
+            // Damaged: written again.
+            Some(Err(_)) => return Ok(false),
+            _ if inspect(bytes, picture, plan.args.no_decode).is_ok() => return Ok(false),
+            _ => {}
+        }
+    }
+    Ok(held == shard.records().len())
 }
 
 /// Planned files that a finished shard does not hold: an earlier pack left them out.
