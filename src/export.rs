@@ -1,12 +1,12 @@
 //! `export`: a trained network for PyTorch: weights under the published names, genotype, sizes, and one Python file that
 //! builds the network and loads them.
 
-use crate::checkpoint;
+use crate::checkpoint::{self, classes_of};
 use crate::cli::ExportArgs;
 use crate::config::{EvaluateConfig, Settings};
 use crate::error::{Error, Result};
 use crate::eval::shape;
-use crate::eval::state::{read_weights, write_weights};
+use crate::eval::state::{read_classes, read_weights, write_weights};
 use crate::net::network::Network;
 use crate::net::params::Named;
 use crate::net::placement::Placement;
@@ -34,16 +34,36 @@ struct About {
     /// Normalisation of red, green, blue.
     mean: [f64; 3],
     std: [f64; 3],
+    /// Names of the classes, in order of the outputs; absent if the run is of an older version, which did not keep them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    classes: Option<Vec<String>>,
     /// Where the weights come from.
     weights: String,
+}
+
+/// Weights, and what is known of them.
+pub struct Trained {
+    /// Under the published names.
+    pub weights: Named,
+    /// Names of the classes, in order of the outputs, if they are known.
+    pub classes: Option<Vec<String>>,
+    /// Where the weights come from.
+    pub from: String,
 }
 
 /// Exports a run as `args` say. Local.
 pub fn run(args: &ExportArgs) -> Result<()> {
     let config = EvaluateConfig::load(&args.run.join("config.toml"), &[])?;
     let genotype = Genotype::read(&args.run.join(GENOTYPE).display().to_string())?;
-    let (weights, from) = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
-    export(&config, &genotype, &weights, from, &args.to)?;
+    let trained = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
+    if trained.classes.is_none() {
+        eprintln!(
+            "warning: {} was trained by an older version and holds no class names; the export has none either, and \
+             tests of it cannot check them",
+            args.run.display()
+        );
+    }
+    export(&config, &genotype, trained, &args.to)?;
     println!(
         "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)",
         args.to.display(),
@@ -52,27 +72,27 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     Ok(())
 }
 
-fn best_of(run: &Path) -> Result<(Named, String)> {
-    Ok((read_weights(&run.join(BEST_WEIGHTS))?, "the best test".into()))
+fn best_of(run: &Path) -> Result<Trained> {
+    let path = run.join(BEST_WEIGHTS);
+    Ok(Trained { weights: read_weights(&path)?, classes: read_classes(&path)?, from: "the best test".into() })
 }
 
-fn newest_of(run: &Path) -> Result<(Named, String)> {
+fn newest_of(run: &Path) -> Result<Trained> {
     let folder = checkpoint::folder(run);
     let latest = checkpoint::latest(&folder)?;
     latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     let (step, saved) =
         latest.found.ok_or(Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
-    Ok((group(&saved, "weights/"), format!("the checkpoint of step {step}")))
+    Ok(Trained {
+        weights: group(&saved, "weights/"),
+        classes: classes_of(&saved.meta),
+        from: format!("the checkpoint of step {step}"),
+    })
 }
 
-/// Writes the four files into the folder `to`. `weights` must be those of the configuration's network. Local.
-pub fn export(
-    config: &EvaluateConfig,
-    genotype: &Genotype,
-    weights: &Named,
-    from: String,
-    to: &Path,
-) -> Result<()> {
+/// Writes the four files into the folder `to`. The weights must be those of the configuration's network. Local.
+pub fn export(config: &EvaluateConfig, genotype: &Genotype, trained: Trained, to: &Path) -> Result<()> {
+    let Trained { weights, classes, from } = trained;
     // What does not fit is found here and not in Python.
     let placement = Placement {
         precision: config.precision,
@@ -82,7 +102,7 @@ pub fn export(
         replicas: 1,
         bucket_bytes: usize::MAX,
     };
-    Network::new(shape(config, genotype), placement).params.load(weights)?;
+    Network::new(shape(config, genotype), placement).params.load(&weights)?;
     let about = About {
         space: config.model.space,
         init_channels: config.model.init_channels,
@@ -91,6 +111,7 @@ pub fn export(
         px: config.data.test_crop_px(),
         mean: config.data.mean,
         std: config.data.std,
+        classes: classes.clone(),
         weights: from,
     };
     let json = |value: serde_json::Result<String>| value.expect("plain data has a JSON form") + "\n";
@@ -103,5 +124,5 @@ pub fn export(
         let path = to.join(name);
         fs::write(&path, text).map_err(Error::io("write", path))?;
     }
-    write_weights(&to.join("weights.safetensors"), weights)
+    write_weights(&to.join("weights.safetensors"), &weights, classes.as_deref())
 }

@@ -5,11 +5,11 @@ use super::run;
 use super::streams::{Streams, open};
 use super::training::{StepPlace, Told, Training};
 use crate::cli::EvaluateArgs;
-use crate::comm::Communicator;
+use crate::comm::{Communicator, say};
 use crate::config::{EvaluateConfig, Settings};
 use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
 use crate::error::{Error, Result};
-use crate::eval::state::{read_weights, write_weights};
+use crate::eval::state::{check_classes, read_classes, read_weights, write_weights};
 use crate::eval::{self, Evaluation, Tested};
 use crate::launch::World;
 use crate::net::network::Network;
@@ -109,6 +109,16 @@ fn test_only(
     out: &Path,
     world: &World,
 ) -> Result<()> {
+    match read_classes(weights)? {
+        Some(classes) => check_classes(weights, &classes, set)?,
+        None if world.rank() == 0 => say(&format!(
+            "warning: {} holds no class names (an older version or another program wrote it): that its outputs mean the \
+             classes of {} in their order is not checked",
+            weights.display(),
+            set.dir().display()
+        )),
+        None => {}
+    }
     let pool = DecodePool::new(config.data.threads(world.threads()));
     let mut loader = open_test(config, set, &pool, (world.rank(), world.size()))?;
     let named = read_weights(weights)?;
@@ -194,6 +204,10 @@ impl Training for EvaluateRun<'_> {
         vec![("train", self.train_set.hash()), ("test", self.test_set.hash()), ("genotype", genotype)]
     }
 
+    fn classes(&self) -> &[String] {
+        self.train_set.classes()
+    }
+
     fn steps_per_epoch(&self) -> u64 {
         self.evaluation.steps_per_epoch()
     }
@@ -227,7 +241,8 @@ impl Training for EvaluateRun<'_> {
         let mut loader = open_test(self.config, &self.test_set, &self.streams.pool, (self.rank, self.size))?;
         let best = self.evaluation.test(&mut loader, comm)?;
         if best && self.rank == 0 {
-            write_weights(&self.out.join(BEST_WEIGHTS), &self.evaluation.tested_weights())?;
+            let weights = self.evaluation.tested_weights();
+            write_weights(&self.out.join(BEST_WEIGHTS), &weights, Some(self.train_set.classes()))?;
         }
         Ok(())
     }

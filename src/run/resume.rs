@@ -15,6 +15,9 @@ pub(super) struct Extra {
     config: String,
     /// What `Training::sets` gave.
     sets: Vec<u64>,
+    /// Names of the classes, for those who use the weights; that a run goes on with the same ones is part of `sets`.
+    #[serde(default)]
+    classes: Vec<String>,
     sums: Sums,
 }
 
@@ -24,6 +27,7 @@ impl Extra {
         let extra = Extra {
             config: training.settings().to_toml(),
             sets: training.sets().into_iter().map(|(_, hash)| hash).collect(),
+            classes: training.classes().to_vec(),
             sums: sums.clone(),
         };
         serde_json::to_value(extra).map_err(|error| Error::CheckpointState(error.to_string()))

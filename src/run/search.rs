@@ -101,6 +101,10 @@ impl Training for SearchRun<'_> {
         vec![("train", self.sets[0].hash()), ("valid", self.sets[1].hash())]
     }
 
+    fn classes(&self) -> &[String] {
+        self.sets[0].classes()
+    }
+
     fn steps_per_epoch(&self) -> u64 {
         self.timeline.steps_per_epoch
     }

@@ -21,6 +21,9 @@ pub trait Training {
     /// What it was given on the command line: option and content. A run goes on with what it began with.
     fn sets(&self) -> Vec<(&'static str, u64)>;
 
+    /// Names of the classes that it is trained on, in order of the labels.
+    fn classes(&self) -> &[String];
+
     /// Steps of every epoch.
     fn steps_per_epoch(&self) -> u64;
 
