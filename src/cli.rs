@@ -109,7 +109,7 @@ pub struct EvaluateArgs {
     /// Folder of shards that test it.
     #[arg(long, value_name = "SHARDS")]
     pub test: PathBuf,
-    /// Only test the weights of --weights; the result goes to RUN/test.json.
+    /// Only test the weights of --weights; the result goes to RUN/test.json, which must not be there yet.
     #[arg(long, requires = "weights", conflicts_with_all = ["train", "resume"])]
     pub test_only: bool,
     /// Weights to test: a safetensors file of an export, RUN/best.safetensors, or a checkpoint's state.safetensors.
@@ -165,12 +165,15 @@ pub struct ExportArgs {
     /// Run folder of an evaluation.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Where to write; made if need be.
+    /// Where to write; made if need be. The same export again changes nothing.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// The weights of the best test instead of the newest checkpoint's.
     #[arg(long)]
     pub best: bool,
+    /// Replace files of another export in DIR; without it they are refused.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// Arguments of everything that makes a run folder.

@@ -6,7 +6,7 @@ use crate::cli::ExportArgs;
 use crate::config::{EvaluateConfig, Settings};
 use crate::error::{Error, Result};
 use crate::eval::shape;
-use crate::eval::state::{read_classes, read_weights, write_weights};
+use crate::eval::state::{read_classes, read_weights, weights_file};
 use crate::net::network::Network;
 use crate::net::params::Named;
 use crate::net::placement::Placement;
@@ -14,6 +14,7 @@ use crate::run::evaluate::{BEST_WEIGHTS, GENOTYPE};
 use crate::space::SearchSpace;
 use crate::space::genotype::Genotype;
 use crate::state::group;
+use crate::whole_file;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
@@ -63,7 +64,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
             args.run.display()
         );
     }
-    export(&config, &genotype, trained, &args.to)?;
+    export(&config, &genotype, trained, &args.to, args.overwrite)?;
     println!(
         "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)",
         args.to.display(),
@@ -90,8 +91,15 @@ fn newest_of(run: &Path) -> Result<Trained> {
     })
 }
 
-/// Writes the four files into the folder `to`. The weights must be those of the configuration's network. Local.
-pub fn export(config: &EvaluateConfig, genotype: &Genotype, trained: Trained, to: &Path) -> Result<()> {
+/// Writes the four files into the folder `to`; files of another content are replaced only if `overwrite` says so. The
+/// weights must be those of the configuration's network. Local.
+pub fn export(
+    config: &EvaluateConfig,
+    genotype: &Genotype,
+    trained: Trained,
+    to: &Path,
+    overwrite: bool,
+) -> Result<()> {
     let Trained { weights, classes, from } = trained;
     // What does not fit is found here and not in Python.
     let placement = Placement {
@@ -116,13 +124,15 @@ pub fn export(config: &EvaluateConfig, genotype: &Genotype, trained: Trained, to
     };
     let json = |value: serde_json::Result<String>| value.expect("plain data has a JSON form") + "\n";
     fs::create_dir_all(to).map_err(Error::io("create folder", to))?;
-    for (name, text) in [
-        ("genotype.json", json(serde_json::to_string_pretty(genotype))),
-        ("network.json", json(serde_json::to_string_pretty(&about))),
-        ("network.py", NETWORK_PY.to_string()),
-    ] {
-        let path = to.join(name);
-        fs::write(&path, text).map_err(Error::io("write", path))?;
+    let files = [
+        ("genotype.json", json(serde_json::to_string_pretty(genotype)).into_bytes()),
+        ("network.json", json(serde_json::to_string_pretty(&about)).into_bytes()),
+        ("network.py", NETWORK_PY.as_bytes().to_vec()),
+        ("weights.safetensors", weights_file(&weights, classes.as_deref())?),
+    ];
+    // All of them or none.
+    for (name, bytes) in &files {
+        whole_file::check_new(&to.join(name), bytes, overwrite)?;
     }
-    write_weights(&to.join("weights.safetensors"), &weights, classes.as_deref())
+    files.iter().try_for_each(|(name, bytes)| whole_file::write_new(&to.join(name), bytes, overwrite))
 }

@@ -18,6 +18,7 @@ use crate::launch::World;
 use crate::report::{finish, finished, unfinish};
 use crate::tally::{StepOutcome, Tally, timed};
 use crate::whereabouts::{self, Phase};
+use crate::whole_file;
 use checkpoint::Writer;
 use journal::{Journal, Pending, Sums};
 use lock::Lock;
@@ -30,6 +31,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Overrules the command that an interrupted run is told to go on with: scripts that start one set it to themselves.
 const COMMAND_VARIABLE: &str = "DRNAS_COMMAND";
+
+/// What a run writes in the course of it, beside checkpoints.
+const RESULTS: [&str; 6] =
+    ["metrics.jsonl", "report.txt", "finished.json", "best.safetensors", "genotype.json", "genotype.txt"];
 
 /// What every rank says goes into this file of the run folder too: launchers lose some of it when a job is ended.
 const MESSAGES_FILE: &str = "messages.log";
@@ -109,8 +114,11 @@ impl<'a> Run<'a> {
             checkpoint_ms: 0.0,
         };
         run.lock_folder()?;
-        let resumed =
-            if args.resume { resume(&run.out, world.rank() == 0, training)? } else { run.refuse_old()? };
+        let resumed = if args.resume {
+            resume(&run.out, world.rank() == 0, training)?
+        } else {
+            run.refuse_old(training)?
+        };
         // Nobody writes before everybody has read.
         world.communicator().barrier()?;
         if resumed.is_some()
@@ -156,19 +164,25 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Without `--resume` no older run is touched.
-    fn refuse_old(&self) -> Result<Option<(u64, Sums)>> {
-        let old = self.out.join("metrics.jsonl").exists() || checkpoint::folder(&self.out).exists();
+    /// Without `--resume` no older run is touched, nor what else would be replaced.
+    fn refuse_old(&self, training: &impl Training) -> Result<Option<(u64, Sums)>> {
+        let inputs = inputs(training)?;
+        let is_input = |name: &str| inputs.iter().any(|(input, _)| *input == name);
+        let result = |name: &&str| !is_input(name) && self.out.join(name).exists();
+        let other = |(name, text): &(&str, String)| {
+            std::fs::read(self.out.join(name)).is_ok_and(|there| there != text.as_bytes())
+        };
+        let old =
+            checkpoint::folder(&self.out).exists() || RESULTS.iter().any(result) || inputs.iter().any(other);
         if old { Err(Error::RunExists(self.out.clone())) } else { Ok(None) }
     }
 
     /// Says and saves what the run is. Rank 0 only.
     fn introduce(&self, training: &impl Training) -> Result<()> {
-        let text = training.settings().to_toml();
-        let path = self.out.join("config.toml");
-        fs::write(&path, &text).map_err(Error::io("write", path))?;
-        training.write_inputs(&self.out)?;
-        println!("{text}");
+        for (name, text) in inputs(training)? {
+            whole_file::write(&self.out.join(name), text.as_bytes())?;
+        }
+        println!("{}", training.settings().to_toml());
         let world = self.world;
         println!(
             "{} ranks on {} hosts, {} threads each; {} replicas, {} steps; run folder {}\n\
@@ -340,6 +354,13 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// What the run was given, as files of the run folder: name and text.
+fn inputs(training: &impl Training) -> Result<Vec<(&'static str, String)>> {
+    let mut inputs = vec![("config.toml", training.settings().to_toml())];
+    inputs.extend(training.inputs()?);
+    Ok(inputs)
 }
 
 /// The lines of all ranks, on all of them. Collective.

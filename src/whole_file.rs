@@ -24,6 +24,24 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// [`write`] for what a user has named: the same content again changes nothing, another one is replaced only if `overwrite`
+/// says so. Errors: [`Error::Exists`].
+pub fn write_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
+    match check_new(path, bytes, overwrite)? {
+        true => Ok(()),
+        false => write(path, bytes),
+    }
+}
+
+/// Whether `path` holds `bytes` already. Errors: it holds others, and may not be replaced.
+pub fn check_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<bool> {
+    match fs::read(path) {
+        Ok(old) if old == bytes => Ok(true),
+        Ok(_) if !overwrite => Err(Error::Exists { path: path.into() }),
+        _ => Ok(false),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -187,7 +187,7 @@ fn given_weights_are_tested_and_exported() {
 
     for (more, from) in [(None, "the checkpoint of step 20"), (Some("--best"), "the best test")] {
         let mut export = bench().program();
-        export.args(["export", "trained", "--to", "exported"]).args(more);
+        export.args(["export", "trained", "--to", "exported", "--overwrite"]).args(more);
         let output = export.output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
         let about = std::fs::read_to_string(bench().path("exported/network.json")).unwrap();
@@ -331,4 +331,58 @@ fn weights_are_tested_on_the_classes_that_they_were_trained_on() {
     let more = ["--set", "evaluate.epochs=1", "--resume"];
     let output = finish(command(0, "classes-trained", &more), Duration::from_secs(100));
     assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let bench = bench();
+    let more = ["--set", "evaluate.epochs=2", "--set", "evaluate.test_every=1"];
+    evaluated(0, "kept", &more);
+    let run = |words: &[&str]| bench.program().args(words).output().unwrap();
+    let good = |words: &[&str]| {
+        let output = run(words);
+        assert!(output.status.success(), "{words:?}: {}", said(&output));
+    };
+    let refused = |words: &[&str], file: &str| {
+        let before = std::fs::read(bench.path(file)).unwrap();
+        let output = run(words);
+        assert_eq!(output.status.code(), Some(1), "{words:?} was accepted: {}", said(&output));
+        assert!(said(&output).contains(file), "{file} is not named in {}", said(&output));
+        assert_eq!(std::fs::read(bench.path(file)).unwrap(), before, "{file} was changed");
+    };
+    // Exports: the same one again is fine, another one is not.
+    good(&["export", "kept", "--to", "kept-export", "--best"]);
+    good(&["export", "kept", "--to", "kept-export", "--best"]);
+    refused(&["export", "kept", "--to", "kept-export"], "kept-export/network.json");
+    good(&["export", "kept", "--to", "kept-export", "--overwrite"]);
+    std::fs::write(bench.path("kept-export/weights.safetensors"), "mine").unwrap();
+    refused(&["export", "kept", "--to", "kept-export"], "kept-export/weights.safetensors");
+
+    // Tests.
+    let test = ["--test-only", "--weights", "kept/best.safetensors"];
+    let tested = finish(command(0, "kept-test", &test), Duration::from_secs(100));
+    assert!(tested.status.success(), "{}", said(&tested));
+    for ranks in [0, 2] {
+        std::fs::write(bench.path("kept-test/test.json"), "mine").unwrap();
+        let again = finish(command(ranks, "kept-test", &test), Duration::from_secs(100));
+        assert!(!again.status.success() && said(&again).contains("kept-test/test.json"), "{}", said(&again));
+        assert_eq!(std::fs::read(bench.path("kept-test/test.json")).unwrap(), b"mine");
+    }
+
+    // A run: files of another one, and of a person.
+    for file in ["report.txt", "finished.json", "best.safetensors", "config.toml", "genotype.json"] {
+        let name = format!("kept-{file}");
+        std::fs::create_dir(bench.path(&name)).unwrap();
+        std::fs::write(bench.path(&name).join(file), "mine").unwrap();
+        let output = finish(command(0, &name, &[]), Duration::from_secs(100));
+        assert_eq!(output.status.code(), Some(1), "{file}: {}", said(&output));
+        assert!(said(&output).contains(&name), "{file}: {}", said(&output));
+        assert_eq!(std::fs::read(bench.path(&name).join(file)).unwrap(), b"mine", "{file} was changed");
+    }
+
+    // Pictures.
+    let demo = |seed| ["demo-data", "kept-demo", "--classes", "2", "--per-class", "2", "--seed", seed];
+    good(&demo("1"));
+    good(&demo("1"));
+    refused(&demo("2"), "kept-demo/solid-disc/0000.jpg");
 }

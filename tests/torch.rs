@@ -85,7 +85,7 @@ fn scene(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tens
     let mut exported = evaluation.net().params.export(|bucket| &bucket.weights);
     exported.extend(evaluation.net().params.export_running(0));
     let trained = Trained { weights: exported, classes: None, from: "a test".into() };
-    export(config, &genotype, trained, &folder.join("export")).unwrap();
+    export(config, &genotype, trained, &folder.join("export"), false).unwrap();
 
     Tensor::write_safetensors(
         &[("images", &images), ("labels", &labels)],

@@ -35,7 +35,7 @@ pub struct DemoArgs {
 }
 
 /// Does `drnas-dist demo-data`. Files that are there are drawn again: the same arguments give the same bytes.
-/// Errors: impossible numbers, or an OUT that holds other classes.
+/// Errors: impossible numbers, or an OUT that holds other classes or other pictures.
 pub fn run(args: &DemoArgs) -> Result<()> {
     let (px_min, px_max) = px_range(&args.px)?;
     let num_classes = args.classes;
@@ -72,7 +72,17 @@ pub fn run(args: &DemoArgs) -> Result<()> {
             let (class, image) = (number / args.per_class, number % args.per_class);
             let bytes = draw(args.seed, class, image, px_min..=px_max)?;
             let path = args.out.join(&names[class]).join(format!("{image:04}.jpg"));
-            std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+            match std::fs::read(&path) {
+                Ok(old) if old == bytes => {}
+                Ok(_) => {
+                    return Err(Error::Demo(format!(
+                        "{} is there already with another content (another --seed, --px or version drew it); choose \
+                         another folder, or remove this one",
+                        path.display()
+                    )));
+                }
+                Err(_) => std::fs::write(&path, bytes).map_err(Error::io("write", &path))?,
+            }
         }
     };
     std::thread::scope(|scope| {

@@ -6,7 +6,7 @@ use crate::random::{Purpose, stream};
 use crate::whole_file;
 use rand::seq::SliceRandom;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Draws class-balanced, disjoint lists of images
 #[derive(clap::Args, Clone, Debug)]
@@ -51,7 +51,7 @@ pub fn run(args: &SplitArgs) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
     for subset in &subsets {
         let path = args.out.join(format!("{}.txt", subset.name));
-        write_list(&path, &text(&source, subset, args.seed), args.overwrite)?;
+        whole_file::write_new(&path, text(&source, subset, args.seed).as_bytes(), args.overwrite)?;
         eprintln!(
             "{}: {} of {} images, {} classes",
             path.display(),
@@ -135,14 +135,4 @@ pub fn text(source: &Source, subset: &Subset, seed: u64) -> String {
         let _ = writeln!(text, "{}", source.name(*image));
     }
     text
-}
-
-/// The same text again changes nothing.
-fn write_list(path: &Path, text: &str, overwrite: bool) -> Result<()> {
-    match std::fs::read(path) {
-        Ok(old) if old == text.as_bytes() => return Ok(()),
-        Ok(_) if !overwrite => return Err(Error::Exists { path: path.into() }),
-        _ => (),
-    }
-    whole_file::write(path, text.as_bytes())
 }

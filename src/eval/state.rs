@@ -139,7 +139,12 @@ pub fn check_classes(weights: &Path, classes: &[String], set: &ShardSet) -> Resu
 
 /// Writes weights as safetensors, with the names of the `classes` if they are known; whole or not at all. One rank calls it.
 pub fn write_weights(path: &Path, weights: &Named, classes: Option<&[String]>) -> Result<()> {
+    whole_file::write(path, &weights_file(weights, classes)?)
+}
+
+/// What [`write_weights`] writes.
+pub fn weights_file(weights: &Named, classes: Option<&[String]>) -> Result<Vec<u8>> {
     let tensors: Vec<(String, Tensor)> =
         weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-    whole_file::write(path, &to_safetensors(&tensors, classes)?)
+    to_safetensors(&tensors, classes)
 }

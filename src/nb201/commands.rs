@@ -52,9 +52,12 @@ pub enum Nb201Command {
         /// The JSON or CSV; a column "arch" is needed, "index" is the benchmark's index.
         #[arg(value_name = "FILE")]
         source: PathBuf,
-        /// The table to write; one that is there is replaced.
+        /// The table to write. The same table again changes nothing.
         #[arg(long, value_name = "TABLE")]
         out: PathBuf,
+        /// Replace another table.
+        #[arg(long)]
+        overwrite: bool,
         /// A column to leave out; may be repeated.
         #[arg(long, value_name = "COLUMN")]
         skip: Vec<String>,
@@ -82,8 +85,8 @@ pub fn run(args: &Nb201Args) -> Result<()> {
             let as_json = || Value::Array(rows.iter().map(|row| row_json(row, &table, false)).collect());
             say(&answer(*json, as_json, || top_text(&rows, &table, column)))
         }
-        Nb201Command::Import { source, out, skip } => {
-            import(source, out, skip)?;
+        Nb201Command::Import { source, out, overwrite, skip } => {
+            import(source, out, skip, *overwrite)?;
             let table = Table::open(out)?;
             say(&columns_text(&table, out))
         }

@@ -49,9 +49,12 @@ pub struct TrajectoryArgs {
     /// Whose test accuracy is shown; left out: that of the data set searched on, by its number of classes.
     #[arg(long)]
     pub dataset: Option<Dataset>,
-    /// FILE.svg and FILE.png are written; left out: trajectory-DATASET in the run folder.
+    /// FILE.svg and FILE.png are written; left out: trajectory-DATASET in the run folder, drawn anew each time.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Replace other figures that --out names.
+    #[arg(long)]
+    pub overwrite: bool,
     /// Architectures drawn at every epoch.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub samples: u32,
@@ -69,8 +72,14 @@ pub fn run(args: &PlotArgs) -> Result<()> {
     let trajectory = Trajectory::read(&args.run, &table, dataset, args.samples as usize, args.seed)?;
     let stem = args.out.clone().unwrap_or_else(|| args.run.join(format!("trajectory-{}", dataset.name())));
     let (svg_path, png_path) = (with_extension(&stem, "svg"), with_extension(&stem, "png"));
-    write(&svg_path, svg(&trajectory, &svg_path)?.as_bytes())?;
-    write(&png_path, &png(&trajectory, &png_path)?)?;
+    let figures =
+        [(&svg_path, svg(&trajectory, &svg_path)?.into_bytes()), (&png_path, png(&trajectory, &png_path)?)];
+    // The figure of the run folder belongs to the run, which may have gone on.
+    let overwrite = args.overwrite || args.out.is_none();
+    for (path, bytes) in &figures {
+        whole_file::check_new(path, bytes, overwrite)?;
+    }
+    figures.iter().try_for_each(|(path, bytes)| write(path, bytes))?;
     print!("{}", trajectory.text());
     println!("{}\n{}", svg_path.display(), png_path.display());
     Ok(())

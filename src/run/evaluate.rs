@@ -19,6 +19,7 @@ use crate::report::{
 use crate::space::genotype::Genotype;
 use crate::state::State;
 use crate::tally::StepOutcome;
+use crate::whole_file;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -109,6 +110,11 @@ fn test_only(
     out: &Path,
     world: &World,
 ) -> Result<()> {
+    let path = out.join(TEST_RESULT);
+    // Before the work, not after it.
+    if world.rank() == 0 && path.exists() {
+        return Err(Error::TestExists(path));
+    }
     match read_classes(weights)? {
         Some(classes) => check_classes(weights, &classes, set)?,
         None if world.rank() == 0 => say(&format!(
@@ -135,9 +141,8 @@ fn test_only(
             tested.images
         );
         fs::create_dir_all(out).map_err(Error::io("create folder", out))?;
-        let path = out.join(TEST_RESULT);
         let json = serde_json::to_string_pretty(&tested).expect("numbers have a JSON form");
-        fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))?;
+        whole_file::write(&path, format!("{json}\n").as_bytes())?;
     }
     Ok(())
 }
@@ -255,11 +260,10 @@ impl Training for EvaluateRun<'_> {
         &mut self.evaluation
     }
 
-    fn write_inputs(&self, out: &Path) -> Result<()> {
+    fn inputs(&self) -> Result<Vec<(&'static str, String)>> {
         let json = serde_json::to_string_pretty(&self.genotype);
         let json = json.map_err(|error| Error::Genotype(error.to_string()))?;
-        let path = out.join(GENOTYPE);
-        fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))
+        Ok(vec![(GENOTYPE, format!("{json}\n"))])
     }
 
     fn tell_stage(&self) -> Told {

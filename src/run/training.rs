@@ -63,9 +63,9 @@ pub trait Training {
     /// The same, to be put back where a checkpoint was.
     fn state_mut(&mut self) -> &mut dyn State;
 
-    /// Writes into the run folder what it was given beside the configuration. Rank 0.
-    fn write_inputs(&self, _out: &Path) -> Result<()> {
-        Ok(())
+    /// What it was given beside the configuration, as files of the run folder: name and text.
+    fn inputs(&self) -> Result<Vec<(&'static str, String)>> {
+        Ok(Vec::new())
     }
 
     /// What is told when the run, or a stage of it, begins. Rank 0.
