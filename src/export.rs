@@ -4,6 +4,7 @@
 use crate::checkpoint::{self, classes_of};
 use crate::cli::ExportArgs;
 use crate::config::{EvaluateConfig, Settings};
+use crate::console;
 use crate::error::{Error, Result};
 use crate::eval::shape;
 use crate::eval::state::{read_classes, read_weights, weights_file};
@@ -58,19 +59,18 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let genotype = Genotype::read(&args.run.join(GENOTYPE).display().to_string())?;
     let trained = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
     if trained.classes.is_none() {
-        eprintln!(
+        console::remark(&format!(
             "warning: {} was trained by an older version and holds no class names; the export has none either, and \
              tests of it cannot check them",
             args.run.display()
-        );
+        ));
     }
     export(&config, &genotype, trained, &args.to, args.overwrite)?;
-    println!(
-        "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)",
+    console::answer(&format!(
+        "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)\n",
         args.to.display(),
         args.to.join("network.py").display()
-    );
-    Ok(())
+    ))
 }
 
 fn best_of(run: &Path) -> Result<Trained> {
@@ -81,7 +81,7 @@ fn best_of(run: &Path) -> Result<Trained> {
 fn newest_of(run: &Path) -> Result<Trained> {
     let folder = checkpoint::folder(run);
     let latest = checkpoint::latest(&folder)?;
-    latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    latest.warnings.iter().for_each(|warning| console::remark(&format!("warning: {warning}")));
     let (step, saved) =
         latest.found.ok_or(Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
     Ok(Trained {

@@ -3,11 +3,15 @@
 //! One direction: cli -> config -> launch -> data -> space -> net -> search or eval -> report -> run; a file uses only what
 //! stands before it, but for the plain types of `space` (in the configuration) and `comm::bucket` (the network's buffers).
 
+// They panic when nobody reads: see `console`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod config;
+pub mod console;
 pub mod cuda;
 pub mod data;
 pub mod doctor;
@@ -63,10 +67,7 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::EvaluateCifar(args) => evaluate(&args, SearchSpace::DartsCifar, published::EVALUATE_CIFAR),
         Command::Export(args) => export::run(&args),
-        Command::Report(ReportCommand::Scaling { runs }) => {
-            print!("{}", report::scaling(&runs)?);
-            Ok(())
-        }
+        Command::Report(ReportCommand::Scaling { runs }) => console::answer(&report::scaling(&runs)?),
         Command::Nb201(args) => nb201::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify_files(&args),
@@ -168,13 +169,13 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
         }
         match outcome {
             Ok(findings) => {
-                println!("{}\n{findings}", file.display());
+                console::answer(&format!("{}\n{findings}\n", file.display()))?;
                 failed += usize::from(!findings.pass());
             }
             Err(why) if args.files.len() == 1 => return Err(why),
             // The other files may tell more.
             Err(why) => {
-                println!("{}\n  FAILED {}\n", file.display(), error::chain(&why));
+                console::answer(&format!("{}\n  FAILED {}\n\n", file.display(), error::chain(&why)))?;
                 failed += 1;
             }
         }

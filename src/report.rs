@@ -13,6 +13,7 @@ pub use records::{
 };
 pub use scaling::scaling;
 
+use crate::console;
 use crate::error::{Error, Result};
 use crate::whole_file;
 use serde::Serialize;
@@ -99,7 +100,7 @@ pub fn finish(run: &Path, step: u64, text: &str) -> Result<()> {
     whole_file::write(&run.join(REPORT_FILE), text.as_bytes())?;
     let record = serde_json::json!({ "step": step, "version": env!("CARGO_PKG_VERSION") });
     whole_file::write(&run.join(FINISHED_FILE), format!("{record}\n").as_bytes())?;
-    println!("\n{text}");
+    console::print(&format!("\n{text}"));
     Ok(())
 }
 

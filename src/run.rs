@@ -13,6 +13,7 @@ use crate::checkpoint;
 use crate::cli::RunArgs;
 use crate::comm::{Communicator, at_last, say, say_into};
 use crate::config::Settings;
+use crate::console;
 use crate::error::{Error, Result};
 use crate::launch::World;
 use crate::report::{finish, finished, unfinish};
@@ -126,7 +127,7 @@ impl<'a> Run<'a> {
             && let Some(report) = finished(&run.out)?
         {
             if world.rank() == 0 {
-                println!("this run has finished:\n\n{report}");
+                console::print(&format!("this run has finished:\n\n{report}"));
             }
             return Ok(None);
         }
@@ -135,7 +136,7 @@ impl<'a> Run<'a> {
             run.introduce(training)?;
             let mut journal = Journal::open(training, &run.out, resumed.clone(), world.size())?;
             match &resumed {
-                Some((step, _)) => println!("resumed after step {step}"),
+                Some((step, _)) => console::print(&format!("resumed after step {step}")),
                 None => journal.stage(training)?,
             }
             run.journal = Some(journal);
@@ -182,9 +183,9 @@ impl<'a> Run<'a> {
         for (name, text) in inputs(training)? {
             whole_file::write(&self.out.join(name), text.as_bytes())?;
         }
-        println!("{}", training.settings().to_toml());
+        console::print(&training.settings().to_toml());
         let world = self.world;
-        println!(
+        console::print(&format!(
             "{} ranks on {} hosts, {} threads each; {} replicas, {} steps; run folder {}\n\
              interrupted, it goes on with: {}",
             world.size(),
@@ -194,7 +195,7 @@ impl<'a> Run<'a> {
             training.num_steps(),
             self.out.display(),
             self.command
-        );
+        ));
         // Which of the runs of a requeued job this is.
         if let (Ok(job), count) = (std::env::var("SLURM_JOB_ID"), std::env::var("SLURM_RESTART_COUNT")) {
             let count = count.unwrap_or_else(|_| "0".into());

@@ -1,19 +1,139 @@
-//! What a run tells, and where: the names of images that were replaced.
+//! What a run and the other commands tell, and where: an output that is closed or full, and the names of images that were
+//! replaced.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 
-use bench::{Bench, finish, said};
-use std::fs;
+use bench::{Bench, finish, said, wait};
+use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// One stage of one epoch: three steps.
+const SHORT: [&str; 8] = [
+    "--set",
+    "search.stage=[{k=6,ops_kept=7,epochs=1}]",
+    "--set",
+    "search.architecture_from_epoch=0",
+    "--set",
+    "search.steps_per_epoch=3",
+    "--set",
+    "run.log_every=1",
+];
+
+fn full() -> File {
+    File::options().write(true).open("/dev/full").unwrap()
+}
+
+/// The writing end of a pipe that nobody reads.
+fn closed() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
 fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+}
+
+fn assert_finished(name: &str, output: &Output) {
+    let bench = Bench::get();
+    assert!(output.status.success(), "{name}: {:?} {}", output.status, said(output));
+    assert!(!said(output).contains("panicked"), "{name}: {}", said(output));
+    assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", said(output));
+    assert!(text(&bench.path(name).join("report.txt")).contains("Found architecture"), "{name}");
+}
+
+#[test]
+fn a_run_goes_on_when_its_output_cannot_be_written() {
+    let bench = Bench::get();
+    for (name, stdout, stderr) in [
+        ("closed-out", closed(), Stdio::piped()),
+        ("full-out", full().into(), Stdio::piped()),
+        ("closed-both", closed(), closed()),
+        ("full-both", full().into(), full().into()),
+    ] {
+        let child = bench.search(0, name, &SHORT).stdout(stdout).stderr(stderr).spawn().unwrap();
+        assert_finished(name, &wait(child, LIMIT));
+    }
+    // With the bar, which writes to the error stream.
+    let mut command = bench.search(0, "bar", &SHORT);
+    command.env("DRNAS_PROGRESS", "bar").stdout(Stdio::piped()).stderr(full());
+    assert_finished("bar", &wait(command.spawn().unwrap(), LIMIT));
+    // The streams of no process at all: `>&- 2>&-`.
+    let mut shell = bench.at_home("sh");
+    let program = env!("CARGO_BIN_EXE_drnas-dist");
+    let words = bench.search(0, "none", &SHORT);
+    let words: Vec<_> = words.get_args().collect();
+    shell.args(["-c", "exec \"$0\" \"$@\" >&- 2>&-", program]).args(words);
+    assert_finished("none", &finish(shell, LIMIT));
+}
+
+#[test]
+fn ranks_go_on_when_the_output_of_mpirun_cannot_be_written() {
+    let bench = Bench::get();
+    for (name, stdout) in [("mpirun-closed", closed()), ("mpirun-full", full().into())] {
+        let child = bench.search(2, name, &SHORT).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let output = wait(child, LIMIT);
+        assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", said(&output));
+        assert!(!said(&output).contains("panicked"), "{name}: {}", said(&output));
+    }
+}
+
+#[test]
+fn other_commands_end_quietly_when_nobody_reads() {
+    let bench = Bench::get();
+    let golden = format!("{}/tests/golden/schedules.json", env!("CARGO_MANIFEST_DIR"));
+    bench.searched(0, "reported", &SHORT);
+    // Whether the command's result is what it prints.
+    let commands: [(&[&str], bool); 8] = [
+        (&["doctor"], true),
+        (&["verify", &golden], true),
+        (&["report", "scaling", "reported"], true),
+        (&["--help"], false), // clap says nothing of it
+        (
+            &["search-imagenet", "--train", "train", "--valid", "valid", "--out", "reported", "--resume"],
+            false,
+        ),
+        (&["demo-data", "quiet", "--classes", "2", "--per-class", "2"], false),
+        (&["split", "images", "--fractions", "0.6,0.3", "--names", "train,valid", "--out", "lists"], false),
+        (&["pack", "images", "train", "--list", "lists/train.txt", "--shard-images", "40"], false),
+    ];
+    for (words, prints) in commands {
+        let run = |stdout: Stdio, stderr: Stdio| -> Output {
+            let mut command = bench.program();
+            command.args(words);
+            if words[0] == "search-imagenet" {
+                command.args(["--config", "search.toml"]).args(SHORT);
+            }
+            wait(command.stdout(stdout).stderr(stderr).spawn().unwrap(), LIMIT)
+        };
+        let output = run(closed(), Stdio::piped());
+        assert!(output.status.success(), "{words:?}: {:?} {}", output.status, said(&output));
+        assert!(
+            !said(&output).contains("panicked") && !said(&output).contains("error:"),
+            "{}",
+            said(&output)
+        );
+        // Both closed: nobody is left to be told.
+        let output = run(closed(), closed());
+        assert!(output.status.success(), "{words:?}: {:?}", output.status);
+        // A full disk is not a reader that has seen enough: the result is incomplete.
+        let output = run(full().into(), Stdio::piped());
+        assert_eq!(output.status.code(), Some(i32::from(prints)), "{words:?}: {}", said(&output));
+        let expected = if prints { "error: write standard output: " } else { "" };
+        assert!(said(&output).contains(expected) && !said(&output).contains("panicked"), "{}", said(&output));
+        let output = run(Stdio::piped(), full().into());
+        assert!(output.status.success(), "{words:?}: {:?}", output.status);
+    }
+    // An error that cannot be told is still one.
+    let mut wrong = bench.program();
+    wrong.args(["verify", "no/such.file"]).stdout(closed()).stderr(full());
+    assert_eq!(wait(wrong.spawn().unwrap(), LIMIT).status.code(), Some(1));
 }
 
 /// Packs the training images anew as the set `name`, with one that cannot be decoded; its name.

@@ -3,6 +3,7 @@
 //! A class is a shape and the pattern it is filled with. Colours, place, size, angle, background, clutter, noise, picture
 //! size and JPEG quality are drawn for each image and say nothing about the class.
 
+use crate::console;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
@@ -98,7 +99,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(error) => Err(error),
         None => {
-            eprintln!("{}: {total} images, {num_classes} classes", args.out.display());
+            console::remark(&format!("{}: {total} images, {num_classes} classes", args.out.display()));
             Ok(())
         }
     }

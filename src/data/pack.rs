@@ -6,6 +6,7 @@ use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::{Source, SourceArgs};
 use super::stamps::{Stamps, stamp_of};
+use crate::console;
 use crate::error::{Error, Result};
 use crate::whole_file;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -84,20 +85,20 @@ pub fn run(args: &PackArgs) -> Result<()> {
     let report = pack(args, &|progress| speaker.show(progress))?;
     speaker.bar.finish_and_clear();
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        console::remark(&format!("warning: {warning}"));
     }
     let kept = match report.num_kept {
         0 => String::new(),
         kept => format!(", {kept} of them from before"),
     };
-    eprintln!(
+    console::remark(&format!(
         "{}: {} images in {} shards{kept}, {} left out, {:.1} s",
         args.out.display(),
         report.num_images,
         report.num_shards,
         report.left_out.len(),
         started.elapsed().as_secs_f64()
-    );
+    ));
     Ok(())
 }
 
@@ -391,10 +392,10 @@ impl Speaker {
             && last.elapsed() > Duration::from_secs(10)
         {
             *last = Instant::now();
-            eprintln!(
+            console::remark(&format!(
                 "pack: {} of {} images, {} of {} shards",
                 progress.images, progress.num_images, progress.shards, progress.num_shards
-            );
+            ));
         }
         true
     }

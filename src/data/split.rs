@@ -1,6 +1,7 @@
 //! `split`: disjoint, class-balanced subsets of a data set, written as lists that can be published and packed.
 
 use super::source::{Source, SourceArgs};
+use crate::console;
 use crate::error::{Error, Result};
 use crate::random::{Purpose, stream};
 use crate::whole_file;
@@ -52,13 +53,13 @@ pub fn run(args: &SplitArgs) -> Result<()> {
     for subset in &subsets {
         let path = args.out.join(format!("{}.txt", subset.name));
         whole_file::write_new(&path, text(&source, subset, args.seed).as_bytes(), args.overwrite)?;
-        eprintln!(
+        console::remark(&format!(
             "{}: {} of {} images, {} classes",
             path.display(),
             subset.images.len(),
             source.len(),
             source.classes().len()
-        );
+        ));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ pub use drawn::{Summary, draw};
 pub use figure::{png, svg};
 pub use trajectory::{Epoch, Stage, Trajectory};
 
+use crate::console;
 use crate::error::{Error, Result};
 use crate::nb201::Table;
 use crate::space::nb201::Dataset;
@@ -80,9 +81,7 @@ pub fn run(args: &PlotArgs) -> Result<()> {
         whole_file::check_new(path, bytes, overwrite)?;
     }
     figures.iter().try_for_each(|(path, bytes)| write(path, bytes))?;
-    print!("{}", trajectory.text());
-    println!("{}\n{}", svg_path.display(), png_path.display());
-    Ok(())
+    console::answer(&format!("{}{}\n{}\n", trajectory.text(), svg_path.display(), png_path.display()))
 }
 
 /// What the run searches on, by `model.num_classes` of its configuration; CIFAR-10 if that does not say.

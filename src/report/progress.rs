@@ -1,6 +1,7 @@
 //! Where the run stands: a bar on a terminal, else a plain line every few steps.
 
 use super::human_time;
+use crate::console;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -70,7 +71,7 @@ impl Progress {
                 bar.set_position(status.step);
             }
             None if status.step.is_multiple_of(self.log_every) || status.step == self.num_steps => {
-                println!("{line}");
+                console::print(&line);
             }
             None => {}
         }
@@ -80,7 +81,7 @@ impl Progress {
     pub fn note(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line), // through the bar's own stream: mpirun mixes two at will
-            None => println!("{line}"),
+            None => console::print(line),
         }
     }
 

@@ -7,6 +7,7 @@ use super::training::{StepPlace, Told, Training};
 use crate::cli::EvaluateArgs;
 use crate::comm::{Communicator, say};
 use crate::config::{EvaluateConfig, Settings};
+use crate::console;
 use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
 use crate::error::{Error, Result};
 use crate::eval::state::{check_classes, read_classes, read_weights, write_weights};
@@ -131,7 +132,7 @@ fn test_only(
     let comm = world.communicator();
     let tested = eval::test_weights(config, genotype, &named, &mut loader, world.device(), comm)?;
     if world.rank() == 0 {
-        println!(
+        console::print(&format!(
             "{} on {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}, {} images",
             weights.display(),
             set.dir().display(),
@@ -139,7 +140,7 @@ fn test_only(
             100.0 * tested.top5(),
             tested.loss,
             tested.images
-        );
+        ));
         fs::create_dir_all(out).map_err(Error::io("create folder", out))?;
         let json = serde_json::to_string_pretty(&tested).expect("numbers have a JSON form");
         whole_file::write(&path, format!("{json}\n").as_bytes())?;

@@ -3,6 +3,7 @@
 use super::journal::Sums;
 use super::training::Training;
 use crate::checkpoint;
+use crate::comm::say;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ pub(super) fn resume(out: &Path, warns: bool, training: &mut impl Training) -> R
     let folder = checkpoint::folder(out);
     let latest = checkpoint::latest(&folder)?;
     if warns {
-        latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        latest.warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
     }
     let Some((step, saved)) = latest.found else {
         // To begin anew would drop what the log knows of the old run.
