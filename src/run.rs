@@ -11,7 +11,7 @@ mod training;
 
 use crate::checkpoint;
 use crate::cli::RunArgs;
-use crate::comm::{Communicator, at_last, say, say_into};
+use crate::comm::{Communicator, at_last, note, say, say_into};
 use crate::config::Settings;
 use crate::console;
 use crate::error::{Error, Result};
@@ -136,7 +136,11 @@ impl<'a> Run<'a> {
             run.introduce(training)?;
             let mut journal = Journal::open(training, &run.out, resumed.clone(), world.size())?;
             match &resumed {
-                Some((step, _)) => console::print(&format!("resumed after step {step}")),
+                Some((step, _)) => {
+                    let text = format!("resumed after step {step}");
+                    console::print(&text);
+                    note(&text);
+                }
                 None => journal.stage(training)?,
             }
             run.journal = Some(journal);
@@ -155,6 +159,15 @@ impl<'a> Run<'a> {
             let lock = Lock::acquire(&self.out, self.world.host())?;
             at_last(lock.releaser());
             self.lock = Some(lock);
+            console::keep_in(&self.out)?;
+            if self.world.size() == 1 {
+                // Of several ranks the hook of `launch` says it.
+                let usual = std::panic::take_hook();
+                std::panic::set_hook(Box::new(move |panic| {
+                    console::log(&panic.to_string());
+                    usual(panic)
+                }));
+            }
         }
         self.world.communicator().barrier()?;
         if self.world.rank() != 0 {
@@ -352,6 +365,7 @@ impl<'a> Run<'a> {
         if let (Some(journal), Some(writer)) = (&mut self.journal, &mut self.writer) {
             writer.wait()?;
             finish(&self.out, training.step(), &journal.finish(training, &self.out)?)?;
+            note(&format!("finished after step {}", training.step()));
         }
         Ok(())
     }

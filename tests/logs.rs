@@ -1,15 +1,15 @@
-//! What a run and the other commands tell, and where: an output that is closed or full, and the names of images that were
-//! replaced.
+//! What a run and the other commands tell, and where: an output that is closed or full, the files of the run folder, times,
+//! and the names of images that were replaced.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 
-use bench::{Bench, finish, said, wait};
+use bench::{Bench, finish, said, signal, wait};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -40,12 +40,31 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
 }
 
+/// The lines of a log of the run folder, each of which begins with the time in UTC: that is taken off.
+fn untimed(path: &Path) -> Vec<String> {
+    let line = |line: &str| {
+        let (time, rest) = line.split_once(' ').unwrap_or((line, ""));
+        assert!(is_time(time), "no time in {line:?} of {}", path.display());
+        rest.to_owned()
+    };
+    text(path).lines().map(line).collect()
+}
+
+/// 2026-11-27T18:58:28Z
+fn is_time(word: &str) -> bool {
+    let shape: String = word.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    shape == "0000-00-00T00:00:00Z" && word.starts_with("20")
+}
+
 fn assert_finished(name: &str, output: &Output) {
     let bench = Bench::get();
     assert!(output.status.success(), "{name}: {:?} {}", output.status, said(output));
     assert!(!said(output).contains("panicked"), "{name}: {}", said(output));
     assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", said(output));
     assert!(text(&bench.path(name).join("report.txt")).contains("Found architecture"), "{name}");
+    let log = untimed(&bench.path(name).join("console.log"));
+    assert!(log.iter().any(|line| line.starts_with("epoch 1: loss ")), "{name}: {log:?}");
+    assert!(log.iter().any(|line| line.starts_with("Found architecture")), "{name}: {log:?}");
 }
 
 #[test]
@@ -134,6 +153,50 @@ fn other_commands_end_quietly_when_nobody_reads() {
     let mut wrong = bench.program();
     wrong.args(["verify", "no/such.file"]).stdout(closed()).stderr(full());
     assert_eq!(wait(wrong.spawn().unwrap(), LIMIT).status.code(), Some(1));
+}
+
+#[test]
+fn every_line_of_a_log_says_when() {
+    let bench = Bench::get();
+    let name = "timed";
+    let more = ["--set", "run.checkpoint_every=1", "--set", "run.log_every=1", "--resume"];
+    let child = bench.search(2, name, &more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = bench.run(name);
+    let start = Instant::now();
+    while run.checkpoints().last().is_none_or(|&step| step < 2) {
+        assert!(start.elapsed() < LIMIT, "no checkpoint");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    signal(child.id(), "USR1");
+    let output = wait(child, LIMIT);
+    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    let messages = run.folder.join("messages.log");
+    assert!(untimed(&messages).iter().any(|line| line.contains("stopped; the newest checkpoint")));
+    let output = finish(bench.search(2, name, &more), LIMIT);
+    assert!(output.status.success(), "{}", said(&output));
+
+    let told = untimed(&messages);
+    assert!(told.iter().any(|line| line.starts_with("resumed after step ")), "{told:?}");
+    assert_eq!(told.last().unwrap(), &format!("finished after step {}", bench::STEPS), "{told:?}");
+
+    // The run folder holds what rank 0 printed, of both parts of the run.
+    let console = untimed(&run.folder.join("console.log"));
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        assert!(console.iter().any(|kept| kept == line), "{line:?} is not in {console:?}");
+    }
+    for words in
+        ["stage 1/2: k 6", "epoch 1: ", "stopped; the newest checkpoint", "resumed after", "Found arch"]
+    {
+        assert!(console.iter().any(|line| line.starts_with(words)), "{words:?} is not in {console:?}");
+    }
+    // What is for programs has times too, which do not go backwards.
+    let log = text(&run.folder.join("metrics.jsonl"));
+    let time = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["time"].as_str().unwrap_or_else(|| panic!("no time in {line}")).to_owned()
+    };
+    let times: Vec<String> = log.lines().map(time).collect();
+    assert!(times.iter().all(|time| is_time(time)) && times.is_sorted(), "{times:?}");
 }
 
 /// Packs the training images anew as the set `name`, with one that cannot be decoded; its name.

@@ -12,7 +12,7 @@ pub(crate) use ending::{at_last, end_all, last_acts};
 pub use mpi::Mpi;
 pub(crate) use nccl::Terms;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
-pub(crate) use say::{say, say_into};
+pub(crate) use say::{note, say, say_into};
 
 use crate::error::{Error, Result};
 use serde::Serialize;

@@ -1,5 +1,6 @@
 //! What a rank says besides its results: to stderr, and into the run folder, since launchers lose some of it.
 
+use crate::console;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -11,20 +12,37 @@ static MESSAGES: OnceLock<PathBuf> = OnceLock::new();
 /// closed stderr nor a file that cannot be written is a reason to fail.
 pub(crate) fn say(line: &str) {
     let _ = std::io::stdout().flush();
-    let line = format!("{line}\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+    let line = line.to_owned();
+    write_soon(move || {
+        note_now(&line);
+        console::log(&line);
+    });
+}
+
+/// One line into the file of [`say_into`] alone, with the time.
+pub(crate) fn note(line: &str) {
+    let line = line.to_owned();
+    write_soon(move || note_now(&line));
+}
+
+fn note_now(line: &str) {
     if let Some(path) = MESSAGES.get() {
-        // A file system that hangs must not hold up the end of a run.
-        let (done, written) = std::sync::mpsc::channel();
-        let writing = std::thread::Builder::new().spawn(move || {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
-            let _ = done.send(());
-        });
-        // Where no thread can be started any more, stderr has to do.
-        if writing.is_ok() {
-            let _ = written.recv_timeout(Duration::from_millis(200));
-        }
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = file.and_then(|mut file| file.write_all(console::timed(line).as_bytes()));
+    }
+}
+
+/// A file system that hangs must not hold up the end of a run.
+fn write_soon(work: impl FnOnce() + Send + 'static) {
+    let (done, written) = std::sync::mpsc::channel();
+    let writing = std::thread::Builder::new().spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    // Where no thread can be started any more, stderr has to do.
+    if writing.is_ok() {
+        let _ = written.recv_timeout(Duration::from_millis(200));
     }
 }
 

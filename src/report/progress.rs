@@ -65,14 +65,16 @@ impl Progress {
     pub fn step(&mut self, status: &Status) {
         let left = self.pace.left(status, self.num_steps, Instant::now());
         let line = line(status, self.num_steps, left);
+        let due = status.step.is_multiple_of(self.log_every) || status.step == self.num_steps;
         match &self.bar {
             Some(bar) => {
+                if due {
+                    console::log(&line);
+                }
                 bar.set_message(line);
                 bar.set_position(status.step);
             }
-            None if status.step.is_multiple_of(self.log_every) || status.step == self.num_steps => {
-                console::print(&line);
-            }
+            None if due => console::print(&line),
             None => {}
         }
     }
@@ -80,7 +82,11 @@ impl Progress {
     /// A line of its own (the end of an epoch, a new stage, a warning) that the bar does not overwrite.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.println(line), // through the bar's own stream: mpirun mixes two at will
+            // Through the bar's own stream: mpirun mixes two at will.
+            Some(bar) => {
+                console::log(line);
+                bar.println(line);
+            }
             None => console::print(line),
         }
     }
