@@ -2,7 +2,7 @@
 
 pub use crate::process::error_line::{chain, panic_line};
 
-use crate::files::{self, IoError};
+use crate::files::{self, IoError, NewFileError};
 use crate::process::phase::PlannedFailure;
 
 use std::path::PathBuf;
@@ -52,6 +52,9 @@ pub enum Error {
     /// A file or folder could not be read, written, renamed or removed.
     #[error(transparent)]
     Io(#[from] IoError),
+    /// A file that would be replaced by another content.
+    #[error(transparent)]
+    NewFile(#[from] NewFileError),
     /// What a test lets a phase fail with.
     #[error(transparent)]
     Planned(#[from] PlannedFailure),

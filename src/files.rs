@@ -16,6 +16,20 @@ pub struct IoError {
     pub source: std::io::Error,
 }
 
+/// A file that may not be replaced, or cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum NewFileError {
+    /// It holds something else.
+    #[error("{} is there already with another content; give --overwrite or another place", path.display())]
+    Exists {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// It cannot be written.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
 /// An [`IoError`] about `path`, for `map_err`.
 pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> IoError {
     let path = path.into();
@@ -39,6 +53,24 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
         let _ = fs::remove_file(&temporary);
         io("write", path)(error)
     })
+}
+
+/// [`write`] for what a user has named: the same content again changes nothing, another one is replaced only if `overwrite`
+/// says so. Local.
+pub fn write_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<(), NewFileError> {
+    match check_new(path, bytes, overwrite)? {
+        true => Ok(()),
+        false => Ok(write(path, bytes)?),
+    }
+}
+
+/// Whether `path` holds `bytes` already. Errors: it holds others, and may not be replaced.
+pub fn check_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<bool, NewFileError> {
+    match fs::read(path) {
+        Ok(old) if old == bytes => Ok(true),
+        Ok(_) if !overwrite => Err(NewFileError::Exists { path: path.into() }),
+        _ => Ok(false),
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@
 //!
 //! `data` and `net` know no communicator.
 
+// They panic when nobody reads: see `process::console`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cli;
 pub mod comm;
 pub mod commands;
@@ -52,6 +55,7 @@ pub use error::{Error, Result};
 use cli::{Command, ReportCommand};
 use commands::{bench, demo_data, doctor, export, plot, verify};
 use config::published;
+use process::console;
 use run::start;
 use space::SearchSpace::{DartsCifar, DartsImagenet};
 
@@ -69,10 +73,7 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::EvaluateCifar(args) => start::evaluate(&args, DartsCifar, published::EVALUATE_CIFAR),
         Command::Export(args) => export::run(&args),
-        Command::Report(ReportCommand::Scaling { runs }) => {
-            print!("{}", report::scaling(&runs)?);
-            Ok(())
-        }
+        Command::Report(ReportCommand::Scaling { runs }) => Ok(console::answer(&report::scaling(&runs)?)?),
         Command::Nb201(args) => commands::nb201::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify::run(&args),

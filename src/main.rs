@@ -1,7 +1,9 @@
 //! The program: parse, run, print one error, choose the exit code.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use clap::Parser;
-use drnas_dist::{cli::Cli, error::chain, run};
+use drnas_dist::{cli::Cli, error::chain, process::console, run};
 use std::process::ExitCode;
 
 /// 0 done, 1 error, 2 wrong usage (clap); 75 stopped with a checkpoint, 130 interrupted (see `process::signals`).
@@ -9,7 +11,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", chain(&error));
+            console::remark(&format!("error: {}", chain(&error)));
             ExitCode::FAILURE
         }
     }

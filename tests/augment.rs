@@ -276,8 +276,14 @@ fn holes_are_zero_after_normalisation() {
     let images = torch_seeded(1, || Tensor::randint(256, [2, 3, 4, 4], (Kind::Uint8, Device::Cpu)));
     let holes =
         vec![Rect { left: 1, top: 0, width: 2, height: 3 }, Rect { left: 3, top: 3, width: 1, height: 1 }];
-    let mut batch =
-        Batch { images, labels: Tensor::from_slice(&[0i64, 1]), holes, indices: vec![0, 1], num_skipped: 0 };
+    let mut batch = Batch {
+        images,
+        labels: Tensor::from_slice(&[0i64, 1]),
+        holes,
+        indices: vec![0, 1],
+        num_skipped: 0,
+        replaced: Vec::new(),
+    };
     let (mean, std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25]);
     let found = batch.input(&mean, &std, Device::Cpu);
     batch.holes.clear();

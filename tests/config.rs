@@ -1,8 +1,19 @@
 //! Configurations: what is read, what is refused, and in which words.
 
+#[path = "common/packing.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod packing;
+
+use drnas_dist::cli::DemoArgs;
+use drnas_dist::commands::demo_data;
 use drnas_dist::config::{Precision, Regulariser, StageSection, Theta};
+use drnas_dist::data;
+use drnas_dist::data::pack::pack;
+use drnas_dist::data::{DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::space::SearchSpace;
 use drnas_dist::{Config, EvaluateConfig, Settings};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 fn parse(text: &str, sets: &[&str]) -> Result<Config, String> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
@@ -320,4 +331,90 @@ fn every_key_is_explained() {
     for (key, _) in keys {
         assert!(explained.contains(&format!("`{key}`")), "{key} is not in configs/README.md");
     }
+}
+
+/// Every number of the defaults, by the dotted key that `--set` takes, and whether it is a whole one.
+fn numbers(value: &toml::Value, key: &str, found: &mut Vec<(String, bool)>) {
+    let below = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().for_each(|(name, value)| numbers(value, &below(name), found));
+        }
+        toml::Value::Array(items) => {
+            (1..).zip(items).for_each(|(n, value)| numbers(value, &below(&n.to_string()), found));
+        }
+        toml::Value::Integer(_) => found.push((key.to_owned(), true)),
+        toml::Value::Float(_) => found.push((key.to_owned(), false)),
+        _ => {}
+    }
+}
+
+/// Does with the configuration what a run does with its numbers before and while it computes; panics where that would.
+fn use_up<S: Settings>(settings: &S, set: &Arc<ShardSet>) {
+    let run = settings.run();
+    for seconds in [run.start_limit_s, run.time_limit_s, run.heartbeat_s] {
+        assert!(Instant::now().checked_add(Duration::from_secs_f64(seconds)).is_some());
+    }
+    assert!(i32::try_from(run.threads).is_ok() && run.bucket_mib * 1024.0 * 1024.0 < u64::MAX as f64);
+    let _ = settings.check_ranks(7);
+    // One replica that takes one picture a step: the set is small. A picture that does not fit is an error.
+    let spec = LoaderSpec { num_replicas: 1, batch: 1, ..LoaderSpec::of(settings, 0..1) };
+    let pool = DecodePool::new(settings.data().threads(1));
+    if let Err(why @ data::Error::DecodePanic { .. }) =
+        Loader::open(Arc::clone(set), spec, &pool, 0).unwrap().next()
+    {
+        panic!("{why}");
+    }
+}
+
+/// Walks over all numbers of the configuration with extreme values: none may panic or abort anything, a refusal names its
+/// key in one line, and every number ends somewhere.
+fn walk<S: Settings>(set: &Arc<ShardSet>) {
+    let mut found = Vec::new();
+    numbers(&toml::Value::try_from(S::default()).unwrap(), "", &mut found);
+    assert!(found.len() > 30, "{found:?}");
+    for (key, whole) in found {
+        let parse = |value: &str| {
+            let mut sets = vec![format!("{key}={value}")];
+            sets.extend((key == "data.pad").then(|| "data.crop=pad".to_owned()));
+            S::parse("", "run.toml", &sets).map_err(|error| error.to_string())
+        };
+        let name = key.split('.').rfind(|part| part.parse::<usize>().is_err()).unwrap();
+        let endless: &[&str] = match (whole, key.as_str()) {
+            // TOML itself ends where the seed does.
+            (_, "seed") => &["-9223372036854775808", "-1", "1e20"],
+            (true, _) => &["-9223372036854775808", "9223372036854775807", "1e20"],
+            (false, _) => &["-1e308", "1e308", "inf", "-inf", "nan"],
+        };
+        for value in endless {
+            let refusal = parse(value).err().unwrap_or_else(|| panic!("{key} = {value} is accepted"));
+            assert!(refusal.contains(name) && !refusal.contains('\n'), "{key} = {value}: {refusal}");
+        }
+        let mut values: Vec<String> = (0..63).map(|bit| (1u64 << bit).to_string()).collect();
+        values.extend(["-1", "0"].map(String::from));
+        if !whole {
+            values.extend((-30..31).map(|power| format!("1e{}", 10 * power)));
+        }
+        for value in values {
+            match parse(&value) {
+                Ok(settings) if key.starts_with("data.") || key.starts_with("run.") => use_up(&settings, set),
+                Ok(_) => {}
+                Err(refusal) => {
+                    assert!(refusal.contains(name) && !refusal.contains('\n'), "{key} = {value}: {refusal}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_has_bounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (images, shards) = (folder.path().join("images"), folder.path().join("shards"));
+    let px = "240..240".to_owned();
+    demo_data::run(&DemoArgs { out: images.clone(), classes: 2, per_class: 1, seed: 0, px }).unwrap();
+    pack(&packing::pack_args(&images, &shards), &|_| true).unwrap();
+    let set = Arc::new(ShardSet::open(&shards).unwrap());
+    walk::<Config>(&set);
+    walk::<EvaluateConfig>(&set);
 }

@@ -93,6 +93,23 @@ fn cifar10_keeps_every_pixel_and_the_order() {
 }
 
 #[test]
+fn replaced_pixels_are_packed_anew() {
+    let (root, out) = (cifar10(8), tempfile::tempdir().unwrap());
+    let args = pack_args(root.path(), out.path(), SourceArgs::default());
+    assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 0);
+    assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 3);
+    // Image 17 is in the third file and the second shard; the file keeps its size.
+    let file = root.path().join("data_batch_3.bin");
+    let mut records = fs::read(&file).unwrap();
+    records[3073 + 1] ^= 1;
+    fs::write(&file, records).unwrap();
+    assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 2);
+    let set = ShardSet::open(out.path()).unwrap();
+    assert_eq!(pixels(&set, 17)[0], planar(17, 32)[0] ^ 1);
+    assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 3);
+}
+
+#[test]
 fn cifar100_takes_the_fine_label() {
     let dir = tempfile::tempdir().unwrap();
     let records: Vec<u8> =

@@ -187,13 +187,14 @@ fn given_weights_are_tested_and_exported() {
 
     for (more, from) in [(None, "the checkpoint of step 20"), (Some("--best"), "the best test")] {
         let mut export = bench().program();
-        export.args(["export", "trained", "--to", "exported"]).args(more);
+        export.args(["export", "trained", "--to", "exported", "--overwrite"]).args(more);
         let output = export.output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
         let about = std::fs::read_to_string(bench().path("exported/network.json")).unwrap();
         assert!(about.contains(from), "{about}");
         let expected = if more.is_some() { &best } else { &last };
-        assert_eq!(&result("exported/weights.safetensors", 0, "tested-export"), expected);
+        let out = format!("tested-export{}", more.unwrap_or_default());
+        assert_eq!(&result("exported/weights.safetensors", 0, &out), expected);
     }
     let genotype = std::fs::read_to_string(bench().path("exported/genotype.json")).unwrap();
     assert_eq!(genotype, trained.genotype());
@@ -248,4 +249,140 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
         &["a safetensors file is expected"],
     );
     assert!(!bench().path("three").exists() && !bench().path("small").exists());
+}
+
+/// The images of the test under class names of which the last one comes first, as the set `name`.
+fn with_other_names(name: &str) {
+    let bench = bench();
+    let images = format!("{name}-images");
+    let copied = Command::new("cp").arg("-r").args([bench.path("images"), bench.path(&images)]).status();
+    assert!(copied.unwrap().success());
+    let mut classes: Vec<_> =
+        std::fs::read_dir(bench.path(&images)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    classes.sort();
+    let last = classes.pop().unwrap();
+    std::fs::rename(&last, last.with_file_name("a-first-one")).unwrap();
+    let output = bench.program().args(["pack", &images, name]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn weights_are_tested_on_the_classes_that_they_were_trained_on() {
+    use drnas_dist::train::checkpoint;
+    let bench = bench();
+    let trained = evaluated(0, "classes-trained", &["--set", "evaluate.epochs=1"]);
+    with_other_names("shifted");
+    let export = |to: &str, more: &[&str]| {
+        let output =
+            bench.program().args(["export", "classes-trained", "--to", to]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    export("classes-newest", &[]);
+    export("classes-best", &["--best"]);
+    let about = std::fs::read_to_string(bench.path("classes-best/network.json")).unwrap();
+    let about: serde_json::Value = serde_json::from_str(&about).unwrap();
+    assert_eq!(about["classes"][0], "checked-square");
+    let test = |ranks: usize, weights: &str, set: &str, out: &str| -> Output {
+        let mut command = command(ranks, out, &["--test-only", "--weights", weights]);
+        // The last one counts with clap's `--test`; given anew instead.
+        if set != "valid" {
+            let words: Vec<_> = command.get_args().map(|word| word.to_owned()).collect();
+            command = if ranks == 0 { bench.program() } else { bench.mpirun() };
+            command.args(words.into_iter().map(|word| if word == "valid" { set.into() } else { word }));
+        }
+        finish(command, Duration::from_secs(100))
+    };
+    let checkpoint = "classes-trained/checkpoints/step-000000005/state.safetensors";
+    for (number, weights) in [
+        "classes-trained/best.safetensors",
+        checkpoint,
+        "classes-newest/weights.safetensors",
+        "classes-best/weights.safetensors",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let output = test(0, weights, "shifted", &format!("shifted-{number}"));
+        assert!(!output.status.success(), "{weights}: {}", said(&output));
+        for word in [weights, "shifted", "label 0", "checked-square", "a-first-one"] {
+            assert!(said(&output).contains(word), "'{word}' is not in {}", said(&output));
+        }
+        let output = test(0, weights, "valid", &format!("unshifted-{number}"));
+        assert!(output.status.success() && !said(&output).contains("warning"), "{}", said(&output));
+    }
+
+    // Files of older versions name no classes: tested and exported all the same, with one warning.
+    let saved = checkpoint::read(&trained.folder.join("checkpoints"), 5).unwrap();
+    let weights = read_weights(&bench.path(checkpoint)).unwrap();
+    let named: Vec<_> = weights.iter().collect();
+    tch::Tensor::write_safetensors(&named, bench.path("old.safetensors")).unwrap();
+    let output = test(2, "old.safetensors", "valid", "old-tested");
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(said(&output).matches("old.safetensors holds no class names").count(), 1, "{}", said(&output));
+    let mut old = saved;
+    old.meta["extra"].as_object_mut().unwrap().remove("classes").expect("classes are in the checkpoint");
+    checkpoint::write(&trained.folder.join("checkpoints"), 5, &old, 1).unwrap();
+    let told = export("classes-old", &[]);
+    assert_eq!(told.matches("no class names").count(), 1, "{told}");
+    let output = test(0, "classes-old/weights.safetensors", "valid", "old-export-tested");
+    assert!(output.status.success() && said(&output).contains("no class names"), "{}", said(&output));
+    // And a run goes on from such a checkpoint.
+    let more = ["--set", "evaluate.epochs=1", "--resume"];
+    let output = finish(command(0, "classes-trained", &more), Duration::from_secs(100));
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let bench = bench();
+    let more = ["--set", "evaluate.epochs=2", "--set", "evaluate.test_every=1"];
+    evaluated(0, "kept", &more);
+    let run = |words: &[&str]| bench.program().args(words).output().unwrap();
+    let good = |words: &[&str]| {
+        let output = run(words);
+        assert!(output.status.success(), "{words:?}: {}", said(&output));
+    };
+    let refused = |words: &[&str], file: &str| {
+        let before = std::fs::read(bench.path(file)).unwrap();
+        let output = run(words);
+        assert_eq!(output.status.code(), Some(1), "{words:?} was accepted: {}", said(&output));
+        assert!(said(&output).contains(file), "{file} is not named in {}", said(&output));
+        assert_eq!(std::fs::read(bench.path(file)).unwrap(), before, "{file} was changed");
+    };
+    // Exports: the same one again is fine, another one is not.
+    good(&["export", "kept", "--to", "kept-export", "--best"]);
+    good(&["export", "kept", "--to", "kept-export", "--best"]);
+    refused(&["export", "kept", "--to", "kept-export"], "kept-export/network.json");
+    good(&["export", "kept", "--to", "kept-export", "--overwrite"]);
+    std::fs::write(bench.path("kept-export/weights.safetensors"), "mine").unwrap();
+    refused(&["export", "kept", "--to", "kept-export"], "kept-export/weights.safetensors");
+
+    // Tests.
+    let test = ["--test-only", "--weights", "kept/best.safetensors"];
+    let tested = finish(command(0, "kept-test", &test), Duration::from_secs(100));
+    assert!(tested.status.success(), "{}", said(&tested));
+    for ranks in [0, 2] {
+        std::fs::write(bench.path("kept-test/test.json"), "mine").unwrap();
+        let again = finish(command(ranks, "kept-test", &test), Duration::from_secs(100));
+        assert!(!again.status.success() && said(&again).contains("kept-test/test.json"), "{}", said(&again));
+        assert_eq!(std::fs::read(bench.path("kept-test/test.json")).unwrap(), b"mine");
+    }
+
+    // A run: files of another one, and of a person.
+    for file in ["report.txt", "finished.json", "best.safetensors", "config.toml", "genotype.json"] {
+        let name = format!("kept-{file}");
+        std::fs::create_dir(bench.path(&name)).unwrap();
+        std::fs::write(bench.path(&name).join(file), "mine").unwrap();
+        let output = finish(command(0, &name, &[]), Duration::from_secs(100));
+        assert_eq!(output.status.code(), Some(1), "{file}: {}", said(&output));
+        assert!(said(&output).contains(&name), "{file}: {}", said(&output));
+        assert_eq!(std::fs::read(bench.path(&name).join(file)).unwrap(), b"mine", "{file} was changed");
+    }
+
+    // Pictures.
+    let demo = |seed| ["demo-data", "kept-demo", "--classes", "2", "--per-class", "2", "--seed", seed];
+    good(&demo("1"));
+    good(&demo("1"));
+    refused(&demo("2"), "kept-demo/solid-disc/0000.jpg");
 }

@@ -32,7 +32,7 @@ fn imported(folder: &Path, text: &str) -> Result<Table, String> {
     fs::write(&source, text).unwrap();
     let error =
         |error: drnas_dist::nb201::Error| error.to_string().replace(source.to_str().unwrap(), "SOURCE");
-    import(&source, &out, &[]).map_err(error)?;
+    import(&source, &out, &[], true).map_err(error)?;
     Table::open(&out).map_err(error)
 }
 
@@ -214,7 +214,13 @@ fn the_commands_answer_people_and_programs() {
     assert!(
         refused(&["nb201", "import", source, "--out", source]).contains("is no table, so it is not replaced")
     );
-    let answer = said(&["nb201", "import", source, "--out", table, "--skip", "params"]);
+    // The same table again is no change, another one is refused unless it was asked for.
+    let before = fs::read(table).unwrap();
+    said(&["nb201", "import", source, "--out", table]);
+    let error = refused(&["nb201", "import", source, "--out", table, "--skip", "params"]);
+    assert!(error.contains("is there already with another content"), "{error}");
+    assert_eq!(fs::read(table).unwrap(), before);
+    let answer = said(&["nb201", "import", source, "--out", table, "--skip", "params", "--overwrite"]);
     assert!(
         answer.ends_with("15625 architectures, 1 columns\n  c10_test_200   largest 24.0000 % (index 0)\n"),
         "{answer}"
@@ -231,7 +237,7 @@ fn published() -> Option<&'static Table> {
             let source = shared::path(ACCURACIES)?;
             let folder = tempfile::tempdir().unwrap();
             let out = folder.path().join("table");
-            import(&source, &out, &[]).unwrap();
+            import(&source, &out, &[], true).unwrap();
             assert_eq!(fs::metadata(&out).unwrap().len(), 594_390);
             // The map outlives the file's name.
             Some(Table::open(&out).unwrap())

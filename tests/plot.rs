@@ -21,7 +21,7 @@ fn table(folder: &Path) -> PathBuf {
     let lines: Vec<String> = Architecture::all().map(line).collect();
     let (source, out) = (folder.join("source.csv"), folder.join("nb201.table"));
     fs::write(&source, format!("arch,c10_test_200,c100_test_200\n{}\n", lines.join("\n"))).unwrap();
-    import(&source, &out, &[]).unwrap();
+    import(&source, &out, &[], true).unwrap();
     out
 }
 
@@ -250,6 +250,17 @@ fn the_command_writes_both_pictures() {
             plot(&["--dataset", "cifar10", "--out", out.to_str().unwrap(), "--table", table]);
         assert_eq!(code, Some(0), "{error}");
     }
+    // Other figures under that name stay, unless they are to go; those of the run folder are drawn anew.
+    let before = fs::read(&out).unwrap();
+    let other = ["--dataset", "cifar100", "--out", out.to_str().unwrap(), "--table", table];
+    let (code, _, error) = plot(&other);
+    assert!(code == Some(1) && error.contains("v1.2.svg is there already with another content"), "{error}");
+    assert_eq!(fs::read(&out).unwrap(), before);
+    assert_eq!(plot(&[&other[..], &["--overwrite"]].concat()).0, Some(0));
+    assert_ne!(fs::read(&out).unwrap(), before);
+    assert_eq!(plot(&["--dataset", "cifar100", "--table", table, "--seed", "1"]).0, Some(0));
+    let again = ["--dataset", "cifar10", "--out", out.to_str().unwrap(), "--table", table, "--overwrite"];
+    assert_eq!(plot(&again).0, Some(0));
     let picture = fs::read_to_string(&out).unwrap();
     assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"));
     for text in [

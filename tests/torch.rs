@@ -5,7 +5,7 @@
 mod torch;
 
 use drnas_dist::comm::Solo;
-use drnas_dist::commands::export::export;
+use drnas_dist::commands::export::{Trained, export};
 use drnas_dist::config::{DecayKind, EvaluateConfig, Precision, Settings};
 use drnas_dist::eval::Evaluation;
 use drnas_dist::random::{Purpose, stream};
@@ -84,7 +84,8 @@ fn scene(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tens
     }
     let mut exported = evaluation.net().params.export(|bucket| &bucket.weights);
     exported.extend(evaluation.net().params.export_running(0));
-    export(config, &genotype, &exported, "a test".into(), &folder.join("export")).unwrap();
+    let trained = Trained { weights: exported, classes: None, from: "a test".into() };
+    export(config, &genotype, trained, &folder.join("export"), false).unwrap();
 
     Tensor::write_safetensors(
         &[("images", &images), ("labels", &labels)],

@@ -10,14 +10,14 @@
 #[path = "common/torch.rs"]
 mod torch;
 
-use drnas_dist::checkpoint;
 use drnas_dist::data::ShardSet;
-use drnas_dist::data::order::Order;
+use drnas_dist::data::order::SampleOrder;
 use drnas_dist::net::widen::draw_indices;
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::search::Search;
 use drnas_dist::search::dirichlet::{sample, theta_seed};
 use drnas_dist::search::timeline::Timeline;
+use drnas_dist::train::checkpoint;
 use drnas_dist::{Config, Settings};
 use rand::RngExt;
 use std::collections::BTreeMap;
@@ -260,7 +260,7 @@ impl Searched {
         let set = ShardSet::open(&self.path(set)).unwrap();
         let (replicas, px) = (self.config.search.replicas, self.config.data.px);
         let batch = self.config.search.global_batch / replicas;
-        let order = Order {
+        let order = SampleOrder {
             num_samples: set.len(),
             num_replicas: replicas as usize,
             batch: batch as usize,

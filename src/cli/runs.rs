@@ -85,7 +85,7 @@ pub struct EvaluateArgs {
     /// Folder of shards that test it.
     #[arg(long, value_name = "SHARDS")]
     pub test: PathBuf,
-    /// Only test the weights of --weights; the result goes to RUN/test.json.
+    /// Only test the weights of --weights; the result goes to RUN/test.json, which must not be there yet.
     #[arg(long, requires = "weights", conflicts_with_all = ["train", "resume"])]
     pub test_only: bool,
     /// Weights to test: a safetensors file of an export, RUN/best.safetensors, or a checkpoint's state.safetensors.

@@ -53,12 +53,15 @@ pub struct ExportArgs {
     /// Run folder of an evaluation.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Where to write; made if need be.
+    /// Where to write; made if need be. The same export again changes nothing.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// The weights of the best test instead of the newest checkpoint's.
     #[arg(long)]
     pub best: bool,
+    /// Replace files of another export in DIR; without it they are refused.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// What `report` can tell.
@@ -105,9 +108,12 @@ pub struct TrajectoryArgs {
     /// Whose test accuracy is shown; left out: that of the data set searched on, by its number of classes.
     #[arg(long)]
     pub dataset: Option<Dataset>,
-    /// FILE.svg and FILE.png are written; left out: trajectory-DATASET in the run folder.
+    /// FILE.svg and FILE.png are written; left out: trajectory-DATASET in the run folder, drawn anew each time.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Replace other figures that --out names.
+    #[arg(long)]
+    pub overwrite: bool,
     /// Architectures drawn at every epoch.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub samples: u32,
@@ -160,9 +166,12 @@ pub enum Nb201Command {
         /// The JSON or CSV; a column "arch" is needed, "index" is the benchmark's index.
         #[arg(value_name = "FILE")]
         source: PathBuf,
-        /// The table to write; one that is there is replaced.
+        /// The table to write. The same table again changes nothing.
         #[arg(long, value_name = "TABLE")]
         out: PathBuf,
+        /// Replace another table.
+        #[arg(long)]
+        overwrite: bool,
         /// A column to leave out; may be repeated.
         #[arg(long, value_name = "COLUMN")]
         skip: Vec<String>,

@@ -5,6 +5,7 @@ use crate::cli::BenchArgs;
 use crate::comm::{Communicator, Trace};
 use crate::config::{self, Precision};
 use crate::config::{Config, EvaluateConfig, Settings};
+use crate::console;
 use crate::data::{Batch, Loader, LoaderSpec};
 use crate::error::Result;
 use crate::eval::Evaluation;
@@ -217,9 +218,9 @@ fn tell(measured: &Measured, args: &BenchArgs) -> Result<()> {
     let Measured { what, precision, channels_last, images_per_s, step_ms, ranks, device, .. } = measured;
     let layout = if *channels_last { "channels last" } else { "channels first" };
     let least = step_ms.iter().copied().fold(f64::INFINITY, f64::min);
-    println!(
-        "{what}: {precision}, {layout}, {ranks} ranks, {device}: {images_per_s:.1} images/s (least step {least:.1} ms)"
-    );
+    console::answer(&format!(
+        "{what}: {precision}, {layout}, {ranks} ranks, {device}: {images_per_s:.1} images/s (least step {least:.1} ms)\n"
+    ))?;
     args.json.as_ref().map_or(Ok(()), |path| Ok(append_json(path, measured)?))
 }
 

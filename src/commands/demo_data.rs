@@ -5,8 +5,9 @@
 
 use crate::cli::DemoArgs;
 use crate::commands::error::Error as CommandError;
-use crate::data;
 use crate::error::{Error, Result};
+use crate::files::NewFileError;
+use crate::process::console;
 use crate::random::{Purpose, stream};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 use rand::{Rng, RngExt};
@@ -18,7 +19,7 @@ const SHAPES: [&str; 8] = ["disc", "ring", "square", "triangle", "star", "cross"
 const PATTERNS: [&str; 3] = ["solid", "striped", "checked"];
 
 /// Does `drnas-dist demo-data`. Files that are there are drawn again: the same arguments give the same bytes.
-/// Errors: impossible numbers, or an OUT that holds other classes.
+/// Errors: impossible numbers, or an OUT that holds other classes or other pictures.
 pub fn run(args: &DemoArgs) -> Result<()> {
     let (px_min, px_max) = px_range(&args.px)?;
     let num_classes = args.classes;
@@ -41,7 +42,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let num_files = if path.is_dir() { std::fs::read_dir(&path).map_or(0, |d| d.count()) } else { 0 };
         if path.is_dir() && (!names.iter().any(|n| *n == name) || num_files > args.per_class) {
-            return Err(data::Error::Exists { path }.into());
+            return Err(NewFileError::Exists { path }.into());
         }
     }
     let total = num_classes * args.per_class;
@@ -56,7 +57,18 @@ pub fn run(args: &DemoArgs) -> Result<()> {
             let (class, image) = (number / args.per_class, number % args.per_class);
             let bytes = draw(args.seed, class, image, px_min..=px_max)?;
             let path = args.out.join(&names[class]).join(format!("{image:04}.jpg"));
-            std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+            match std::fs::read(&path) {
+                Ok(old) if old == bytes => {}
+                Ok(_) => {
+                    return Err(CommandError::Demo(format!(
+                        "{} is there already with another content (another --seed, --px or version drew it); choose \
+                         another folder, or remove this one",
+                        path.display()
+                    ))
+                    .into());
+                }
+                Err(_) => std::fs::write(&path, bytes).map_err(Error::io("write", &path))?,
+            }
         }
     };
     std::thread::scope(|scope| {
@@ -72,7 +84,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(error) => Err(error),
         None => {
-            eprintln!("{}: {total} images, {num_classes} classes", args.out.display());
+            console::remark(&format!("{}: {total} images, {num_classes} classes", args.out.display()));
             Ok(())
         }
     }

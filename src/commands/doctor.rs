@@ -1,5 +1,6 @@
 //! `doctor`: what this program runs on: libraries and where they come from, ranks, threads, devices, and what is missing.
 
+use crate::console;
 use crate::cuda::{self, Driver, LibtorchCuda};
 use crate::error::Result;
 use crate::world::World;
@@ -19,10 +20,12 @@ const SETUP: &str = "run launch/setup.sh again on a machine with an NVIDIA drive
 pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
     let libtorch_cuda = cuda::load();
     let started = World::start(limit, threads);
+    // What could not be printed shows at the end: the other ranks are waiting.
+    let mut printed = Ok(());
     if started.as_ref().map_or(0, World::rank) == 0 {
-        for (name, found) in libraries(&libtorch_cuda) {
-            println!("{name:<14} {found}");
-        }
+        let lines =
+            libraries(&libtorch_cuda).into_iter().map(|(name, found)| format!("{name:<14} {found}\n"));
+        printed = console::answer(&lines.collect::<String>());
     }
     let world = started?;
     let told = world.communicator().all_gather(&own_line(&world));
@@ -31,20 +34,21 @@ pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
     let hosts = world.num_hosts();
     let advice = advice(&world);
     let told = world.end(told)?;
-    if rank == 0 {
-        match level {
-            Some(level) => println!("{:<14} {level:?}", "MPI threads"),
-            None => println!("{:<14} not started: this is one process (mpirun starts more)", "MPI threads"),
-        }
-        println!("{:<14} {} on {hosts} host{}", "ranks", told.len(), plural(hosts));
-        for line in &told {
-            println!("  {}", String::from_utf8_lossy(line).trim_end());
-        }
-        for line in advice {
-            println!("note: {line}");
-        }
+    printed?;
+    if rank != 0 {
+        return Ok(());
     }
-    Ok(())
+    let level = match level {
+        Some(level) => format!("{level:?}"),
+        None => "not started: this is one process (mpirun starts more)".into(),
+    };
+    let mut text = format!("{:<14} {level}\n", "MPI threads");
+    text += &format!("{:<14} {} on {hosts} host{}\n", "ranks", told.len(), plural(hosts));
+    for line in &told {
+        text += &format!("  {}\n", String::from_utf8_lossy(line).trim_end());
+    }
+    advice.iter().for_each(|line| text += &format!("note: {line}\n"));
+    Ok(console::answer(&text)?)
 }
 
 /// (name, version and path or what to do) of everything that is loaded or could be.

@@ -1,11 +1,11 @@
 //! `nb201 query`, `nb201 top`, `nb201 import`: the table on the command line, for people, and as JSON for programs.
 
 use crate::cli::{Nb201Args, Nb201Command};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::nb201::{self, Column, Row, Table, import};
+use crate::process::console;
 use crate::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
-use std::io::Write;
 use std::path::Path;
 
 /// Does `drnas-dist nb201`.
@@ -14,29 +14,20 @@ pub fn run(args: &Nb201Args) -> Result<()> {
         Nb201Command::Query { architecture, table, json } => {
             let table = Table::open(table)?;
             let row = find(&table, architecture)?;
-            say(&answer(*json, || row_json(&row, &table, true), || query_text(&row, &table)))
+            Ok(console::answer(&answer(*json, || row_json(&row, &table, true), || query_text(&row, &table)))?)
         }
         Nb201Command::Top { count, by, table, json } => {
             let table = Table::open(table)?;
             let column = table.column(by)?;
             let rows = table.top(column, *count as usize);
             let as_json = || Value::Array(rows.iter().map(|row| row_json(row, &table, false)).collect());
-            say(&answer(*json, as_json, || top_text(&rows, &table, column)))
+            Ok(console::answer(&answer(*json, as_json, || top_text(&rows, &table, column)))?)
         }
-        Nb201Command::Import { source, out, skip } => {
-            import(source, out, skip)?;
+        Nb201Command::Import { source, out, overwrite, skip } => {
+            import(source, out, skip, *overwrite)?;
             let table = Table::open(out)?;
-            say(&columns_text(&table, out))
+            Ok(console::answer(&columns_text(&table, out))?)
         }
-    }
-}
-
-/// A reader that has seen enough (`| head`) is no failure.
-fn say(text: &str) -> Result<()> {
-    let mut out = std::io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.map_err(Error::io("write", "the answer")),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::cli::{Figure, PlotArgs};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::nb201::Table;
+use crate::process::console;
 use crate::report::plot::{Trajectory, png, svg};
 use crate::space::nb201::Dataset;
 use std::fs;
@@ -18,11 +19,15 @@ pub fn run(args: &PlotArgs) -> Result<()> {
     let trajectory = Trajectory::read(&args.run, &table, dataset, args.samples as usize, args.seed)?;
     let stem = args.out.clone().unwrap_or_else(|| args.run.join(format!("trajectory-{}", dataset.name())));
     let (svg_path, png_path) = (with_extension(&stem, "svg"), with_extension(&stem, "png"));
-    write(&svg_path, svg(&trajectory, &svg_path)?.as_bytes())?;
-    write(&png_path, &png(&trajectory, &png_path)?)?;
-    print!("{}", trajectory.text());
-    println!("{}\n{}", svg_path.display(), png_path.display());
-    Ok(())
+    let figures =
+        [(&svg_path, svg(&trajectory, &svg_path)?.into_bytes()), (&png_path, png(&trajectory, &png_path)?)];
+    // The figure of the run folder belongs to the run, which may have gone on.
+    let overwrite = args.overwrite || args.out.is_none();
+    for (path, bytes) in &figures {
+        files::check_new(path, bytes, overwrite)?;
+    }
+    figures.iter().try_for_each(|(path, bytes)| write(path, bytes))?;
+    Ok(console::answer(&format!("{}{}\n{}\n", trajectory.text(), svg_path.display(), png_path.display()))?)
 }
 
 /// What the run searches on, by `model.num_classes` of its configuration; CIFAR-10 if that does not say.

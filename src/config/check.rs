@@ -43,20 +43,46 @@ impl Config {
 /// A named value of a configuration, or several of one name.
 type NamedNumbers<'a> = (&'a str, &'a [f64]);
 
+/// Rates, norms and weights: float32 holds it, and its product with a batch.
+const LARGEST: f64 = 1e30;
+
+/// Times: thirty years. What a clock adds to now has a bound far above this and far below that of a float.
+const MOST_SECONDS: f64 = 1e9;
+
+/// Steps, epochs and checkpoints: a value that stands for "never", whose products still fit into 64 bits.
+const MOST: u64 = 1_000_000_000_000;
+
+/// Threads of one kind in one rank; no machine has more cores, and each takes memory.
+const MOST_THREADS: u64 = 1024;
+
+/// Batches that are decoded ahead.
+const MOST_BATCHES: u64 = 65_536;
+
+/// Images of a step, more than a whole ImageNet.
+pub(super) const MOST_IMAGES: i64 = 1 << 24;
+
+/// Replicas, and outputs of the head.
+const MOST_PARTS: i64 = 1 << 20;
+
 /// Each is 0 or more.
 pub(super) fn not_negative(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
-        let good = value.iter().all(|x| x.is_finite() && *x >= 0.0);
-        require!(good, "{name} must be 0 or more, found {value:?}");
+        let good = value.iter().all(|x| (0.0..=LARGEST).contains(x));
+        require!(good, "{name} must be 0 or more and at most {LARGEST:e}, found {value:?}");
     }
     Ok(())
 }
 
 /// Each is above 0.
 pub(super) fn positive(values: &[NamedNumbers]) -> Result<()> {
+    positive_to(LARGEST, values)
+}
+
+/// Each is above 0 and at most `most`.
+fn positive_to(most: f64, values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
-        let good = value.iter().all(|x| x.is_finite() && *x > 0.0);
-        require!(good, "{name} must be above 0, found {value:?}");
+        let good = value.iter().all(|x| *x > 0.0 && *x <= most);
+        require!(good, "{name} must be above 0 and at most {most:e}, found {value:?}");
     }
     Ok(())
 }
@@ -73,7 +99,19 @@ pub(super) fn below_one(values: &[NamedNumbers]) -> Result<()> {
 /// Each is 1 or more.
 pub(super) fn at_least_one(counts: &[(&str, u64)]) -> Result<()> {
     for (name, count) in counts {
-        require!(*count > 0, "{name} must be 1 or more, found 0");
+        require!((1..=MOST).contains(count), "{name} must be 1 or more and at most {MOST}, found {count}");
+    }
+    Ok(())
+}
+
+/// Each is 0, which stands for a default, or more.
+pub(super) fn zero_or_more(counts: &[(&str, u64)]) -> Result<()> {
+    at_most(MOST, counts)
+}
+
+fn at_most(most: u64, counts: &[(&str, u64)]) -> Result<()> {
+    for (name, count) in counts {
+        require!(*count <= most, "{name} must be at most {most}, found {count}");
     }
     Ok(())
 }
@@ -88,8 +126,9 @@ pub(super) fn check_seed(seed: u64) -> Result<()> {
 pub(super) fn check_share<S: Settings>(settings: &S) -> Result<()> {
     let (replicas, batch, section) = (settings.replicas(), settings.global_batch(), S::SECTION);
     require!(
-        (1..=1 << 20).contains(&replicas) && batch >= 1,
-        "{section}.replicas = {replicas} and {section}.global_batch = {batch} must be 1 or more"
+        (1..=MOST_PARTS).contains(&replicas) && (1..=MOST_IMAGES).contains(&batch),
+        "{section}.replicas = {replicas} and {section}.global_batch = {batch} must be 1 or more, at most {MOST_PARTS} and \
+         {MOST_IMAGES}"
     );
     require!(
         batch % replicas == 0,
@@ -105,6 +144,8 @@ impl DataSection {
         not_negative(&[("data.mean", &self.mean)])?;
         positive(&[("data.std", &self.std)])?;
         at_least_one(&[("data.prefetch", self.prefetch as u64)])?;
+        at_most(MOST_BATCHES, &[("data.prefetch", self.prefetch as u64)])?;
+        at_most(MOST_THREADS, &[("data.decode_threads", self.decode_threads as u64)])?;
         require!(
             self.crop_area_min > 0.0 && self.crop_area_min <= 1.0,
             "data.crop_area_min must be above 0 and at most 1, found {}",
@@ -119,8 +160,8 @@ impl DataSection {
             self.cutout
         );
         require!(
-            self.jitter.iter().all(|x| x.is_finite() && *x >= 0.0) && self.jitter[3] <= 0.5,
-            "data.jitter must be 0 or more, the hue at most 0.5, found {:?}",
+            self.jitter.iter().all(|x| (0.0..=1000.0).contains(x)) && self.jitter[3] <= 0.5,
+            "data.jitter must be 0 or more and at most 1000, the hue at most 0.5, found {:?}",
             self.jitter
         );
         require!(
@@ -175,13 +216,21 @@ impl ModelSection {
     /// Every key for itself, and the side of the images, `px`.
     pub(super) fn check(&self, px: i64) -> Result<()> {
         let model = self;
-        require!(model.num_classes >= 2, "model.num_classes must be 2 or more, found {}", model.num_classes);
+        require!(
+            (2..=MOST_PARTS).contains(&model.num_classes),
+            "model.num_classes must be 2 or more and at most {MOST_PARTS}, found {}",
+            model.num_classes
+        );
         require!(
             model.layers >= 3 || model.space == SearchSpace::NasBench201,
             "model.layers must be 3 or more (two cells reduce, one comes first), found {}",
             model.layers
         );
-        require!(model.layers >= 1, "model.layers must be 1 or more, found {}", model.layers);
+        require!(
+            (1..=1000).contains(&model.layers),
+            "model.layers must be 1 or more and at most 1000, found {}",
+            model.layers
+        );
         require!(
             (1..=1 << 16).contains(&model.init_channels),
             "model.init_channels must be in 1..=65536, found {}",
@@ -210,11 +259,12 @@ impl RunSection {
             "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600 seconds, found {}",
             self.heartbeat_s
         );
-        positive(&[
-            ("run.bucket_mib", &[self.bucket_mib]),
-            ("run.start_limit_s", &[self.start_limit_s]),
-            ("run.time_limit_s", &[self.time_limit_s]),
-        ])?;
+        positive_to(1e6, &[("run.bucket_mib", &[self.bucket_mib])])?;
+        positive_to(
+            MOST_SECONDS,
+            &[("run.start_limit_s", &[self.start_limit_s]), ("run.time_limit_s", &[self.time_limit_s])],
+        )?;
+        at_most(MOST_THREADS, &[("run.threads", self.threads as u64)])?;
         at_least_one(&[
             ("run.log_every", self.log_every),
             ("run.compare_every", self.compare_every),
@@ -251,6 +301,7 @@ impl Config {
             ("search.grad_clip", &[self.search.grad_clip]),
         ])?;
         positive(&[("eta.lr", &[eta.lr])])?;
+        zero_or_more(&[("search.steps_per_epoch", self.search.steps_per_epoch)])?;
         below_one(&[("eta.betas", &eta.betas)])?;
         require!(
             eta.regulariser == Regulariser::L2 || eta.weight_decay == 0.0,

@@ -1,6 +1,8 @@
 //! The configuration of an evaluation: a found network trained from scratch, and tested.
 
-use super::check::{at_least_one, below_one, check_seed, check_share, not_negative, require};
+use super::check::{
+    MOST_IMAGES, at_least_one, below_one, check_seed, check_share, not_negative, require, zero_or_more,
+};
 use super::shared::configuration;
 use super::{DataSection, Settings, WeightsSection};
 use crate::config::error::{Error, Result};
@@ -134,6 +136,7 @@ impl EvaluateConfig {
             ("evaluate.drop_path", &[evaluate.drop_path]),
         ])?;
         at_least_one(&[("evaluate.test_every", evaluate.test_every)])?;
+        zero_or_more(&[("evaluate.steps_per_epoch", evaluate.steps_per_epoch)])?;
         require!(
             (1..=1_000_000).contains(&evaluate.epochs),
             "evaluate.epochs = {} must be in 1..=1000000",
@@ -145,8 +148,8 @@ impl EvaluateConfig {
             evaluate.test_batch
         );
         require!(
-            evaluate.lr_batch >= 0,
-            "evaluate.lr_batch = {} must be 0 (no scaling) or the batch that weights.lr is meant for",
+            (0..=MOST_IMAGES).contains(&evaluate.lr_batch),
+            "evaluate.lr_batch = {} must be 0 (no scaling) or the batch that weights.lr is meant for, at most {MOST_IMAGES}",
             evaluate.lr_batch
         );
         self.weights.check(evaluate.epochs)?;

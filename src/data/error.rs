@@ -1,6 +1,6 @@
 //! What is wrong with images, lists of them, or shards.
 
-use crate::files::{self, IoError};
+use crate::files::{self, IoError, NewFileError};
 use std::path::PathBuf;
 
 /// The result of what can fail here.
@@ -73,11 +73,8 @@ pub enum Error {
         fraction: f64,
     },
     /// A file that would be replaced by another content.
-    #[error("{} is there already with another content; give --overwrite or another place", path.display())]
-    Exists {
-        /// The file or folder.
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    NewFile(#[from] NewFileError),
     /// An image that cannot be used for training.
     #[error(
         "{place}: not a usable image: {reason}; replace or remove it, or give --skip-bad (skip_bad = true)"

@@ -19,6 +19,7 @@ pub mod set;
 pub mod shard;
 pub mod source;
 pub mod split;
+mod stamps;
 pub mod test_loader;
 pub mod upload;
 

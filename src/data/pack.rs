@@ -5,9 +5,11 @@ use super::plan::{Plan, clear_way, remove};
 use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::Source;
+use super::stamps::{Stamps, stamp_of};
 use crate::cli::PackArgs;
 use crate::data::error::{Error, Result};
 use crate::files;
+use crate::process::console;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -50,20 +52,20 @@ pub fn run(args: &PackArgs) -> Result<()> {
     let report = pack(args, &|progress| speaker.show(progress))?;
     speaker.bar.finish_and_clear();
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        console::remark(&format!("warning: {warning}"));
     }
     let kept = match report.num_kept {
         0 => String::new(),
         kept => format!(", {kept} of them from before"),
     };
-    eprintln!(
+    console::remark(&format!(
         "{}: {} images in {} shards{kept}, {} left out, {:.1} s",
         args.out.display(),
         report.num_images,
         report.num_shards,
         report.left_out.len(),
         started.elapsed().as_secs_f64()
-    );
+    ));
     Ok(())
 }
 
@@ -75,8 +77,10 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
     check_classes(source.classes(), &source.per_class(), named_by)?;
     let plan = Plan::new(source, args);
     std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
-    let complete = clear_way(&plan)?;
-    let (num_kept, mut left_out) = write_shards(&plan, observe)?;
+    let described = clear_way(&plan)?;
+    let stamps = Stamps::open(&args.out);
+    let (num_kept, mut left_out) = write_shards(&plan, &stamps, observe)?;
+    let complete = described && num_kept == plan.num_shards();
 
     // Read back what was written: counts, and the checks every reader makes.
     let shards = (0..plan.num_shards())
@@ -108,6 +112,7 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
         let text = serde_json::to_vec_pretty(&file).expect("plain data becomes JSON");
         files::write(&args.out.join("set.json"), &text)?;
     }
+    stamps.tidy(plan.num_shards());
     Ok(PackReport {
         num_images: file.num_images,
         num_shards: file.num_shards,
@@ -151,9 +156,11 @@ fn warnings(source: &Source, file: &SetFile, num_left_out: usize) -> Vec<String>
     warnings
 }
 
-/// Writes the missing shards, one thread a shard at a time; returns how many were there, and the files left out.
+/// Writes the missing shards, and those of which an image was replaced, one thread a shard at a time; returns how many were
+/// there, and the files left out.
 fn write_shards(
     plan: &Plan,
+    stamps: &Stamps,
     observe: &(dyn Fn(PackProgress) -> bool + Sync),
 ) -> Result<(usize, Vec<String>)> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -185,20 +192,36 @@ fn write_shards(
                 break;
             }
             let planned = plan.images_of(number);
-            let bad = match Shard::open(&plan.args.out.join(file_name(number))) {
-                Ok(shard) => {
+            let path = plan.args.out.join(file_name(number));
+            // Before any of them is read: what is replaced meanwhile has another stamp the next time.
+            let files = stamp_of(&plan.source, planned)?;
+            let there = match Shard::open(&path) {
+                Ok(shard) if stamps.agree(number, shard.header().header_hash, files) => Some(shard),
+                Ok(shard) if holds_the_same(plan, &shard, planned, &mut bytes, &mut picture)? => {
+                    stamps.note(number, shard.header().header_hash, files);
+                    Some(shard)
+                }
+                _ => None,
+            };
+            let bad = match there {
+                Some(shard) => {
                     kept.fetch_add(1, Ordering::Relaxed);
                     shards.fetch_add(1, Ordering::Relaxed);
                     count(planned.len());
                     missing_from(plan, &shard, planned)?
                 }
-                Err(_) => match write_shard(plan, number, &mut bytes, &mut picture, &count)? {
-                    Some(bad) => {
-                        shards.fetch_add(1, Ordering::Relaxed);
-                        bad
+                None => {
+                    // The set is not complete any more.
+                    remove(&plan.args.out.join("set.json"))?;
+                    match write_shard(plan, number, &mut bytes, &mut picture, &count)? {
+                        Some(bad) => {
+                            stamps.note(number, Shard::open(&path)?.header().header_hash, files);
+                            shards.fetch_add(1, Ordering::Relaxed);
+                            bad
+                        }
+                        None => break,
                     }
-                    None => break,
-                },
+                }
             };
             left_out.lock().unwrap_or_else(|e| e.into_inner()).extend(bad);
         }
@@ -263,6 +286,36 @@ fn inspect(bytes: &[u8], picture: &mut decode::Picture, no_decode: bool) -> Resu
     Ok((picture.width, picture.height))
 }
 
+/// Whether a finished shard holds the images as they are now, byte for byte; those that it leaves out are still unusable.
+fn holds_the_same(
+    plan: &Plan,
+    shard: &Shard,
+    planned: &[u32],
+    bytes: &mut Vec<u8>,
+    picture: &mut decode::Picture,
+) -> Result<bool> {
+    let mut held = 0;
+    for image in planned {
+        let index = *image as usize;
+        plan.source.read(index, bytes)?;
+        let name = plan.source.name(index);
+        let record = (held < shard.records().len()).then(|| shard.read(held));
+        match record {
+            Some(Ok((old, other))) if other == name => {
+                if old != bytes.as_slice() {
+                    return Ok(false);
+                }
+                held += 1;
+            }
+            // Damaged: written again.
+            Some(Err(_)) => return Ok(false),
+            _ if inspect(bytes, picture, plan.args.no_decode).is_ok() => return Ok(false),
+            _ => {}
+        }
+    }
+    Ok(held == shard.records().len())
+}
+
 /// Planned files that a finished shard does not hold: an earlier pack left them out.
 fn missing_from(plan: &Plan, shard: &Shard, planned: &[u32]) -> Result<Vec<String>> {
     if shard.records().len() == planned.len() {
@@ -306,10 +359,10 @@ impl Speaker {
             && last.elapsed() > Duration::from_secs(10)
         {
             *last = Instant::now();
-            eprintln!(
+            console::remark(&format!(
                 "pack: {} of {} images, {} of {} shards",
                 progress.images, progress.num_images, progress.shards, progress.num_shards
-            );
+            ));
         }
         true
     }

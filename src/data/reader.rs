@@ -57,6 +57,8 @@ pub struct Batch {
     pub indices: Vec<u32>,
     /// Samples that were replaced (`skip_bad`).
     pub num_skipped: usize,
+    /// Each of them: shard, record, file name, and why it could not be used.
+    pub replaced: Vec<String>,
 }
 
 impl Batch {
@@ -71,6 +73,7 @@ impl Batch {
             holes: Vec::new(),
             indices: Vec::new(),
             num_skipped: 0,
+            replaced: Vec::new(),
         }
     }
 
@@ -82,6 +85,7 @@ impl Batch {
             holes: self.holes.clone(),
             indices: self.indices.clone(),
             num_skipped: self.num_skipped,
+            replaced: self.replaced.clone(),
         }
     }
 
@@ -217,7 +221,8 @@ struct Pixels {
     planar: Vec<u8>,
     label: u32,
     index: u32,
-    num_skipped: usize,
+    /// What stood in its place and could not be used.
+    replaced: Vec<String>,
     hole: Option<Rect>,
 }
 
@@ -276,17 +281,19 @@ impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
         let target = unsafe {
             std::slice::from_raw_parts_mut(images.data_ptr().cast::<u8>(), num_images * sample_bytes)
         };
-        let (mut labels, mut indices, mut holes, mut num_skipped) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut labels, mut indices, mut holes, mut replaced) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for slot in target.chunks_exact_mut(sample_bytes) {
             let pixels = self.sample()?;
             slot.copy_from_slice(&pixels.planar);
             labels.push(i64::from(pixels.label));
             indices.push(pixels.index);
             holes.extend(pixels.hole);
-            num_skipped += pixels.num_skipped;
+            replaced.extend(pixels.replaced);
             self.spare.push(pixels.planar);
         }
-        Ok(Batch { images, labels: Tensor::f_from_slice(&labels)?, holes, indices, num_skipped })
+        let labels = Tensor::f_from_slice(&labels)?;
+        Ok(Batch { images, labels, holes, indices, num_skipped: replaced.len(), replaced })
     }
 
     /// Waits for the oldest job.
@@ -308,18 +315,24 @@ impl ReaderShared {
     fn decode(&self, place: SampleAddress, mut planar: Vec<u8>) -> Result<Pixels> {
         planar.resize(3 * self.work.px as usize * self.work.px as usize, 0);
         let num_samples = self.set.len();
-        let mut num_skipped = 0;
+        let mut replaced = Vec::new();
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::LoaderEnded);
             }
             // The neighbour in the shard is a random other sample: the set was shuffled, by `pack` or as it came.
-            let index = (place.index as usize + num_skipped) % num_samples;
+            let index = (place.index as usize + replaced.len()) % num_samples;
             match self.pixels(index, place, &mut planar) {
                 Ok((label, hole)) => {
-                    return Ok(Pixels { planar, label, index: index as u32, num_skipped, hole });
+                    return Ok(Pixels { planar, label, index: index as u32, replaced, hole });
                 }
-                Err(_) if self.work.skip_bad && num_skipped < MAX_SKIPS.min(num_samples) => num_skipped += 1,
+                // An image that `pack` was given like this. A damaged shard is another matter: what else of it is wrong,
+                // labels for one, is not known.
+                Err(Error::BadImage { place, reason })
+                    if self.work.skip_bad && replaced.len() < MAX_SKIPS.min(num_samples) =>
+                {
+                    replaced.push(format!("{place}: {reason}"));
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -4,6 +4,7 @@
 //! PPM, which is a short header and the pixels as they are.
 
 use super::pickle;
+use super::stamps::stamp;
 use crate::cli::{SourceArgs, SourceFormat};
 use crate::data::error::{Error, Result};
 use memmap2::Mmap;
@@ -21,6 +22,8 @@ pub struct Records {
     /// Class names; the label is the position.
     pub classes: Vec<String>,
     files: Vec<Mmap>,
+    /// Of each file.
+    stamps: Vec<u64>,
     /// Rows and columns.
     px: usize,
     images: Vec<Image>,
@@ -45,6 +48,7 @@ impl Records {
             part,
             classes: Vec::new(),
             files: Vec::new(),
+            stamps: Vec::new(),
             px: 32,
             images: Vec::new(),
         };
@@ -134,9 +138,11 @@ impl Records {
         Ok(())
     }
 
-    fn map(&self, name: &str) -> Result<(u32, Mmap)> {
+    fn map(&mut self, name: &str) -> Result<(u32, Mmap)> {
         let path = self.root.join(name);
         let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let about = file.metadata().map_err(Error::io("read", &path))?;
+        self.stamps.push(stamp(&about));
         // SAFETY: the map is read-only and private to this process; nobody changes a data set while it is packed, and a
         // file that is cut meanwhile ends `pack` with SIGBUS, which leaves no finished set.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", &path))?;
@@ -198,6 +204,11 @@ impl Records {
         bytes.clear();
         write!(bytes, "P6\n{px} {px}\n255\n").expect("memory can be written");
         bytes.extend((0..size).flat_map(|at| [planar[at], planar[size + at], planar[2 * size + at]]));
+    }
+
+    /// What the file of image `index` looks like from outside.
+    pub fn stamp(&self, index: usize) -> u64 {
+        self.stamps[self.images[index].file as usize]
     }
 
     /// Hash of classes, names and labels (not of the pixels).

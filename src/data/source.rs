@@ -2,6 +2,7 @@
 
 use super::folder::{Folder, names_in};
 use super::records::Records;
+use super::stamps::stamp;
 use crate::cli::{SourceArgs, SourceFormat};
 use crate::data::error::{Error, Result};
 use std::io::Read;
@@ -99,6 +100,17 @@ impl Source {
         match self {
             Source::Folder(folder) => folder.hash(),
             Source::Records(records) => records.hash(),
+        }
+    }
+
+    /// What the file of image `index` looks like from outside: size and times. Another stamp may be another content.
+    pub fn stamp(&self, index: usize) -> Result<u64> {
+        match self {
+            Source::Folder(folder) => {
+                let path = folder.root.join(folder.name(index));
+                Ok(stamp(&std::fs::metadata(&path).map_err(Error::io("read", &path))?))
+            }
+            Source::Records(records) => Ok(records.stamp(index)),
         }
     }
 

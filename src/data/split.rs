@@ -4,10 +4,10 @@ use super::source::Source;
 use crate::cli::SplitArgs;
 use crate::data::error::{Error, Result};
 use crate::files;
+use crate::process::console;
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::fmt::Write;
-use std::path::Path;
 
 /// One list.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,14 +27,14 @@ pub fn run(args: &SplitArgs) -> Result<()> {
     std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
     for subset in &subsets {
         let path = args.out.join(format!("{}.txt", subset.name));
-        write_list(&path, &text(&source, subset, args.seed), args.overwrite)?;
-        eprintln!(
+        files::write_new(&path, text(&source, subset, args.seed).as_bytes(), args.overwrite)?;
+        console::remark(&format!(
             "{}: {} of {} images, {} classes",
             path.display(),
             subset.images.len(),
             source.len(),
             source.classes().len()
-        );
+        ));
     }
     Ok(())
 }
@@ -111,14 +111,4 @@ pub fn text(source: &Source, subset: &Subset, seed: u64) -> String {
         let _ = writeln!(text, "{}", source.name(*image));
     }
     text
-}
-
-/// The same text again changes nothing.
-fn write_list(path: &Path, text: &str, overwrite: bool) -> Result<()> {
-    match std::fs::read(path) {
-        Ok(old) if old == text.as_bytes() => return Ok(()),
-        Ok(_) if !overwrite => return Err(Error::Exists { path: path.into() }),
-        _ => (),
-    }
-    Ok(files::write(path, text.as_bytes())?)
 }

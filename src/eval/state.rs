@@ -4,14 +4,17 @@
 
 use super::{Evaluation, Tests};
 use crate::comm::Communicator;
+use crate::data::ShardSet;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::net::params::Named;
 use crate::train;
-use crate::train::checkpoint::Checkpoint;
+use crate::train::checkpoint::{CLASSES, Checkpoint, to_safetensors};
 use crate::train::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::hash::Hasher;
+use std::io::Read;
 use std::path::Path;
 use tch::Tensor;
 use xxhash_rust::xxh3::Xxh3;
@@ -99,13 +102,52 @@ pub fn read_weights(path: &Path) -> Result<Named> {
     Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((own(name)?, tensor))).collect())
 }
 
-/// Writes weights as safetensors, whole or not at all. One rank calls it.
-pub fn write_weights(path: &Path, weights: &Named) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
-    Tensor::write_safetensors(&tensors, &temporary)
-        .map_err(|error| train::Error::WeightsFile { path: path.into(), why: error.to_string() })?;
-    // On the disk before it has the name.
-    let synced = File::open(&temporary).and_then(|file| file.sync_all());
-    synced.and_then(|()| std::fs::rename(&temporary, path)).map_err(Error::io("write", path))
+/// The names of the classes that a safetensors file of weights was trained on, in order of the outputs; `None` if it holds
+/// none, as those of older versions and other programs. Errors: the file cannot be read.
+pub fn read_classes(path: &Path) -> Result<Option<Vec<String>>> {
+    let wrong = |why: String| train::Error::WeightsFile { path: path.into(), why };
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|error| wrong(error.to_string()))?;
+    let mut header = Vec::new(); // a damaged number must not ask for memory
+    file.take(u64::from_le_bytes(length)).read_to_end(&mut header).map_err(Error::io("read", path))?;
+    let header: serde_json::Value =
+        serde_json::from_slice(&header).map_err(|error| wrong(error.to_string()))?;
+    match header.pointer("/__metadata__").and_then(|metadata| metadata.get(CLASSES)?.as_str()) {
+        Some(text) => {
+            Ok(Some(serde_json::from_str(text).map_err(|error| wrong(format!("class names: {error}")))?))
+        }
+        None => Ok(None),
+    }
+}
+
+/// Whether weights that were trained on `classes` may be tested on `set`: every output has to mean the same class.
+pub fn check_classes(weights: &Path, classes: &[String], set: &ShardSet) -> Result<()> {
+    let there = set.classes();
+    if classes == there {
+        return Ok(());
+    }
+    let label = (0..classes.len().max(there.len())).find(|&label| classes.get(label) != there.get(label));
+    let label = label.expect("the lists differ");
+    let name = |classes: &[String]| classes.get(label).map_or("nothing".into(), |name| format!("\"{name}\""));
+    Err(train::Error::ClassesDiffer {
+        weights: weights.into(),
+        set: set.dir().into(),
+        label,
+        expected: name(classes),
+        found: name(there),
+    }
+    .into())
+}
+
+/// Writes weights as safetensors, with the names of the `classes` if they are known; whole or not at all. One rank calls it.
+pub fn write_weights(path: &Path, weights: &Named, classes: Option<&[String]>) -> Result<()> {
+    Ok(files::write(path, &weights_file(weights, classes)?)?)
+}
+
+/// What [`write_weights`] writes.
+pub fn weights_file(weights: &Named, classes: Option<&[String]>) -> Result<Vec<u8>> {
+    let tensors: Vec<(String, Tensor)> =
+        weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    to_safetensors(&tensors, classes)
 }

@@ -1,6 +1,6 @@
 //! What is wrong with a table of NAS-Bench-201, its source, or a question about it.
 
-use crate::files::{self, IoError};
+use crate::files::{self, IoError, NewFileError};
 use std::path::PathBuf;
 
 /// The result of what can fail here.
@@ -11,6 +11,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A table that would be replaced by another.
+    #[error(transparent)]
+    NewFile(#[from] NewFileError),
     /// Not a table at all.
     #[error("{}: not a drnas-dist table (its first 8 bytes are not \"DRNAS201\"); make one with `drnas-dist nb201 import`", path.display())]
     Magic {

@@ -154,6 +154,7 @@ pub fn write(
     columns: &[Column],
     architectures: &[Architecture],
     values: &[Vec<u32>],
+    overwrite: bool,
 ) -> Result<()> {
     assert_eq!(architectures.len(), NUM_ARCHITECTURES, "a table holds the whole space");
     assert!((1..=MAX_COLUMNS).contains(&columns.len()) && columns.len() == values.len());
@@ -181,7 +182,7 @@ pub fn write(
     };
     header.header_hash = xxh3_64(&bytemuck::bytes_of(&header)[..HEADER_BYTES - 8]);
     file[..HEADER_BYTES].copy_from_slice(bytemuck::bytes_of(&header));
-    Ok(files::write(path, &file)?)
+    Ok(files::write_new(path, &file, overwrite)?)
 }
 
 #[cfg(test)]
@@ -194,7 +195,7 @@ mod tests {
         let column = |name: &str| Column { name: name.into(), unit: "percent".into(), decimals: 4 };
         let architectures: Vec<Architecture> = Architecture::all().collect();
         let values: Vec<u32> = (0..NUM_ARCHITECTURES as u32).collect();
-        write(&path, &[column("a"), column("b")], &architectures, &[values.clone(), values]).unwrap();
+        write(&path, &[column("a"), column("b")], &architectures, &[values.clone(), values], false).unwrap();
         std::fs::read(path).unwrap()
     }
 

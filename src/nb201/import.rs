@@ -27,9 +27,10 @@ struct TableSource<'a> {
     rows: Vec<Vec<String>>,
 }
 
-/// Reads `source` and writes the table `out`. `skip`: columns that are left out. Local.
+/// Reads `source` and writes the table `out`; another table there is replaced only if `overwrite` says so. `skip`: columns
+/// that are left out. Local.
 /// Errors: what is wrong in which row; columns and architectures that are missing or there twice.
-pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
+pub fn import(source: &Path, out: &Path, skip: &[String], overwrite: bool) -> Result<()> {
     let text = fs::read_to_string(source).map_err(Error::io("read", source))?;
     let text = text.trim_start_matches('\u{feff}').trim_start(); // some programs begin with a byte order mark
     let source = if text.starts_with('{') { json(source, text)? } else { csv(source, text)? };
@@ -37,7 +38,7 @@ pub fn import(source: &Path, out: &Path, skip: &[String]) -> Result<()> {
         let what = "is there and is no table, so it is not replaced; give another --out".to_string();
         return Err(Error::Source { path: out.to_owned(), place: String::new(), what });
     }
-    source.write(out, skip)
+    source.write(out, skip, overwrite)
 }
 
 fn json<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
@@ -126,7 +127,7 @@ impl TableSource<'_> {
     }
 
     /// Checks everything, then writes the table: architectures in the benchmark's order, columns but those in `skip`.
-    fn write(&self, out: &Path, skip: &[String]) -> Result<()> {
+    fn write(&self, out: &Path, skip: &[String], overwrite: bool) -> Result<()> {
         let order = self.order()?;
         let architectures: Vec<Architecture> = order.iter().map(|(_, architecture)| *architecture).collect();
         if let Some(unknown) = skip.iter().find(|name| self.position(name).is_none()) {
@@ -149,7 +150,7 @@ impl TableSource<'_> {
             columns.push(column);
             values.push(integers);
         }
-        format::write(out, &columns, &architectures, &values)
+        format::write(out, &columns, &architectures, &values, overwrite)
     }
 
     /// For each index of the benchmark the row that has it, and its architecture.

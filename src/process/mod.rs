@@ -1,5 +1,6 @@
 //! This rank as a process: which machine and cores it runs on, what it is doing, what it says, and how it ends.
 
+pub mod console;
 pub mod error_line;
 pub mod exit;
 pub mod identity;

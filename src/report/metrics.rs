@@ -2,10 +2,21 @@
 
 use super::LogRecord;
 use crate::files;
+use crate::process::console::utc_now;
 use crate::report::error::{Error, Result};
+use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// A line.
+#[derive(Serialize)]
+struct Timed<'a> {
+    #[serde(flatten)]
+    record: &'a LogRecord,
+    /// When it was written, UTC.
+    time: String,
+}
 
 /// The open file.
 #[derive(Debug)]
@@ -48,7 +59,8 @@ impl MetricsLog {
 
     /// Appends one line; it has left the program when this returns.
     pub fn write(&mut self, record: &LogRecord) -> Result<()> {
-        let mut line = serde_json::to_vec(record).expect("records have only text and numbers");
+        let timed = Timed { record, time: utc_now() };
+        let mut line = serde_json::to_vec(&timed).expect("records have only text and numbers");
         line.push(b'\n');
         self.file.write_all(&line).map_err(Error::io("write", &self.path))
     }
@@ -105,11 +117,19 @@ mod tests {
             stages: 2,
             epochs: 2,
             images: 64,
+            replaced_images: 0,
             ranks: 1,
             genotype: "Genotype()".into(),
             benchmark: None,
             wall_s: 1.0,
         })
+    }
+
+    /// The lines but for the times at their ends.
+    fn untimed(path: &Path) -> Vec<String> {
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.ends_with("\n"), "{text}");
+        text.lines().map(|line| line.rsplit_once(r#","time":""#).unwrap().0.to_owned()).collect()
     }
 
     #[test]
@@ -142,17 +162,17 @@ mod tests {
         log.file.write_all(br#"{"event":"step","stage":1,"st"#).unwrap();
         let mut log = MetricsLog::resume(&cut, 3).unwrap();
         (4..=6).for_each(|n| log.write(&step(n)).unwrap());
-        assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
+        assert_eq!(untimed(&whole), untimed(&cut));
 
         // A line cut off just before its end would swallow the next one.
         log.file.write_all(br#"{"event":"step","step":6}"#).unwrap();
         let mut log = MetricsLog::resume(&cut, 6).unwrap();
-        assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
+        assert_eq!(untimed(&whole), untimed(&cut));
 
         // A run that was killed between its last line and its report says the last line again.
         log.write(&finish(6)).unwrap();
         MetricsLog::resume(&cut, 6).unwrap();
-        assert_eq!(fs::read(&whole).unwrap(), fs::read(&cut).unwrap());
+        assert_eq!(untimed(&whole), untimed(&cut));
     }
 
     #[test]

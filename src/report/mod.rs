@@ -12,11 +12,12 @@ pub use metrics::MetricsLog;
 pub use progress::{Progress, Status};
 pub use records::{
     Accuracies, EpochRecord, EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, LogRecord,
-    NetworkRecord, StageRecord, StepRecord,
+    NetworkRecord, ReplacedRecord, StageRecord, StepRecord,
 };
 pub use scaling::scaling;
 
 use crate::files;
+use crate::process::messages::print;
 use serde::Serialize;
 use std::io::Write;
 use std::{fs, path::Path, time::Duration};
@@ -101,7 +102,7 @@ pub fn finish(run: &Path, step: u64, text: &str) -> Result<()> {
     files::write(&run.join(REPORT_FILE), text.as_bytes())?;
     let record = serde_json::json!({ "step": step, "version": env!("CARGO_PKG_VERSION") });
     files::write(&run.join(FINISHED_FILE), format!("{record}\n").as_bytes())?;
-    println!("\n{text}");
+    print(&format!("\n{text}"));
     Ok(())
 }
 
@@ -154,6 +155,7 @@ mod tests {
             stages: 2,
             epochs: 4,
             images: 1280,
+            replaced_images: 0,
             ranks: 2,
             genotype: "Genotype(normal=[('skip_connect', 0)])".into(),
             benchmark: None,

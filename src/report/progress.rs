@@ -1,6 +1,8 @@
 //! Where the run stands: a bar on a terminal, else a plain line every few steps.
 
 use super::human_time;
+use crate::process::console;
+use crate::process::messages::print;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -64,14 +66,16 @@ impl Progress {
     pub fn step(&mut self, status: &Status) {
         let left = self.pace.left(status, self.num_steps, Instant::now());
         let line = line(status, self.num_steps, left);
+        let due = status.step.is_multiple_of(self.log_every) || status.step == self.num_steps;
         match &self.bar {
             Some(bar) => {
+                if due {
+                    console::log(&line);
+                }
                 bar.set_message(line);
                 bar.set_position(status.step);
             }
-            None if status.step.is_multiple_of(self.log_every) || status.step == self.num_steps => {
-                println!("{line}");
-            }
+            None if due => print(&line),
             None => {}
         }
     }
@@ -79,8 +83,12 @@ impl Progress {
     /// A line of its own (the end of an epoch, a new stage, a warning) that the bar does not overwrite.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.println(line), // through the bar's own stream: mpirun mixes two at will
-            None => println!("{line}"),
+            // Through the bar's own stream: mpirun mixes two at will.
+            Some(bar) => {
+                console::log(line);
+                bar.println(line);
+            }
+            None => print(line),
         }
     }
 

@@ -29,6 +29,17 @@ pub enum LogRecord {
     EvaluatedEpoch(EvaluatedEpochRecord),
     /// Once, at the end of an evaluation.
     Evaluated(EvaluatedRecord),
+    /// Images that could not be decoded were replaced by others.
+    Replaced(ReplacedRecord),
+}
+
+/// Images that could not be decoded and were replaced (`data.skip_bad`), each named the first time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplacedRecord {
+    /// Steps done when they were looked at.
+    pub step: u64,
+    /// Shard, record, file name, and why it could not be used.
+    pub images: Vec<String>,
 }
 
 /// One step. The images of all replicas count.
@@ -166,6 +177,9 @@ pub struct FinishRecord {
     pub epochs: u64,
     /// Images of both sets that went through the network.
     pub images: u64,
+    /// How often an image that could not be decoded was replaced.
+    #[serde(default)]
+    pub replaced_images: u64,
     /// Ranks that took part in the end.
     pub ranks: u64,
     /// The found architecture: DARTS one-line text, or the architecture string of NAS-Bench-201.
@@ -241,6 +255,9 @@ pub struct EvaluatedRecord {
     pub multiply_adds: i64,
     /// Training images that went through the network.
     pub images: u64,
+    /// How often one that could not be decoded was replaced.
+    #[serde(default)]
+    pub replaced_images: u64,
     /// Ranks that took part in the end.
     pub ranks: u64,
     /// The architecture, DARTS one-line text.
@@ -260,6 +277,7 @@ impl LogRecord {
             LogRecord::Network(record) => record.step,
             LogRecord::EvaluatedEpoch(record) => record.summary.step,
             LogRecord::Evaluated(record) => record.step,
+            LogRecord::Replaced(record) => record.step,
         }
     }
 }

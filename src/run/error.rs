@@ -31,6 +31,9 @@ pub enum Error {
     /// A run folder that holds a run, without `--resume`.
     #[error("{} holds a run already; add --resume to go on with it, or choose another --out", .0.display())]
     RunExists(PathBuf),
+    /// The result of a test that would be replaced.
+    #[error("{} holds the result of an earlier test; choose another --out, or move that file away", .0.display())]
+    TestExists(PathBuf),
     /// Another configuration or other data than the run began with.
     #[error(
         "the run began with {before}, now it is {now}; go on with what it began with, or start another run"

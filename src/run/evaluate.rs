@@ -9,9 +9,11 @@ use crate::comm::Communicator;
 use crate::config::{self, EvaluateConfig, Settings};
 use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
 use crate::error::{Error, Result};
-use crate::eval::state::{read_weights, write_weights};
+use crate::eval::state::{check_classes, read_classes, read_weights, write_weights};
 use crate::eval::{self, Evaluation, Tested};
+use crate::files;
 use crate::net::network::Network;
+use crate::process::messages::{print, say};
 use crate::report::{
     EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, evaluated_text,
 };
@@ -111,13 +113,28 @@ fn test_only(
     out: &Path,
     world: &World,
 ) -> Result<()> {
+    let path = out.join(TEST_RESULT);
+    // Before the work, not after it.
+    if world.rank() == 0 && path.exists() {
+        return Err(RunError::TestExists(path).into());
+    }
+    match read_classes(weights)? {
+        Some(classes) => check_classes(weights, &classes, set)?,
+        None if world.rank() == 0 => say(&format!(
+            "warning: {} holds no class names (an older version or another program wrote it): that its outputs mean the \
+             classes of {} in their order is not checked",
+            weights.display(),
+            set.dir().display()
+        )),
+        None => {}
+    }
     let pool = DecodePool::new(config.data.threads(world.threads()));
     let mut loader = open_test(config, set, &pool, (world.rank(), world.size()))?;
     let named = read_weights(weights)?;
     let comm = world.communicator();
     let tested = eval::test_weights(config, genotype, &named, &mut loader, world.device(), comm)?;
     if world.rank() == 0 {
-        println!(
+        print(&format!(
             "{} on {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}, {} images",
             weights.display(),
             set.dir().display(),
@@ -125,11 +142,10 @@ fn test_only(
             100.0 * tested.top5(),
             tested.loss,
             tested.images
-        );
+        ));
         fs::create_dir_all(out).map_err(Error::io("create folder", out))?;
-        let path = out.join(TEST_RESULT);
         let json = serde_json::to_string_pretty(&tested).expect("numbers have a JSON form");
-        fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))?;
+        files::write(&path, format!("{json}\n").as_bytes())?;
     }
     Ok(())
 }
@@ -196,6 +212,10 @@ impl Training for EvaluateRun<'_> {
         vec![("train", self.train_set.hash()), ("test", self.test_set.hash()), ("genotype", genotype)]
     }
 
+    fn classes(&self) -> &[String] {
+        self.train_set.classes()
+    }
+
     fn steps_per_epoch(&self) -> u64 {
         self.evaluation.steps_per_epoch()
     }
@@ -229,7 +249,8 @@ impl Training for EvaluateRun<'_> {
         let mut loader = open_test(self.config, &self.test_set, &self.streams.pool, (self.rank, self.size))?;
         let best = self.evaluation.test(&mut loader, comm)?;
         if best && self.rank == 0 {
-            write_weights(&self.out.join(BEST_WEIGHTS), &self.evaluation.tested_weights())?;
+            let weights = self.evaluation.tested_weights();
+            write_weights(&self.out.join(BEST_WEIGHTS), &weights, Some(self.train_set.classes()))?;
         }
         Ok(())
     }
@@ -242,11 +263,10 @@ impl Training for EvaluateRun<'_> {
         &mut self.evaluation
     }
 
-    fn write_inputs(&self, out: &Path) -> Result<()> {
+    fn inputs(&self) -> Result<Vec<(&'static str, String)>> {
         let json = serde_json::to_string_pretty(&self.genotype);
         let json = json.map_err(|error| space::Error::Genotype(error.to_string()))?;
-        let path = out.join(GENOTYPE);
-        fs::write(&path, format!("{json}\n")).map_err(Error::io("write", path))
+        Ok(vec![(GENOTYPE, format!("{json}\n"))])
     }
 
     fn tell_stage(&self) -> Told {
@@ -304,6 +324,7 @@ impl Training for EvaluateRun<'_> {
             parameters: net.num_parameters(),
             multiply_adds: net.multiply_adds(),
             images: totals.images,
+            replaced_images: totals.replaced_images,
             ranks: totals.ranks,
             genotype: self.genotype.to_line(),
             wall_s: totals.wall_s,

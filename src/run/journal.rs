@@ -3,9 +3,11 @@
 use super::training::{Totals, Training};
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, Status};
+use crate::process::messages::say;
+use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status};
 use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -39,10 +41,41 @@ struct EpochSums {
 }
 
 /// What of the journal goes into a checkpoint, so that an interrupted epoch reports all its steps, and a run all its time.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sums {
     epoch: EpochSums,
     totals: Totals,
+    /// Images that could not be decoded and were replaced, each with its reason; how often.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    replaced: BTreeMap<String, u64>,
+}
+
+/// Images of [`Sums::replaced`] that the report names; `metrics.jsonl` and `messages.log` name all.
+const REPORTED: usize = 20;
+
+impl Sums {
+    /// How often an image was replaced.
+    fn num_replaced(&self) -> u64 {
+        self.replaced.values().sum()
+    }
+
+    /// What the report says of them; "" if there are none.
+    fn replaced_text(&self) -> String {
+        let times = |count: u64| if count == 1 { "1 time".into() } else { format!("{count} times") };
+        let named = self.replaced.iter().take(REPORTED);
+        let mut text: String =
+            named.map(|(image, count)| format!("  {}: {image}\n", times(*count))).collect();
+        if self.replaced.len() > REPORTED {
+            text += &format!("  and {} more, see metrics.jsonl\n", self.replaced.len() - REPORTED);
+        }
+        match self.num_replaced() {
+            0 => String::new(),
+            count => format!(
+                "\nImages that could not be decoded were replaced by others, {} (data.skip_bad = true):\n{text}",
+                times(count)
+            ),
+        }
+    }
 }
 
 /// The log and the progress of a run. Rank 0 only.
@@ -63,11 +96,12 @@ impl Journal {
     ) -> Result<Journal> {
         fs::create_dir_all(out).map_err(Error::io("create folder", out))?;
         let path = out.join("metrics.jsonl");
+        let is_new = resumed.is_none();
         let (step, mut sums) = resumed.unwrap_or_default();
         sums.totals.ranks = ranks as u64;
-        let log = match resumed {
-            Some(_) => MetricsLog::resume(&path, step)?,
-            None => {
+        let log = match is_new {
+            false => MetricsLog::resume(&path, step)?,
+            true => {
                 // Nothing was saved of what this log speaks of.
                 if path.exists() {
                     fs::remove_file(&path).map_err(Error::io("remove", &path))?;
@@ -112,6 +146,26 @@ impl Journal {
             images_per_s: images as f64 / pending.iter().map(|step| step.wall_s).sum::<f64>(),
         });
         Ok(())
+    }
+
+    /// Images that were replaced up to `step`, of all ranks. Each is named once in a run.
+    pub fn replaced(&mut self, step: u64, images: Vec<String>) -> Result<()> {
+        let mut new = Vec::new();
+        for image in images {
+            let count = self.sums.replaced.entry(image.clone()).or_insert(0);
+            *count += 1;
+            if *count == 1 {
+                new.push(image);
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        new.sort();
+        for image in &new {
+            say(&format!("warning: image replaced by another one (data.skip_bad = true): {image}"));
+        }
+        Ok(self.log.write(&LogRecord::Replaced(ReplacedRecord { step, images: new }))?)
     }
 
     fn step(
@@ -186,9 +240,10 @@ impl Journal {
     /// Has the results and the last line of the log written; the final report, for people.
     pub fn finish(&mut self, training: &impl Training, out: &Path) -> Result<String> {
         self.close();
-        let told = training.finish(out, &self.sums.totals)?;
+        let totals = Totals { replaced_images: self.sums.num_replaced(), ..self.sums.totals };
+        let told = training.finish(out, &totals)?;
         self.log.write(&told.record)?;
         self.log.sync()?;
-        Ok(told.text)
+        Ok(told.text + &self.sums.replaced_text())
     }
 }

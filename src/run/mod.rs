@@ -17,8 +17,10 @@ use crate::cli::RunArgs;
 use crate::comm::Communicator;
 use crate::config::Settings;
 use crate::error::Result;
+use crate::files;
+use crate::process::console;
 use crate::process::exit::at_last;
-use crate::process::messages::{say, say_into};
+use crate::process::messages::{note, print, say, say_into};
 use crate::process::phase::{self, Phase};
 use crate::report::{finish, finished, unfinish};
 use crate::train::tally::{StepOutcome, Tally, timed};
@@ -36,6 +38,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Overrules the command that an interrupted run is told to go on with: scripts that start one set it to themselves.
 const COMMAND_VARIABLE: &str = "DRNAS_COMMAND";
+
+/// What a run writes in the course of it, beside checkpoints.
+const RESULTS: [&str; 6] =
+    ["metrics.jsonl", "report.txt", "finished.json", "best.safetensors", "genotype.json", "genotype.txt"];
 
 /// What every rank says goes into this file of the run folder too: launchers lose some of it when a job is ended.
 const MESSAGES_FILE: &str = "messages.log";
@@ -92,6 +98,8 @@ struct Run<'a> {
     /// Losses that nobody has looked at, and what else is known of their steps.
     tally: Tally,
     pending: Vec<UnreadStep>,
+    /// Images that this rank has replaced since the last look.
+    replaced: Vec<String>,
     /// Milliseconds for which the next step was held up by a checkpoint.
     checkpoint_ms: f64,
 }
@@ -109,11 +117,15 @@ impl<'a> Run<'a> {
             lock: None,
             tally: Tally::default(),
             pending: Vec::new(),
+            replaced: Vec::new(),
             checkpoint_ms: 0.0,
         };
         run.lock_folder()?;
-        let resumed =
-            if args.resume { resume(&run.out, world.rank() == 0, training)? } else { run.refuse_old()? };
+        let resumed = if args.resume {
+            resume(&run.out, world.rank() == 0, training)?
+        } else {
+            run.refuse_old(training)?
+        };
         // Nobody writes before everybody has read.
         world.communicator().barrier()?;
         if resumed.is_some()
@@ -121,16 +133,20 @@ impl<'a> Run<'a> {
             && let Some(report) = finished(&run.out)?
         {
             if world.rank() == 0 {
-                println!("this run has finished:\n\n{report}");
+                print(&format!("this run has finished:\n\n{report}"));
             }
             return Ok(None);
         }
         if world.rank() == 0 {
             unfinish(&run.out)?;
             run.introduce(training)?;
-            let mut journal = Journal::open(training, &run.out, resumed, world.size())?;
-            match resumed {
-                Some((step, _)) => println!("resumed after step {step}"),
+            let mut journal = Journal::open(training, &run.out, resumed.clone(), world.size())?;
+            match &resumed {
+                Some((step, _)) => {
+                    let text = format!("resumed after step {step}");
+                    print(&text);
+                    note(&text);
+                }
                 None => journal.stage(training)?,
             }
             run.journal = Some(journal);
@@ -149,6 +165,15 @@ impl<'a> Run<'a> {
             let lock = Lock::acquire(&self.out, self.world.host())?;
             at_last(lock.releaser());
             self.lock = Some(lock);
+            console::keep_in(&self.out)?;
+            if self.world.size() == 1 {
+                // Of several ranks the hook of `launch` says it.
+                let usual = std::panic::take_hook();
+                std::panic::set_hook(Box::new(move |panic| {
+                    console::log(&panic.to_string());
+                    usual(panic)
+                }));
+            }
         }
         self.world.communicator().barrier()?;
         if self.world.rank() != 0 {
@@ -159,21 +184,27 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Without `--resume` no older run is touched.
-    fn refuse_old(&self) -> Result<Option<(u64, Sums)>> {
-        let old = self.out.join("metrics.jsonl").exists() || checkpoint::folder(&self.out).exists();
+    /// Without `--resume` no older run is touched, nor what else would be replaced.
+    fn refuse_old(&self, training: &impl Training) -> Result<Option<(u64, Sums)>> {
+        let inputs = inputs(training)?;
+        let is_input = |name: &str| inputs.iter().any(|(input, _)| *input == name);
+        let result = |name: &&str| !is_input(name) && self.out.join(name).exists();
+        let other = |(name, text): &(&str, String)| {
+            std::fs::read(self.out.join(name)).is_ok_and(|there| there != text.as_bytes())
+        };
+        let old =
+            checkpoint::folder(&self.out).exists() || RESULTS.iter().any(result) || inputs.iter().any(other);
         if old { Err(Error::RunExists(self.out.clone()).into()) } else { Ok(None) }
     }
 
     /// Says and saves what the run is. Rank 0 only.
     fn introduce(&self, training: &impl Training) -> Result<()> {
-        let text = training.settings().to_toml();
-        let path = self.out.join("config.toml");
-        fs::write(&path, &text).map_err(crate::Error::io("write", path))?;
-        training.write_inputs(&self.out)?;
-        println!("{text}");
+        for (name, text) in inputs(training)? {
+            files::write(&self.out.join(name), text.as_bytes())?;
+        }
+        print(&training.settings().to_toml());
         let world = self.world;
-        println!(
+        print(&format!(
             "{} ranks on {} hosts, {} threads each; {} replicas, {} steps; run folder {}\n\
              interrupted, it goes on with: {}",
             world.size(),
@@ -183,7 +214,7 @@ impl<'a> Run<'a> {
             training.num_steps(),
             self.out.display(),
             self.command
-        );
+        ));
         // Which of the runs of a requeued job this is.
         if let (Ok(job), count) = (std::env::var("SLURM_JOB_ID"), std::env::var("SLURM_RESTART_COUNT")) {
             let count = count.unwrap_or_else(|_| "0".into());
@@ -196,6 +227,7 @@ impl<'a> Run<'a> {
     fn note_step(&mut self, training: &impl Training, outcome: &StepOutcome, wall_s: f64) {
         let batches = 1 + u64::from(!outcome.architecture.is_empty());
         self.tally.add(outcome);
+        self.replaced.extend(outcome.replaced.iter().cloned());
         self.pending.push(UnreadStep {
             step: training.step(),
             images: batches * training.settings().global_batch() as u64,
@@ -284,8 +316,16 @@ impl<'a> Run<'a> {
             }
             None => None,
         };
+        // The same number on all ranks: they exchange names when there is one, and hardly ever.
+        let replaced = match measures.iter().any(|measures| measures.skipped > 0.0) {
+            true => gather_lines(&std::mem::take(&mut self.replaced), self.world.communicator())?,
+            false => Vec::new(),
+        };
         match &mut self.journal {
-            Some(journal) => journal.steps(training, &pending, &measures, card_memory_mib),
+            Some(journal) => {
+                journal.replaced(training.step(), replaced)?;
+                journal.steps(training, &pending, &measures, card_memory_mib)
+            }
             None => Ok(()),
         }
     }
@@ -295,7 +335,7 @@ impl<'a> Run<'a> {
     fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
         phase::begin(Phase::Checkpoint)?;
         training.state().check_finite()?;
-        let extra = self.journal.as_ref().map(|journal| Extra::of(training, journal.sums)).transpose()?;
+        let extra = self.journal.as_ref().map(|journal| Extra::of(training, &journal.sums)).transpose()?;
         let state = training.state().to_checkpoint(self.world.communicator(), extra)?;
         if let (Some(journal), Some(writer), Some(lock)) = (&self.journal, &mut self.writer, &self.lock)
             && let Some(state) = state
@@ -332,9 +372,30 @@ impl<'a> Run<'a> {
         if let (Some(journal), Some(writer)) = (&mut self.journal, &mut self.writer) {
             writer.wait()?;
             finish(&self.out, training.step(), &journal.finish(training, &self.out)?)?;
+            note(&format!("finished after step {}", training.step()));
         }
         Ok(())
     }
+}
+
+/// What the run was given, as files of the run folder: name and text.
+fn inputs(training: &impl Training) -> Result<Vec<(&'static str, String)>> {
+    let mut inputs = vec![("config.toml", training.settings().to_toml())];
+    inputs.extend(training.inputs()?);
+    Ok(inputs)
+}
+
+/// The lines of all ranks, on all of them. Collective.
+fn gather_lines(mine: &[String], comm: &dyn Communicator) -> Result<Vec<String>> {
+    let mut text = mine.join("\n").into_bytes();
+    let lengths = comm.all_gather(&(text.len() as u64).to_le_bytes())?;
+    let length =
+        |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, |bytes| u64::from_le_bytes(bytes) as usize);
+    let lengths: Vec<usize> = lengths.iter().map(length).collect();
+    text.resize(lengths.iter().copied().max().unwrap_or(0), 0);
+    let all = comm.all_gather(&text)?;
+    let texts = all.iter().zip(lengths).map(|(text, length)| String::from_utf8_lossy(&text[..length]));
+    Ok(texts.flat_map(|text| text.lines().map(String::from).collect::<Vec<_>>()).collect())
 }
 
 /// The command that goes on with a run of `size` ranks: as it was typed, with `--resume`.

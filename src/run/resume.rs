@@ -4,6 +4,7 @@ use super::journal::Sums;
 use super::training::Training;
 use crate::config::Settings;
 use crate::error::Result;
+use crate::process::messages::say;
 use crate::run::error::Error as RunError;
 use crate::train::{self, checkpoint};
 use serde::{Deserialize, Serialize};
@@ -16,16 +17,20 @@ pub(super) struct Extra {
     config: String,
     /// What `Training::sets` gave.
     sets: Vec<u64>,
+    /// Names of the classes, for those who use the weights; that a run goes on with the same ones is part of `sets`.
+    #[serde(default)]
+    classes: Vec<String>,
     sums: Sums,
 }
 
 impl Extra {
     /// Of this moment, as it stands in a checkpoint.
-    pub(super) fn of(training: &impl Training, sums: Sums) -> Result<serde_json::Value> {
+    pub(super) fn of(training: &impl Training, sums: &Sums) -> Result<serde_json::Value> {
         let extra = Extra {
             config: training.settings().to_toml(),
             sets: training.sets().into_iter().map(|(_, hash)| hash).collect(),
-            sums,
+            classes: training.classes().to_vec(),
+            sums: sums.clone(),
         };
         serde_json::to_value(extra).map_err(|error| train::Error::CheckpointState(error.to_string()).into())
     }
@@ -37,7 +42,7 @@ pub(super) fn resume(out: &Path, warns: bool, training: &mut impl Training) -> R
     let folder = checkpoint::folder(out);
     let latest = checkpoint::latest(&folder)?;
     if warns {
-        latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        latest.warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
     }
     let Some((step, saved)) = latest.found else {
         // To begin anew would drop what the log knows of the old run.

@@ -109,6 +109,10 @@ impl Training for SearchRun<'_> {
         vec![("train", self.sets[0].hash()), ("valid", self.sets[1].hash())]
     }
 
+    fn classes(&self) -> &[String] {
+        self.sets[0].classes()
+    }
+
     fn steps_per_epoch(&self) -> u64 {
         self.timeline.steps_per_epoch
     }
@@ -221,6 +225,7 @@ impl Training for SearchRun<'_> {
             stages: self.timeline.stages().len() as u64,
             epochs: self.timeline.num_epochs(),
             images: totals.images,
+            replaced_images: totals.replaced_images,
             ranks: totals.ranks,
             genotype: line,
             benchmark: self.accuracies(&found),

@@ -21,6 +21,9 @@ pub trait Training {
     /// What it was given on the command line: option and content. A run goes on with what it began with.
     fn sets(&self) -> Vec<(&'static str, u64)>;
 
+    /// Names of the classes that it is trained on, in order of the labels.
+    fn classes(&self) -> &[String];
+
     /// Steps of every epoch.
     fn steps_per_epoch(&self) -> u64;
 
@@ -60,9 +63,9 @@ pub trait Training {
     /// The same, to be put back where a checkpoint was.
     fn state_mut(&mut self) -> &mut dyn State;
 
-    /// Writes into the run folder what it was given beside the configuration. Rank 0.
-    fn write_inputs(&self, _out: &Path) -> Result<()> {
-        Ok(())
+    /// What it was given beside the configuration, as files of the run folder: name and text.
+    fn inputs(&self) -> Result<Vec<(&'static str, String)>> {
+        Ok(Vec::new())
     }
 
     /// What is told when the run, or a stage of it, begins. Rank 0.
@@ -84,6 +87,9 @@ pub struct Totals {
     pub wall_s: f64,
     /// Ranks of the last part of the run.
     pub ranks: u64,
+    /// How often an image that could not be decoded was replaced.
+    #[serde(default)]
+    pub replaced_images: u64,
 }
 
 /// A line of the log, and the same for people.

@@ -34,6 +34,25 @@ pub enum Error {
     /// A checkpoint that is whole, but of another program or run.
     #[error("the checkpoint does not fit: {0}")]
     CheckpointState(String),
+    /// Weights and a test set whose labels mean other classes.
+    #[error(
+        "{} and {} do not have the same classes: label {label} is {expected} in the weights and {found} in the test set; \
+         pack the test images from a folder with the class folders of the training",
+        weights.display(),
+        set.display()
+    )]
+    ClassesDiffer {
+        /// The file of weights.
+        weights: PathBuf,
+        /// The folder of shards.
+        set: PathBuf,
+        /// The first label that differs.
+        label: usize,
+        /// Its class in the weights, in quotes, or "nothing".
+        expected: String,
+        /// Its class in the set, in the same way.
+        found: String,
+    },
     /// `--resume` where there are checkpoints, but none that can be read.
     #[error("none of the {count} checkpoints in {} can be read (see the warnings); restore one, or remove the folder to begin again", folder.display())]
     NoGoodCheckpoint {

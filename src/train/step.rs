@@ -18,9 +18,10 @@ pub fn prepare(
     outcome: &mut StepOutcome,
 ) -> Result<(Tensor, Tensor)> {
     begin(Phase::Data)?;
-    let batch = loader.next()?;
+    let mut batch = loader.next()?;
     begin(Phase::Forward)?;
     outcome.num_skipped += batch.num_skipped;
+    outcome.replaced.append(&mut batch.replaced);
     Ok(upload.input(&batch)?)
 }
 

@@ -44,6 +44,8 @@ pub struct StepOutcome {
     pub architecture: Vec<Tensor>,
     /// Images that could not be decoded and were replaced.
     pub num_skipped: usize,
+    /// Each of them: shard, record, file name, and why.
+    pub replaced: Vec<String>,
     /// Milliseconds spent waiting for images.
     pub data_wait_ms: f64,
     /// Milliseconds spent waiting for other ranks.

@@ -142,6 +142,7 @@ impl Run {
                     "reduce_wait_ms",
                     "checkpoint_ms",
                     "wall_s",
+                    "time",
                     "ranks",
                     "card_memory_mib",
                 ] {

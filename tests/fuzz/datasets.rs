@@ -155,7 +155,7 @@ fn nb201_table() {
     let dir = tempfile::tempdir().unwrap();
     let (source, path) = (dir.path().join("source.csv"), dir.path().join("table"));
     fs::write(&source, csv()).unwrap();
-    import(&source, &path, &[]).unwrap();
+    import(&source, &path, &[], true).unwrap();
     let good = fs::read(&path).unwrap();
     // Nearly all of the file is numbers: what stands in front of them is also damaged alone.
     for (name, damaged, sealed, every) in [
@@ -187,7 +187,7 @@ fn nb201_import() {
     let target = Target { name: "nb201-import", seeds, words, spare_bytes: 8 << 20, every: 30 };
     bombard(&target, |file| {
         fs::write(&source, file).unwrap();
-        import(&source, &out, &[])?;
+        import(&source, &out, &[], true)?;
         ask(&out)
     });
 }

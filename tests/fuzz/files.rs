@@ -273,7 +273,7 @@ fn weights() {
     named.extend(net.params.export_running(0));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weights.safetensors");
-    write_weights(&path, &named).unwrap();
+    write_weights(&path, &named, None).unwrap();
     let words = "[ { \" \"F32\" \"F8_E4M3\" \"BOOL\" \"U16\" \"shape\": \"data_offsets\": weights/ null 0,";
     let seeds = vec![fs::read(&path).unwrap()];
     let target = Target { name: "weights", seeds, words, spare_bytes: 8 << 20, every: 4 };

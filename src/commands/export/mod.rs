@@ -3,17 +3,20 @@
 
 use crate::cli::ExportArgs;
 use crate::config::{EvaluateConfig, Settings};
+use crate::console;
 use crate::error::{Error, Result};
 use crate::eval::shape;
-use crate::eval::state::{read_weights, write_weights};
+use crate::eval::state::{read_classes, read_weights, weights_file};
+use crate::files;
 use crate::net::network::Network;
 use crate::net::params::Named;
 use crate::net::placement::Placement;
 use crate::run::evaluate::{BEST_WEIGHTS, GENOTYPE};
 use crate::space::SearchSpace;
 use crate::space::genotype::Genotype;
+use crate::train;
+use crate::train::checkpoint::{self, classes_of};
 use crate::train::state::group;
-use crate::train::{self, checkpoint};
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
@@ -33,48 +36,74 @@ struct About {
     /// Normalisation of red, green, blue.
     mean: [f64; 3],
     std: [f64; 3],
+    /// Names of the classes, in order of the outputs; absent if the run is of an older version, which did not keep them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    classes: Option<Vec<String>>,
     /// Where the weights come from.
     weights: String,
+}
+
+/// Weights, and what is known of them.
+pub struct Trained {
+    /// Under the published names.
+    pub weights: Named,
+    /// Names of the classes, in order of the outputs, if they are known.
+    pub classes: Option<Vec<String>>,
+    /// Where the weights come from.
+    pub from: String,
 }
 
 /// Exports a run as `args` say. Local.
 pub fn run(args: &ExportArgs) -> Result<()> {
     let config = EvaluateConfig::load(&args.run.join("config.toml"), &[])?;
     let genotype = Genotype::read(&args.run.join(GENOTYPE).display().to_string())?;
-    let (weights, from) = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
-    export(&config, &genotype, &weights, from, &args.to)?;
-    println!(
-        "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)",
+    let trained = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
+    if trained.classes.is_none() {
+        console::remark(&format!(
+            "warning: {} was trained by an older version and holds no class names; the export has none either, and \
+             tests of it cannot check them",
+            args.run.display()
+        ));
+    }
+    export(&config, &genotype, trained, &args.to, args.overwrite)?;
+    Ok(console::answer(&format!(
+        "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)\n",
         args.to.display(),
         args.to.join("network.py").display()
-    );
-    Ok(())
+    ))?)
 }
 
-fn best_of(run: &Path) -> Result<(Named, String)> {
-    Ok((read_weights(&run.join(BEST_WEIGHTS))?, "the best test".into()))
+fn best_of(run: &Path) -> Result<Trained> {
+    let path = run.join(BEST_WEIGHTS);
+    Ok(Trained { weights: read_weights(&path)?, classes: read_classes(&path)?, from: "the best test".into() })
 }
 
-fn newest_of(run: &Path) -> Result<(Named, String)> {
+fn newest_of(run: &Path) -> Result<Trained> {
     let folder = checkpoint::folder(run);
     let latest = checkpoint::latest(&folder)?;
-    latest.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    latest.warnings.iter().for_each(|warning| console::remark(&format!("warning: {warning}")));
     let (step, saved) =
         latest.found.ok_or(train::Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
-    Ok((group(&saved, "weights/"), format!("the checkpoint of step {step}")))
+    Ok(Trained {
+        weights: group(&saved, "weights/"),
+        classes: classes_of(&saved.meta),
+        from: format!("the checkpoint of step {step}"),
+    })
 }
 
-/// Writes the four files into the folder `to`. `weights` must be those of the configuration's network. Local.
+/// Writes the four files into the folder `to`; files of another content are replaced only if `overwrite` says so. The
+/// weights must be those of the configuration's network. Local.
 pub fn export(
     config: &EvaluateConfig,
     genotype: &Genotype,
-    weights: &Named,
-    from: String,
+    trained: Trained,
     to: &Path,
+    overwrite: bool,
 ) -> Result<()> {
+    let Trained { weights, classes, from } = trained;
     // What does not fit is found here and not in Python.
     let placement = Placement::on_cpu(config.precision);
-    Network::new(shape(config, genotype), placement).params.load(weights)?;
+    Network::new(shape(config, genotype), placement).params.load(&weights)?;
     let about = About {
         space: config.model.space,
         init_channels: config.model.init_channels,
@@ -83,17 +112,20 @@ pub fn export(
         px: config.data.test_crop_px(),
         mean: config.data.mean,
         std: config.data.std,
+        classes: classes.clone(),
         weights: from,
     };
     let json = |value: serde_json::Result<String>| value.expect("plain data has a JSON form") + "\n";
     fs::create_dir_all(to).map_err(Error::io("create folder", to))?;
-    for (name, text) in [
-        ("genotype.json", json(serde_json::to_string_pretty(genotype))),
-        ("network.json", json(serde_json::to_string_pretty(&about))),
-        ("network.py", NETWORK_PY.to_string()),
-    ] {
-        let path = to.join(name);
-        fs::write(&path, text).map_err(Error::io("write", path))?;
+    let files = [
+        ("genotype.json", json(serde_json::to_string_pretty(genotype)).into_bytes()),
+        ("network.json", json(serde_json::to_string_pretty(&about)).into_bytes()),
+        ("network.py", NETWORK_PY.as_bytes().to_vec()),
+        ("weights.safetensors", weights_file(&weights, classes.as_deref())?),
+    ];
+    // All of them or none.
+    for (name, bytes) in &files {
+        files::check_new(&to.join(name), bytes, overwrite)?;
     }
-    write_weights(&to.join("weights.safetensors"), weights)
+    files.iter().try_for_each(|(name, bytes)| Ok(files::write_new(&to.join(name), bytes, overwrite)?))
 }

@@ -3,6 +3,7 @@
     from network import load
     net = load("folder").eval()
     logits = net((images - net.mean) / net.std)     # images: [N, 3, px, px] in 0..1
+    net.classes[logits[0].argmax()]                 # name of the class of the first image
 
 The folder holds weights.safetensors (names of the published DrNAS code), genotype.json, network.json and this file, which
 needs PyTorch and nothing else. Sources: quark0/darts, xiangning-chen/DrNAS (DARTS-space/model.py, operations.py).
@@ -181,6 +182,7 @@ def load(folder):
     for name in ("mean", "std"):
         values = torch.tensor(about[name], dtype=weights["classifier.weight"].dtype)
         net.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+    net.classes = about.get("classes")  # names in order of the outputs; None from older versions
     return net
 
 

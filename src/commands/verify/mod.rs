@@ -19,7 +19,7 @@ use crate::error::{Result, chain, panic_line};
 use crate::net::params::{Named, Params};
 use crate::net::placement::Placement;
 use crate::net::tape::Tape;
-use crate::process::torch;
+use crate::process::{console, torch};
 use crate::report::append_json;
 use crate::space::SearchSpace;
 use crate::world::{COMMAND_LIMIT, Devices, World};
@@ -67,13 +67,13 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
         }
         match outcome {
             Ok(findings) => {
-                println!("{}\n{findings}", file.display());
+                console::answer(&format!("{}\n{findings}\n", file.display()))?;
                 failed += usize::from(!findings.pass());
             }
             Err(why) if args.files.len() == 1 => return Err(why),
             // The other files may tell more.
             Err(why) => {
-                println!("{}\n  FAILED {}\n", file.display(), chain(&why));
+                console::answer(&format!("{}\n  FAILED {}\n\n", file.display(), chain(&why)))?;
                 failed += 1;
             }
         }

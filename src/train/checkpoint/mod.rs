@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::train::error::Error as TrainError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -84,7 +84,9 @@ pub fn write(dir: &Path, step: u64, state: &Checkpoint, keep: usize) -> Result<(
 fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io("create folder", dir))?;
     remove_leftovers(dir)?;
-    let files = [(TENSORS, to_safetensors(&state.tensors)?), (META, to_json(&state.meta))];
+    let classes = classes_of(&state.meta);
+    let files =
+        [(TENSORS, to_safetensors(&state.tensors, classes.as_deref())?), (META, to_json(&state.meta))];
     let done = Done {
         version: VERSION,
         step,
@@ -237,7 +239,17 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).expect("maps with text keys, numbers and texts have a JSON form")
 }
 
-fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+/// The names of the classes that the outputs of a saved network stand for, in order; `None` in a checkpoint of an older
+/// version.
+pub fn classes_of(meta: &serde_json::Value) -> Option<Vec<String>> {
+    serde_json::from_value(meta.pointer("/extra/classes")?.clone()).ok()
+}
+
+/// The entry of a safetensors file's `__metadata__` that holds the names of the classes, as the text of a JSON list.
+pub(crate) const CLASSES: &str = "classes";
+
+/// Tensors as a safetensors file, with the names of the `classes` if they are known.
+pub(crate) fn to_safetensors(tensors: &[(String, Tensor)], classes: Option<&[String]>) -> Result<Vec<u8>> {
     let refused =
         |name: &str, why: String| Error::from(TrainError::CheckpointTensor { name: name.into(), why });
     let mut names = BTreeSet::new();
@@ -260,7 +272,11 @@ fn to_safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
             .map_err(|error| refused(name, error.to_string()))?;
         views.push((name.as_str(), view));
     }
-    safetensors::serialize(views, None).map_err(|error| refused("(all)", error.to_string()))
+    let metadata = classes.map(|classes| {
+        let text = serde_json::to_string(classes).expect("texts have a JSON form");
+        HashMap::from([(CLASSES.to_owned(), text)])
+    });
+    safetensors::serialize(views, metadata).map_err(|error| refused("(all)", error.to_string()))
 }
 
 fn from_safetensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
