@@ -251,7 +251,7 @@ fn the_program_says_what_to_do_where_there_is_no_card() {
     assert!(text.contains(told) && text.contains("libtorch cannot use CUDA (lib"), "{text}");
     assert!(text.contains("run launch/setup.sh on this machine"), "{text}");
     // Without a word about the device: not hours on the CPU of a machine with cards.
-    let mut command = bench.search(2, "none", &[]);
+    let mut command = bench.search(2, "none", &["--set", "device=auto"]);
     command.env("LD_LIBRARY_PATH", double());
     let text = said(command);
     assert!(text.contains(" has GPUs that cannot be used: libtorch cannot use CUDA (lib"), "{text}");
