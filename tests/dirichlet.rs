@@ -1,7 +1,7 @@
-//! The draws of the mixing weights against the distribution that they claim to have: moments and marginals of many draws,
-//! for concentrations from 1e-3 to 1e3, in whole rows and in pruned ones; and the initial eta.
+//! The Dirichlet draws compared with the distribution: moments and marginals of many draws, for concentrations from 1e-3 to
+//! 1e3, in whole and in pruned rows; and the initial eta.
 //!
-//! Every seed is fixed, so a test that passes once passes always. Bounds are `SIGMAS` standard errors, computed from the
+//! All seeds are fixed, so the tests are deterministic. The bounds are `SIGMAS` standard errors, computed from the
 //! distribution.
 //!
 //! Shapes: D draws, O operations.
@@ -132,7 +132,7 @@ fn distances(theta: &Tensor, beta: &[f64]) -> [f64; 3] {
         for x in points.filter(|x| (0.0..1.0).contains(x)) {
             let below = beta_below(x, beta[one], beta.iter().sum::<f64>() - beta[one]);
             let found = number(&column.le(x).to_kind(Kind::Double).mean(Kind::Double));
-            // At least one draw's worth: where next to none is expected, one is no wonder.
+            // At least the variance of one expected draw: where almost none is expected, one may occur.
             let variance = (below * (1.0 - below)).max(1.0 / count);
             marginal = marginal.max(sigmas(found, below, variance, x));
         }
@@ -158,7 +158,7 @@ fn draws_have_the_moments_and_marginals_of_the_distribution() {
     }
 }
 
-/// What is kept of a row, divided by its sum, has the Dirichlet distribution of the kept concentrations.
+/// The kept entries of a row, divided by their sum, follow the Dirichlet distribution of the kept concentrations.
 #[test]
 fn pruned_draws_have_the_distribution_of_what_is_kept() {
     for (beta, kept) in [
@@ -177,8 +177,8 @@ fn pruned_draws_have_the_distribution_of_what_is_kept() {
     }
 }
 
-/// In float32 too, where the smallest positive number is 1e-38, draws are weights, have the right mean, and their gradient
-/// is a number; of pruned rows too.
+/// In float32, too, where the smallest positive number is 1e-38, draws are valid weights with the right mean, and their
+/// gradient is finite; also in pruned rows.
 #[test]
 fn nothing_is_lost_in_float32() {
     for beta in CONCENTRATIONS {
@@ -208,7 +208,7 @@ fn nothing_is_lost_in_float32() {
     }
 }
 
-/// Uses that differ in one thing get draws that have nothing to do with each other.
+/// Draws for different steps, replicas, tables or purposes are independent.
 #[test]
 fn steps_replicas_tables_and_purposes_draw_on_their_own() {
     let eta = Tensor::zeros([2000, 7], (Kind::Double, Device::Cpu));

@@ -1,10 +1,10 @@
-//! The search beside PyTorch: a whole run of the program, ten bilevel steps over a stage change, and the same loop in plain
-//! PyTorch (`tests/python/search_steps.py`) agree after every step. PyTorch is the one in native/, see
+//! The search compared with PyTorch: a run of the program, ten bilevel steps across a stage change, agrees after every step
+//! with the same loop in plain PyTorch (`tests/python/search_steps.py`). PyTorch is the one in native/, see
 //! `tests/python/torch.sh`.
 //!
 //! PyTorch gets the configuration, the initial weights and eta, the Dirichlet samples, the channels that the widening
 //! copies, and the images of each step, which are taken from the shards here in the documented order: stream 0 of `--train`
-//! for the weights, stream 1 of `--valid` for eta. All else it computes: schedule, gradients, clipping, both optimisers,
+//! for the weights, stream 1 of `--valid` for eta. It computes all else: schedule, gradients, clipping, both optimisers,
 //! pruning.
 
 #[path = "common/torch.rs"]
@@ -29,8 +29,8 @@ use torch::torch;
 type Named = BTreeMap<String, Tensor>;
 
 const STEPS_PER_EPOCH: u64 = 2;
-/// Of each set: one global batch more than an epoch, and half of one more, so that passes over a set are no epochs.
-const IMAGES: [usize; 2] = [28, 20];
+/// Of `--train`: a pass over it is three steps and a half; of `--valid`: one and a half. So passes are no epochs.
+const IMAGES: [usize; 2] = [28, 12];
 
 /// One search. Whatever is not here is the same for all, see `toml`. Gradients are clipped where some are longer than that
 /// and some are not: Adam hardly sees a constant factor.
@@ -438,8 +438,8 @@ fn compare(scene: &Scene, precision: &str) {
         let eta = theirs["epoch_eta"].get(epoch as i64);
         errors.entry("eta").or_default().push(error(&searched.epoch_eta(epoch), &eta));
     }
-    // Tensors that one side alone has: where other operations are pruned, numbers differed before.
-    let mut strangers = None;
+    // Tensors that only one program has: if they prune different operations, earlier numbers differ and are reported first.
+    let mut unmatched = None;
     for (step, ours) in searched.states.iter().enumerate().skip(1) {
         let prefix = format!("{step}/");
         let theirs: Named = (theirs.iter())
@@ -453,7 +453,7 @@ fn compare(scene: &Scene, precision: &str) {
         };
         let differ = [alone(&ours, &theirs), alone(&theirs, &ours)];
         if differ.iter().any(|names| !names.is_empty()) {
-            strangers = Some(format!("after step {step}, only ours and only theirs: {differ:?}"));
+            unmatched = Some(format!("after step {step}, only ours and only theirs: {differ:?}"));
             break;
         }
         for kind in ["weights", "running, agreed", "momentum", "running", "eta", "eta.mean", "eta.square"] {
@@ -476,7 +476,7 @@ fn compare(scene: &Scene, precision: &str) {
             assert!(found < tolerance, "{name} number {at}: {found}, allowed {tolerance}");
         }
     }
-    assert!(strangers.is_none(), "{strangers:?}");
+    assert!(unmatched.is_none(), "{unmatched:?}");
 }
 
 /// In float64 at the published rates.
@@ -484,9 +484,9 @@ fn compare_in_float64(scene: Scene) {
     compare(&scene, "fp64");
 }
 
-/// In float32 at small rates, as tests/torch.rs says: a rounding flips a ReLU here and there, and the gradient jumps by one
-/// pixel's part of it, 5e-3 as measured (divided by the small step of the finite difference in second order, too). So the
-/// means of gradients agree less well than what is made of them.
+/// In float32 at small rates, for the reason given in tests/torch.rs: rounding flips a ReLU now and then, and the gradient
+/// jumps by the contribution of one pixel (up to 5e-3 of its norm, measured; in second order the jump is divided by the short
+/// step of the finite difference). So averages of gradients (momentum, Adam's) agree less well than weights and eta.
 fn compare_in_float32(scene: Scene) {
     compare(&Scene { lr: 2e-5, lr_min: 0.0, eta_lr: 1e-6, ..scene }, "fp32");
 }

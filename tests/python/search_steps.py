@@ -1,25 +1,25 @@
-"""A whole search by PyTorch itself: search_steps.py FOLDER.
+"""A whole search in PyTorch: search_steps.py FOLDER.
 
-The networks are those of benches/plain, which tests/plain.rs compares with the published code. The loop is written here,
-from DrNAS (ICLR 2021), DARTS (ICLR 2019) and the published code: PyTorch's autograd, SGD, Adam, gradient clipping, cosine
-schedule and Dirichlet distribution. Replicas are networks with equal weights and batch statistics of their own, whose
-gradients are averaged, as DistributedDataParallel does.
+The networks are those of benches/plain, which tests/plain.rs compares with the published code. The loop is written here
+from DrNAS (ICLR 2021), DARTS (ICLR 2019) and the published code, with PyTorch's autograd, SGD, Adam, gradient clipping,
+cosine schedule and Dirichlet distribution. Replicas are networks with equal weights and their own batch statistics,
+whose gradients are averaged, as DistributedDataParallel does.
 
-Shapes: S steps, A steps that train eta, R replicas, N images of a replica, T tables, E edges, O operations.
+Shapes: S steps, A steps that train eta, R replicas, N images per replica, T tables, E edges, O operations.
 
-FOLDER/search.toml is the configuration, with every key that is read here. FOLDER/inputs.safetensors holds what is drawn or
-read from disk:
+FOLDER/search.toml is the configuration, with every key that is read here. FOLDER/inputs.safetensors holds what is drawn
+or read from disk:
 
     weights/NAME, eta [T, E, O]                         at the start of the search
-    train.images [S, R, N, 3, px, px] of bytes, train.labels [S, R, N]; valid.images, valid.labels [A, ...]
-    theta.weights, theta.architecture, theta.virtual    [S, R, T, E, O]: Dirichlet samples before the mask, of the weight
-                                                        step, the architecture step, and the virtual step inside of it
-    copied/NAME.input, copied/NAME.output, copied/NAME  channels that the widening copies: of a convolution's weight, of
-                                                        the batch norm behind a pooling; left out where there are none
+    train.images [S, R, N, 3, px, px] uint8, train.labels [S, R, N]; valid.images, valid.labels [A, ...]
+    theta.weights, theta.architecture, theta.virtual    [S, R, T, E, O]: Dirichlet samples before the mask, for the
+                                                        weight step, the architecture step, and its virtual step
+    copied/NAME.input, copied/NAME.output, copied/NAME  channels that the widening copies: of a convolution's weight,
+                                                        of the batch norm behind a pooling; absent where none are
 
-Writes FOLDER/torch.safetensors: `losses` [S], `architecture_losses` [A], `lr` [S], `epoch_eta` [epochs, T, E, O] (at the
-end of each epoch, before pruning), and the state after each step (of a stage's last one: after pruning and widening) as
-STEP/NAME, with the names of a checkpoint but running/REPLICA/NAME for the running statistics of a replica.
+Writes FOLDER/torch.safetensors: `losses` [S], `architecture_losses` [A], `lr` [S], `epoch_eta` [epochs, T, E, O] (at
+the end of each epoch, before pruning), and the state after each step (of a stage's last one: after pruning and widening)
+as STEP/NAME, with the names of a checkpoint, but running/REPLICA/NAME for the running statistics of a replica.
 """
 
 import sys
@@ -109,7 +109,7 @@ class Search:
         return tables
 
     def loss(self, batches, samples, virtual_weights=None):
-        """The mean over the replicas. With other weights than their own, running statistics stay as they are."""
+        """The mean over the replicas. With virtual weights, running statistics stay as they are."""
         losses = []
         for net, (images, labels), sample in zip(self.nets, batches, samples, strict=True):
             inputs = (images, *self.theta(sample))
@@ -122,7 +122,7 @@ class Search:
         return torch.stack(losses).mean()
 
     def weight_grads(self, loss):
-        """By the weights, which are one for all replicas; None for those of pruned operations."""
+        """The gradient of the weights, which all replicas share; None for those of pruned operations."""
         weights = [weight for net in self.nets for weight in net.parameters()]
         grads = torch.autograd.grad(loss, weights, allow_unused=True)
         count = len(grads) // len(self.nets)
@@ -156,8 +156,9 @@ class Search:
         return loss.detach()
 
     def second_order(self, step, train, valid, lr):
-        """The loss after a virtual step of SGD, and its gradient by eta, through that step by a finite difference (DARTS,
-        section 2.3 and appendix A). The virtual networks leave the running statistics alone."""
+        """The loss after a virtual step of SGD, and its gradient with respect to eta, through that step by a finite
+        difference (DARTS, section 2.3 and appendix A). Virtual networks leave the running statistics alone.
+        """
         settings, train_samples = self.config["weights"], self.inputs["theta.virtual"][step]
         weights = dict(self.nets[0].named_parameters())
         virtual = {}
@@ -235,12 +236,12 @@ class Search:
                     tensors[f"{norm}.{name}"] = getattr(module, name).index_select(0, index)
 
         def channels(module, name):
-            """All channels that the output of a module has after the widening, as numbers of old ones."""
+            """All channels that the output of a module has after the widening, as indices of the old ones."""
             count = module.weight.shape[0]
             return extend(torch.arange(count), 0, self.copied(f"{name}.weight.output"))
 
         for name, module in net.named_modules():
-            # Inside of an edge's operations.
+            # Only inside an edge's operations.
             if "._ops." not in name.replace(".edges.", "._ops."):
                 continue
             if isinstance(module, supernet.FactorizedReduce):
@@ -256,7 +257,7 @@ class Search:
         return tensors
 
     def pruned(self):
-        """Beginnings of the names of all that belongs to pruned operations."""
+        """Prefixes of the names of everything that belongs to pruned operations."""
         prefixes = []
         for name, module in self.nets[0].named_modules():
             if isinstance(module, (supernet.MixedOp, nb201.Edge)):
@@ -265,7 +266,7 @@ class Search:
         return tuple(prefixes)
 
     def state(self):
-        """All that a step changes, but for what belongs to pruned operations."""
+        """Everything that a step changes, except what belongs to pruned operations."""
         pruned, net = self.pruned(), self.nets[0]
         state = {}
         for name, weight in net.named_parameters():
