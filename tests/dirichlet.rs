@@ -245,7 +245,7 @@ fn eta_begins_as_published() {
     // Power, its mean and variance for a standard normal variate.
     for (power, mean, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
         let found = number(&eta.pow_tensor_scalar(power).mean(Kind::Double));
-        let off = (found - mean) / (f64::from(variance) / count).sqrt();
+        let off = (found - mean) / (variance / count).sqrt();
         assert!(off.abs() < SIGMAS, "moment {power} is {found}, off by {off} standard errors");
     }
     assert!(!tables[0].equal(&tables[1]) && !tables[0].equal(&tables[2]), "tables and seeds differ");

@@ -18,8 +18,8 @@ or read from disk:
                                                         of the batch norm behind a pooling; absent where none are
 
 Writes FOLDER/torch.safetensors: `losses` [S], `architecture_losses` [A], `lr` [S], `epoch_eta` [epochs, T, E, O] (at
-the end of each epoch, before pruning), and the state after each step (of a stage's last one: after pruning and widening)
-as STEP/NAME, with the names of a checkpoint, but running/REPLICA/NAME for the running statistics of a replica.
+the end of each epoch, before pruning), and the state after each step (of the last one of a stage: after pruning and
+widening) as STEP/NAME, with the names of a checkpoint, but running/REPLICA/NAME for a replica's running statistics.
 """
 
 import sys
