@@ -55,7 +55,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
     })
 }
 
-/// [`write`] for what a user has named: the same content again changes nothing, another one is replaced only if `overwrite`
+/// [`write()`] for what a user has named: the same content again changes nothing, another one is replaced only if `overwrite`
 /// says so. Local.
 pub fn write_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<(), NewFileError> {
     match check_new(path, bytes, overwrite)? {
