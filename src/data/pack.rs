@@ -5,7 +5,7 @@ use super::plan::{Plan, clear_way, remove};
 use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::Source;
-use super::stamps::{Stamps, stamp_of};
+use super::stamps::Stamps;
 use crate::cli::PackArgs;
 use crate::data::error::{Error, Result};
 use crate::files;
@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::Xxh3;
 
 /// What a pack did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -284,6 +285,15 @@ fn inspect(bytes: &[u8], picture: &mut decode::Picture, no_decode: bool) -> Resu
     }
     decode::decode_into(bytes, picture)?;
     Ok((picture.width, picture.height))
+}
+
+/// The stamp of the files of `images`, positions in `source`. Errors: one of them is not there.
+fn stamp_of(source: &Source, images: &[u32]) -> Result<u64> {
+    let mut hash = Xxh3::new();
+    for image in images {
+        hash.update(&source.stamp(*image as usize)?.to_le_bytes());
+    }
+    Ok(hash.digest())
 }
 
 /// Whether a finished shard holds the images as they are now, byte for byte; those that it leaves out are still unusable.

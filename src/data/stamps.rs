@@ -6,8 +6,6 @@
 //! of size, time of modification and time of change (ctime, which no program can set back) of its images' files. Equal
 //! stamps: nothing was replaced, one `stat` an image. Other ones, or none: `pack` compares the bytes.
 
-use super::source::Source;
-use crate::data::error::Result;
 use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -16,7 +14,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Name of the file in the folder of shards.
 const STAMPS_FILE: &str = "sources.jsonl";
@@ -43,15 +41,6 @@ pub fn stamp(file: &Metadata) -> u64 {
     let bytes: Vec<u8> =
         times.iter().flat_map(|time| time.to_le_bytes()).chain(file.len().to_le_bytes()).collect();
     xxh3_64(&bytes)
-}
-
-/// The stamp of the files of `images`, positions in `source`. Errors: one of them is not there.
-pub fn stamp_of(source: &Source, images: &[u32]) -> Result<u64> {
-    let mut hash = Xxh3::new();
-    for image in images {
-        hash.update(&source.stamp(*image as usize)?.to_le_bytes());
-    }
-    Ok(hash.digest())
 }
 
 impl Stamps {

@@ -2,6 +2,7 @@
 
 pub(crate) mod error;
 pub mod evaluate;
+mod gather;
 mod journal;
 mod lock;
 mod resume;
@@ -27,13 +28,14 @@ use crate::train::tally::{StepOutcome, Tally, timed};
 use crate::train::{self, checkpoint};
 use crate::world::World;
 use checkpoint::Writer;
+use gather::gather_lines;
 use journal::{Journal, Sums, UnreadStep};
 use lock::Lock;
 use resume::{Extra, resume};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
-use training::Training;
+use training::{Training, inputs};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Overrules the command that an interrupted run is told to go on with: scripts that start one set it to themselves.
@@ -376,26 +378,6 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
-}
-
-/// What the run was given, as files of the run folder: name and text.
-fn inputs(training: &impl Training) -> Result<Vec<(&'static str, String)>> {
-    let mut inputs = vec![("config.toml", training.settings().to_toml())];
-    inputs.extend(training.inputs()?);
-    Ok(inputs)
-}
-
-/// The lines of all ranks, on all of them. Collective.
-fn gather_lines(mine: &[String], comm: &dyn Communicator) -> Result<Vec<String>> {
-    let mut text = mine.join("\n").into_bytes();
-    let lengths = comm.all_gather(&(text.len() as u64).to_le_bytes())?;
-    let length =
-        |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, |bytes| u64::from_le_bytes(bytes) as usize);
-    let lengths: Vec<usize> = lengths.iter().map(length).collect();
-    text.resize(lengths.iter().copied().max().unwrap_or(0), 0);
-    let all = comm.all_gather(&text)?;
-    let texts = all.iter().zip(lengths).map(|(text, length)| String::from_utf8_lossy(&text[..length]));
-    Ok(texts.flat_map(|text| text.lines().map(String::from).collect::<Vec<_>>()).collect())
 }
 
 /// The command that goes on with a run of `size` ranks: as it was typed, with `--resume`.

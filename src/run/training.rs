@@ -128,3 +128,10 @@ impl StepPlace {
         }
     }
 }
+
+/// What the run was given, as files of the run folder: name and text.
+pub(super) fn inputs(training: &impl Training) -> Result<Vec<(&'static str, String)>> {
+    let mut inputs = vec![("config.toml", training.settings().to_toml())];
+    inputs.extend(training.inputs()?);
+    Ok(inputs)
+}
