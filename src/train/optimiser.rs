@@ -86,8 +86,8 @@ mod tests {
 
     #[test]
     fn sgd_is_the_textbook_one() {
-        let mut bucket = Bucket::new(&[vec![2]], Kind::Double, Device::Cpu);
-        bucket.weights.copy_(&Tensor::from_slice(&[1.0, -2.0]));
+        let bucket = Bucket::new(&[vec![2]], Kind::Double, Device::Cpu);
+        bucket.view(&bucket.weights, 0).copy_(&Tensor::from_slice(&[1.0, -2.0]));
         let (mut w, mut v) = ([1.0, -2.0], [0.0, 0.0]);
         let sgd = Sgd { momentum: 0.9, weight_decay: 0.01 };
         let mut buckets = [bucket];
