@@ -119,7 +119,7 @@ class Plan:
         ranks = [self.search("ranks-4", 4, "fp64", planned_s=6), Check("overlap", 8, self.overlap, processes=2)]
         faults = [
             Check("rank-killed", 15, lambda job: self.fault(job, signal.SIGKILL), processes=2),
-            Check("rank-stopped", 25, lambda job: self.fault(job, signal.SIGSTOP), processes=2),
+            Check("rank-stopped", 35, lambda job: self.fault(job, signal.SIGSTOP), processes=2),
         ]
         more = [
             self.supernet(1, "bf16", "first", cells_again=True),
