@@ -231,7 +231,10 @@ fn what_does_not_fit_into_the_time_is_skipped() {
         state(&check) == "skipped" && check["text"].as_str().unwrap().starts_with("would end after"),
         "{check:#}"
     );
-    assert_eq!((state(&place.check("doctor")), state(&place.check("golden-tf32-channels-first"))), ("ok", "ok"));
+    assert_eq!(
+        (state(&place.check("doctor")), state(&place.check("golden-tf32-channels-first"))),
+        ("ok", "ok")
+    );
     assert!(output.status.success(), "a skipped check has not failed: {output:?}");
     assert_eq!(place.result()["checks"].as_array().unwrap().len(), 3);
 }

@@ -50,7 +50,16 @@ impl Scene {
         net.params.initialise(5);
         let (eta, batches, targets) = torch_seeded(6, || {
             for bucket in &net.params.buckets {
-                bucket.momentum.shallow_clone().copy_(&(bucket.momentum.randn_like() * 0.1));
+                // One draw for all parameters of the bucket, none for the gaps between them.
+                let drawn =
+                    Tensor::randn([bucket.num_elements()], (bucket.momentum.kind(), Device::Cpu)) * 0.1;
+                let mut from = 0;
+                for index in 0..bucket.num_params() {
+                    let mut momentum = bucket.view(&bucket.momentum, index);
+                    let length = momentum.numel() as i64;
+                    momentum.copy_(&drawn.narrow(0, from, length).view_as(&momentum));
+                    from += length;
+                }
             }
             let eta = Tensor::randn([tables as i64, edges as i64, operations as i64], F64) * 0.3;
             let images = [(); 4].map(|()| Tensor::randn([4, 3, 8, 8], F64));
