@@ -2,10 +2,8 @@
 
 pub use crate::process::error_line::{chain, panic_line};
 
-use crate::files::{self, IoError, NewFileError};
+use crate::files::{IoError, NewFileError};
 use crate::process::phase::PlannedFailure;
-
-use std::path::PathBuf;
 
 /// The result of everything that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -61,12 +59,4 @@ pub enum Error {
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
-}
-
-impl Error {
-    /// An `Io` error about `path`, for `map_err`.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
-        let failed = files::io(action, path);
-        move |source| Error::Io(failed(source))
-    }
 }

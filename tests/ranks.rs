@@ -8,7 +8,7 @@ mod mpirun;
 use drnas_dist::comm;
 use drnas_dist::process::phase::{self, Phase};
 use drnas_dist::world::{Limits, World};
-use drnas_dist::{Error, Result};
+use drnas_dist::{Result, files};
 use mpirun::{Ended, SCENE, lives, rank_program as command, run_with};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -267,7 +267,7 @@ fn panic_in_a_worker(world: &World) -> Result<()> {
 fn error_in_one(world: &World) -> Result<()> {
     let comm = world.communicator();
     if comm.rank() == 1 {
-        std::fs::read("/nonexistent/shard").map_err(Error::io("read", "/nonexistent/shard"))?;
+        std::fs::read("/nonexistent/shard").map_err(files::io("read", "/nonexistent/shard"))?;
     }
     Ok(comm.barrier()?)
 }

@@ -1,6 +1,6 @@
 //! What goes wrong between ranks.
 
-use crate::files::{self, IoError};
+use crate::files::IoError;
 use crate::process::phase::Whereabouts;
 use std::path::PathBuf;
 
@@ -193,12 +193,4 @@ pub enum Error {
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
-}
-
-impl Error {
-    /// An `Io` error about `path`, for `map_err`.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
-        let failed = files::io(action, path);
-        move |source| Error::Io(failed(source))
-    }
 }

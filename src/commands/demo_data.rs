@@ -5,8 +5,8 @@
 
 use crate::cli::DemoArgs;
 use crate::commands::error::Error as CommandError;
-use crate::error::{Error, Result};
-use crate::files::NewFileError;
+use crate::error::Result;
+use crate::files::{self, NewFileError};
 use crate::process::console;
 use crate::random::{Purpose, stream};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
@@ -34,11 +34,11 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let names: Vec<String> = (0..num_classes).map(class_name).collect();
     for name in &names {
         let dir = args.out.join(name);
-        std::fs::create_dir_all(&dir).map_err(Error::io("create folder", &dir))?;
+        std::fs::create_dir_all(&dir).map_err(files::io("create folder", &dir))?;
     }
     // Leftovers of other arguments would be packed along.
-    for entry in std::fs::read_dir(&args.out).map_err(Error::io("list folder", &args.out))? {
-        let path = entry.map_err(Error::io("list folder", &args.out))?.path();
+    for entry in std::fs::read_dir(&args.out).map_err(files::io("list folder", &args.out))? {
+        let path = entry.map_err(files::io("list folder", &args.out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let num_files = if path.is_dir() { std::fs::read_dir(&path).map_or(0, |d| d.count()) } else { 0 };
         if path.is_dir() && (!names.iter().any(|n| *n == name) || num_files > args.per_class) {
@@ -67,7 +67,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
                     ))
                     .into());
                 }
-                Err(_) => std::fs::write(&path, bytes).map_err(Error::io("write", &path))?,
+                Err(_) => std::fs::write(&path, bytes).map_err(files::io("write", &path))?,
             }
         }
     };

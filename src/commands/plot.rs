@@ -1,7 +1,7 @@
 //! `plot`: the paper's figures from a run folder, finished or not; reads only what the run has written.
 
 use crate::cli::{Figure, PlotArgs};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files;
 use crate::nb201::Table;
 use crate::process::console;
@@ -36,7 +36,7 @@ fn dataset_of(run: &Path) -> Result<Dataset> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Dataset::Cifar10),
-        Err(error) => return Err(Error::io("read", path)(error)),
+        Err(error) => return Err(files::io("read", path)(error).into()),
     };
     let settings: toml::Table = text.parse().unwrap_or_default();
     let num_classes = settings.get("model").and_then(|model| model.get("num_classes")?.as_integer());
@@ -61,7 +61,7 @@ fn with_extension(stem: &Path, extension: &str) -> PathBuf {
 /// Only ever a whole figure under the name: somebody may be looking at the one of a minute ago.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(Error::io("create folder", folder))?;
+        fs::create_dir_all(folder).map_err(files::io("create folder", folder))?;
     }
     Ok(files::write(path, bytes)?)
 }

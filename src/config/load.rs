@@ -2,13 +2,14 @@
 
 use super::Settings;
 use crate::config::error::{Error, Result};
+use crate::files;
 use std::{fs, ops::Range, path::Path};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// [`Settings::load`].
 pub fn load<S: Settings>(path: &Path, sets: &[String]) -> Result<S> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = fs::read_to_string(path).map_err(files::io("read", path))?;
     parse(&text, &path.display().to_string(), sets)
 }
 

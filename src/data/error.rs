@@ -1,6 +1,6 @@
 //! What is wrong with images, lists of them, or shards.
 
-use crate::files::{self, IoError, NewFileError};
+use crate::files::{IoError, NewFileError};
 use std::path::PathBuf;
 
 /// The result of what can fail here.
@@ -221,12 +221,4 @@ pub enum Error {
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
-}
-
-impl Error {
-    /// An `Io` error about `path`, for `map_err`.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
-        let failed = files::io(action, path);
-        move |source| Error::Io(failed(source))
-    }
 }

@@ -1,6 +1,7 @@
 //! An ImageFolder (`ROOT/<class>/<image>`) as a compact list of names, whole or as a split list picks it.
 
 use crate::data::error::{Error, Result};
+use crate::files;
 use std::fs;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
@@ -42,7 +43,7 @@ impl Folder {
     /// Errors: a line without a class of `root`, a line twice.
     pub fn from_list(root: &Path, list: &Path) -> Result<Folder> {
         let mut folder = Folder::empty(root)?;
-        let text = fs::read_to_string(list).map_err(Error::io("read", list))?;
+        let text = fs::read_to_string(list).map_err(files::io("read", list))?;
         let mut entries = Vec::new();
         for (number, line) in names_in(&text) {
             let wrong = |what| Error::ListLine { path: list.into(), line: number, what };
@@ -151,11 +152,11 @@ pub(super) fn names_in(text: &str) -> impl Iterator<Item = (usize, &str)> {
 /// Name, path and whether it is a folder (links are followed) of everything in `dir`.
 fn entries(dir: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::io("list folder", dir))? {
-        let entry = entry.map_err(Error::io("list folder", dir))?;
-        let kind = entry.file_type().map_err(Error::io("read", entry.path()))?;
+    for entry in fs::read_dir(dir).map_err(files::io("list folder", dir))? {
+        let entry = entry.map_err(files::io("list folder", dir))?;
+        let kind = entry.file_type().map_err(files::io("read", entry.path()))?;
         let is_dir = if kind.is_symlink() {
-            let target = fs::metadata(entry.path()).map_err(Error::io("follow link", entry.path()))?;
+            let target = fs::metadata(entry.path()).map_err(files::io("follow link", entry.path()))?;
             target.is_dir()
         } else {
             kind.is_dir()

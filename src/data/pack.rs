@@ -77,7 +77,7 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
     let named_by = args.list.as_ref().or(args.source.split_file.as_ref()).unwrap_or(&args.root);
     check_classes(source.classes(), &source.per_class(), named_by)?;
     let plan = Plan::new(source, args);
-    std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
+    std::fs::create_dir_all(&args.out).map_err(files::io("create folder", &args.out))?;
     let described = clear_way(&plan)?;
     let stamps = Stamps::open(&args.out);
     let (num_kept, mut left_out) = write_shards(&plan, &stamps, observe)?;

@@ -5,6 +5,7 @@ use super::shard::{Shard, VERSION, file_name};
 use super::source::Source;
 use crate::cli::PackArgs;
 use crate::data::error::{Error, Result};
+use crate::files;
 use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::path::{Path, PathBuf};
@@ -60,8 +61,8 @@ impl<'a> Plan<'a> {
 pub fn clear_way(plan: &Plan) -> Result<bool> {
     let out = &plan.args.out;
     let mut foreign = Vec::new();
-    for entry in std::fs::read_dir(out).map_err(Error::io("list folder", out))? {
-        let path = entry.map_err(Error::io("list folder", out))?.path();
+    for entry in std::fs::read_dir(out).map_err(files::io("list folder", out))? {
+        let path = entry.map_err(files::io("list folder", out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with("shard-") && name.ends_with(".tmp") {
             remove(&path)?;
@@ -104,7 +105,7 @@ fn refuse_or_remove(plan: &Plan, foreign: Vec<PathBuf>) -> Result<()> {
 /// Removes a file that may be gone already.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(files::io("remove", path)(e).into()),
         _ => Ok(()),
     }
 }

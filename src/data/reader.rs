@@ -8,6 +8,7 @@ use super::decode::{self, Picture};
 use super::pool::{DecodePool, PendingJob};
 use super::set::ShardSet;
 use crate::data::error::{Error, Result};
+use crate::files;
 use crate::random::{Purpose, stream};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::cell::RefCell;
@@ -180,7 +181,7 @@ impl Reader {
         let conductor = std::thread::Builder::new()
             .name(format!("loader-{}", shared.work.stream))
             .spawn(move || conductor.run(sender))
-            .map_err(Error::io("start the loader thread for", shared.set.dir()))?;
+            .map_err(files::io("start the loader thread for", shared.set.dir()))?;
         Ok(Reader { batches: Some(batches), conductor: Some(conductor), shared, wait_ms: 0.0 })
     }
 

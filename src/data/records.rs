@@ -7,6 +7,7 @@ use super::pickle;
 use super::stamps::stamp;
 use crate::cli::{SourceArgs, SourceFormat};
 use crate::data::error::{Error, Result};
+use crate::files;
 use memmap2::Mmap;
 use std::fs::File;
 use std::io::Write;
@@ -140,12 +141,12 @@ impl Records {
 
     fn map(&mut self, name: &str) -> Result<(u32, Mmap)> {
         let path = self.root.join(name);
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        let about = file.metadata().map_err(Error::io("read", &path))?;
+        let file = File::open(&path).map_err(files::io("open", &path))?;
+        let about = file.metadata().map_err(files::io("read", &path))?;
         self.stamps.push(stamp(&about));
         // SAFETY: the map is read-only and private to this process; nobody changes a data set while it is packed, and a
         // file that is cut meanwhile ends `pack` with SIGBUS, which leaves no finished set.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", &path))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(files::io("map", &path))?;
         Ok((self.files.len() as u32, map))
     }
 
@@ -229,7 +230,7 @@ impl Records {
 
 /// One name a line.
 fn class_names(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read the class names", path))?;
+    let text = std::fs::read_to_string(path).map_err(files::io("read the class names", path))?;
     let names: Vec<String> =
         text.lines().map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect();
     match names.iter().find(|name| name.contains('/')) {

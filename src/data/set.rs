@@ -2,6 +2,7 @@
 
 use super::shard::{Shard, VERSION, file_name};
 use crate::data::error::{Error, Result};
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
@@ -157,7 +158,7 @@ pub fn read_set_file(dir: &Path) -> Result<SetFile> {
     if !path.exists() {
         return Err(Error::SetMissing { dir: dir.into() });
     }
-    let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    let text = std::fs::read(&path).map_err(files::io("read", &path))?;
     let damaged = |what: String| Error::SetDamaged { path: path.clone(), what };
     let file: SetFile = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
     if file.format != FORMAT || file.version != VERSION {

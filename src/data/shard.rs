@@ -2,6 +2,7 @@
 
 use super::lost_map::LostMap;
 use crate::data::error::{Error, Result};
+use crate::files;
 use bytemuck::{Pod, Zeroable};
 use memmap2::{Advice, Mmap};
 use std::fs::File;
@@ -80,11 +81,11 @@ impl Shard {
     /// Maps a shard and checks magic, version, header, size and index (not the images: they are checked when read).
     /// Errors: one per kind of damage.
     pub fn open(path: &Path) -> Result<Shard> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = File::open(path).map_err(files::io("open", path))?;
         // SAFETY: the map is read-only and private to this process; bytes that another process changes are caught by
         // checksums. A file that is cut while it is mapped ends the process with SIGBUS and a line (`lost_map`); finished
         // shards are never written to again (`pack` renames them into place).
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(files::io("map", path))?;
         let lost = LostMap::watch(path, &map);
         let mut shard = Shard { path: path.to_owned(), _lost: lost, map, header: ShardHeader::zeroed() };
         shard.header = shard.checked_header()?;
@@ -206,7 +207,7 @@ impl ShardWriter {
     pub fn create(dir: &Path, shard: usize, num_slots: usize, plan_hash: u64) -> Result<ShardWriter> {
         let path = dir.join(file_name(shard));
         let temporary = path.with_extension("bin.tmp");
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let file = File::create(&temporary).map_err(files::io("create", &temporary))?;
         let mut header = ShardHeader::zeroed();
         header.magic = MAGIC;
         header.version = VERSION;
@@ -228,7 +229,7 @@ impl ShardWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.at += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(Error::io("write", &self.temporary))
+        Ok(self.file.write_all(bytes).map_err(files::io("write", &self.temporary))?)
     }
 
     /// Adds a sample. `size` is width and height, each at most 65535.
@@ -260,12 +261,12 @@ impl ShardWriter {
         self.header.file_bytes = self.at;
         self.header.index_hash = xxh3_64(index);
         self.header.header_hash = xxh3_64(&bytemuck::bytes_of(&self.header)[..HEADER_BYTES - 8]);
-        let io = || Error::io("write", &self.temporary);
+        let io = || files::io("write", &self.temporary);
         self.file.seek(SeekFrom::Start(0)).map_err(io())?;
         self.file.write_all(bytemuck::bytes_of(&self.header)).map_err(io())?;
         self.file.write_all(index).map_err(io())?;
         self.file.flush().map_err(io())?;
         self.file.get_ref().sync_all().map_err(io())?;
-        std::fs::rename(&self.temporary, &self.path).map_err(Error::io("rename", &self.temporary))
+        Ok(std::fs::rename(&self.temporary, &self.path).map_err(files::io("rename", &self.temporary))?)
     }
 }

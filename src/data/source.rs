@@ -5,6 +5,7 @@ use super::records::Records;
 use super::stamps::stamp;
 use crate::cli::{SourceArgs, SourceFormat};
 use crate::data::error::{Error, Result};
+use crate::files;
 use std::io::Read;
 use std::path::Path;
 
@@ -108,7 +109,7 @@ impl Source {
         match self {
             Source::Folder(folder) => {
                 let path = folder.root.join(folder.name(index));
-                Ok(stamp(&std::fs::metadata(&path).map_err(Error::io("read", &path))?))
+                Ok(stamp(&std::fs::metadata(&path).map_err(files::io("read", &path))?))
             }
             Source::Records(records) => Ok(records.stamp(index)),
         }
@@ -133,8 +134,8 @@ impl Source {
             Source::Folder(folder) => {
                 let path = folder.root.join(folder.name(index));
                 bytes.clear();
-                let mut file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
-                file.read_to_end(bytes).map_err(Error::io("read", &path))?;
+                let mut file = std::fs::File::open(&path).map_err(files::io("open", &path))?;
+                file.read_to_end(bytes).map_err(files::io("read", &path))?;
             }
             Source::Records(records) => records.read(index, bytes),
         }
@@ -177,7 +178,7 @@ fn records(root: &Path, format: SourceFormat, args: &SourceArgs, list: Option<&P
 
 /// The numbers of the names in a list as `split` writes it.
 fn listed(records: &Records, list: &Path) -> Result<Vec<u32>> {
-    let text = std::fs::read_to_string(list).map_err(Error::io("read", list))?;
+    let text = std::fs::read_to_string(list).map_err(files::io("read", list))?;
     let number = |(line, name): (usize, &str)| {
         records.number_of(name).ok_or_else(|| {
             let what = format!("no image \"{name}\" in this data set");
@@ -191,7 +192,7 @@ fn listed(records: &Records, list: &Path) -> Result<Vec<u32>> {
 fn split_list(path: &Path, part: &str) -> Result<Vec<u32>> {
     use serde_json::Value;
     let wrong = |what: String| Error::Source { path: path.into(), what };
-    let text = std::fs::read(path).map_err(Error::io("read", path))?;
+    let text = std::fs::read(path).map_err(files::io("read", path))?;
     let file: serde_json::Map<String, Value> =
         serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
     let Some(entry) = file.get(part) else {

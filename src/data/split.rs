@@ -24,7 +24,7 @@ pub struct Subset {
 pub fn run(args: &SplitArgs) -> Result<()> {
     let source = Source::open(&args.root, &args.source, None)?;
     let subsets = split(&source, &args.fractions, &args.names, args.seed)?;
-    std::fs::create_dir_all(&args.out).map_err(Error::io("create folder", &args.out))?;
+    std::fs::create_dir_all(&args.out).map_err(files::io("create folder", &args.out))?;
     for subset in &subsets {
         let path = args.out.join(format!("{}.txt", subset.name));
         files::write_new(&path, text(&source, subset, args.seed).as_bytes(), args.overwrite)?;

@@ -91,7 +91,7 @@ impl State for Evaluation {
 /// Reads weights from a safetensors file, under the published names: one that `export` or a run made, or the
 /// `state.safetensors` of a checkpoint.
 pub fn read_weights(path: &Path) -> Result<Named> {
-    std::fs::metadata(path).map_err(Error::io("read", path))?;
+    std::fs::metadata(path).map_err(files::io("read", path))?;
     let tensors = Tensor::read_safetensors(path)
         .map_err(|error| train::Error::WeightsFile { path: path.into(), why: error.to_string() })?;
     let of_checkpoint = tensors.iter().any(|(name, _)| name.starts_with("weights/"));
@@ -106,11 +106,11 @@ pub fn read_weights(path: &Path) -> Result<Named> {
 /// none, as those of older versions and other programs. Errors: the file cannot be read.
 pub fn read_classes(path: &Path) -> Result<Option<Vec<String>>> {
     let wrong = |why: String| train::Error::WeightsFile { path: path.into(), why };
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut file = File::open(path).map_err(files::io("read", path))?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|error| wrong(error.to_string()))?;
     let mut header = Vec::new(); // a damaged number must not ask for memory
-    file.take(u64::from_le_bytes(length)).read_to_end(&mut header).map_err(Error::io("read", path))?;
+    file.take(u64::from_le_bytes(length)).read_to_end(&mut header).map_err(files::io("read", path))?;
     let header: serde_json::Value =
         serde_json::from_slice(&header).map_err(|error| wrong(error.to_string()))?;
     match header.pointer("/__metadata__").and_then(|metadata| metadata.get(CLASSES)?.as_str()) {

@@ -1,6 +1,6 @@
 //! What is wrong with a table of NAS-Bench-201, its source, or a question about it.
 
-use crate::files::{self, IoError, NewFileError};
+use crate::files::{IoError, NewFileError};
 use std::path::PathBuf;
 
 /// The result of what can fail here.
@@ -77,12 +77,4 @@ pub enum Error {
     /// A file or folder could not be read, written, renamed or removed.
     #[error(transparent)]
     Io(#[from] IoError),
-}
-
-impl Error {
-    /// An `Io` error about `path`, for `map_err`.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
-        let failed = files::io(action, path);
-        move |source| Error::Io(failed(source))
-    }
 }

@@ -5,6 +5,7 @@
 
 use super::format::{self, MAX_COLUMNS, MAX_DECIMALS, MAX_NAME_BYTES};
 use super::{Column, Table};
+use crate::files;
 use crate::nb201::error::{Error, Result};
 use crate::space;
 use crate::space::nb201::{Architecture, Dataset, NUM_ARCHITECTURES};
@@ -31,7 +32,7 @@ struct TableSource<'a> {
 /// that are left out. Local.
 /// Errors: what is wrong in which row; columns and architectures that are missing or there twice.
 pub fn import(source: &Path, out: &Path, skip: &[String], overwrite: bool) -> Result<()> {
-    let text = fs::read_to_string(source).map_err(Error::io("read", source))?;
+    let text = fs::read_to_string(source).map_err(files::io("read", source))?;
     let text = text.trim_start_matches('\u{feff}').trim_start(); // some programs begin with a byte order mark
     let source = if text.starts_with('{') { json(source, text)? } else { csv(source, text)? };
     if matches!(Table::open(out), Err(Error::Magic { .. })) {

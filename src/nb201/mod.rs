@@ -8,6 +8,7 @@ mod import;
 pub use error::{Error, Result};
 pub use import::import;
 
+use crate::files;
 use crate::space::nb201::{Architecture, Dataset, NUM_ARCHITECTURES};
 use memmap2::Mmap;
 use std::fs::File;
@@ -43,9 +44,9 @@ pub struct Row<'a> {
 impl Table {
     /// Maps a table that `nb201 import` wrote, and checks all of it. Errors: one per kind of damage.
     pub fn open(path: &Path) -> Result<Table> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = File::open(path).map_err(files::io("open", path))?;
         // An empty file cannot be mapped everywhere, and what is no plain file not at all.
-        let metadata = file.metadata().map_err(Error::io("read", path))?;
+        let metadata = file.metadata().map_err(files::io("read", path))?;
         if !metadata.is_file() || metadata.len() == 0 {
             return Err(Error::Magic { path: path.to_owned() });
         }
@@ -53,7 +54,7 @@ impl Table {
         // caught by the checksum, and values changed later are wrong numbers, not wrong memory: every position is
         // computed from the checked layout. A file that is cut while it is mapped ends the process with SIGBUS; a
         // finished table is never written to again (`import` renames it into place).
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(files::io("map", path))?;
         let layout = format::check(path, &map)?;
         Ok(Table { path: path.to_owned(), map, layout })
     }

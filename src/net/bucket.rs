@@ -30,8 +30,6 @@ pub struct Bucket {
     pub momentum: Tensor,
     /// Where each parameter lies: offset and shape.
     places: Vec<(i64, Vec<i64>)>,
-    /// What lies between two gradients, `[ALIGNMENT]`.
-    zeros: Tensor,
     /// Whether `grads` holds something of this step.
     filled: Cell<bool>,
 }
@@ -63,7 +61,6 @@ impl Bucket {
             grads: zeros(sum_kind(kind, device)),
             momentum: zeros(kind),
             places,
-            zeros: Tensor::zeros([ALIGNMENT], (kind, device)),
             filled: Cell::new(false),
         }
     }
@@ -94,12 +91,14 @@ impl Bucket {
         assert_eq!(grads.len(), self.places.len(), "one gradient per parameter");
         let mut sum = self.grads.shallow_clone();
         tch::no_grad(|| {
+            // Of the gradients' kind: tensors of one kind are put together by one kernel, of several by one each.
+            let zeros = Tensor::zeros([ALIGNMENT], (grads[0].kind(), self.grads.device()));
             let mut flat = Vec::with_capacity(2 * grads.len());
             for (grad, (_, shape)) in grads.iter().zip(&self.places) {
                 flat.push(grad.reshape([-1]));
                 let gap = gap_after(shape);
                 if gap > 0 {
-                    flat.push(self.zeros.narrow(0, 0, gap));
+                    flat.push(zeros.narrow(0, 0, gap));
                 }
             }
             let flat = Tensor::cat(&flat, 0);
@@ -152,7 +151,12 @@ mod tests {
         bucket.clear();
         bucket.add(&grads());
         assert_eq!(bucket.view(&bucket.grads, 1).double_value(&[2]), 3.0);
-        let single = Bucket::new(&[vec![2]], Kind::Float, Device::Cpu);
-        assert_eq!((single.weights.kind(), single.grads.kind()), (Kind::Float, Kind::Double));
+        // Of activations in bf16.
+        let short = Bucket::new(&[vec![2], vec![1]], Kind::Float, Device::Cpu);
+        assert_eq!((short.weights.kind(), short.grads.kind()), (Kind::Float, Kind::Double));
+        let grads = [1.0, -3.0].map(|value| Tensor::full([2], value, (Kind::BFloat16, Device::Cpu)));
+        short.add(&[grads[0].shallow_clone(), grads[1].narrow(0, 0, 1)]);
+        assert_eq!(short.view(&short.grads, 1).double_value(&[0]), -3.0);
+        assert_eq!(short.grads.sum(Kind::Double).double_value(&[]), -1.0);
     }
 }

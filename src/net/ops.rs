@@ -289,7 +289,11 @@ mod tests {
                 let gradient = Tensor::run_backward(&[loss], &[&leaf], false, false);
                 (y.detach(), gradient.into_iter().next().unwrap())
             };
-            let (direct, detour) = (gradient(&pooled), gradient(&|x| with_channels_first(x, pooled)));
+            let checked = |x: &Tensor| {
+                assert!(x.is_contiguous(), "{:?}", x.stride());
+                pooled(x)
+            };
+            let (direct, detour) = (gradient(&pooled), gradient(&|x| with_channels_first(x, checked)));
             assert!(direct.0.equal(&detour.0) && direct.1.equal(&detour.1), "{:?}", x.stride());
             assert_eq!(detour.0.stride()[1] == 1, x.stride()[1] == 1, "{:?}", x.stride());
         }

@@ -1,6 +1,6 @@
 //! What a table or a figure of runs lacks.
 
-use crate::files::{self, IoError};
+use crate::files::IoError;
 use std::path::PathBuf;
 
 /// The result of what can fail here.
@@ -41,12 +41,4 @@ pub enum Error {
     /// A file or folder could not be read, written, renamed or removed.
     #[error(transparent)]
     Io(#[from] IoError),
-}
-
-impl Error {
-    /// An `Io` error about `path`, for `map_err`.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
-        let failed = files::io(action, path);
-        move |source| Error::Io(failed(source))
-    }
 }

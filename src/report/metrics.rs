@@ -1,9 +1,9 @@
 //! `metrics.jsonl`: what happened, one JSON object a line, appended when the losses are looked at (`run.log_every`).
 
 use super::LogRecord;
-use crate::files;
+use crate::files::{self, IoError};
 use crate::process::console::utc_now;
-use crate::report::error::{Error, Result};
+use crate::report::error::Result;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -40,7 +40,7 @@ impl MetricsLog {
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", path)(error)),
+            Err(error) => return Err(files::io("read", path)(error).into()),
         };
         let kept: Vec<u8> = text
             .split_inclusive(|byte| *byte == b'\n')
@@ -54,27 +54,27 @@ impl MetricsLog {
     }
 
     fn opened(file: std::io::Result<File>, path: &Path) -> Result<MetricsLog> {
-        Ok(MetricsLog { file: file.map_err(Error::io("create", path))?, path: path.to_owned() })
+        Ok(MetricsLog { file: file.map_err(files::io("create", path))?, path: path.to_owned() })
     }
 
     /// Appends one line; it has left the program when this returns.
-    pub fn write(&mut self, record: &LogRecord) -> Result<()> {
+    pub fn write(&mut self, record: &LogRecord) -> Result<(), IoError> {
         let timed = Timed { record, time: utc_now() };
         let mut line = serde_json::to_vec(&timed).expect("records have only text and numbers");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::io("write", &self.path))
+        self.file.write_all(&line).map_err(files::io("write", &self.path))
     }
 
     /// What brings the lines written so far to the disk, on any thread.
-    pub fn syncer(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
+    pub fn syncer(&self) -> Result<impl FnOnce() -> Result<(), IoError> + Send + 'static> {
         let path = self.path.clone();
-        let file = self.file.try_clone().map_err(Error::io("write", &path))?;
-        Ok(move || file.sync_data().map_err(Error::io("write", path)))
+        let file = self.file.try_clone().map_err(files::io("write", &path))?;
+        Ok(move || file.sync_data().map_err(files::io("write", path)))
     }
 
     /// Returns when all lines are on the disk. Before a checkpoint that stands for them.
-    pub fn sync(&mut self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io("write", &self.path))
+    pub fn sync(&mut self) -> Result<(), IoError> {
+        self.file.sync_data().map_err(files::io("write", &self.path))
     }
 }
 

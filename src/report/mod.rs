@@ -34,7 +34,7 @@ pub fn append_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut line = serde_json::to_vec(value).expect("numbers and texts have a JSON form");
     line.push(b'\n');
     let file = fs::OpenOptions::new().create(true).append(true).open(path);
-    file.and_then(|mut file| file.write_all(&line)).map_err(Error::io("write", path))
+    Ok(file.and_then(|mut file| file.write_all(&line)).map_err(files::io("write", path))?)
 }
 
 /// The end of a search, for people: the architecture, what it is to be seen beside (`beside`, whole lines or nothing), where
@@ -110,7 +110,7 @@ pub fn finish(run: &Path, step: u64, text: &str) -> Result<()> {
 pub fn finished(run: &Path) -> Result<Option<String>> {
     let path = run.join(REPORT_FILE);
     match run.join(FINISHED_FILE).exists() {
-        true => fs::read_to_string(&path).map(Some).map_err(Error::io("read", path)),
+        true => Ok(Some(fs::read_to_string(&path).map_err(files::io("read", path))?)),
         false => Ok(None),
     }
 }
@@ -119,7 +119,9 @@ pub fn finished(run: &Path) -> Result<Option<String>> {
 pub fn unfinish(run: &Path) -> Result<()> {
     let path = run.join(FINISHED_FILE);
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(files::io("remove", path)(error).into())
+        }
         _ => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! The scaling table: how the speed of finished runs grows with their ranks, from what their logs measured.
 
+use crate::files;
 use crate::report::error::{Error, Result};
 use serde_json::Value;
 use std::fmt::Write;
@@ -48,7 +49,7 @@ pub fn scaling(runs: &[PathBuf]) -> Result<String> {
 impl Speed {
     fn of(run: &Path) -> Result<Speed> {
         let path = run.join("metrics.jsonl");
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = fs::read_to_string(&path).map_err(files::io("read", &path))?;
         let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let last = |event: &str| lines.iter().rev().find(|line| line["event"] == event);
         let missing = |what| Error::NotMeasured { run: run.into(), what };

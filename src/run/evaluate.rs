@@ -8,7 +8,7 @@ use crate::cli::EvaluateArgs;
 use crate::comm::Communicator;
 use crate::config::{self, EvaluateConfig, Settings};
 use crate::data::{Augment, DecodePool, Loader, ShardSet, TestLoader, TestSpec};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::state::{check_classes, read_classes, read_weights, write_weights};
 use crate::eval::{self, Evaluation, Tested};
 use crate::files;
@@ -143,7 +143,7 @@ fn test_only(
             tested.loss,
             tested.images
         ));
-        fs::create_dir_all(out).map_err(Error::io("create folder", out))?;
+        fs::create_dir_all(out).map_err(files::io("create folder", out))?;
         let json = serde_json::to_string_pretty(&tested).expect("numbers have a JSON form");
         files::write(&path, format!("{json}\n").as_bytes())?;
     }

@@ -2,7 +2,8 @@
 
 use super::training::{Totals, Training};
 use crate::config::Settings;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::process::messages::say;
 use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status};
 use crate::train::tally::Measures;
@@ -94,7 +95,7 @@ impl Journal {
         resumed: Option<(u64, Sums)>,
         ranks: usize,
     ) -> Result<Journal> {
-        fs::create_dir_all(out).map_err(Error::io("create folder", out))?;
+        fs::create_dir_all(out).map_err(files::io("create folder", out))?;
         let path = out.join("metrics.jsonl");
         let is_new = resumed.is_none();
         let (step, mut sums) = resumed.unwrap_or_default();
@@ -104,7 +105,7 @@ impl Journal {
             true => {
                 // Nothing was saved of what this log speaks of.
                 if path.exists() {
-                    fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                    fs::remove_file(&path).map_err(files::io("remove", &path))?;
                 }
                 MetricsLog::create(&path)?
             }

@@ -163,7 +163,7 @@ impl<'a> Run<'a> {
     /// on. Collective.
     fn lock_folder(&mut self) -> Result<()> {
         if self.world.rank() == 0 {
-            fs::create_dir_all(&self.out).map_err(crate::Error::io("create folder", &self.out))?;
+            fs::create_dir_all(&self.out).map_err(files::io("create folder", &self.out))?;
             let lock = Lock::acquire(&self.out, self.world.host())?;
             at_last(lock.releaser());
             self.lock = Some(lock);

@@ -9,7 +9,8 @@ use crate::cli::SearchArgs;
 use crate::comm::Communicator;
 use crate::config::{self, Config, Settings};
 use crate::data::{Loader, ShardSet};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::report::{
     Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, final_text,
 };
@@ -218,7 +219,7 @@ impl Training for SearchRun<'_> {
         let (json, line) = (found.to_json()?, found.to_line());
         for (name, text) in [("genotype.json", &json), ("genotype.txt", &line)] {
             let path = out.join(name);
-            fs::write(&path, format!("{text}\n")).map_err(Error::io("write", path))?;
+            fs::write(&path, format!("{text}\n")).map_err(files::io("write", path))?;
         }
         let record = FinishRecord {
             step: self.search.step(),

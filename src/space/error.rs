@@ -1,7 +1,6 @@
 //! What is wrong with the name or the file of an architecture.
 
-use crate::files::{self, IoError};
-use std::path::PathBuf;
+use crate::files::IoError;
 
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -27,12 +26,4 @@ pub enum Error {
     /// A file or folder could not be read, written, renamed or removed.
     #[error(transparent)]
     Io(#[from] IoError),
-}
-
-impl Error {
-    /// An `Io` error about `path`, for `map_err`.
-    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
-        let failed = files::io(action, path);
-        move |source| Error::Io(failed(source))
-    }
 }

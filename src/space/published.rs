@@ -1,6 +1,7 @@
 //! Genotypes as people have them: a file, a published name, or the line that DARTS code holds.
 
 use super::genotype::Genotype;
+use crate::files;
 use crate::space::error::{Error, Result};
 use std::fs::File;
 use std::io::Read;
@@ -71,10 +72,10 @@ impl Genotype {
         let path = Path::new(text);
         if path.is_file() {
             let mut content = String::new();
-            let file = File::open(path).map_err(Error::io("open", path))?;
+            let file = File::open(path).map_err(files::io("open", path))?;
             // As much as shows that it is too long.
             let read = file.take(MAX_BYTES as u64 + 1).read_to_string(&mut content);
-            read.map_err(Error::io("read", path))?;
+            read.map_err(files::io("read", path))?;
             return Genotype::parse(&content).map_err(|error| match error {
                 Error::Genotype(what) => Error::Genotype(format!("{}: {what}", path.display())),
                 error => error,

@@ -8,6 +8,7 @@
 use super::library::Library;
 use crate::comm::error::{Error, Result};
 use crate::cuda::{Context, Event};
+use crate::files;
 use crate::process::exit::end_all;
 use crate::process::messages::say;
 use crate::process::phase::{self, Whereabouts};
@@ -96,7 +97,7 @@ impl NcclWatch {
             std::thread::Builder::new()
                 .name(name.into())
                 .spawn(watch)
-                .map_err(Error::io("start a thread of", "/proc/self"))
+                .map_err(files::io("start a thread of", "/proc/self"))
         };
         thread("nccl-time", WatchShared::watch_time)?;
         let asking = thread("nccl-ask", WatchShared::watch_answers)?;

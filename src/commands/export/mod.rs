@@ -4,7 +4,7 @@
 use crate::cli::ExportArgs;
 use crate::config::{EvaluateConfig, Settings};
 use crate::console;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::shape;
 use crate::eval::state::{read_classes, read_weights, weights_file};
 use crate::files;
@@ -116,7 +116,7 @@ pub fn export(
         weights: from,
     };
     let json = |value: serde_json::Result<String>| value.expect("plain data has a JSON form") + "\n";
-    fs::create_dir_all(to).map_err(Error::io("create folder", to))?;
+    fs::create_dir_all(to).map_err(files::io("create folder", to))?;
     let files = [
         ("genotype.json", json(serde_json::to_string_pretty(genotype)).into_bytes()),
         ("network.json", json(serde_json::to_string_pretty(&about)).into_bytes()),

@@ -2,6 +2,7 @@
 
 use crate::commands::error::Error as CommandError;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::net::params::Named;
 use crate::space::Mask;
 use serde::de::DeserializeOwned;
@@ -21,7 +22,7 @@ pub struct Golden {
 impl Golden {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Golden> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = std::fs::read(path).map_err(files::io("read", path))?;
         let wrong = |what: String| CommandError::Golden { path: path.display().to_string(), what };
         let (_, header) =
             safetensors::SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
@@ -107,7 +108,7 @@ pub struct Listed {
 impl Listed {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Listed> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = std::fs::read_to_string(path).map_err(files::io("read", path))?;
         Ok(Listed { path: path.display().to_string(), text })
     }
 

@@ -6,6 +6,7 @@
 //! not say how a draw of mixing weights becomes an architecture: here by the arg max of every edge, as the mean does.
 
 use super::drawn::{Summary, draw};
+use crate::files;
 use crate::nb201::Table;
 use crate::random::{Purpose, stream};
 use crate::report::error::{Error, Result};
@@ -83,7 +84,7 @@ impl Trajectory {
     ) -> Result<Trajectory> {
         let path = run.join("metrics.jsonl");
         let wrong = |what: String| Error::PlotSource { path: path.clone(), what };
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = fs::read(&path).map_err(files::io("read", &path))?;
         let column = table.accuracy(dataset)?;
         let accuracy = |architecture: &Architecture| table.row(architecture).value(column);
         let (mut epochs, mut stages, mut num_epochs) = (Vec::<Epoch>::new(), Vec::<DrawnStage>::new(), 0);

@@ -1,6 +1,7 @@
 //! The holder of a lock, as its file tells: whether that process still lives, or whether nobody touches the file.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::process::identity::{born, machine, token};
 use crate::process::messages::say;
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,7 @@ impl LockSeen {
 
 /// The lock as it is now; none if there is none.
 pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
-    let failed = || Error::io("read", path);
+    let failed = || files::io("read", path);
     // Opened anew each time: a network file system then asks its server.
     match File::open(path) {
         Ok(file) => {
@@ -72,7 +73,7 @@ pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
             Ok(Some(LockSeen { content: fs::read(path).unwrap_or_default(), touched }))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed()(error)),
+        Err(error) => Err(failed()(error).into()),
     }
 }
 

@@ -9,7 +9,8 @@
 
 mod holder;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::process::exit::last_acts;
 use crate::process::messages::say;
 use crate::run::error::Error as RunError;
@@ -63,7 +64,7 @@ impl Lock {
                 Ok(mut file) => {
                     if let Err(error) = file.write_all(&content).and_then(|()| file.sync_all()) {
                         let _ = fs::remove_file(&path);
-                        return Err(Error::io("lock the run folder by", &path)(error));
+                        return Err(files::io("lock the run folder by", &path)(error).into());
                     }
                     break;
                 }
@@ -82,7 +83,7 @@ impl Lock {
                     say(&format!("the lock of {who}, which has ended, is taken over ({})", path.display()));
                     take_away(&path, &seen, &me.token)?;
                 }
-                Err(error) => return Err(Error::io("lock the run folder by", &path)(error)),
+                Err(error) => return Err(files::io("lock the run folder by", &path)(error).into()),
             }
         }
         let (stop, stopped) = channel();
@@ -108,7 +109,7 @@ impl Lock {
                         .and_then(|file| file.set_modified(SystemTime::now()));
                 }
             })
-            .map_err(Error::io("start the thread that keeps", &held.path))?;
+            .map_err(files::io("start the thread that keeps", &held.path))?;
         Ok(Lock { held, _beat: stop })
     }
 
@@ -173,7 +174,7 @@ fn take_away(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
     if fs::read(&aside).is_ok_and(|content| content != seen.content) {
         let _ = fs::hard_link(&aside, path);
     }
-    fs::remove_file(&aside).map_err(Error::io("remove", &aside))
+    Ok(fs::remove_file(&aside).map_err(files::io("remove", &aside))?)
 }
 
 #[cfg(test)]

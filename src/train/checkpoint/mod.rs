@@ -8,6 +8,7 @@ mod writer;
 pub use writer::Writer;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::train::error::Error as TrainError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,7 @@ pub fn write(dir: &Path, step: u64, state: &Checkpoint, keep: usize) -> Result<(
 }
 
 fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io("create folder", dir))?;
+    fs::create_dir_all(dir).map_err(files::io("create folder", dir))?;
     remove_leftovers(dir)?;
     let classes = classes_of(&state.meta);
     let files =
@@ -93,7 +94,7 @@ fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
         files: (files.iter()).map(|(name, bytes)| (name.to_string(), FileSum::of(bytes))).collect(),
     };
     let temporary = dir.join(temporary(step));
-    fs::create_dir(&temporary).map_err(Error::io("create folder", &temporary))?;
+    fs::create_dir(&temporary).map_err(files::io("create folder", &temporary))?;
     for (name, bytes) in &files {
         write_synced(&temporary.join(name), bytes)?;
     }
@@ -101,11 +102,11 @@ fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
     // Of the same step there can only be one that was damaged and skipped: the older ones carry the run until DONE is there.
     let folder = dir.join(name_of(step));
     remove_checkpoint(&folder)?;
-    fs::rename(&temporary, &folder).map_err(Error::io("rename", &temporary))?;
+    fs::rename(&temporary, &folder).map_err(files::io("rename", &temporary))?;
     sync_folder(dir)?;
     let unfinished = folder.join("DONE.tmp");
     write_synced(&unfinished, &to_json(&done))?;
-    fs::rename(&unfinished, folder.join(DONE)).map_err(Error::io("rename", &unfinished))?;
+    fs::rename(&unfinished, folder.join(DONE)).map_err(files::io("rename", &unfinished))?;
     sync_folder(&folder)
 }
 
@@ -113,11 +114,11 @@ fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
 pub fn list(dir: &Path) -> Result<Vec<u64>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(Error::io("read folder", dir))?,
+        entries => entries.map_err(files::io("read folder", dir))?,
     };
     let mut steps = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(Error::io("read folder", dir))?;
+        let entry = entry.map_err(files::io("read folder", dir))?;
         if let Some(step) = step_of(&entry.file_name().to_string_lossy())
             && entry.path().join(DONE).exists()
         {
@@ -187,8 +188,8 @@ fn prune(dir: &Path, step: u64, keep: usize) -> Result<()> {
 
 /// Removes what a run that was killed while writing has left.
 fn remove_leftovers(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(Error::io("read folder", dir))? {
-        let entry = entry.map_err(Error::io("read folder", dir))?;
+    for entry in fs::read_dir(dir).map_err(files::io("read folder", dir))? {
+        let entry = entry.map_err(files::io("read folder", dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let left = name.strip_suffix(".tmp").and_then(step_of).is_some()
             || (step_of(&name).is_some() && !entry.path().join(DONE).exists());
@@ -206,9 +207,9 @@ fn remove_checkpoint(folder: &Path) -> Result<()> {
     }
     let done = folder.join(DONE);
     if done.exists() {
-        fs::remove_file(&done).map_err(Error::io("remove", &done))?;
+        fs::remove_file(&done).map_err(files::io("remove", &done))?;
     }
-    fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
+    Ok(fs::remove_dir_all(folder).map_err(files::io("remove", folder))?)
 }
 
 fn name_of(step: u64) -> String {
@@ -225,14 +226,14 @@ fn step_of(name: &str) -> Option<u64> {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = File::create(path).map_err(Error::io("create", path))?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    file.sync_all().map_err(Error::io("write", path))
+    let mut file = File::create(path).map_err(files::io("create", path))?;
+    file.write_all(bytes).map_err(files::io("write", path))?;
+    Ok(file.sync_all().map_err(files::io("write", path))?)
 }
 
 /// Makes names in a folder outlast a power cut.
 fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("write folder", path))
+    Ok(File::open(path).and_then(|folder| folder.sync_all()).map_err(files::io("write folder", path))?)
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {

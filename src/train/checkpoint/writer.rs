@@ -1,7 +1,8 @@
 //! `Writer`: checkpoints written on a thread of their own, so that training waits for a copy in memory and not for a disk.
 
 use super::{Checkpoint, write};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::train::error::Error as TrainError;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -39,7 +40,7 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
             .spawn(work)
-            .map_err(Error::io("start the thread that writes", &self.dir))?;
+            .map_err(files::io("start the thread that writes", &self.dir))?;
         self.flight = Some((step, thread));
         Ok(())
     }
@@ -60,7 +61,7 @@ impl Writer {
             Ok(outcome) => outcome.map(|()| Some(step)),
             Err(_) => {
                 let panicked = std::io::Error::other("the thread that writes panicked, see above");
-                let source = Box::new(Error::io("write", &self.dir)(panicked));
+                let source = Box::new(files::io("write", &self.dir)(panicked));
                 Err(TrainError::CheckpointNotWritten { step, source }.into())
             }
         }
