@@ -93,7 +93,7 @@ class Plan:
             # First: it alone tells wrong code from rounding.
             self.verify("golden-fp64", "--precision", "fp64", planned_s=10),
             self.verify("golden-fp32", "--precision", "fp32", planned_s=30),
-            # Most of it is cuDNN, which compiles kernels for channels last.
+            # Channels last: the first steps are slow.
             self.verify("golden-bf16-cells-again", "--precision", "bf16", "--checkpoint-cells", planned_s=65),
             self.verify("golden-tf32-channels-first", "--precision", "tf32", "--channels-first"),
             self.search("ranks-1", 1, "fp64", planned_s=5),
@@ -359,7 +359,7 @@ class Plan:
             command = [*self.bench(stage, precision, layout, self.batch), *more, *self.times()]
             return self.measured(job, command, "speed.jsonl")
 
-        # Channels last: cuDNN compiles kernels first.
+        # Channels last: the first steps are slow.
         planned_s = 6 if layout == "first" else 38 if precision == "bf16" else 19
         name = f"speed-stage{stage}-{precision}-{layout}" + ("-cells-again" if cells_again else "")
         return Check(name, planned_s, work)
