@@ -15,7 +15,7 @@ use drnas_dist::data::order::SampleOrder;
 use drnas_dist::net::widen::draw_indices;
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::search::Search;
-use drnas_dist::search::dirichlet::{sample, theta_seed};
+use drnas_dist::search::dirichlet::{sample, theta_stream};
 use drnas_dist::search::timeline::Timeline;
 use drnas_dist::train::checkpoint;
 use drnas_dist::{Config, Settings};
@@ -245,8 +245,8 @@ impl Searched {
                 };
                 let of_table = |table: i64| {
                     let (seed, eta) = (self.config.seed, eta.get(table));
-                    let seed = theta_seed(seed, purpose, step as u64, replica, table as u64);
-                    sample(&eta, &eta.ones_like(), seed).theta
+                    let mut random = theta_stream(seed, purpose, step as u64, replica, table as u64);
+                    sample(&eta, &eta.ones_like(), &mut random).theta
                 };
                 stack((0..eta.size()[0]).map(of_table))
             };

@@ -3,6 +3,7 @@
 //! Shapes: N batch. Source: `drop_path` of the published code: every operation but the identity, every image on its own;
 //! what stays is divided by the probability to stay.
 
+use crate::process::torch;
 use crate::random::{Purpose, stream};
 use rand::RngExt;
 use tch::{Device, Kind, Tensor};
@@ -29,12 +30,8 @@ impl DropPath {
         let factors: Vec<f64> = (0..cells * edges * n)
             .map(|_| if random.random::<f64>() < probability { 0.0 } else { stays })
             .collect();
-        // One copy to the device for the whole network; from pinned memory, so that the host does not wait for a card.
-        let factors = Tensor::from_slice(&factors).to_kind(kind);
-        let factors = match device {
-            Device::Cuda(_) => factors.internal_pin_memory(device).to_device_(device, kind, true, false),
-            _ => factors.to_device(device),
-        };
+        // One copy to the device for the whole network.
+        let factors = torch::upload(&Tensor::from_slice(&factors).to_kind(kind), device);
         Some(DropPath { factors: factors.view([cells, edges, n, 1, 1, 1]) })
     }
 

@@ -1,6 +1,7 @@
-//! What libtorch is told once for the whole process: its threads, and whether it may use TensorFloat-32.
+//! What libtorch is told once for the whole process (its threads, and whether it may use TensorFloat-32), and small copies.
 
 use std::ffi::c_void;
+use tch::{Device, Tensor};
 
 /// Gives libtorch `num_threads` threads, for the inside of operations only. Before the first tensor.
 pub fn set_threads(num_threads: usize) {
@@ -21,6 +22,15 @@ pub fn allow_tf32(allow: bool) {
         let context = global_context();
         set_allow_tf32_cudnn(context, allow);
         set_allow_tf32_cublas(context, allow);
+    }
+}
+
+/// Copies a small tensor of the host to `device`; the host does not wait for a GPU.
+pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
+    match device {
+        // Not `pin_memory`: it warns that an argument is deprecated which tch always gives.
+        Device::Cuda(_) => tensor.internal_pin_memory(device).to_device_(device, tensor.kind(), true, false),
+        _ => tensor.to_device(device),
     }
 }
 

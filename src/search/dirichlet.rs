@@ -3,14 +3,16 @@
 //! Shapes: E edges, O operations; `eta`, `beta`, `theta`, masks (0 or 1) are all [E, O]. Source: DrNAS (ICLR 2021),
 //! beta = ELU(eta) + 1. Everything stays on eta's device; no value is looked at.
 
-use crate::random::{Purpose, seed_of, torch_seeded};
+use super::gamma::log_gamma;
+use crate::random::{Purpose, stream};
 use crate::space::Mask;
+use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Kind, Tensor};
 
 /// Initial eta: 1e-3 * N(0, 1), in double precision on the CPU, the same on every rank for one seed.
 pub fn initial_eta(num_edges: usize, num_operations: usize, seed: u64, table: usize) -> Tensor {
-    let mut random = crate::random::stream(seed, Purpose::Eta, &[table as u64]);
+    let mut random = stream(seed, Purpose::Eta, &[table as u64]);
     let values: Vec<f64> = (0..num_edges * num_operations)
         .map(|_| {
             let normal: f64 = StandardNormal.sample(&mut random);
@@ -30,7 +32,7 @@ fn concentration_slope(eta: &Tensor) -> Tensor {
     eta.clamp_max(0.0).exp()
 }
 
-/// A sample as it was drawn, with what its gradient needs.
+/// A sample, with what its gradient needs.
 pub struct ThetaSample {
     /// The full row, before the mask.
     drawn: Tensor,
@@ -40,39 +42,54 @@ pub struct ThetaSample {
     pub theta: Tensor,
 }
 
-/// Draws the mixing weights of every edge from the stream of `seed` (see [`theta_seed`]): the full row is drawn,
-/// multiplied by the mask, divided by its sum. Local; every replica draws its own unless it is given another's seed.
-pub fn sample(eta: &Tensor, mask: &Tensor, seed: u64) -> ThetaSample {
+/// Draws the mixing weights of every edge: the full row is drawn, multiplied by the mask, divided by its sum. Local; every
+/// replica draws from a stream of its own unless it is given another's.
+///
+/// Row = gamma variates of beta / their sum, computed by their logarithms: many variates of a small beta are 0 as numbers.
+pub fn sample(eta: &Tensor, mask: &Tensor, random: &mut impl Rng) -> ThetaSample {
     let beta = concentration(eta);
-    let drawn = torch_seeded(seed, || beta.internal_sample_dirichlet());
-    ThetaSample::from_drawn(drawn, beta, mask)
+    let log_gamma = log_gamma(&beta.to_kind(Kind::Double), random);
+    // Inside (0, 1), as libtorch's own draws: the gradient has logarithms of it.
+    let (least, most) = match eta.kind() {
+        Kind::Double => (f64::MIN_POSITIVE, 1.0 - f64::EPSILON / 2.0),
+        _ => (f64::from(f32::MIN_POSITIVE), 1.0 - f64::from(f32::EPSILON) / 2.0),
+    };
+    let drawn = log_gamma.softmax(-1, Kind::Double).clamp(least, most).to_kind(eta.kind());
+    let kept = log_gamma.masked_fill(&mask.eq(0.0), f64::NEG_INFINITY);
+    let theta = kept.softmax(-1, Kind::Double).to_kind(eta.kind());
+    ThetaSample { drawn, beta, mask: mask.shallow_clone(), theta }
 }
 
-/// The seed of one draw: `purpose` tells weight and architecture steps apart.
-pub fn theta_seed(seed: u64, purpose: Purpose, step: u64, replica: u64, table: u64) -> u64 {
-    seed_of(seed, purpose, &[step, replica, table])
+/// The stream of one draw: `purpose` tells weight and architecture steps apart.
+pub fn theta_stream(seed: u64, purpose: Purpose, step: u64, replica: u64, table: u64) -> impl Rng {
+    stream(seed, purpose, &[step, replica, table])
 }
 
 impl ThetaSample {
     /// The sample that was drawn elsewhere: `drawn` rows sum to 1.
     pub fn from_drawn(drawn: Tensor, beta: Tensor, mask: &Tensor) -> ThetaSample {
         let kept = &drawn * mask;
-        let theta = &kept / kept.sum_dim_intlist(-1, true, None);
+        let theta = &kept / row_sum(&kept);
         ThetaSample { drawn, beta, mask: mask.shallow_clone(), theta }
     }
 
-    /// Pathwise gradient: dL/d eta from dL/d theta. Per edge, with s the full draw and S the sum of what is kept:
+    /// Pathwise gradient: dL/d eta from dL/d theta = g. Per edge, with s the full draw and S the sum of what is kept:
     /// renormalisation  g' = mask * (g - sum(theta * g)) / S
     /// Dirichlet        dL/d beta = dirichlet_grad(s, beta, sum beta) * (g' - sum(s * g'))
-    /// (`torch/distributions/dirichlet.py`), then ELU'.
+    /// (`torch/distributions/dirichlet.py`), where sum(s * g') = 0 because s = S * theta; then ELU'.
     pub fn grad_eta(&self, eta: &Tensor, grad_theta: &Tensor) -> Tensor {
-        let row_sum = |x: &Tensor| x.sum_dim_intlist(-1, true, None);
         let kept_sum = row_sum(&(&self.drawn * &self.mask));
-        let grad_drawn = &self.mask * (grad_theta - row_sum(&(&self.theta * grad_theta))) / kept_sum;
         let total = row_sum(&self.beta).expand_as(&self.beta);
         let pathwise = Tensor::internal_dirichlet_grad(&self.drawn, &self.beta, &total);
-        pathwise * (&grad_drawn - row_sum(&(&self.drawn * &grad_drawn))) * concentration_slope(eta)
+        let centred = &self.mask * (grad_theta - row_sum(&(&self.theta * grad_theta)));
+        // This order: where all that is kept is tiny, so is their derivative, and the quotient is not.
+        pathwise / kept_sum * centred * concentration_slope(eta)
     }
+}
+
+/// Sums of the rows of `[E, O]`: [E, 1].
+fn row_sum(table: &Tensor) -> Tensor {
+    table.sum_dim_intlist(-1, true, None)
 }
 
 /// Sum over edges of KL(Dirichlet(beta) || Dirichlet(1)), a scalar:
@@ -88,7 +105,7 @@ pub fn kl(eta: &Tensor) -> Tensor {
 /// Gradient of [`kl`] by eta: (beta - 1) psi'(beta) - (b - O) psi'(b), times ELU'.
 pub fn kl_grad(eta: &Tensor) -> Tensor {
     let beta = concentration(eta);
-    let total = beta.sum_dim_intlist(-1, true, None);
+    let total = row_sum(&beta);
     let excess = (&total - eta.size()[1] as f64) * total.polygamma(1);
     ((&beta - 1.0) * beta.polygamma(1) - excess) * concentration_slope(eta)
 }

@@ -6,6 +6,7 @@
 
 mod architecture;
 pub mod dirichlet;
+pub mod gamma;
 pub mod stage;
 pub mod state;
 pub mod timeline;
@@ -182,8 +183,9 @@ impl Search {
         };
         (0..self.eta.size()[0])
             .map(|table| {
-                let seed = dirichlet::theta_seed(self.config.seed, purpose, self.step, replica, table as u64);
-                dirichlet::sample(&self.eta.get(table), self.net.masks().table(table as usize), seed)
+                let mut random =
+                    dirichlet::theta_stream(self.config.seed, purpose, self.step, replica, table as u64);
+                dirichlet::sample(&self.eta.get(table), self.net.masks().table(table as usize), &mut random)
             })
             .collect()
     }
