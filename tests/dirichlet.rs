@@ -8,6 +8,7 @@
 
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::search::dirichlet::{concentration, initial_eta, sample, theta_stream};
+use rand_distr::{Distribution, Open01, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
 const SIGMAS: f64 = 5.0;
@@ -222,6 +223,46 @@ fn steps_replicas_tables_and_purposes_draw_on_their_own() {
         }
     }
     assert!(draw(weights, 3, 1, 0).equal(&all[0]), "the same use draws the same");
+}
+
+/// A row is what the textbook's loop makes of the same random numbers: nothing of it comes from a generator of the device.
+#[test]
+fn draws_are_a_function_of_numbers_drawn_on_the_host() {
+    let beta = [1e-3, 1e-2, 0.1, 1.0, 1.7, 30.0, 1e3];
+    let tries = 8;
+    let mut all_tried = 0;
+    for step in 0..2000 {
+        let mut random = theta_stream(5, Purpose::ThetaWeightStep, step, 0, 0);
+        let mut take = |count: usize, normal: bool| -> Vec<f64> {
+            let one =
+                |_| if normal { StandardNormal.sample(&mut random) } else { Open01.sample(&mut random) };
+            (0..count).map(one).collect()
+        };
+        let (x, u) = (take((tries - 1) * 7, true), take((tries - 1) * 7, false));
+        let last = take(7, false);
+        let log_gamma = |o: usize| -> f64 {
+            let d: f64 = beta[o] + 1.0 - 1.0 / 3.0;
+            let (attempt, v) = (0..tries - 1)
+                .map(|attempt| (attempt, (1.0 + x[7 * attempt + o] / (9.0 * d).sqrt()).powi(3)))
+                .find(|&(attempt, v)| {
+                    let x = x[7 * attempt + o];
+                    v > 0.0 && u[7 * attempt + o].ln() < 0.5 * x * x + d - d * v + d * v.ln()
+                })
+                .expect("hardly ever none");
+            all_tried += attempt;
+            (d * v).ln() + last[o].ln() / beta[o]
+        };
+        let rows: Vec<f64> = (0..7).map(log_gamma).collect();
+        let most = rows.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = rows.iter().map(|row| (row - most).exp()).sum();
+        let expected: Vec<f64> = rows.iter().map(|row| (row - most).exp() / sum).collect();
+        let eta = eta_of(&beta).unsqueeze(0);
+        let mut random = theta_stream(5, Purpose::ThetaWeightStep, step, 0, 0);
+        let theta = sample(&eta, &eta.ones_like(), &mut random).theta;
+        let off = number(&(theta - Tensor::from_slice(&expected)).abs().max());
+        assert!(off < 1e-12, "step {step}: off by {off}");
+    }
+    assert!((200..600).contains(&all_tried), "{all_tried} of 14,000 first candidates were refused");
 }
 
 /// 1e-3 * N(0, 1).

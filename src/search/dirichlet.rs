@@ -81,9 +81,9 @@ impl ThetaSample {
         let kept_sum = row_sum(&(&self.drawn * &self.mask));
         let total = row_sum(&self.beta).expand_as(&self.beta);
         let pathwise = Tensor::internal_dirichlet_grad(&self.drawn, &self.beta, &total);
-        let centred = &self.mask * (grad_theta - row_sum(&(&self.theta * grad_theta)));
-        // This order: where all that is kept is tiny, so is their derivative, and the quotient is not.
-        pathwise / kept_sum * centred * concentration_slope(eta)
+        // This order: where all that is kept is tiny, so is its derivative, and the quotient is not.
+        let relative = pathwise * &self.mask / kept_sum;
+        relative * (grad_theta - row_sum(&(&self.theta * grad_theta))) * concentration_slope(eta)
     }
 }
 
