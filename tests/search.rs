@@ -6,8 +6,8 @@ mod bench;
 use bench::mpirun::{SCENE, run_with};
 use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
 use drnas_dist::Settings;
-use drnas_dist::comm::Communicator;
 use drnas_dist::comm::Result;
+use drnas_dist::comm::{Communicator, ReduceWait};
 use drnas_dist::config::Config;
 use drnas_dist::data::{Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::search::Search;
@@ -297,9 +297,17 @@ impl Communicator for Recorder {
         Ok(())
     }
 
-    fn finish(&self) -> Result<()> {
+    fn finish(&self) -> Result<ReduceWait> {
         self.0.borrow_mut().push("finish".into());
-        Ok(())
+        Ok(ReduceWait::Host(0.0))
+    }
+
+    fn request_stop(&self) {
+        unreachable!("a step stops nothing")
+    }
+
+    fn stop_requested(&self) -> bool {
+        unreachable!("a step does not ask")
     }
 
     fn broadcast(&self, _: &Tensor, _: usize) -> Result<()> {

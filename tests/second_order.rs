@@ -9,7 +9,7 @@ use drnas_dist::net::loss::cross_entropy;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Supernet, SupernetShape};
-use drnas_dist::random::torch_seeded;
+use drnas_dist::random::{Purpose, stream, torch_seeded};
 use drnas_dist::search::dirichlet::{ThetaSample, sample};
 use drnas_dist::search::unrolled::{LENGTH, Share, Unrolled};
 use drnas_dist::space::{Mask, SearchSpace};
@@ -69,7 +69,11 @@ impl Scene {
         let samples = |seed: u64| -> Vec<ThetaSample> {
             (0..tables as i64)
                 .map(|table| {
-                    sample(&eta.get(table), net.masks().table(table as usize), 10 * seed + table as u64)
+                    sample(
+                        &eta.get(table),
+                        net.masks().table(table as usize),
+                        &mut stream(seed, Purpose::ThetaVirtualStep, &[table as u64]),
+                    )
                 })
                 .collect()
         };
@@ -86,7 +90,8 @@ impl Scene {
 
     fn grad(&self, lr: f64, length: f64) -> Tensor {
         let step = Unrolled { net: &self.net, eta: &self.eta, sgd: SGD, lr, length };
-        step.grad(&self.shares, &Solo, &mut StepOutcome::default()).unwrap() / self.shares.len() as f64
+        step.grad(&self.shares, &Solo::default(), &mut StepOutcome::default()).unwrap()
+            / self.shares.len() as f64
     }
 
     /// The same by double differentiation, nothing approximated.

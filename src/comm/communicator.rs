@@ -1,7 +1,9 @@
 //! The `Communicator`: the collective operations of a run, and what they refuse.
 
 use super::error::{Error, Result};
+use crate::cuda::Event;
 use serde::Serialize;
+use std::time::Instant;
 use tch::Tensor;
 
 /// The collective operations of a run. Collective methods are called by all ranks in the same order; none of them waits
@@ -21,9 +23,16 @@ pub trait Communicator {
     /// meanwhile. Local.
     fn progress(&self) -> Result<()>;
 
-    /// Ends every reduction that was started: what is read or computed from now on finds the means. On cards the host does
-    /// not wait for them. Collective.
-    fn finish(&self) -> Result<()>;
+    /// Ends every reduction that was started: what is read or computed from now on finds the means. On GPUs the host does
+    /// not wait for them. Returns how long the computation waited. Collective.
+    fn finish(&self) -> Result<ReduceWait>;
+
+    /// This rank asks all to stop: travels with the next `finish`, at no cost. Local.
+    fn request_stop(&self);
+
+    /// Whether a rank had asked to stop before the last `finish` (with NCCL: the one before it). The same on all ranks after
+    /// the same `finish`. Local.
+    fn stop_requested(&self) -> bool;
 
     /// Copies `buffer` of rank `root` to all. Shape and kind as for `start_mean`. Collective.
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()>;
@@ -47,6 +56,32 @@ pub trait Communicator {
 
     /// Ends all ranks at once: one rank's failure is everyone's. Not collective.
     fn abort(&self, why: &dyn std::error::Error) -> !;
+}
+
+/// How long the computation waited for reductions in one `finish`.
+pub enum ReduceWait {
+    /// The host waited, milliseconds.
+    Host(f64),
+    /// The GPU waited between these timed events.
+    Gpu(Event, Event),
+}
+
+impl ReduceWait {
+    /// The host waited since `start`.
+    pub(super) fn since(start: Instant) -> ReduceWait {
+        ReduceWait::Host(start.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Milliseconds. The host waits until the GPU has come so far. Local.
+    pub fn ms(&self) -> Result<f64> {
+        match self {
+            ReduceWait::Host(ms) => Ok(*ms),
+            ReduceWait::Gpu(from, to) => {
+                to.synchronize()?;
+                Ok(to.ms_since(from)?)
+            }
+        }
+    }
 }
 
 /// When the reductions of some steps ran on the card, milliseconds since the trace was started.

@@ -7,7 +7,7 @@ mod mpi;
 mod nccl;
 mod solo;
 
-pub use communicator::{Communicator, Reduction, Trace};
+pub use communicator::{Communicator, ReduceWait, Reduction, Trace};
 pub use error::{Error, Result};
 pub use mpi::Mpi;
 pub(crate) use nccl::Terms;

@@ -1,13 +1,17 @@
 //! `Solo`: one process alone.
 
-use super::communicator::{Communicator, contiguous, reducible, root_within};
+use super::communicator::{Communicator, ReduceWait, contiguous, reducible, root_within};
 use super::error::Result;
 use crate::process::exit::last_acts;
 use crate::process::messages::say;
+use std::cell::Cell;
 use tch::Tensor;
 
 /// One process alone: nothing is ever sent.
-pub struct Solo;
+#[derive(Default)]
+pub struct Solo {
+    stop_requested: Cell<bool>,
+}
 
 impl Communicator for Solo {
     fn rank(&self) -> usize {
@@ -26,8 +30,16 @@ impl Communicator for Solo {
         Ok(())
     }
 
-    fn finish(&self) -> Result<()> {
-        Ok(())
+    fn finish(&self) -> Result<ReduceWait> {
+        Ok(ReduceWait::Host(0.0))
+    }
+
+    fn request_stop(&self) {
+        self.stop_requested.set(true);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.stop_requested.get()
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {

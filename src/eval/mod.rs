@@ -359,7 +359,7 @@ mod tests {
             let mut evaluation = Evaluation::new(&config, &genotype, 2, replicas, Device::Cpu);
             let step = |evaluation: &mut Evaluation| {
                 let batch = |_: &mut _, _: &mut _| Ok((images.shallow_clone(), labels.shallow_clone()));
-                evaluation.train_on(batch, &crate::comm::Solo).unwrap().weights
+                evaluation.train_on(batch, &crate::comm::Solo::default()).unwrap().weights
             };
             let all: Vec<Tensor> = (0..4).flat_map(|_| step(&mut evaluation)).collect();
             all.iter().map(|numbers| numbers.double_value(&[0])).collect()
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn numbers_of_batches_come_in_the_order_of_the_set() {
         let rows = vec![vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0, 7.0, 8.0]];
-        assert_eq!(dealt(&rows, &crate::comm::Solo).unwrap(), rows);
-        assert!(dealt(&[], &crate::comm::Solo).unwrap().is_empty());
+        assert_eq!(dealt(&rows, &crate::comm::Solo::default()).unwrap(), rows);
+        assert!(dealt(&[], &crate::comm::Solo::default()).unwrap().is_empty());
     }
 }

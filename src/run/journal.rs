@@ -1,6 +1,7 @@
 //! Journal: what rank 0 tells of a run: the log, the progress, the numbers of an epoch.
 
 use super::training::{Totals, Training};
+use crate::comm::ReduceWait;
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
@@ -13,7 +14,6 @@ use std::fs;
 use std::path::Path;
 
 /// What a rank knows of a step before its losses are read.
-#[derive(Clone, Copy, Debug)]
 pub struct UnreadStep {
     /// The step, from 1.
     pub step: u64,
@@ -23,8 +23,8 @@ pub struct UnreadStep {
     pub wall_s: f64,
     /// Of it waiting for images, milliseconds.
     pub data_wait_ms: f64,
-    /// Of it waiting for other ranks, milliseconds.
-    pub reduce_wait_ms: f64,
+    /// Of it the waits for other ranks.
+    pub reduce_waits: Vec<ReduceWait>,
     /// Before it held up by a checkpoint, milliseconds.
     pub checkpoint_ms: f64,
 }
@@ -177,13 +177,14 @@ impl Journal {
         card_memory_mib: Option<f64>,
     ) -> Result<()> {
         let place = training.place(pending.step - 1);
+        let reduce_wait_ms = pending.reduce_waits.iter().map(ReduceWait::ms).sum::<Result<f64, _>>()?;
         let epoch = &mut self.sums.epoch;
         epoch.steps += 1;
         epoch.architecture_steps += u64::from(place.eta_lr.is_some());
         epoch.measures.add(measures);
         epoch.images += pending.images;
         epoch.data_wait_ms += pending.data_wait_ms;
-        epoch.reduce_wait_ms += pending.reduce_wait_ms;
+        epoch.reduce_wait_ms += reduce_wait_ms;
         epoch.wall_s += pending.wall_s;
         self.sums.totals.images += pending.images;
         self.sums.totals.wall_s += pending.wall_s;
@@ -194,7 +195,7 @@ impl Journal {
         record.architecture_loss = place.eta_lr.map(|_| measures.architecture_loss);
         record.images_per_s = pending.images as f64 / pending.wall_s;
         record.data_wait_ms = pending.data_wait_ms;
-        record.reduce_wait_ms = pending.reduce_wait_ms;
+        record.reduce_wait_ms = reduce_wait_ms;
         record.checkpoint_ms = pending.checkpoint_ms;
         record.card_memory_mib = card_memory_mib;
         Ok(self.log.write(&LogRecord::Step(record))?)

@@ -62,7 +62,7 @@ fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()
         phase::set_step(training.step() + 1);
         let start = Instant::now();
         let outcome = training.train_step(comm)?;
-        run.note_step(&training, &outcome, start.elapsed().as_secs_f64());
+        run.note_step(&training, outcome, start.elapsed().as_secs_f64());
         run.after_step(&mut training)?;
     }
     run.finish(&training)
@@ -226,16 +226,16 @@ impl<'a> Run<'a> {
     }
 
     /// Notes a step; its losses stay on the device until the next look. Local.
-    fn note_step(&mut self, training: &impl Training, outcome: &StepOutcome, wall_s: f64) {
+    fn note_step(&mut self, training: &impl Training, outcome: StepOutcome, wall_s: f64) {
         let batches = 1 + u64::from(!outcome.architecture.is_empty());
-        self.tally.add(outcome);
-        self.replaced.extend(outcome.replaced.iter().cloned());
+        self.tally.add(&outcome);
+        self.replaced.extend(outcome.replaced);
         self.pending.push(UnreadStep {
             step: training.step(),
             images: batches * training.settings().global_batch() as u64,
             wall_s,
             data_wait_ms: outcome.data_wait_ms,
-            reduce_wait_ms: outcome.reduce_wait_ms,
+            reduce_waits: outcome.reduce_waits,
             checkpoint_ms: std::mem::take(&mut self.checkpoint_ms),
         });
     }
@@ -247,7 +247,11 @@ impl<'a> Run<'a> {
         let step = training.step();
         let run = training.settings().run();
         let compare_due = step.is_multiple_of(run.compare_every);
-        let stop = self.asked_to_stop()?;
+        // Travels with the reductions of the next step.
+        if self.world.stop_requested() {
+            comm.request_stop();
+        }
+        let stop = comm.stop_requested();
         let epoch_ends = step.is_multiple_of(training.steps_per_epoch());
         let stage_ends = training.stage_ends();
         let checkpoint_due = stage_ends || stop || step.is_multiple_of(run.checkpoint_every);
@@ -288,13 +292,6 @@ impl<'a> Run<'a> {
             self.world.leave();
         }
         Ok(())
-    }
-
-    /// Whether any rank was asked to stop; the same answer on all. One byte of each, through host memory: nothing waits
-    /// for a GPU. Collective.
-    fn asked_to_stop(&self) -> Result<bool> {
-        let mine = u8::from(self.world.stop_requested());
-        Ok(self.world.communicator().all_gather(&[mine])?.iter().any(|asked| asked[0] != 0))
     }
 
     /// Reads the losses of the steps since the last look. Collective.

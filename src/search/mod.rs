@@ -26,7 +26,7 @@ use crate::space::{Mask, SearchSpace};
 use crate::train::optimiser::{Adam, Sgd};
 use crate::train::schedule::Schedule;
 use crate::train::step;
-use crate::train::tally::{StepOutcome, measure, timed};
+use crate::train::tally::{StepOutcome, measure};
 use dirichlet::ThetaSample;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -132,7 +132,7 @@ impl Search {
             let grad = sum / num_local as f64;
             comm.start_mean(&grad)?;
             begin(Phase::AllReduce)?;
-            timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+            outcome.reduce_waits.push(comm.finish()?);
             begin(Phase::Optimiser)?;
             self.descend_eta(grad);
         }

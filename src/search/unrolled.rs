@@ -22,7 +22,7 @@ use crate::net::supernet::Supernet;
 use crate::process::phase::{Phase, begin};
 use crate::train::optimiser::Sgd;
 use crate::train::step::{backward, start_mean};
-use crate::train::tally::{StepOutcome, measure, timed};
+use crate::train::tally::{StepOutcome, measure};
 use tch::Tensor;
 
 /// Length of the step in the weights over which gradients are compared.
@@ -106,7 +106,8 @@ impl Unrolled<'_> {
             backward(tape, &loss, &self.net.params.buckets, (local, shares.len()), comm)?;
         }
         begin(Phase::AllReduce)?;
-        Ok(timed(&mut outcome.reduce_wait_ms, || comm.finish())?)
+        outcome.reduce_waits.push(comm.finish()?);
+        Ok(())
     }
 
     /// The first term, and v into the buckets.
@@ -139,7 +140,8 @@ impl Unrolled<'_> {
             }
         }
         begin(Phase::AllReduce)?;
-        Ok(timed(&mut outcome.reduce_wait_ms, || comm.finish())?)
+        outcome.reduce_waits.push(comm.finish()?);
+        Ok(())
     }
 
     /// One side of the finite difference.

@@ -8,7 +8,7 @@ use crate::net::bucket::Bucket;
 use crate::net::tape::Tape;
 use crate::process::phase::{Phase, begin};
 use crate::train::optimiser::{Sgd, clip_coefficient};
-use crate::train::tally::{StepOutcome, timed};
+use crate::train::tally::StepOutcome;
 use tch::Tensor;
 
 /// The next batch on the device: normalised images, labels.
@@ -64,7 +64,7 @@ pub fn descend(
     outcome: &mut StepOutcome,
 ) -> Result<()> {
     begin(Phase::AllReduce)?;
-    timed(&mut outcome.reduce_wait_ms, || comm.finish())?;
+    outcome.reduce_waits.push(comm.finish()?);
     begin(Phase::Optimiser)?;
     let coefficient = clip_coefficient(buckets.iter().map(|bucket| &bucket.grads), grad_clip);
     sgd.step(buckets, &coefficient, lr);

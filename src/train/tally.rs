@@ -1,6 +1,6 @@
 //! Tally: losses and hits of the steps, kept on the device until somebody looks.
 
-use crate::comm::Communicator;
+use crate::comm::{Communicator, ReduceWait};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -48,8 +48,8 @@ pub struct StepOutcome {
     pub replaced: Vec<String>,
     /// Milliseconds spent waiting for images.
     pub data_wait_ms: f64,
-    /// Milliseconds spent waiting for other ranks.
-    pub reduce_wait_ms: f64,
+    /// The waits for other ranks.
+    pub reduce_waits: Vec<ReduceWait>,
 }
 
 /// Runs `f` and adds its milliseconds to `total_ms`.
@@ -136,12 +136,12 @@ mod tests {
             num_skipped: 2,
             ..Default::default()
         });
-        let measures = tally.take(&Solo).unwrap();
+        let measures = tally.take(&Solo::default()).unwrap();
         assert_eq!(measures.len(), 2);
         assert_eq!((measures[0].loss, measures[0].top1, measures[0].top5), (3.0, 1.0, 2.0));
         assert_eq!((measures[1].loss, measures[1].top1, measures[1].top5), (1.5, 0.5, 1.0));
         assert_eq!((measures[1].architecture_loss, measures[1].architecture_top1), (3.0, 1.0));
         assert_eq!(measures[1].skipped, 2.0);
-        assert!(tally.take(&Solo).unwrap().is_empty());
+        assert!(tally.take(&Solo::default()).unwrap().is_empty());
     }
 }

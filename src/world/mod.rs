@@ -122,7 +122,7 @@ impl World {
             (universe.as_ref()).map_or(1, |(universe, _)| mpi::traits::Communicator::size(&universe.world()));
         let host = host_name();
         let mut ranks = match size {
-            1 => Ranks::Alone(Solo, universe),
+            1 => Ranks::Alone(Solo::default(), universe),
             _ => match Mpi::join(host.clone(), limits.start) {
                 Ok(mpi) => Ranks::Joined(Rc::new(mpi), None, universe),
                 Err(why) => {

@@ -176,9 +176,10 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
     static PASSED: AtomicBool = AtomicBool::new(false);
     let comm = world.communicator();
     let buffer = Tensor::full([1 << 19], comm.rank() as f64, tch::kind::FLOAT_CPU);
-    let reduce = || {
+    let reduce = || -> Result<()> {
         comm.start_mean(&buffer)?;
-        comm.finish()
+        comm.finish()?;
+        Ok(())
     };
     // The first time, descriptions are compared.
     reduce()?;
@@ -273,7 +274,7 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(100));
     });
-    comm.finish()?;
+    let overlapped = comm.finish()?;
     // In the second step the last rank is late: the means of the others take longer than their backward passes.
     let late = comm.rank() + 1 == comm.size();
     if late {
@@ -282,7 +283,7 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
     for buffer in &buffers {
         comm.start_mean(buffer)?;
     }
-    comm.finish()?;
+    let exposed = comm.finish()?;
     let trace = comm.take_trace()?.expect("a trace");
     assert_eq!((trace.reductions.len(), trace.backward_ends_ms.len()), (4, 2));
     let end = trace.backward_ends_ms[0];
@@ -299,6 +300,10 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
     assert_eq!([first.step, second.step], [1, 1]);
     assert!(second.from_ms >= first.to_ms, "two at once: {trace:?}");
     assert!(late || first.to_ms >= trace.backward_ends_ms[1] + 100.0, "backward waited: {trace:?}");
+    // Nothing waited for what had travelled meanwhile; the ranks that were not late waited for the one that was.
+    let (overlapped, exposed) = (overlapped.ms()?, exposed.ms()?);
+    assert!(overlapped < 50.0, "{overlapped} ms: {trace:?}");
+    assert!(if late { exposed < 200.0 } else { exposed > 200.0 }, "{exposed} ms: {trace:?}");
     Ok(comm.barrier()?)
 }
 
@@ -361,7 +366,8 @@ pub fn lengths(world: &World) -> Result<()> {
     let comm = world.communicator();
     let length = if comm.rank() == 0 { 1_000 } else { 999 };
     comm.start_mean(&Tensor::zeros([length], tch::kind::FLOAT_CPU))?;
-    Ok(comm.finish()?)
+    comm.finish()?;
+    Ok(())
 }
 
 /// One rank drops the world in the middle of a reduction.

@@ -12,9 +12,10 @@
 mod agreement;
 mod flight;
 
+pub(crate) use agreement::Agreement;
 use flight::{Flight, Pause, text_of};
 
-use crate::comm::communicator::{Communicator, contiguous, reducible, root_within};
+use crate::comm::communicator::{Communicator, ReduceWait, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
 use crate::process::error_line::chain;
 use crate::process::exit::end_all;
@@ -42,6 +43,10 @@ pub struct Mpi {
     limit: Cell<Duration>,
     number: Cell<u64>,
     lost: Cell<bool>,
+    /// This rank wants to stop.
+    stop_wanted: Cell<bool>,
+    /// A rank wanted to, in an agreement that has ended.
+    stop_agreed: Cell<bool>,
     means: RefCell<Vec<MpiMean>>,
     /// Receive buffers that no mean uses now, kept from step to step.
     sums: RefCell<Vec<Tensor>>,
@@ -79,6 +84,8 @@ impl Mpi {
             limit: Cell::new(limit),
             number: Cell::new(0),
             lost: Cell::new(false),
+            stop_wanted: Cell::new(false),
+            stop_agreed: Cell::new(false),
             means: RefCell::default(),
             sums: RefCell::default(),
         };
@@ -151,8 +158,13 @@ impl Mpi {
 
     /// Waits for `flight`, at most until `limit` after `since`.
     fn wait(&self, operation: &str, since: Instant, flight: &mut Flight) -> Result<()> {
+        self.wait_for(self.number.get(), operation, since, flight)
+    }
+
+    /// The same for an operation that was started earlier, with sequence number `number`.
+    fn wait_for(&self, number: u64, operation: &str, since: Instant, flight: &mut Flight) -> Result<()> {
         let mut pause = Pause::new();
-        let _waiting = Waiting::begin(self.number.get());
+        let _waiting = Waiting::begin(number);
         while !flight.test().map_err(|code| self.refused(operation, code))? {
             let waited = since.elapsed();
             if waited >= self.limit.get() {
@@ -161,9 +173,9 @@ impl Mpi {
                     rank: self.rank,
                     host: self.host.clone(),
                     operation: operation.into(),
-                    number: self.number.get(),
+                    number,
                     waited_s: waited.as_secs_f64(),
-                    missing: rank_status::missing(self.rank, self.number.get()),
+                    missing: rank_status::missing(self.rank, number),
                 });
             }
             pause.rest();
@@ -182,7 +194,8 @@ impl Mpi {
         }
     }
 
-    fn next(&self) {
+    /// The number of the next collective.
+    pub(crate) fn next(&self) {
         self.number.set(self.number.get() + 1);
     }
 }
@@ -231,7 +244,7 @@ impl Communicator for Mpi {
         Ok(())
     }
 
-    fn finish(&self) -> Result<()> {
+    fn finish(&self) -> Result<ReduceWait> {
         self.next();
         let since = Instant::now();
         let operation = describe(&self.means.borrow());
@@ -248,7 +261,15 @@ impl Communicator for Mpi {
             let _ = tch::no_grad(|| mean.sum.f_div_out(&flat, &size))?;
         }
         self.sums.borrow_mut().extend(means.drain(..).map(|mean| mean.sum));
-        Ok(())
+        Ok(ReduceWait::since(since))
+    }
+
+    fn request_stop(&self) {
+        self.stop_wanted.set(true);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.stop_agreed.get()
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {

@@ -6,7 +6,8 @@
 //!
 //! Tensors go through NCCL. What is on the host anyway, bytes and barriers, goes through MPI: it is rare, needs no way over
 //! the card and back, and MPI compares what the ranks are about to do. NCCL compares nothing, so descriptions of means
-//! are compared through MPI the first time that they occur: in the first step of a stage, not in every step.
+//! are compared through MPI: those that are new before `finish` returns, so in the first step of a stage, the others while
+//! the next step is computed.
 
 mod clock;
 mod library;
@@ -18,9 +19,9 @@ pub(crate) use terms::Terms;
 
 use library::{Library, version_text};
 
-use crate::comm::communicator::{Communicator, Trace, contiguous, reducible, root_within};
+use crate::comm::communicator::{Communicator, ReduceWait, Trace, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
-use crate::comm::mpi::Mpi;
+use crate::comm::mpi::{Agreement, Mpi};
 use crate::config::Reduce;
 use crate::cuda::{Context, Event, Stream};
 use crate::process::phase;
@@ -30,6 +31,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use terms::compare;
 use watch::NcclWatch;
@@ -60,6 +62,8 @@ pub struct Nccl {
     means: RefCell<Means>,
     /// Descriptions of means that all ranks were found to have.
     agreed: RefCell<HashSet<String>>,
+    /// The comparison that the last `finish` started.
+    agreement: RefCell<Option<Agreement>>,
 }
 
 #[derive(Default)]
@@ -131,6 +135,7 @@ impl Nccl {
             clock: RefCell::default(),
             means: RefCell::default(),
             agreed: RefCell::default(),
+            agreement: RefCell::default(),
         })
     }
 
@@ -142,6 +147,7 @@ impl Nccl {
 
     /// Leaves the ranks, under the time limit. All ranks, at the good end of a run.
     pub(crate) fn close(self) {
+        self.settle();
         self.watch.during("ncclCommDestroy", || {
             self.watch.stop_asking();
             // SAFETY: a live communicator, destroyed once. An error harms nobody any more.
@@ -151,7 +157,15 @@ impl Nccl {
 
     /// Before this process ends as all of them do, and without `close`: that others are gone is no error any more.
     pub(crate) fn leave(&self) {
+        self.settle();
         self.watch.stop_asking();
+    }
+
+    /// Nothing of this is under way in MPI any more: it may be finalised.
+    fn settle(&self) {
+        if let Err(why) = self.end_agreement() {
+            self.mpi.abort(&why);
+        }
     }
 
     /// One call of the library, under the time limit.
@@ -221,6 +235,21 @@ impl Nccl {
         clock.as_mut().map_or(Ok(()), |clock| clock.note(mark, &self.stream, &self.torch))
     }
 
+    /// Ends the comparison that the last `finish` started.
+    fn end_agreement(&self) -> Result<()> {
+        match self.agreement.take() {
+            Some(agreement) => self.mpi.finish_agreement(agreement, Instant::now()),
+            None => Ok(()),
+        }
+    }
+
+    /// The time at which libtorch's stream comes here.
+    fn mark(&self) -> Result<Event> {
+        let event = Event::timed(self.context)?;
+        event.record(&self.torch)?;
+        Ok(event)
+    }
+
     /// What libtorch is given from now on begins after what is on the communication stream.
     fn hand_over(&self) -> Result<()> {
         self.finished.record(&self.stream)?;
@@ -278,22 +307,34 @@ impl Communicator for Nccl {
         self.clock.borrow_mut().take().map(Clock::read).transpose()
     }
 
-    fn finish(&self) -> Result<()> {
+    fn finish(&self) -> Result<ReduceWait> {
         self.start_waiting()?;
         self.note(Mark::Step)?;
         let description = describe("finish", &self.means.borrow().started);
-        if !self.agreed.borrow().contains(&description) {
-            self.mpi.agree(&description)?;
-            self.agreed.borrow_mut().insert(description);
+        self.end_agreement()?;
+        self.mpi.next();
+        *self.agreement.borrow_mut() = Some(self.mpi.start_agreement(&description)?);
+        if self.agreed.borrow_mut().insert(description) {
+            self.end_agreement()?;
         }
+        let computed = self.mark()?;
         self.hand_over()?;
+        let averaged = self.mark()?;
         // Buffers that are freed from here on are used again by libtorch's stream, which waits.
         for mut mean in std::mem::take(&mut self.means.borrow_mut().started) {
             if let Some(copy) = mean.copy {
                 tch::no_grad(|| mean.buffer.f_copy_(&copy))?;
             }
         }
-        Ok(())
+        Ok(ReduceWait::Gpu(computed, averaged))
+    }
+
+    fn request_stop(&self) {
+        self.mpi.request_stop();
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.mpi.stop_requested()
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
