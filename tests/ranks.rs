@@ -458,6 +458,8 @@ fn ranks_know_their_place() {
         assert!(output.contains(&line), "{output}");
     }
     assert!(good("place", 0).output.contains("rank 0 of 1 local 0 of 1 hosts 1"));
+    let told = run_with("place", 2, &[("OMP_NUM_THREADS", "3")]).output;
+    assert!(told.contains("rank 1 of 2 local 1 of 2 hosts 1 threads 3"), "{told}");
 }
 
 #[test]

@@ -12,6 +12,16 @@ pub fn set_threads(num_threads: usize) {
     }
 }
 
+/// The number of threads that the environment variable OMP_NUM_THREADS asks for; none if it is not set.
+pub fn omp_num_threads() -> Option<usize> {
+    parse_num_threads(&std::env::var("OMP_NUM_THREADS").ok()?)
+}
+
+/// The first number of a list, one per level of nesting, as OpenMP reads it; none if that is not within 1..=1024, as `run.threads`.
+fn parse_num_threads(list: &str) -> Option<usize> {
+    list.split(',').next()?.trim().parse().ok().filter(|&threads| (1..=1024).contains(&threads))
+}
+
 /// Allows libtorch to use TensorFloat-32, or forbids it: in convolutions and products. (The variable NVIDIA_TF32_OVERRIDE=0
 /// forbids it to the libraries whatever is said here.)
 pub fn allow_tf32(allow: bool) {
@@ -54,6 +64,16 @@ mod tests {
         // backend: 1 CUDA; op: 1 convolution, 3 product; result: 2 is TF32 (ATen/Context.h).
         #[link_name = "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE"]
         fn float32_precision(context: *const c_void, backend: i32, op: i32) -> i32;
+    }
+
+    #[test]
+    fn omp_num_threads_is_read_as_openmp_reads_it() {
+        for (list, threads) in
+            [("3", Some(3)), (" 4,2 ", Some(4)), ("0", None), ("-1", None), ("", None), ("two", None)]
+        {
+            assert_eq!(parse_num_threads(list), threads, "{list:?}");
+        }
+        assert_eq!(parse_num_threads("3000000000"), None);
     }
 
     #[test]

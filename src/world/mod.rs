@@ -92,8 +92,8 @@ impl World {
     /// Starts MPI if a launcher started this process (alone, MPI is never touched: nothing of it can go wrong), finds the
     /// place of this rank, gives libtorch its threads and installs the handling of signals and panics.
     ///
-    /// `limits` say how long one operation may wait for the other ranks. `threads` per rank; by default the cores of
-    /// the machine that these ranks may use, divided among its ranks. Errors: the launcher and MPI count different
+    /// `limits` say how long one operation may wait for the other ranks. `threads` per rank; by default OMP_NUM_THREADS or,
+    /// if that is not set, the cores of the machine that these ranks may use, divided among its ranks. Errors: the launcher and MPI count different
     /// numbers of ranks. All ranks call it, once, before the first tensor. Ranks compute on the CPU.
     pub fn start(limits: impl Into<Limits>, threads: Option<usize>) -> Result<World> {
         Self::start_on(Devices::cpu(), limits, threads)
@@ -139,6 +139,7 @@ impl World {
         let place = place(&seats, comm.rank(), host);
         let neighbours: Vec<&Seat> =
             (seats.iter()).filter(|other| other.machine == seats[comm.rank()].machine).collect();
+        let threads = threads.or_else(torch::omp_num_threads);
         let threads = threads.unwrap_or_else(|| threads_per_rank(&seat, &neighbours)).max(1);
         torch::set_threads(threads);
         let (rank, size) = (comm.rank(), comm.size());
