@@ -58,7 +58,7 @@ fn the_version_is_the_package_version() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2() {
+fn a_usage_error_exits_with_2() {
     for arguments in [
         &[] as &[&str],
         &["search"],
@@ -99,7 +99,7 @@ fn errors_are_one_line_and_end_with_1() {
     assert_eq!(
         refusal("", &["search.replicas=7"]),
         "error: configuration: search.replicas = 7 does not divide search.global_batch = 512; \
-         the next batch that fits is 518"
+         the next multiple is 518"
     );
 }
 

@@ -125,7 +125,7 @@ fn sets_win_over_the_file() {
 #[test]
 fn bad_sets_are_blamed_by_name() {
     assert_eq!(refusal("", &["seed"]), "--set seed: expected key=value, for example search.global_batch=256");
-    assert_eq!(refusal("", &["search=1"]), "--set search=1: this is a table: set its keys one by one");
+    assert_eq!(refusal("", &["search=1"]), "--set search=1: this key is a table; set its keys one by one");
     let error = refusal("", &["seed=5", "search.replicas=eight"]);
     assert!(error.starts_with("--set search.replicas=eight: "), "{error}");
 }
@@ -147,7 +147,7 @@ fn each_check_has_its_line() {
     for (set, expected) in [
         (
             "search.replicas=5".to_owned(),
-            "search.replicas = 5 does not divide search.global_batch = 512; the next batch that fits is 515",
+            "search.replicas = 5 does not divide search.global_batch = 512; the next multiple is 515",
         ),
         ("search.replicas=0".into(), "must be 1 or more"),
         ("search.stage.1.k=5".into(), "k = 5 does not divide model.init_channels = 48"),
@@ -157,8 +157,8 @@ fn each_check_has_its_line() {
         ("search.stage.1.ops_kept=6".into(), "stage 1: ops_kept = 6 must be 7"),
         (stages(&[stage(6, 7, 20), stage(3, 4, 20), stage(2, 5, 20)]), "stage 3: ops_kept = 5 is above 4"),
         ("search.stage.2.epochs=0".into(), "stage 2: epochs = 0"),
-        ("search.stage.2.epochs=10".into(), "eta would stay as it was"),
-        ("search.stage=[]".into(), "there is no stage"),
+        ("search.stage.2.epochs=10".into(), "must be above search.architecture_from_epoch = 10"),
+        ("search.stage=[]".into(), "no search stage"),
         ("model.layers=2".into(), "model.layers must be 3 or more"),
         ("model.num_classes=1".into(), "model.num_classes must be 2 or more"),
         ("model.init_channels=0".into(), "model.init_channels must be in 1..=65536"),
@@ -167,7 +167,7 @@ fn each_check_has_its_line() {
         ("data.crop_area_min=0".into(), "data.crop_area_min must be above 0"),
         ("data.cutout=15".into(), "data.cutout must be even"),
         ("data.jitter=[0.4,0.4,-0.1,0.2]".into(), "data.jitter must be 0 or more"),
-        ("data.jitter=[0.4,0.4,0.4,0.6]".into(), "the hue at most 0.5"),
+        ("data.jitter=[0.4,0.4,0.4,0.6]".into(), "with the hue at most 0.5"),
         ("data.pad=5000".into(), "data.pad must be at most 4096"),
         ("data.test_crop=-1".into(), "data.test_crop = -1 must be in"),
         ("data.test_resize=223".into(), "data.test_resize = 223 is below the 224 pixels of data.test_crop"),
@@ -182,7 +182,7 @@ fn each_check_has_its_line() {
         ("eta.betas=[0.5,1.0]".into(), "eta.betas must be in [0, 1)"),
         ("run.log_every=0".into(), "run.log_every must be 1 or more"),
         ("run.time_limit_s=0".into(), "run.time_limit_s must be above 0"),
-        ("run.heartbeat_s=0.5".into(), "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600"),
+        ("run.heartbeat_s=0.5".into(), "run.heartbeat_s must be 0 (off) or in 1..=3600"),
     ] {
         let error = refusal("", &[&set]);
         assert!(error.contains(expected), "{set}: {error}");
@@ -207,7 +207,7 @@ fn ranks_and_classes_are_checked_when_known() {
     }
     assert_eq!(
         config.check_ranks(3).unwrap_err().to_string(),
-        "configuration: 3 ranks cannot share search.replicas = 8 evenly; start one of 1, 2, 4, 8 ranks"
+        "configuration: search.replicas = 8 is not divisible by 3 ranks; use one of 1, 2, 4, 8 ranks"
     );
     assert!(config.check_ranks(16).is_err());
     config.check_classes(1000).unwrap();
@@ -232,14 +232,14 @@ fn the_files_of_the_project_are_good() {
 
 #[test]
 fn the_published_runs_are_part_of_the_program() {
-    use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, sets_of};
+    use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, dataset_overrides};
     use drnas_dist::space::SearchSpace;
     use drnas_dist::space::nb201::Dataset;
     use drnas_dist::train::schedule::Schedule;
     let golden: std::collections::BTreeMap<String, Vec<f64>> =
         serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
     let load = |(name, text): (&str, &str), dataset: Option<Dataset>| {
-        let sets = dataset.map(sets_of).unwrap_or_default();
+        let sets = dataset.map(dataset_overrides).unwrap_or_default();
         let config = Config::parse(text, name, &sets).unwrap();
         // As published: one process, no clipping of eta, first order.
         assert_eq!(
@@ -269,7 +269,7 @@ fn the_published_runs_are_part_of_the_program() {
             assert!((schedule.lr(epoch) - lr).abs() < 1e-12, "{epoch}");
         }
         let error = plain.check_space(SearchSpace::DartsCifar).unwrap_err().to_string();
-        assert!(error.contains("this is search-cifar, the configuration is one for search-nb201"), "{error}");
+        assert!(error.contains("this is search-cifar, but the configuration is for search-nb201"), "{error}");
     }
 }
 
@@ -295,8 +295,8 @@ fn evaluations_are_checked() {
         EvaluateConfig::parse("", "run.toml", &sets).map_err(|error| error.to_string())
     };
     let refused = |sets: &[&str], word: &str| {
-        let said = parse(sets).expect_err("this configuration must be refused");
-        assert!(said.contains(word), "{said}");
+        let message = parse(sets).expect_err("this configuration must be refused");
+        assert!(message.contains(word), "{message}");
     };
     // The linear rule, when it is asked for.
     assert_eq!(parse(&["evaluate.global_batch=1536"]).unwrap().lr(), 0.5);
@@ -314,7 +314,7 @@ fn evaluations_are_checked() {
     refused(&["evaluate.lr_batch=-1"], "evaluate.lr_batch = -1 must be 0 (no scaling)");
     refused(
         &["data.px=64"],
-        "leaves 2 x 2 pixels to the auxiliary head, which needs 7 x 7; use --set data.px=224",
+        "the auxiliary head gets a 2 x 2 map and requires 7 x 7; use --set data.px=224",
     );
     assert!(parse(&["data.px=64", "evaluate.auxiliary_weight=0"]).is_ok());
     refused(&["evaluate.global_batch=8"], "raise evaluate.global_batch");

@@ -5,7 +5,7 @@
 #[allow(dead_code)] // some of it is for searches
 mod bench;
 
-use bench::{Bench, Run, assert_same_end_after, finish, kill_all, said};
+use bench::{Bench, Run, assert_same_result_after, finish, kill_all, output_text};
 use drnas_dist::eval::state::read_weights;
 use std::process::{Command, Output, Stdio};
 use std::sync::Once;
@@ -69,9 +69,9 @@ fn command(ranks: usize, run: &str, more: &[&str]) -> Command {
     command
 }
 
-fn evaluated(ranks: usize, run: &str, more: &[&str]) -> Run {
+fn run_evaluation(ranks: usize, run: &str, more: &[&str]) -> Run {
     let output = finish(command(ranks, run, more), Duration::from_secs(300));
-    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", said(&output));
+    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", output_text(&output));
     bench().run(run)
 }
 
@@ -80,7 +80,7 @@ fn epochs(run: &Run) -> Vec<serde_json::Value> {
 }
 
 fn assert_same(ours: &Run, theirs: &Run) {
-    assert_same_end_after(STEPS, ours, theirs);
+    assert_same_result_after(STEPS, ours, theirs);
     let best = |run: &Run| read_weights(&run.folder.join("best.safetensors")).unwrap();
     let (a, b) = (best(ours), best(theirs));
     assert!(a.iter().all(|(name, tensor)| tensor.equal(&b[name])), "the best weights differ");
@@ -88,9 +88,9 @@ fn assert_same(ours: &Run, theirs: &Run) {
 
 #[test]
 fn any_number_of_ranks_gives_the_same_network() {
-    let one = evaluated(0, "one", &[]);
+    let one = run_evaluation(0, "one", &[]);
     for ranks in [2, 4] {
-        assert_same(&evaluated(ranks, &format!("ranks-{ranks}"), &[]), &one);
+        assert_same(&run_evaluation(ranks, &format!("ranks-{ranks}"), &[]), &one);
     }
     // The 84 test images, which no number of ranks and batches divides, once each.
     let epochs = epochs(&one);
@@ -113,7 +113,7 @@ fn any_number_of_ranks_gives_the_same_network() {
 
 #[test]
 fn drop_path_and_the_auxiliary_head_are_trained_with() {
-    let losses = |run: &str, more: &[&str]| evaluated(0, run, more).of_steps("loss");
+    let losses = |run: &str, more: &[&str]| run_evaluation(0, run, more).step_values("loss");
     let (with, without) = (losses("drop", &[]), losses("no-drop", &["--set", "evaluate.drop_path=0"]));
     // In the first epoch nothing is dropped.
     assert_eq!(with[..5], without[..5]);
@@ -141,7 +141,7 @@ fn drop_path_and_the_auxiliary_head_are_trained_with() {
 
 #[test]
 fn killed_and_resumed_equals_never_stopped() {
-    let whole = evaluated(2, "whole", &[]);
+    let whole = run_evaluation(2, "whole", &[]);
     // In the middle of an epoch, at the end of one, late.
     for kill_after in [2, 5, 17] {
         let name = format!("killed-{kill_after}");
@@ -157,24 +157,24 @@ fn killed_and_resumed_equals_never_stopped() {
         assert!(!run.folder.join("report.txt").exists(), "it was killed before the end");
         // Another number of ranks goes on.
         let output = finish(command(1, &name, &more), Duration::from_secs(300));
-        assert!(output.status.success(), "{}", said(&output));
-        assert!(said(&output).contains("resumed after step"), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_text(&output));
+        assert!(output_text(&output).contains("resumed after step"), "{}", output_text(&output));
         assert_same(&run, &whole);
     }
     let again = finish(command(2, "whole", &["--resume"]), Duration::from_secs(100));
-    assert!(said(&again).contains("this run has finished"), "{}", said(&again));
+    assert!(output_text(&again).contains("this run has finished"), "{}", output_text(&again));
 }
 
 #[test]
 fn given_weights_are_tested_and_exported() {
-    let trained = evaluated(0, "trained", &["--set", "evaluate.test_every=3"]);
+    let trained = run_evaluation(0, "trained", &["--set", "evaluate.test_every=3"]);
     let tested: Vec<bool> = epochs(&trained).iter().map(|epoch| epoch["test_top1"].is_f64()).collect();
     assert_eq!(tested, [false, false, true, true], "every third epoch and the last");
     let end = trained.log().pop().unwrap();
     let result = |weights: &str, ranks: usize, out: &str| -> serde_json::Value {
         let output =
             finish(command(ranks, out, &["--test-only", "--weights", weights]), Duration::from_secs(100));
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_text(&output));
         serde_json::from_slice(&std::fs::read(bench().path(out).join("test.json")).unwrap()).unwrap()
     };
     let hits = |part: &serde_json::Value| (84.0 * part.as_f64().unwrap()).round() as u64;
@@ -189,7 +189,7 @@ fn given_weights_are_tested_and_exported() {
         let mut export = bench().program();
         export.args(["export", "trained", "--to", "exported", "--overwrite"]).args(more);
         let output = export.output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_text(&output));
         let about = std::fs::read_to_string(bench().path("exported/network.json")).unwrap();
         assert!(about.contains(from), "{about}");
         let expected = if more.is_some() { &best } else { &last };
@@ -204,12 +204,12 @@ fn given_weights_are_tested_and_exported() {
 fn what_cannot_go_well_is_refused_before_the_first_step() {
     let refused = |command: Command, words: &[&str]| {
         let output: Output = finish(command, Duration::from_secs(100));
-        assert!(!output.status.success(), "accepted: {}", said(&output));
+        assert!(!output.status.success(), "accepted: {}", output_text(&output));
         for word in words {
-            assert!(said(&output).contains(word), "'{word}' is not in {}", said(&output));
+            assert!(output_text(&output).contains(word), "'{word}' is not in {}", output_text(&output));
         }
     };
-    evaluated(0, "first", &["--set", "evaluate.epochs=1"]);
+    run_evaluation(0, "first", &["--set", "evaluate.epochs=1"]);
     let one_epoch = ["--set", "evaluate.epochs=1", "--resume"];
     refused(command(0, "first", &[]), &["first holds a run already", "--resume"]);
     refused(
@@ -220,7 +220,7 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
     other.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DARTS_V2", "--train", "train"]);
     other.args(["--test", "valid", "--out", "first"]).args(one_epoch);
     refused(other, &["the run began with --genotype with content"]);
-    refused(command(3, "three", &[]), &["3 ranks cannot share evaluate.replicas = 4"]);
+    refused(command(3, "three", &[]), &["evaluate.replicas = 4 is not divisible by 3 ranks"]);
     refused(command(0, "classes", &["--set", "model.num_classes=7"]), &["4 classes", "num_classes is 7"]);
     refused(command(0, "nan", &["--set", "weights.lr=1e30"]), &["step ", "the loss is", "weights.lr"]);
     refused(
@@ -230,7 +230,7 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
     let mut imagenet = bench().program();
     imagenet.args(["evaluate-imagenet", "--config", "evaluate.toml", "--genotype", "DARTS_V2"]);
     imagenet.args(["--train", "train", "--test", "valid", "--out", "imagenet"]);
-    refused(imagenet, &["model.space = \"darts-cifar\" belongs to the command evaluate-cifar"]);
+    refused(imagenet, &["model.space = \"darts-cifar\" requires the command evaluate-cifar"]);
     let mut same = bench().program();
     same.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DARTS_V2"]);
     same.args(["--train", "valid", "--test", "valid", "--out", "same"]);
@@ -263,20 +263,20 @@ fn with_other_names(name: &str) {
     let last = classes.pop().unwrap();
     std::fs::rename(&last, last.with_file_name("a-first-one")).unwrap();
     let output = bench.program().args(["pack", &images, name]).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
 }
 
 #[test]
 fn weights_are_tested_on_the_classes_that_they_were_trained_on() {
     use drnas_dist::train::checkpoint;
     let bench = bench();
-    let trained = evaluated(0, "classes-trained", &["--set", "evaluate.epochs=1"]);
+    let trained = run_evaluation(0, "classes-trained", &["--set", "evaluate.epochs=1"]);
     with_other_names("shifted");
     let export = |to: &str, more: &[&str]| {
         let output =
             bench.program().args(["export", "classes-trained", "--to", to]).args(more).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
-        said(&output)
+        assert!(output.status.success(), "{}", output_text(&output));
+        output_text(&output)
     };
     export("classes-newest", &[]);
     export("classes-best", &["--best"]);
@@ -304,12 +304,12 @@ fn weights_are_tested_on_the_classes_that_they_were_trained_on() {
     .enumerate()
     {
         let output = test(0, weights, "shifted", &format!("shifted-{number}"));
-        assert!(!output.status.success(), "{weights}: {}", said(&output));
+        assert!(!output.status.success(), "{weights}: {}", output_text(&output));
         for word in [weights, "shifted", "label 0", "checked-square", "a-first-one"] {
-            assert!(said(&output).contains(word), "'{word}' is not in {}", said(&output));
+            assert!(output_text(&output).contains(word), "'{word}' is not in {}", output_text(&output));
         }
         let output = test(0, weights, "valid", &format!("unshifted-{number}"));
-        assert!(output.status.success() && !said(&output).contains("warning"), "{}", said(&output));
+        assert!(output.status.success() && !output_text(&output).contains("warning"), "{}", output_text(&output));
     }
 
     // Files of older versions name no classes: tested and exported all the same, with one warning.
@@ -318,36 +318,36 @@ fn weights_are_tested_on_the_classes_that_they_were_trained_on() {
     let named: Vec<_> = weights.iter().collect();
     tch::Tensor::write_safetensors(&named, bench.path("old.safetensors")).unwrap();
     let output = test(2, "old.safetensors", "valid", "old-tested");
-    assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(said(&output).matches("old.safetensors holds no class names").count(), 1, "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_eq!(output_text(&output).matches("old.safetensors holds no class names").count(), 1, "{}", output_text(&output));
     let mut old = saved;
     old.meta["extra"].as_object_mut().unwrap().remove("classes").expect("classes are in the checkpoint");
     checkpoint::write(&trained.folder.join("checkpoints"), 5, &old, 1).unwrap();
     let told = export("classes-old", &[]);
     assert_eq!(told.matches("no class names").count(), 1, "{told}");
     let output = test(0, "classes-old/weights.safetensors", "valid", "old-export-tested");
-    assert!(output.status.success() && said(&output).contains("no class names"), "{}", said(&output));
+    assert!(output.status.success() && output_text(&output).contains("no class names"), "{}", output_text(&output));
     // And a run goes on from such a checkpoint.
     let more = ["--set", "evaluate.epochs=1", "--resume"];
     let output = finish(command(0, "classes-trained", &more), Duration::from_secs(100));
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
 }
 
 #[test]
 fn nothing_is_overwritten_unasked() {
     let bench = bench();
     let more = ["--set", "evaluate.epochs=2", "--set", "evaluate.test_every=1"];
-    evaluated(0, "kept", &more);
+    run_evaluation(0, "kept", &more);
     let run = |words: &[&str]| bench.program().args(words).output().unwrap();
     let good = |words: &[&str]| {
         let output = run(words);
-        assert!(output.status.success(), "{words:?}: {}", said(&output));
+        assert!(output.status.success(), "{words:?}: {}", output_text(&output));
     };
     let refused = |words: &[&str], file: &str| {
         let before = std::fs::read(bench.path(file)).unwrap();
         let output = run(words);
-        assert_eq!(output.status.code(), Some(1), "{words:?} was accepted: {}", said(&output));
-        assert!(said(&output).contains(file), "{file} is not named in {}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{words:?} was accepted: {}", output_text(&output));
+        assert!(output_text(&output).contains(file), "{file} is not named in {}", output_text(&output));
         assert_eq!(std::fs::read(bench.path(file)).unwrap(), before, "{file} was changed");
     };
     // Exports: the same one again is fine, another one is not.
@@ -361,11 +361,11 @@ fn nothing_is_overwritten_unasked() {
     // Tests.
     let test = ["--test-only", "--weights", "kept/best.safetensors"];
     let tested = finish(command(0, "kept-test", &test), Duration::from_secs(100));
-    assert!(tested.status.success(), "{}", said(&tested));
+    assert!(tested.status.success(), "{}", output_text(&tested));
     for ranks in [0, 2] {
         std::fs::write(bench.path("kept-test/test.json"), "mine").unwrap();
         let again = finish(command(ranks, "kept-test", &test), Duration::from_secs(100));
-        assert!(!again.status.success() && said(&again).contains("kept-test/test.json"), "{}", said(&again));
+        assert!(!again.status.success() && output_text(&again).contains("kept-test/test.json"), "{}", output_text(&again));
         assert_eq!(std::fs::read(bench.path("kept-test/test.json")).unwrap(), b"mine");
     }
 
@@ -375,8 +375,8 @@ fn nothing_is_overwritten_unasked() {
         std::fs::create_dir(bench.path(&name)).unwrap();
         std::fs::write(bench.path(&name).join(file), "mine").unwrap();
         let output = finish(command(0, &name, &[]), Duration::from_secs(100));
-        assert_eq!(output.status.code(), Some(1), "{file}: {}", said(&output));
-        assert!(said(&output).contains(&name), "{file}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{file}: {}", output_text(&output));
+        assert!(output_text(&output).contains(&name), "{file}: {}", output_text(&output));
         assert_eq!(std::fs::read(bench.path(&name).join(file)).unwrap(), b"mine", "{file} was changed");
     }
 

@@ -3,8 +3,8 @@
 #[path = "common/bench.rs"]
 mod bench;
 
-use bench::mpirun::{SCENE, run_with};
-use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
+use bench::mpirun::{SCENARIO, run_with};
+use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_result, finish, kill_all, output_text, signal};
 use drnas_dist::Settings;
 use drnas_dist::comm::Communicator;
 use drnas_dist::comm::Result;
@@ -31,7 +31,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 /// Losses within `losses`, weights and eta within `state`, relative; the same architecture.
 fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
     for name in ["loss", "architecture_loss"] {
-        let (a, b) = (ours.of_steps(name), theirs.of_steps(name));
+        let (a, b) = (ours.step_values(name), theirs.step_values(name));
         assert_eq!((a.len(), b.len()), if name == "loss" { (20, 20) } else { (10, 10) });
         for (step, (a, b)) in a.iter().zip(&b).enumerate() {
             assert!((a - b).abs() <= losses * b.abs(), "{name} {step}: {a} and {b}");
@@ -52,20 +52,20 @@ fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
 #[test]
 fn any_number_of_ranks_gives_the_same_search() {
     let bench = Bench::get();
-    let one = bench.searched(0, "float-1", &[]);
+    let one = bench.run_search(0, "float-1", &[]);
     for ranks in [2, 4] {
-        let several = bench.searched(ranks, &format!("float-{ranks}"), &[]);
+        let several = bench.run_search(ranks, &format!("float-{ranks}"), &[]);
         assert_agree(&several, &one, 1e-4, 1e-3);
         // More than that: gradients are summed in float64, where the order leaves no trace in float32.
-        assert_same_end(&several, &one);
+        assert_same_result(&several, &one);
     }
     let double = ["--set", "precision=fp64"];
-    let one = bench.searched(1, "double-1", &double);
+    let one = bench.run_search(1, "double-1", &double);
     for ranks in [2, 4] {
-        let several = bench.searched(ranks, &format!("double-{ranks}"), &double);
+        let several = bench.run_search(ranks, &format!("double-{ranks}"), &double);
         assert_agree(&several, &one, 1e-9, 1e-9);
     }
-    let losses = one.of_steps("loss");
+    let losses = one.step_values("loss");
     assert!(losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(), "it learns: {losses:?}");
 }
 
@@ -73,19 +73,19 @@ fn any_number_of_ranks_gives_the_same_search() {
 fn a_shared_theta_is_another_search() {
     let bench = Bench::get();
     let shared = ["--set", "search.theta=shared", "--set", "precision=fp64"];
-    let one = bench.searched(0, "shared-1", &shared);
-    let two = bench.searched(2, "shared-2", &shared);
+    let one = bench.run_search(0, "shared-1", &shared);
+    let two = bench.run_search(2, "shared-2", &shared);
     assert_agree(&two, &one, 1e-9, 1e-9);
-    let own = bench.searched(0, "own-1", &["--set", "precision=fp64"]);
-    assert_ne!(one.of_steps("loss"), own.of_steps("loss"));
+    let own = bench.run_search(0, "own-1", &["--set", "precision=fp64"]);
+    assert_ne!(one.step_values("loss"), own.step_values("loss"));
 }
 
 #[test]
 fn killed_and_resumed_equals_never_stopped() {
     let bench = Bench::get();
-    let whole = bench.searched(2, "whole", &["--set", "run.checkpoint_every=1"]);
-    let again = bench.searched(2, "again", &["--set", "run.checkpoint_every=7"]);
-    assert_same_end(&again, &whole);
+    let whole = bench.run_search(2, "whole", &["--set", "run.checkpoint_every=1"]);
+    let again = bench.run_search(2, "again", &["--set", "run.checkpoint_every=7"]);
+    assert_same_result(&again, &whole);
     // In the middle of an epoch, before eta moves and after, just before, at and after the stage change.
     for kill_after in [2, 7, STAGE_CHANGE - 1, STAGE_CHANGE, STAGE_CHANGE + 1, 18] {
         let name = format!("killed-{kill_after}");
@@ -103,9 +103,9 @@ fn killed_and_resumed_equals_never_stopped() {
         println!("killed after step {kill_after} was saved; whole checkpoints: {found:?}");
         assert!(!run.folder.join("genotype.json").exists(), "it was killed before the end");
         let output = finish(bench.search(2, &name, &more), Duration::from_secs(300));
-        assert!(output.status.success(), "{}", said(&output));
-        assert!(said(&output).contains("resumed after step"), "{}", said(&output));
-        assert_same_end(&run, &whole);
+        assert!(output.status.success(), "{}", output_text(&output));
+        assert!(output_text(&output).contains("resumed after step"), "{}", output_text(&output));
+        assert_same_result(&run, &whole);
     }
 }
 
@@ -113,8 +113,8 @@ fn killed_and_resumed_equals_never_stopped() {
 fn a_damaged_checkpoint_is_skipped() {
     let bench = Bench::get();
     let every = ["--set", "run.checkpoint_every=3"];
-    let whole = bench.searched(0, "undamaged", &every);
-    bench.searched(0, "damaged", &every);
+    let whole = bench.run_search(0, "undamaged", &every);
+    bench.run_search(0, "damaged", &every);
     let run = bench.run("damaged");
     let steps = run.checkpoints();
     assert_eq!(steps, [15, 18, 20], "the newest three are kept");
@@ -126,10 +126,10 @@ fn a_damaged_checkpoint_is_skipped() {
     std::fs::remove_file(run.folder.join("genotype.json")).unwrap();
     let output =
         finish(bench.search(0, "damaged", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("warning: "), "{}", said(&output));
-    assert!(said(&output).contains("resumed after step 18"), "{}", said(&output));
-    assert_same_end(&run, &whole);
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(output_text(&output).contains("warning: "), "{}", output_text(&output));
+    assert!(output_text(&output).contains("resumed after step 18"), "{}", output_text(&output));
+    assert_same_result(&run, &whole);
 }
 
 #[test]
@@ -137,14 +137,14 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
     let bench = Bench::get();
     let resume = |run: &str| finish(bench.search(0, run, &["--resume"]), Duration::from_secs(300));
     // A finished run is shown, not touched.
-    let run = bench.searched(0, "done", &[]);
+    let run = bench.run_search(0, "done", &[]);
     let files = |run: &Run| {
         ["metrics.jsonl", "report.txt", "genotype.json"]
             .map(|name| std::fs::read(run.folder.join(name)).unwrap())
     };
     let before = files(&run);
     let output = resume("done");
-    assert!(output.status.success() && said(&output).contains("this run has finished"), "{}", said(&output));
+    assert!(output.status.success() && output_text(&output).contains("this run has finished"), "{}", output_text(&output));
     assert_eq!(files(&run), before);
     // With no checkpoint that can be read it does not begin again by itself.
     for step in run.checkpoints() {
@@ -154,14 +154,14 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
     let output = resume("done");
     assert!(!output.status.success());
     let none = "none of the 2 checkpoints in done/checkpoints can be read";
-    assert!(said(&output).contains(none), "{}", said(&output));
+    assert!(output_text(&output).contains(none), "{}", output_text(&output));
     assert_eq!(files(&run), before);
     // A run that was killed before its first checkpoint begins again, with one log.
     std::fs::create_dir_all(bench.path("early")).unwrap();
     std::fs::write(bench.path("early/metrics.jsonl"), "{\"event\":\"stage\",\"step\":0}\n").unwrap();
     let output = resume("early");
-    assert!(output.status.success(), "{}", said(&output));
-    assert_same_end(&bench.run("early"), &bench.searched(0, "early-whole", &[]));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_same_result(&bench.run("early"), &bench.run_search(0, "early-whole", &[]));
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn a_clip_of_0_is_none() {
     let bench = Bench::get();
     let losses = |clip: &str| {
         let set = format!("search.grad_clip={clip}");
-        bench.searched(0, &format!("clip-{clip}"), &["--set", &set]).of_steps("loss")
+        bench.run_search(0, &format!("clip-{clip}"), &["--set", &set]).step_values("loss")
     };
     let unclipped = losses("0");
     assert_eq!(unclipped, losses("1000000.0"), "no gradient is so large");
@@ -179,7 +179,7 @@ fn a_clip_of_0_is_none() {
 #[test]
 fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
     let bench = Bench::get();
-    let whole = bench.searched(0, "uninterrupted", &[]);
+    let whole = bench.run_search(0, "uninterrupted", &[]);
     let child =
         bench.search(0, "interrupted", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let run = bench.run("interrupted");
@@ -191,31 +191,31 @@ fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
     }
     signal(child.id(), "INT");
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(75), "{}", output_text(&output));
     let command = "drnas-dist search-imagenet --config search.toml --train train --valid valid --out interrupted --resume";
-    assert!(said(&output).contains(command), "{}", said(&output));
+    assert!(output_text(&output).contains(command), "{}", output_text(&output));
     let steps = run.checkpoints();
     assert!(steps.len() == 1 && steps[0] < STEPS, "{steps:?}");
     let output = finish(bench.search(0, "interrupted", &["--resume"]), Duration::from_secs(300));
-    assert!(output.status.success(), "{}", said(&output));
-    assert_same_end(&run, &whole);
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_same_result(&run, &whole);
 }
 
 #[test]
 fn what_cannot_go_well_is_refused_before_the_first_step() {
     let bench = Bench::get();
-    bench.searched(0, "first", &["--set", "search.stage.2.epochs=2"]);
+    bench.run_search(0, "first", &["--set", "search.stage.2.epochs=2"]);
     let refused = |ranks: usize, run: &str, more: &[&str], words: &[&str]| {
         let output = finish(bench.search(ranks, run, more), Duration::from_secs(100));
-        assert!(!output.status.success(), "{more:?} was accepted: {}", said(&output));
+        assert!(!output.status.success(), "{more:?} was accepted: {}", output_text(&output));
         for word in words {
-            assert!(said(&output).contains(word), "{more:?}: '{word}' is not in {}", said(&output));
+            assert!(output_text(&output).contains(word), "{more:?}: '{word}' is not in {}", output_text(&output));
         }
     };
     refused(0, "first", &[], &["first holds a run already", "--resume"]);
     refused(0, "first", &["--resume", "--set", "weights.lr=0.02"], &["lr = 0.003", "now it is lr = 0.02"]);
     refused(0, "first", &["--resume", "--train", "valid"], &["cannot be used multiple times"]);
-    refused(3, "three", &[], &["3 ranks cannot share search.replicas = 4"]);
+    refused(3, "three", &[], &["search.replicas = 4 is not divisible by 3 ranks"]);
     refused(0, "classes", &["--set", "model.num_classes=7"], &["4 classes", "model.num_classes is 7"]);
     refused(0, "large", &["--set", "search.global_batch=400"], &["168", "400"]);
     refused(0, "nan", &["--set", "weights.lr=1e30"], &["step ", "the loss is", "weights.lr"]);
@@ -226,9 +226,9 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "valid"]);
     let output = finish_with(command, &["--out", "same"]);
     assert!(
-        said(&output).contains("--train valid and --valid valid hold the same images"),
+        output_text(&output).contains("--train valid and --valid valid hold the same images"),
         "{}",
-        said(&output)
+        output_text(&output)
     );
 
     // Other data under the same names.
@@ -236,7 +236,7 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
     let mut command = bench.program();
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "train"]);
     let output = finish_with(command, &["--out", "moved", "--resume"]);
-    assert!(said(&output).contains("the run began with --train with content"), "{}", said(&output));
+    assert!(output_text(&output).contains("the run began with --train with content"), "{}", output_text(&output));
 }
 
 fn finish_with(mut command: std::process::Command, more: &[&str]) -> std::process::Output {
@@ -265,9 +265,9 @@ fn ranks_that_were_started_differently_are_told() {
     let output = finish(command, Duration::from_secs(100));
     assert!(!output.status.success());
     assert!(
-        said(&output).contains("rank 1 and rank 0 do not have the same configuration"),
+        output_text(&output).contains("rank 1 and rank 0 do not have the same configuration"),
         "{}",
-        said(&output)
+        output_text(&output)
     );
     assert!(!bench.path("mixed").exists());
 }
@@ -363,7 +363,7 @@ fn reductions_start_while_backward_goes_on() {
 #[test]
 #[ignore = "another test starts it under mpirun"]
 fn rank_program() {
-    if std::env::var(SCENE).is_err() {
+    if std::env::var(SCENARIO).is_err() {
         return;
     }
     let world = World::start(Duration::from_secs(60), Some(1)).expect("a world");
@@ -386,5 +386,5 @@ fn rank_program() {
 #[test]
 fn one_wrong_bit_on_one_rank_ends_the_run() {
     let differ = "after step 0 ranks [2] of 3 hold other weights, eta or masks";
-    run_with("one wrong bit", 3, &[]).bad(&["equal at first", differ]);
+    run_with("one wrong bit", 3, &[]).expect_failure(&["equal at first", differ]);
 }

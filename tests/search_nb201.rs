@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "other test programs use the rest")]
 mod bench;
 
-use bench::{Bench, Run, STAGE_CHANGE, assert_same_end, finish, kill_all, said};
+use bench::{Bench, Run, STAGE_CHANGE, assert_same_result, finish, kill_all, output_text};
 use drnas_dist::space::nb201::{Architecture, DRNAS};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -62,7 +62,7 @@ fn bench() -> &'static Bench {
         std::fs::write(bench.path("table.csv"), csv).unwrap();
         let output =
             bench.program().args(["nb201", "import", "table.csv", "--out", "nb201.table"]).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_text(&output));
     });
     bench
 }
@@ -75,43 +75,43 @@ fn accuracies(architecture: &Architecture) -> [f64; 3] {
 /// `--dataset` sets what the demonstration images are not.
 const SETS: [&str; 4] = ["--set", "model.num_classes=4", "--set", "data.px=16"];
 
-fn searched(ranks: usize, run: &str, more: &[&str]) -> Run {
+fn run_search(ranks: usize, run: &str, more: &[&str]) -> Run {
     let bench = bench();
     let words = ["search-nb201", "--dataset", "cifar10", "--config", "nb201.toml", "--table", "nb201.table"];
-    let command = bench.search_of(&words, ranks, run, &[&SETS, more].concat());
+    let command = bench.search_with(&words, ranks, run, &[&SETS, more].concat());
     let output = finish(command, Duration::from_secs(300));
-    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", said(&output));
+    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", output_text(&output));
     bench.run(run)
 }
 
 #[test]
 fn the_number_of_ranks_does_not_show_in_either_order() {
-    let one = searched(0, "one", &[]);
-    assert_same_end(&searched(2, "two", &[]), &one);
+    let one = run_search(0, "one", &[]);
+    assert_same_result(&run_search(2, "two", &[]), &one);
     let kl = ["--set", "eta.regulariser=kl"];
     let second = [&kl[..], &["--set", "search.order=2"]].concat();
-    let one_second = searched(0, "one-second", &second);
-    assert_same_end(&searched(2, "two-second", &second), &one_second);
-    let (plain, kl) = (one.of_steps("loss"), searched(0, "one-kl", &kl).of_steps("loss"));
-    let second = one_second.of_steps("loss");
+    let one_second = run_search(0, "one-second", &second);
+    assert_same_result(&run_search(2, "two-second", &second), &one_second);
+    let (plain, kl) = (one.step_values("loss"), run_search(0, "one-kl", &kl).step_values("loss"));
+    let second = one_second.step_values("loss");
     // KL takes the place of the weight decay, which is gone as well.
-    let free = searched(0, "one-free", &["--set", "eta.weight_decay=0"]).of_steps("loss");
+    let free = run_search(0, "one-free", &["--set", "eta.weight_decay=0"]).step_values("loss");
     assert!(
         plain != kl && kl != free && kl != second,
         "the virtual step makes another search, and so does the regulariser"
     );
     // Until eta moves they are the same.
     assert!(plain[..5] == kl[..5] && kl[..5] == second[..5]);
-    assert_eq!(one_second.of_steps("architecture_loss").len(), 10);
+    assert_eq!(one_second.step_values("architecture_loss").len(), 10);
 }
 
 #[test]
 fn killed_behind_the_stage_change_and_resumed_equals_never_stopped() {
     let bench = bench();
     let more = ["--set", "search.order=2", "--set", "run.checkpoint_every=1"];
-    let whole = searched(2, "whole", &more);
+    let whole = run_search(2, "whole", &more);
     let words = ["search-nb201", "--dataset", "cifar10", "--config", "nb201.toml", "--table", "nb201.table"];
-    let mut command = bench.search_of(&words, 2, "killed", &[&SETS[..], &more].concat());
+    let mut command = bench.search_with(&words, 2, "killed", &[&SETS[..], &more].concat());
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let run = bench.run("killed");
     let start = Instant::now();
@@ -121,12 +121,12 @@ fn killed_behind_the_stage_change_and_resumed_equals_never_stopped() {
     }
     kill_all(child, &run.folder);
     assert!(!run.folder.join("genotype.json").exists(), "it was killed before the end");
-    assert_same_end(&searched(2, "killed", &[&more[..], &["--resume"]].concat()), &whole);
+    assert_same_result(&run_search(2, "killed", &[&more[..], &["--resume"]].concat()), &whole);
 }
 
 #[test]
 fn every_epoch_tells_eta_and_what_the_table_knows() {
-    let run = searched(0, "told", &[]);
+    let run = run_search(0, "told", &[]);
     let epochs: Vec<_> = run.log().into_iter().filter(|line| line["event"] == "epoch").collect();
     assert_eq!(epochs.len(), 4);
     for (number, epoch) in epochs.iter().enumerate() {
@@ -169,15 +169,15 @@ fn cifar_cells_are_searched_in_two_stages() {
         .replace("ops_kept = 3", "ops_kept = 4");
     std::fs::write(bench.path("cifar.toml"), config).unwrap();
     let words = ["search-cifar", "--config", "cifar.toml"];
-    let output = finish(bench.search_of(&words, 0, "cifar", &[]), Duration::from_secs(300));
-    assert!(output.status.success(), "{}", said(&output));
-    let found = said(&output);
+    let output = finish(bench.search_with(&words, 0, "cifar", &[]), Duration::from_secs(300));
+    assert!(output.status.success(), "{}", output_text(&output));
+    let found = output_text(&output);
     assert!(found.contains("stage 2/2: k 2, 4 operations per edge"), "{found}");
     assert!(
         found.contains("Published result of DrNAS:\n\nGenotype(normal=[('sep_conv_3x3', 0), "),
         "{found}"
     );
     let words = ["search-cifar", "--config", "nb201.toml"];
-    let output = finish(bench.search_of(&words, 0, "wrong", &[]), Duration::from_secs(100));
-    assert!(said(&output).contains("this is search-cifar, the configuration is one for search-nb201"));
+    let output = finish(bench.search_with(&words, 0, "wrong", &[]), Duration::from_secs(100));
+    assert!(output_text(&output).contains("this is search-cifar, but the configuration is for search-nb201"));
 }

@@ -4,7 +4,7 @@ use super::journal::Sums;
 use super::training::Training;
 use crate::config::Settings;
 use crate::error::Result;
-use crate::process::messages::say;
+use crate::process::messages::print_stderr;
 use crate::run::error::Error as RunError;
 use crate::train::{self, checkpoint};
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub(super) fn resume(out: &Path, warns: bool, training: &mut impl Training) -> R
     let folder = checkpoint::folder(out);
     let latest = checkpoint::latest(&folder)?;
     if warns {
-        latest.warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
+        latest.warnings.iter().for_each(|warning| print_stderr(&format!("warning: {warning}")));
     }
     let Some((step, saved)) = latest.found else {
         // To begin anew would drop what the log knows of the old run.
@@ -62,7 +62,7 @@ pub(super) fn resume(out: &Path, warns: bool, training: &mut impl Training) -> R
 fn check_same_run<T: Training>(training: &T, saved: &Extra) -> Result<()> {
     let now = training.settings();
     let mut before = T::Settings::parse(&saved.config, "the checkpoint's configuration", &[])?;
-    before.take_free_keys(now);
+    before.take_runtime_keys(now);
     let (before, now) = (before.to_toml(), now.to_toml());
     if let Some((before, now)) = before.lines().zip(now.lines()).find(|(before, now)| before != now) {
         return Err(RunError::RunChanged { before: before.into(), now: now.into() }.into());
