@@ -8,8 +8,8 @@
 mod packing;
 
 use drnas_dist::cli::{PackArgs, SourceArgs};
-use drnas_dist::data::augment::jitter::Tone;
-use drnas_dist::data::decode::{Picture, decode, decode_into};
+use drnas_dist::data::augment::jitter::ColourChange;
+use drnas_dist::data::decode::{DecodedImage, decode, decode_into};
 use drnas_dist::data::pack::pack;
 use drnas_dist::data::{Augment, Crop, DecodePool, Jitter, Loader, LoaderSpec, ShardSet};
 use drnas_dist::random::{Purpose, stream};
@@ -44,7 +44,7 @@ fn main() {
     random
         .apply(&decode(&jpegs[0]).unwrap(), 224, &mut stream(0, Purpose::Augment, &[]), &mut before)
         .unwrap();
-    for tone in [Tone::Brightness(0.8), Tone::Contrast(1.2), Tone::Saturation(0.8), Tone::Hue(0.1)] {
+    for tone in [ColourChange::Brightness(0.8), ColourChange::Contrast(1.2), ColourChange::Saturation(0.8), ColourChange::Hue(0.1)] {
         let alone = median(20, || {
             planar.copy_from_slice(&before);
             tone.apply(&mut planar);
@@ -86,7 +86,7 @@ fn loader(augment: Augment) {
 
 /// What a decode thread does with each of `images`, `each` times a round.
 fn report(what: &str, images: &[Vec<u8>], px: u32, augment: Augment, each: usize) {
-    let (mut picture, mut out) = (Picture::default(), vec![0; 3 * (px * px) as usize]);
+    let (mut picture, mut out) = (DecodedImage::default(), vec![0; 3 * (px * px) as usize]);
     let mut number = 0;
     let seconds = median(each, || {
         let mut rng = stream(0, Purpose::Augment, &[number as u64]);

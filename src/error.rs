@@ -3,7 +3,7 @@
 pub use crate::process::error_line::{chain, panic_line};
 
 use crate::files::{IoError, NewFileError};
-use crate::process::phase::PlannedFailure;
+use crate::process::phase::InjectedFailure;
 
 /// The result of everything that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -14,7 +14,7 @@ pub enum Error {
     /// A configuration.
     #[error(transparent)]
     Config(#[from] crate::config::error::Error),
-    /// A card or its driver.
+    /// A GPU or its driver.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::error::Error),
     /// What ranks do together.
@@ -55,7 +55,7 @@ pub enum Error {
     NewFile(#[from] NewFileError),
     /// What a test lets a phase fail with.
     #[error(transparent)]
-    Planned(#[from] PlannedFailure),
+    Injected(#[from] InjectedFailure),
     /// libtorch refused an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

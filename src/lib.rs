@@ -11,7 +11,7 @@
 //! | [`space`] | which architectures are there: operations, edges, masks, genotypes |
 //! | [`config`] | what does a configuration file say, and is it right |
 //! | [`cli`] | what may a user type: every argument type |
-//! | [`cuda`] | what can a card do: driver, streams, events |
+//! | [`cuda`] | what can a GPU do: driver, streams, events |
 //! | [`comm`] | what do ranks say to one another: `Communicator`, alone, by MPI, by NCCL |
 //! | [`data`] | how do images become batches: source, split, pack, shards, loader, augmentation, upload |
 //! | [`net`] | what is computed for given mixing weights, and its gradients, bucket by bucket |
@@ -73,7 +73,7 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::EvaluateCifar(args) => start::evaluate(&args, DartsCifar, published::EVALUATE_CIFAR),
         Command::Export(args) => export::run(&args),
-        Command::Report(ReportCommand::Scaling { runs }) => Ok(console::answer(&report::scaling(&runs)?)?),
+        Command::Report(ReportCommand::Scaling { runs }) => Ok(console::print_result(&report::scaling(&runs)?)?),
         Command::Nb201(args) => commands::nb201::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console::remark(&format!("error: {}", chain(&error)));
+            console::print_diagnostic(&format!("error: {}", chain(&error)));
             ExitCode::FAILURE
         }
     }

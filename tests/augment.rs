@@ -9,9 +9,9 @@ mod shared;
 
 use drnas_dist::config::{CropKind, DataSection};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
-use drnas_dist::data::augment::jitter::Tone;
+use drnas_dist::data::augment::jitter::ColourChange;
 use drnas_dist::data::augment::{Rect, hole};
-use drnas_dist::data::decode::{Picture, decode};
+use drnas_dist::data::decode::{DecodedImage, decode};
 use drnas_dist::data::{Augment, Batch, Crop, Jitter};
 use drnas_dist::random::{Purpose, stream, torch_seeded};
 use pillow::python;
@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
 /// Noise, and colours of every kind.
-fn picture(width: u32, height: u32, seed: u64) -> Picture {
+fn picture(width: u32, height: u32, seed: u64) -> DecodedImage {
     let mut rng = stream(seed, Purpose::Demo, &[]);
     let mut buffer = Vec::new();
     for y in 0..height {
@@ -33,11 +33,11 @@ fn picture(width: u32, height: u32, seed: u64) -> Picture {
             buffer.extend(if (x / 5 + y / 7) % 2 == 0 { smooth } else { rng.random() });
         }
     }
-    Picture { width, height, buffer }
+    DecodedImage { width, height, buffer }
 }
 
 /// Interleaved to planar and back.
-fn planar(picture: &Picture) -> Vec<u8> {
+fn planar(picture: &DecodedImage) -> Vec<u8> {
     (0..3).flat_map(|c| picture.rgb().chunks_exact(3).map(move |p| p[c]).collect::<Vec<_>>()).collect()
 }
 
@@ -54,7 +54,7 @@ impl Cases {
         Cases { python, dir: tempfile::tempdir().unwrap(), cases: Vec::new(), found: Vec::new() }
     }
 
-    fn add(&mut self, op: &str, args: serde_json::Value, picture: &Picture, found: Vec<u8>) {
+    fn add(&mut self, op: &str, args: serde_json::Value, picture: &DecodedImage, found: Vec<u8>) {
         let rgb = self.dir.path().join(format!("{}.rgb", self.cases.len()));
         fs::write(&rgb, picture.rgb()).unwrap();
         let (width, height) = (picture.width, picture.height);
@@ -86,7 +86,7 @@ impl Cases {
 }
 
 /// Photos of the shared folder, where it is there.
-fn photos() -> Vec<Picture> {
+fn photos() -> Vec<DecodedImage> {
     let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return Vec::new();
     };
@@ -163,10 +163,10 @@ fn colours_change_as_in_pillow() {
         return;
     };
     for (name, tone, factors) in [
-        ("brightness", Tone::Brightness as fn(f64) -> Tone, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("contrast", Tone::Contrast, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("saturation", Tone::Saturation, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("hue", Tone::Hue, [-0.5, -0.2, -0.003, 0.0, 0.05, 0.2, 0.5]),
+        ("brightness", ColourChange::Brightness as fn(f64) -> ColourChange, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("contrast", ColourChange::Contrast, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("saturation", ColourChange::Saturation, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("hue", ColourChange::Hue, [-0.5, -0.2, -0.003, 0.0, 0.05, 0.2, 0.5]),
     ] {
         let mut cases = Cases::new(python.clone());
         let drawn = [picture(300, 200, 1), picture(1, 1, 2), picture(64, 64, 3)];
@@ -220,7 +220,7 @@ fn holes_are_those_of_darts_and_their_centres_uniform() {
 fn crop_offsets_are_uniform_and_every_part_draws_its_own() {
     // Pixel (x, y) has red x and green y, plus one: black is padding.
     let buffer = (0..32u8).flat_map(|y| (0..32u8).flat_map(move |x| [x + 1, y + 1, 1])).collect();
-    let picture = Picture { width: 32, height: 32, buffer };
+    let picture = DecodedImage { width: 32, height: 32, buffer };
     let mut out = vec![0; 3 * 1024];
     let augment = Augment { flip: true, cutout: 16, ..Crop::Pad { pad: 4 }.into() };
     let (mut lefts, mut tops, mut mirrored, mut both) = ([0u32; 9], [0u32; 9], 0u32, 0u32);

@@ -7,7 +7,7 @@ mod shared;
 
 use drnas_dist::cli::{PackArgs, SplitArgs};
 use drnas_dist::data::Error;
-use drnas_dist::data::decode::{Picture, decode, decode_into};
+use drnas_dist::data::decode::{DecodedImage, decode, decode_into};
 use drnas_dist::data::pack::pack;
 use drnas_dist::data::split;
 use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-fn means(picture: &Picture) -> [f64; 3] {
+fn means(picture: &DecodedImage) -> [f64; 3] {
     let mut sums = [0u64; 3];
     for pixel in picture.rgb().chunks_exact(3) {
         (0..3).for_each(|c| sums[c] += u64::from(pixel[c]));
@@ -189,7 +189,7 @@ fn full_size_photos_decode_and_crop() {
     eprintln!("pack, 1 thread, decoding: {:.0} images/s", 148.0 / started.elapsed().as_secs_f64());
     let set = ShardSet::open(&out).unwrap();
     let augment = Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() };
-    let (mut picture, mut pixels) = (Picture::default(), vec![0; 3 * 224 * 224]);
+    let (mut picture, mut pixels) = (DecodedImage::default(), vec![0; 3 * 224 * 224]);
     let mut rates = Vec::new();
     for round in 0..3 {
         let started = Instant::now();

@@ -21,7 +21,7 @@ pub trait Communicator {
     /// meanwhile. Local.
     fn progress(&self) -> Result<()>;
 
-    /// Ends every reduction that was started: what is read or computed from now on finds the means. On cards the host does
+    /// Ends every reduction that was started: what is read or computed from now on finds the means. On GPUs the host does
     /// not wait for them. Collective.
     fn finish(&self) -> Result<()>;
 
@@ -39,7 +39,7 @@ pub trait Communicator {
         Ok(())
     }
 
-    /// Times of the reductions since `start_trace`, where a card has timed them; the work of this rank's card is done.
+    /// Times of the reductions since `start_trace`, where a GPU has timed them; the work of this rank's GPU is done.
     /// Local.
     fn take_trace(&self) -> Result<Option<Trace>> {
         Ok(None)
@@ -49,7 +49,7 @@ pub trait Communicator {
     fn abort(&self, why: &dyn std::error::Error) -> !;
 }
 
-/// When the reductions of some steps ran on the card, milliseconds since the trace was started.
+/// When the reductions of some steps ran on the GPU, milliseconds since the trace was started.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Trace {
     /// In the order in which they were started.

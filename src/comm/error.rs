@@ -1,7 +1,7 @@
 //! What goes wrong between ranks.
 
 use crate::files::IoError;
-use crate::process::phase::Whereabouts;
+use crate::process::phase::RankLocation;
 use std::path::PathBuf;
 
 /// The result of what can fail here.
@@ -17,7 +17,7 @@ pub enum Error {
         "rank {rank} on {host}: waited {waited_s:.1} s in operation {number} ({operation}) and not every rank \
          came{missing}; look for a rank that hangs or a link that is cut, then go on with --resume"
     )]
-    Stalled {
+    TimedOut {
         /// The rank that waited.
         rank: usize,
         /// Its host.
@@ -58,7 +58,7 @@ pub enum Error {
     },
     /// A collective operation after one that failed.
     #[error("rank {rank} on {host}: {operation} is not possible, an earlier operation failed")]
-    RanksLost {
+    EarlierFailure {
         /// The rank that asked.
         rank: usize,
         /// Its host.
@@ -77,7 +77,7 @@ pub enum Error {
         found: String,
     },
     /// NCCL is not there.
-    #[error("NCCL is not found, ranks on several cards need it ({why}); {advice}")]
+    #[error("NCCL is not found, ranks on several GPUs need it ({why}); {advice}")]
     NcclMissing {
         /// What the loader said.
         why: String,
@@ -129,13 +129,13 @@ pub enum Error {
         /// The library's words.
         text: String,
     },
-    /// NCCL or the card failed in a collective operation.
+    /// NCCL or the GPU failed in a collective operation.
     #[error(
-        "{at}: {operation}: {call}: {text}; look at the cards and links of the hosts, then go on with --resume"
+        "{at}: {operation}: {call}: {text}; look at the GPUs and links of the hosts, then go on with --resume"
     )]
-    NcclLost {
+    NcclFailed {
         /// The rank that found it, and where it was.
-        at: Box<Whereabouts>,
+        at: Box<RankLocation>,
         /// The operation.
         operation: String,
         /// The call that told it.
@@ -143,14 +143,14 @@ pub enum Error {
         /// The library's words.
         text: String,
     },
-    /// A collective operation on the cards that does not end.
+    /// A collective operation on the GPUs that does not end.
     #[error(
         "{at}: waited {waited_s:.1} s in {operation} and it does not end{behind}; \
          look for a rank that hangs or a link that is cut, then go on with --resume"
     )]
-    NcclStalled {
+    NcclTimedOut {
         /// The rank that waited, and where it was.
-        at: Box<Whereabouts>,
+        at: Box<RankLocation>,
         /// The operation.
         operation: String,
         /// Seconds waited.
@@ -158,9 +158,9 @@ pub enum Error {
         /// Who was last heard of furthest behind, as the end of a sentence.
         behind: String,
     },
-    /// Two ranks with one card.
+    /// Two ranks with one GPU.
     #[error(
-        "ranks {first} and {second} both have the card at {bus_id}; start as many ranks as there are cards, or let \
+        "ranks {first} and {second} both have the gpu at {bus_id}; start as many ranks as there are gpus, or let \
          them share with --share-gpu"
     )]
     SameCard {
@@ -168,23 +168,23 @@ pub enum Error {
         first: usize,
         /// The other.
         second: usize,
-        /// Where the card is plugged in.
+        /// Where the GPU is plugged in.
         bus_id: String,
     },
-    /// Ranks may share a card, but NCCL will not let them.
+    /// Ranks may share a GPU, but NCCL will not let them.
     #[error(
-        "ranks are to share the card at {bus_id} (--share-gpu): that needs NCCL {oldest} or newer and \
+        "ranks are to share the gpu at {bus_id} (--share-gpu): that needs NCCL {oldest} or newer and \
          NCCL_MULTI_RANK_GPU_ENABLE=1 in the environment; this is NCCL {found}"
     )]
     CannotShare {
-        /// Where the card is plugged in.
+        /// Where the GPU is plugged in.
         bus_id: String,
         /// Version of NCCL.
         found: String,
         /// The oldest that will do.
         oldest: String,
     },
-    /// The card or its driver refused something.
+    /// The GPU or its driver refused something.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::error::Error),
     /// A file or folder could not be read, written, renamed or removed.

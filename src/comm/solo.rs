@@ -2,8 +2,8 @@
 
 use super::communicator::{Communicator, contiguous, reducible, root_within};
 use super::error::Result;
-use crate::process::exit::last_acts;
-use crate::process::messages::say;
+use crate::process::exit::run_exit_hooks;
+use crate::process::messages::print_stderr;
 use tch::Tensor;
 
 /// One process alone: nothing is ever sent.
@@ -44,8 +44,8 @@ impl Communicator for Solo {
     }
 
     fn abort(&self, why: &dyn std::error::Error) -> ! {
-        say(&format!("error: {why}"));
-        last_acts();
+        print_stderr(&format!("error: {why}"));
+        run_exit_hooks();
         std::process::exit(1)
     }
 }

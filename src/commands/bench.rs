@@ -15,7 +15,7 @@ use crate::search::timeline::Timeline;
 use crate::space::genotype::Genotype;
 use crate::train;
 use crate::train::tally::StepOutcome;
-use crate::world::{World, within};
+use crate::world::{World, with_world};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_uint, c_ulong};
@@ -66,11 +66,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.genotype {
         None => {
             let config = Config::load(&args.config, &args.sets)?;
-            within(&config, args.share_gpu, |world| search(&config, args, world))
+            with_world(&config, args.share_gpu, |world| search(&config, args, world))
         }
         Some(genotype) => {
             let config = EvaluateConfig::load(&args.config, &args.sets)?;
-            within(&config, args.share_gpu, |world| network(&config, genotype, args, world))
+            with_world(&config, args.share_gpu, |world| network(&config, genotype, args, world))
         }
     }
 }
@@ -136,7 +136,7 @@ fn loader(settings: &impl Settings, replicas: Range<usize>, stream: u64) -> Load
 
 /// What is known beforehand.
 fn measured(settings: &impl Settings, world: &World) -> Measured {
-    let device = match world.card() {
+    let device = match world.gpu() {
         Some(card) => card.name.clone(),
         None => format!("CPU, {} threads", world.threads()),
     };
@@ -218,7 +218,7 @@ fn tell(measured: &Measured, args: &BenchArgs) -> Result<()> {
     let Measured { what, precision, channels_last, images_per_s, step_ms, ranks, device, .. } = measured;
     let layout = if *channels_last { "channels last" } else { "channels first" };
     let least = step_ms.iter().copied().fold(f64::INFINITY, f64::min);
-    console::answer(&format!(
+    console::print_result(&format!(
         "{what}: {precision}, {layout}, {ranks} ranks, {device}: {images_per_s:.1} images/s (least step {least:.1} ms)\n"
     ))?;
     args.json.as_ref().map_or(Ok(()), |path| Ok(append_json(path, measured)?))

@@ -84,7 +84,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(error) => Err(error),
         None => {
-            console::remark(&format!("{}: {total} images, {num_classes} classes", args.out.display()));
+            console::print_diagnostic(&format!("{}: {total} images, {num_classes} classes", args.out.display()));
             Ok(())
         }
     }

@@ -25,7 +25,7 @@ pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
     if started.as_ref().map_or(0, World::rank) == 0 {
         let lines =
             libraries(&libtorch_cuda).into_iter().map(|(name, found)| format!("{name:<14} {found}\n"));
-        printed = console::answer(&lines.collect::<String>());
+        printed = console::print_result(&lines.collect::<String>());
     }
     let world = started?;
     let told = world.communicator().all_gather(&own_line(&world));
@@ -48,12 +48,12 @@ pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
         text += &format!("  {}\n", String::from_utf8_lossy(line).trim_end());
     }
     advice.iter().for_each(|line| text += &format!("note: {line}\n"));
-    Ok(console::answer(&text)?)
+    Ok(console::print_result(&text)?)
 }
 
 /// (name, version and path or what to do) of everything that is loaded or could be.
 fn libraries(libtorch_cuda: &LibtorchCuda) -> Vec<(&'static str, String)> {
-    let torch = cuda::mapped("libtorch_cpu.so");
+    let torch = cuda::mapped_library("libtorch_cpu.so");
     vec![
         ("drnas-dist", env!("CARGO_PKG_VERSION").to_string()),
         ("libtorch", found(torch.as_deref().and_then(torch_version), torch.as_deref())),
@@ -61,7 +61,7 @@ fn libraries(libtorch_cuda: &LibtorchCuda) -> Vec<(&'static str, String)> {
             "MPI",
             found(
                 mpi::environment::library_version().ok().map(|text| first_words(&text)),
-                cuda::mapped("libmpi.so").as_deref(),
+                cuda::mapped_library("libmpi.so").as_deref(),
             ),
         ),
         (
@@ -89,7 +89,7 @@ fn driver_text() -> String {
         Ok(version) => {
             let version =
                 version.map_or_else(|why| why.to_string(), |version| format!("CUDA {}", thousands(version)));
-            found(Some(version), cuda::mapped("libcuda.so").as_deref())
+            found(Some(version), cuda::mapped_library("libcuda.so").as_deref())
         }
         Err(why) => format!("not found ({FOR_GPU}): {why}; install the NVIDIA driver"),
     }
@@ -100,11 +100,11 @@ fn cards() -> Vec<String> {
     let Ok(driver) = Driver::open() else {
         return Vec::new();
     };
-    let text = |index| match driver.card(index) {
+    let text = |index| match driver.gpu(index) {
         Ok(card) => format!("GPU {index} {} ({} GiB) at {}", card.name, card.memory_bytes >> 30, card.bus_id),
         Err(why) => format!("GPU {index}: {why}"),
     };
-    (0..driver.num_cards()).map(text).collect()
+    (0..driver.num_gpus()).map(text).collect()
 }
 
 /// What this rank says of itself, padded: all ranks give the same length.
@@ -159,13 +159,13 @@ fn machine_cores() -> usize {
 /// The version and path of a library: the one in use, else the first that can be opened.
 fn version_in(stem: &str, names: &[&str], version: fn(&Library) -> Result<String, String>) -> String {
     let mut why = String::new();
-    for path in cuda::candidates(stem, names) {
+    for path in cuda::library_candidates(stem, names) {
         // SAFETY: a library of the vendor, opened as libtorch opens it; it stays open.
         match unsafe { Library::new(&path) } {
             Ok(library) => {
                 let text = version(&library);
                 std::mem::forget(library);
-                let path = cuda::mapped(stem).unwrap_or(path);
+                let path = cuda::mapped_library(stem).unwrap_or(path);
                 return found(Some(text.unwrap_or_else(|why| why)), Some(&path));
             }
             // The first is the one that was meant to be used.

@@ -14,19 +14,19 @@ pub fn run(args: &Nb201Args) -> Result<()> {
         Nb201Command::Query { architecture, table, json } => {
             let table = Table::open(table)?;
             let row = find(&table, architecture)?;
-            Ok(console::answer(&answer(*json, || row_json(&row, &table, true), || query_text(&row, &table)))?)
+            Ok(console::print_result(&answer(*json, || row_json(&row, &table, true), || query_text(&row, &table)))?)
         }
         Nb201Command::Top { count, by, table, json } => {
             let table = Table::open(table)?;
             let column = table.column(by)?;
             let rows = table.top(column, *count as usize);
             let as_json = || Value::Array(rows.iter().map(|row| row_json(row, &table, false)).collect());
-            Ok(console::answer(&answer(*json, as_json, || top_text(&rows, &table, column)))?)
+            Ok(console::print_result(&answer(*json, as_json, || top_text(&rows, &table, column)))?)
         }
         Nb201Command::Import { source, out, overwrite, skip } => {
             import(source, out, skip, *overwrite)?;
             let table = Table::open(out)?;
-            Ok(console::answer(&columns_text(&table, out))?)
+            Ok(console::print_result(&columns_text(&table, out))?)
         }
     }
 }

@@ -27,7 +27,7 @@ pub fn run(args: &PlotArgs) -> Result<()> {
         files::check_new(path, bytes, overwrite)?;
     }
     figures.iter().try_for_each(|(path, bytes)| write(path, bytes))?;
-    Ok(console::answer(&format!("{}{}\n{}\n", trajectory.text(), svg_path.display(), png_path.display()))?)
+    Ok(console::print_result(&format!("{}{}\n{}\n", trajectory.text(), svg_path.display(), png_path.display()))?)
 }
 
 /// What the run searches on, by `model.num_classes` of its configuration; CIFAR-10 if that does not say.

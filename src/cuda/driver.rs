@@ -1,4 +1,4 @@
-//! The NVIDIA driver: its version and its cards, asked of the driver itself without a context on any card.
+//! The NVIDIA driver: its version and its GPUs, asked of the driver itself without a context on any GPU.
 
 use super::library::{symbol, table};
 use crate::cuda::error::{Error, Result};
@@ -44,19 +44,19 @@ type CuErrorString = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 pub struct Driver {
     pub(super) calls: Calls,
     error_string: CuErrorString,
-    num_cards: usize,
+    num_gpus: usize,
 }
 
-/// What is known of one card.
+/// What is known of one GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Card {
-    /// Number among the cards that this process may see.
+pub struct Gpu {
+    /// Number among the GPUs that this process may see.
     pub index: usize,
     /// As the vendor calls it.
     pub name: String,
     /// All of its memory.
     pub memory_bytes: usize,
-    /// One card has one, however processes number it; parts of a card have their own.
+    /// One GPU has one, however processes number it; parts of a GPU have their own.
     pub uuid: [u8; 16],
     /// Where it is plugged in, "0000:81:00.0".
     pub bus_id: String,
@@ -64,50 +64,50 @@ pub struct Card {
 
 /// Why the driver cannot be used.
 #[derive(Clone, Debug)]
-pub enum NoDriver {
+pub enum DriverUnavailable {
     /// There is no driver on this machine.
     Absent(String),
     /// There is one, but it is too old or it refuses.
     Unusable(String),
 }
 
-impl fmt::Display for NoDriver {
+impl fmt::Display for DriverUnavailable {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
-        let (NoDriver::Absent(why) | NoDriver::Unusable(why)) = self;
+        let (DriverUnavailable::Absent(why) | DriverUnavailable::Unusable(why)) = self;
         out.write_str(why)
     }
 }
 
-/// Whether this process may use an NVIDIA card of this machine, whatever libraries there are: its device file can be
+/// Whether this process may use an NVIDIA GPU of this machine, whatever libraries there are: its device file can be
 /// opened. (In a container the file may be there without the driver's library.)
-pub fn card_is_present() -> bool {
+pub fn gpu_is_present() -> bool {
     let openable = |path: String| File::options().read(true).write(true).open(path).is_ok();
     (0..16).any(|number| openable(format!("/dev/nvidia{number}")))
 }
 
 impl Driver {
     /// The driver; the reason if there is none that can be used. The first call opens it.
-    pub fn open() -> Result<&'static Driver, NoDriver> {
-        static DRIVER: OnceLock<Result<Driver, NoDriver>> = OnceLock::new();
-        DRIVER.get_or_init(Driver::new).as_ref().map_err(NoDriver::clone)
+    pub fn open() -> Result<&'static Driver, DriverUnavailable> {
+        static DRIVER: OnceLock<Result<Driver, DriverUnavailable>> = OnceLock::new();
+        DRIVER.get_or_init(Driver::new).as_ref().map_err(DriverUnavailable::clone)
     }
 
-    fn new() -> Result<Driver, NoDriver> {
+    fn new() -> Result<Driver, DriverUnavailable> {
         // SAFETY: the driver's library runs no code of ours when opened.
         let library = unsafe { Library::new(DRIVER_FILE) }
-            .map_err(|error| NoDriver::Absent(format!("no NVIDIA driver ({error})")))?;
+            .map_err(|error| DriverUnavailable::Absent(format!("no NVIDIA driver ({error})")))?;
         let lacks =
-            |name| NoDriver::Unusable(format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}"));
+            |name| DriverUnavailable::Unusable(format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}"));
         let calls = Calls::of(&library).map_err(lacks)?;
         // SAFETY: CUresult cuGetErrorString(CUresult, const char **).
         let error_string = unsafe { symbol(&library, "cuGetErrorString") }.map_err(lacks)?;
         // Never unloaded: once initialised it has threads of its own.
         std::mem::forget(library);
-        let mut driver = Driver { calls, error_string, num_cards: 0 };
+        let mut driver = Driver { calls, error_string, num_gpus: 0 };
         let mut count = 0;
         // SAFETY: no argument.
         let started = unsafe { (driver.calls.cuInit)(0) };
-        // A driver without a card does not start.
+        // A driver without a GPU does not start.
         if started == sys::CUresult::CUDA_ERROR_NO_DEVICE as u32 {
             return Ok(driver);
         }
@@ -115,14 +115,14 @@ impl Driver {
         let counted = driver.check("cuInit", started).and_then(|()| unsafe {
             driver.check("cuDeviceGetCount", (driver.calls.cuDeviceGetCount)(&mut count))
         });
-        counted.map_err(|error| NoDriver::Unusable(format!("the NVIDIA driver answers: {error}")))?;
-        driver.num_cards = count as usize;
+        counted.map_err(|error| DriverUnavailable::Unusable(format!("the NVIDIA driver answers: {error}")))?;
+        driver.num_gpus = count as usize;
         Ok(driver)
     }
 
-    /// Cards that this process may see.
-    pub fn num_cards(&self) -> usize {
-        self.num_cards
+    /// GPUs that this process may see.
+    pub fn num_gpus(&self) -> usize {
+        self.num_gpus
     }
 
     /// The CUDA version that the driver serves, 13000 for 13.0.
@@ -134,8 +134,8 @@ impl Driver {
         Ok(version)
     }
 
-    /// What card `index` is.
-    pub fn card(&self, index: usize) -> Result<Card> {
+    /// What GPU `index` is.
+    pub fn gpu(&self, index: usize) -> Result<Gpu> {
         let device = self.device(index)?;
         let (mut name, mut bus_id) = ([0 as c_char; 256], [0 as c_char; 32]);
         let (mut memory_bytes, mut uuid) = (0, CUuuid { bytes: [0; 16] });
@@ -152,7 +152,7 @@ impl Driver {
         // SAFETY: the driver ended both texts with a zero; the arrays did before.
         let text =
             |chars: &[c_char]| unsafe { CStr::from_ptr(chars.as_ptr()) }.to_string_lossy().into_owned();
-        Ok(Card {
+        Ok(Gpu {
             index,
             name: text(&name),
             memory_bytes,

@@ -1,15 +1,15 @@
-//! What a card or its driver refused.
+//! What a GPU or its driver refused.
 
 /// The result of what can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a card or its driver refused.
+/// What a GPU or its driver refused.
 ///
 /// One line each: what, where, expected, found, and a way out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The driver refused a call, or the card failed in work given to it earlier.
-    #[error("{call}: {text} (CUDA error {code}); `drnas-dist doctor` shows cards and libraries")]
+    /// The driver refused a call, or the GPU failed in work given to it earlier.
+    #[error("{call}: {text} (CUDA error {code}); `drnas-dist doctor` shows GPUs and libraries")]
     Refused {
         /// The call.
         call: &'static str,

@@ -1,12 +1,12 @@
-//! Cards: the CUDA half of libtorch, which the binary is not linked with (one binary serves machines with and without
-//! GPUs), the driver, and the order of work on a card.
+//! GPUs: the CUDA half of libtorch, which the binary is not linked with (one binary serves machines with and without
+//! GPUs), the driver, and the order of work on a GPU.
 
 mod driver;
 pub(crate) mod error;
 pub(crate) mod library;
 mod stream;
 
-pub use driver::{Card, DRIVER_FILE, Driver, NoDriver, card_is_present};
+pub use driver::{Gpu, DRIVER_FILE, Driver, DriverUnavailable, gpu_is_present};
 pub use error::{Error, Result};
 pub use stream::{Context, Event, Stream};
 
@@ -28,7 +28,7 @@ pub enum LibtorchCuda {
 /// Opens libtorch_cuda from the folder of the libtorch_cpu in use, so that the two fit. To be called before the first
 /// tensor is made; says nothing and changes nothing where there is no such file. Ranks: local.
 pub fn load() -> LibtorchCuda {
-    let Some(cpu) = mapped("libtorch_cpu.so") else {
+    let Some(cpu) = mapped_library("libtorch_cpu.so") else {
         return LibtorchCuda::Absent;
     };
     let path = cpu.with_file_name("libtorch_cuda.so");
@@ -42,7 +42,7 @@ pub fn load() -> LibtorchCuda {
 }
 
 /// The path from which this process has mapped the library whose file name begins with `name`.
-pub fn mapped(name: &str) -> Option<PathBuf> {
+pub fn mapped_library(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines()
         .filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])))
@@ -55,12 +55,12 @@ pub fn mapped(name: &str) -> Option<PathBuf> {
 
 /// Where a library of CUDA may be, best first: the file in use (its name begins with `stem`), one of `names` beside libtorch or
 /// in the wheels beside it, one of `names` where the system looks.
-pub fn candidates(stem: &str, names: &[&str]) -> Vec<PathBuf> {
-    let folders = wheel_folders(mapped("libtorch_cpu.so").as_deref());
+pub fn library_candidates(stem: &str, names: &[&str]) -> Vec<PathBuf> {
+    let folders = wheel_folders(mapped_library("libtorch_cpu.so").as_deref());
     let nearby = (folders.iter())
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .filter(|path| path.exists());
-    mapped(stem).into_iter().chain(nearby).chain(names.iter().map(PathBuf::from)).collect()
+    mapped_library(stem).into_iter().chain(nearby).chain(names.iter().map(PathBuf::from)).collect()
 }
 
 /// Where wheels put the CUDA libraries: beside libtorch, and in ../nvidia/*/lib of the folder torch.

@@ -1,4 +1,4 @@
-//! Order on a card: its context, streams of work, and events between streams. Nothing here waits on the host unless it says so.
+//! Order on a GPU: its context, streams of work, and events between streams. Nothing here waits on the host unless it says so.
 //!
 //! libtorch works on the legacy default stream ([`Stream::legacy`]) of the primary context ([`Context`]). A stream made here
 //! does not wait for that one by itself: whoever shares memory between the two places events.
@@ -9,7 +9,7 @@ use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUevent, CUevent_flags, CUstre
 use std::ffi::{c_uint, c_void};
 use std::ptr::null_mut;
 
-/// The primary context of one card: the one that libtorch uses. Kept until the process ends.
+/// The primary context of one GPU: the one that libtorch uses. Kept until the process ends.
 #[derive(Clone, Copy)]
 pub struct Context {
     driver: &'static Driver,
@@ -22,7 +22,7 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// The primary context of card `index`, current on this thread from now on.
+    /// The primary context of GPU `index`, current on this thread from now on.
     pub fn new(driver: &'static Driver, index: usize) -> Result<Context> {
         let device = driver.device(index)?;
         let mut raw = null_mut();
@@ -34,14 +34,14 @@ impl Context {
         Ok(context)
     }
 
-    /// Makes it current on this thread: streams, events and NCCL then mean this card.
+    /// Makes it current on this thread: streams, events and NCCL then mean this GPU.
     pub fn bind(&self) -> Result<()> {
         // SAFETY: a context that is never released.
         let code = unsafe { (self.driver.calls.cuCtxSetCurrent)(self.raw) };
         self.driver.check("cuCtxSetCurrent", code)
     }
 
-    /// Free and total bytes of the card's memory; the context is current on this thread.
+    /// Free and total bytes of the GPU's memory; the context is current on this thread.
     pub fn memory_bytes(&self) -> Result<(usize, usize)> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: two live out pointers.
@@ -51,7 +51,7 @@ impl Context {
     }
 }
 
-/// Work of a card that runs in the order it was given.
+/// Work of a GPU that runs in the order it was given.
 pub struct Stream {
     context: Context,
     raw: CUstream,
@@ -83,11 +83,11 @@ impl Stream {
         self.context.driver.check("cuStreamWaitEvent", code)
     }
 
-    /// Copies `bytes` from the host to the card, in this stream's order. From pinned memory the host does not wait.
+    /// Copies `bytes` from the host to the GPU, in this stream's order. From pinned memory the host does not wait.
     ///
     /// # Safety
     /// Both places have so many bytes, and keep them, unchanged, until the copy is done.
-    pub unsafe fn copy_to_card(&self, to: *mut c_void, from: *const c_void, bytes: usize) -> Result<()> {
+    pub unsafe fn copy_to_gpu(&self, to: *mut c_void, from: *const c_void, bytes: usize) -> Result<()> {
         let calls = &self.context.driver.calls;
         // SAFETY: as promised by the caller.
         let code = unsafe { (calls.cuMemcpyHtoDAsync_v2)(to as CUdeviceptr, from, bytes, self.raw) };

@@ -16,7 +16,7 @@ pub const MAX_PIXELS: u64 = 89_478_485;
 
 /// One decoded picture: interleaved RGB, row by row, `3 * width * height` bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Picture {
+pub struct DecodedImage {
     /// Columns.
     pub width: u32,
     /// Rows.
@@ -25,7 +25,7 @@ pub struct Picture {
     pub buffer: Vec<u8>,
 }
 
-impl Picture {
+impl DecodedImage {
     /// The pixels.
     pub fn rgb(&self) -> &[u8] {
         &self.buffer[..3 * self.width as usize * self.height as usize]
@@ -37,7 +37,7 @@ pub type Fault = String;
 
 /// Decodes a JPEG, PNG or binary PPM into `picture`, whose buffer is used again.
 /// Errors: empty, another format, cut short, damaged, more than `MAX_PIXELS`.
-pub fn decode_into(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+pub fn decode_into(bytes: &[u8], picture: &mut DecodedImage) -> Result<(), Fault> {
     match sniff(bytes)? {
         ImageFormat::Jpeg => jpeg(bytes, picture),
         ImageFormat::Png => png(bytes, picture),
@@ -46,8 +46,8 @@ pub fn decode_into(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
 }
 
 /// Decodes into a new picture. Errors as for `decode_into`.
-pub fn decode(bytes: &[u8]) -> Result<Picture, Fault> {
-    let mut picture = Picture::default();
+pub fn decode(bytes: &[u8]) -> Result<DecodedImage, Fault> {
+    let mut picture = DecodedImage::default();
     decode_into(bytes, &mut picture)?;
     Ok(picture)
 }
@@ -110,7 +110,7 @@ fn checked(width: u64, height: u64) -> Result<(u32, u32), Fault> {
     Ok((width as u32, height as u32))
 }
 
-fn jpeg(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+fn jpeg(bytes: &[u8], picture: &mut DecodedImage) -> Result<(), Fault> {
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options());
     decoder.decode_headers().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions().ok_or("JPEG without dimensions")?;
@@ -149,7 +149,7 @@ fn has_end(bytes: &[u8]) -> bool {
     bytes[at..].windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
 }
 
-fn png(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+fn png(bytes: &[u8], picture: &mut DecodedImage) -> Result<(), Fault> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(10 * MAX_PIXELS); // 16-bit RGBA and a little
     let mut decoder =
@@ -193,7 +193,7 @@ fn ppm_header(bytes: &[u8]) -> Result<(u32, u32, usize), Fault> {
     Ok((width, height, at + 1))
 }
 
-fn ppm(bytes: &[u8], picture: &mut Picture) -> Result<(), Fault> {
+fn ppm(bytes: &[u8], picture: &mut DecodedImage) -> Result<(), Fault> {
     let (width, height, start) = ppm_header(bytes)?;
     let needed = 3 * width as usize * height as usize;
     if bytes.len() - start != needed {

@@ -101,7 +101,7 @@ pub enum Error {
         dir: PathBuf,
         /// Finished shards.
         done: usize,
-        /// Planned shards.
+        /// Injected shards.
         total: usize,
     },
     /// A folder without `set.json`, which is written last.
@@ -112,7 +112,7 @@ pub enum Error {
     },
     /// A `set.json` that cannot be understood.
     #[error("{}: {what}; pack it again (datasets/README.md)", path.display())]
-    SetDamaged {
+    SetCorrupt {
         /// The file.
         path: PathBuf,
         /// What is wrong.
@@ -152,7 +152,7 @@ pub enum Error {
     #[error(
         "shard {shard}: {present} of {expected} samples present, the file is cut short; pack it again (datasets/README.md)"
     )]
-    ShardCutShort {
+    ShardTruncated {
         /// File name.
         shard: String,
         /// Samples that are complete.
@@ -162,7 +162,7 @@ pub enum Error {
     },
     /// A checksum or a bound of a shard does not hold.
     #[error("shard {shard}: {part} is damaged ({what}); copy it again or pack it again (datasets/README.md)")]
-    ShardDamaged {
+    ShardCorrupt {
         /// File name.
         shard: String,
         /// "header", "index", "record 12 (class/file)".
@@ -209,7 +209,7 @@ pub enum Error {
     /// `next` after the loader had ended with an error.
     #[error("the loader has ended, see the earlier error")]
     LoaderEnded,
-    /// The card or its driver refused something.
+    /// The GPU or its driver refused something.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::error::Error),
     /// The configuration.

@@ -5,7 +5,7 @@
 use super::augment::Augment;
 use super::order::SampleOrder;
 use super::pool::DecodePool;
-use super::reader::{Batch, Reader, SampleAddress, Work};
+use super::reader::{Batch, Reader, SamplePosition, Work};
 use super::set::ShardSet;
 use crate::config::Settings;
 use crate::data::error::{Error, Result};
@@ -155,9 +155,9 @@ impl Places {
 }
 
 impl Iterator for Places {
-    type Item = SampleAddress;
+    type Item = SamplePosition;
 
-    fn next(&mut self) -> Option<SampleAddress> {
+    fn next(&mut self) -> Option<SamplePosition> {
         if self.within == self.order.batch {
             (self.within, self.replica) = (0, self.replica + 1);
         }
@@ -170,6 +170,6 @@ impl Iterator for Places {
         }
         let position = self.order.positions(self.step, self.replica).start + self.within;
         self.within += 1;
-        Some(SampleAddress { epoch, position, index: self.permutation[position] })
+        Some(SamplePosition { epoch, position, index: self.permutation[position] })
     }
 }

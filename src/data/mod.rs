@@ -7,7 +7,7 @@ pub mod decode;
 pub(crate) mod error;
 pub mod folder;
 pub mod loader;
-mod lost_map;
+mod sigbus;
 pub mod order;
 pub mod pack;
 pub mod pickle;

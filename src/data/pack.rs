@@ -1,7 +1,7 @@
 //! `pack`: a data set into a folder of shards, on all cores, in constant memory, able to go on where it stopped.
 
 use super::decode;
-use super::plan::{Plan, clear_way, remove};
+use super::plan::{Plan, prepare_output, remove};
 use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::Source;
@@ -53,13 +53,13 @@ pub fn run(args: &PackArgs) -> Result<()> {
     let report = pack(args, &|progress| speaker.show(progress))?;
     speaker.bar.finish_and_clear();
     for warning in &report.warnings {
-        console::remark(&format!("warning: {warning}"));
+        console::print_diagnostic(&format!("warning: {warning}"));
     }
     let kept = match report.num_kept {
         0 => String::new(),
         kept => format!(", {kept} of them from before"),
     };
-    console::remark(&format!(
+    console::print_diagnostic(&format!(
         "{}: {} images in {} shards{kept}, {} left out, {:.1} s",
         args.out.display(),
         report.num_images,
@@ -78,7 +78,7 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
     check_classes(source.classes(), &source.per_class(), named_by)?;
     let plan = Plan::new(source, args);
     std::fs::create_dir_all(&args.out).map_err(files::io("create folder", &args.out))?;
-    let described = clear_way(&plan)?;
+    let described = prepare_output(&plan)?;
     let stamps = Stamps::open(&args.out);
     let (num_kept, mut left_out) = write_shards(&plan, &stamps, observe)?;
     let complete = described && num_kept == plan.num_shards();
@@ -186,7 +186,7 @@ fn write_shards(
     };
     let work = || -> Result<()> {
         let mut bytes = Vec::new();
-        let mut picture = decode::Picture::default();
+        let mut picture = decode::DecodedImage::default();
         while !stop.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= plan.num_shards() {
@@ -253,7 +253,7 @@ fn write_shard(
     plan: &Plan,
     number: usize,
     bytes: &mut Vec<u8>,
-    picture: &mut decode::Picture,
+    picture: &mut decode::DecodedImage,
     count: &impl Fn(usize) -> bool,
 ) -> Result<Option<Vec<String>>> {
     let planned = plan.images_of(number);
@@ -279,7 +279,7 @@ fn write_shard(
     Ok(Some(left_out))
 }
 
-fn inspect(bytes: &[u8], picture: &mut decode::Picture, no_decode: bool) -> Result<(u32, u32), String> {
+fn inspect(bytes: &[u8], picture: &mut decode::DecodedImage, no_decode: bool) -> Result<(u32, u32), String> {
     if no_decode {
         return decode::dimensions(bytes);
     }
@@ -302,7 +302,7 @@ fn holds_the_same(
     shard: &Shard,
     planned: &[u32],
     bytes: &mut Vec<u8>,
-    picture: &mut decode::Picture,
+    picture: &mut decode::DecodedImage,
 ) -> Result<bool> {
     let mut held = 0;
     for image in planned {
@@ -326,7 +326,7 @@ fn holds_the_same(
     Ok(held == shard.records().len())
 }
 
-/// Planned files that a finished shard does not hold: an earlier pack left them out.
+/// Injected files that a finished shard does not hold: an earlier pack left them out.
 fn missing_from(plan: &Plan, shard: &Shard, planned: &[u32]) -> Result<Vec<String>> {
     if shard.records().len() == planned.len() {
         return Ok(Vec::new());
@@ -369,7 +369,7 @@ impl Speaker {
             && last.elapsed() > Duration::from_secs(10)
         {
             *last = Instant::now();
-            console::remark(&format!(
+            console::print_diagnostic(&format!(
                 "pack: {} of {} images, {} of {} shards",
                 progress.images, progress.num_images, progress.shards, progress.num_shards
             ));

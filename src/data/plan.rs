@@ -58,7 +58,7 @@ impl<'a> Plan<'a> {
 }
 
 /// Makes sure that `out` holds shards of this plan or none. Returns whether the set is complete already.
-pub fn clear_way(plan: &Plan) -> Result<bool> {
+pub fn prepare_output(plan: &Plan) -> Result<bool> {
     let out = &plan.args.out;
     let mut foreign = Vec::new();
     for entry in std::fs::read_dir(out).map_err(files::io("list folder", out))? {

@@ -4,7 +4,7 @@
 //! and copies them into batch tensors. Shapes: N images per batch, px output side.
 
 use super::augment::{Augment, Rect, normalise};
-use super::decode::{self, Picture};
+use super::decode::{self, DecodedImage};
 use super::pool::{DecodePool, PendingJob};
 use super::set::ShardSet;
 use crate::data::error::{Error, Result};
@@ -37,7 +37,7 @@ pub(super) struct Work {
 
 /// One sample to serve.
 #[derive(Clone, Copy)]
-pub(super) struct SampleAddress {
+pub(super) struct SamplePosition {
     pub epoch: u64,
     /// In the epoch's order.
     pub position: usize,
@@ -156,7 +156,7 @@ impl Reader {
         set: Arc<ShardSet>,
         work: Work,
         pool: &DecodePool,
-        places: impl Iterator<Item = SampleAddress> + Send + 'static,
+        places: impl Iterator<Item = SamplePosition> + Send + 'static,
     ) -> Result<Reader> {
         if work.px == 0 || work.batch == 0 {
             let (batch, px) = (work.batch, work.px);
@@ -236,7 +236,7 @@ struct Conductor<P> {
     spare: Vec<Vec<u8>>,
 }
 
-impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
+impl<P: Iterator<Item = SamplePosition>> Conductor<P> {
     fn run(mut self, batches: Sender<Result<Batch>>) {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let Some(batch) = self.batch() else {
@@ -308,12 +308,12 @@ impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
 }
 
 thread_local! {
-    static PICTURE: RefCell<Picture> = RefCell::default();
+    static PICTURE: RefCell<DecodedImage> = RefCell::default();
 }
 
 impl ReaderShared {
     /// Runs in a decode thread.
-    fn decode(&self, place: SampleAddress, mut planar: Vec<u8>) -> Result<Pixels> {
+    fn decode(&self, place: SamplePosition, mut planar: Vec<u8>) -> Result<Pixels> {
         planar.resize(3 * self.work.px as usize * self.work.px as usize, 0);
         let num_samples = self.set.len();
         let mut replaced = Vec::new();
@@ -339,7 +339,7 @@ impl ReaderShared {
         }
     }
 
-    fn pixels(&self, index: usize, place: SampleAddress, planar: &mut [u8]) -> Result<(u32, Option<Rect>)> {
+    fn pixels(&self, index: usize, place: SamplePosition, planar: &mut [u8]) -> Result<(u32, Option<Rect>)> {
         let sample = self.set.sample(index)?;
         let bad = |reason| Error::BadImage { place: self.set.place(index), reason };
         let address = [self.work.stream, place.epoch, place.position as u64];

@@ -82,7 +82,7 @@ impl ShardSet {
         }
         let hash = content_hash(&file.classes, shards.iter().map(|s| s.header().header_hash));
         let per_class = count_classes(&shards, file.classes.len())?;
-        let damaged = |what: &str| Error::SetDamaged { path: dir.join("set.json"), what: what.into() };
+        let damaged = |what: &str| Error::SetCorrupt { path: dir.join("set.json"), what: what.into() };
         if hex(hash) != file.content_hash {
             return Err(damaged("the shards are not those it was written for"));
         }
@@ -159,7 +159,7 @@ pub fn read_set_file(dir: &Path) -> Result<SetFile> {
         return Err(Error::SetMissing { dir: dir.into() });
     }
     let text = std::fs::read(&path).map_err(files::io("read", &path))?;
-    let damaged = |what: String| Error::SetDamaged { path: path.clone(), what };
+    let damaged = |what: String| Error::SetCorrupt { path: path.clone(), what };
     let file: SetFile = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
     if file.format != FORMAT || file.version != VERSION {
         return Err(damaged(format!(
@@ -189,7 +189,7 @@ pub fn count_classes(shards: &[Shard], num_classes: usize) -> Result<Vec<u64>> {
     let mut per_class = vec![0; num_classes];
     for shard in shards {
         for (number, record) in shard.records().iter().enumerate() {
-            *per_class.get_mut(record.label as usize).ok_or_else(|| Error::ShardDamaged {
+            *per_class.get_mut(record.label as usize).ok_or_else(|| Error::ShardCorrupt {
                 shard: shard.name(),
                 part: format!("record {number}"),
                 what: format!("label {} of {num_classes} classes", record.label),

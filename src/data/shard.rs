@@ -1,6 +1,6 @@
 //! One shard: the on-disk structs, the memory map with its checks, and the writer. Format: `datasets/FORMAT.md`.
 
-use super::lost_map::LostMap;
+use super::sigbus::SigbusGuard;
 use crate::data::error::{Error, Result};
 use crate::files;
 use bytemuck::{Pod, Zeroable};
@@ -67,7 +67,7 @@ pub struct ShardRecord {
 pub struct Shard {
     path: PathBuf,
     /// Before the map: dropped first.
-    _lost: LostMap,
+    _lost: SigbusGuard,
     map: Mmap,
     header: ShardHeader,
 }
@@ -83,10 +83,10 @@ impl Shard {
     pub fn open(path: &Path) -> Result<Shard> {
         let file = File::open(path).map_err(files::io("open", path))?;
         // SAFETY: the map is read-only and private to this process; bytes that another process changes are caught by
-        // checksums. A file that is cut while it is mapped ends the process with SIGBUS and a line (`lost_map`); finished
+        // checksums. A file that is cut while it is mapped ends the process with SIGBUS and a line (`sigbus`); finished
         // shards are never written to again (`pack` renames them into place).
         let map = unsafe { Mmap::map(&file) }.map_err(files::io("map", path))?;
-        let lost = LostMap::watch(path, &map);
+        let lost = SigbusGuard::watch(path, &map);
         let mut shard = Shard { path: path.to_owned(), _lost: lost, map, header: ShardHeader::zeroed() };
         shard.header = shard.checked_header()?;
         Ok(shard)
@@ -94,7 +94,7 @@ impl Shard {
 
     fn checked_header(&self) -> Result<ShardHeader> {
         let shard = self.name();
-        let cut_short = |present, expected| Error::ShardCutShort { shard: self.name(), present, expected };
+        let cut_short = |present, expected| Error::ShardTruncated { shard: self.name(), present, expected };
         let found = &self.map[..self.map.len().min(MAGIC.len())];
         if found != &MAGIC[..found.len()] {
             return Err(Error::ShardMagic { shard });
@@ -120,7 +120,7 @@ impl Shard {
             return Err(cut_short(records.iter().filter(inside).count(), num_records));
         }
         if file_bytes > header.file_bytes {
-            return Err(Error::ShardDamaged {
+            return Err(Error::ShardCorrupt {
                 shard: self.name(),
                 part: "its size".into(),
                 what: format!("{} bytes expected, {file_bytes} found", header.file_bytes),
@@ -157,7 +157,7 @@ impl Shard {
             .zip(record.offset.checked_add(record.length.into()))
             .filter(|(start, end)| *start >= HEADER_BYTES as u64 && *end <= self.map.len() as u64);
         let Some((start, end)) = range else {
-            return Err(Error::ShardDamaged {
+            return Err(Error::ShardCorrupt {
                 shard: self.name(),
                 part: format!("record {index}"),
                 what: format!("offset {} and length {} lie outside the file", record.offset, record.length),
@@ -172,7 +172,7 @@ impl Shard {
             let part = format!("record {index} ({})", String::from_utf8_lossy(name));
             check_hash(self.name(), &part, record.hash, found)?;
         }
-        let name = std::str::from_utf8(name).map_err(|_| Error::ShardDamaged {
+        let name = std::str::from_utf8(name).map_err(|_| Error::ShardCorrupt {
             shard: self.name(),
             part: format!("the file name of record {index}"),
             what: "UTF-8 expected".into(),
@@ -185,7 +185,7 @@ fn check_hash(shard: String, part: &str, expected: u64, found: u64) -> Result<()
     if expected == found {
         return Ok(());
     }
-    Err(Error::ShardDamaged {
+    Err(Error::ShardCorrupt {
         shard,
         part: part.into(),
         what: format!("checksum {expected:016x} expected, {found:016x} found"),

@@ -28,7 +28,7 @@ pub fn run(args: &SplitArgs) -> Result<()> {
     for subset in &subsets {
         let path = args.out.join(format!("{}.txt", subset.name));
         files::write_new(&path, text(&source, subset, args.seed).as_bytes(), args.overwrite)?;
-        console::remark(&format!(
+        console::print_diagnostic(&format!(
             "{}: {} of {} images, {} classes",
             path.display(),
             subset.images.len(),

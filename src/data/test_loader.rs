@@ -2,7 +2,7 @@
 
 use super::augment::Augment;
 use super::pool::DecodePool;
-use super::reader::{Batch, Reader, SampleAddress, Work};
+use super::reader::{Batch, Reader, SamplePosition, Work};
 use super::set::ShardSet;
 use crate::data::error::{Error, Result};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl TestLoader {
         let batches = (rank..num_images.div_ceil(batch)).step_by(size);
         let num_left = batches.len();
         let images = batches.flat_map(move |number| number * batch..num_images.min((number + 1) * batch));
-        let places = images.map(|index| SampleAddress { epoch: 0, position: index, index: index as u32 });
+        let places = images.map(|index| SamplePosition { epoch: 0, position: index, index: index as u32 });
         let work = Work {
             px: spec.px,
             augment: spec.augment,

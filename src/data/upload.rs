@@ -1,6 +1,6 @@
 //! `Upload`: batches to the network's input on a device, without the host waiting for the device.
 //!
-//! A card gets bytes, from pinned memory, on a stream of its own, while it computes the batch before; they are normalised
+//! A GPU gets bytes, from pinned memory, on a stream of its own, while it computes the batch before; they are normalised
 //! there. Two slots take turns. The order: the copy into a slot waits until the batch before in it was read (`read`),
 //! the work of libtorch waits for the copy (`arrived`), the host waits for the copy before the one before, which is long
 //! done unless the host is far ahead.
@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 pub struct Upload {
     device: Device,
     normaliser: Normaliser,
-    /// The context of the card, if that was given.
+    /// The context of the GPU, if that was given.
     context: Option<Context>,
     /// Made for the first batch, and anew for a larger one.
     staging: Option<Staging>,
@@ -29,8 +29,8 @@ impl Upload {
         Upload { device, normaliser: Normaliser::new(mean, std, device), context: None, staging: None }
     }
 
-    /// To a card whose tensors are `device`'s: for stand-ins of the driver, whose cards have host memory.
-    pub fn to_card(mean: &[f64; 3], std: &[f64; 3], device: Device, context: Context) -> Upload {
+    /// To a GPU whose tensors are `device`'s: for stand-ins of the driver, whose GPUs have host memory.
+    pub fn to_gpu(mean: &[f64; 3], std: &[f64; 3], device: Device, context: Context) -> Upload {
         Upload { context: Some(context), ..Upload::new(mean, std, device) }
     }
 
@@ -40,7 +40,7 @@ impl Upload {
             && let Device::Cuda(index) = self.device
         {
             let none =
-                |why: cuda::NoDriver| cuda::Error::Refused { call: "cuInit", code: 0, text: why.to_string() };
+                |why: cuda::DriverUnavailable| cuda::Error::Refused { call: "cuInit", code: 0, text: why.to_string() };
             let driver = Driver::open().map_err(none)?;
             self.context = Some(Context::new(driver, index)?);
         }
@@ -75,18 +75,18 @@ fn without_holes(images: Tensor, facts: &Tensor) -> Tensor {
     images.masked_fill(&hole, 0.0)
 }
 
-/// One of two places in pinned memory and on the card.
+/// One of two places in pinned memory and on the GPU.
 struct Slot {
     /// Images and facts, room for the largest batch so far.
     pinned: [Tensor; 2],
-    card: [Tensor; 2],
+    gpu: [Tensor; 2],
     /// The copy is done.
     arrived: Event,
     /// libtorch has read it.
     read: Event,
 }
 
-/// The way to one card.
+/// The way to one GPU.
 pub struct Staging {
     context: Context,
     /// For copies.
@@ -99,7 +99,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Room for batches of `like`, contiguous, whose first dimension is N; on the card they are tensors of `device`.
+    /// Room for batches of `like`, contiguous, whose first dimension is N; on the GPU they are tensors of `device`.
     pub fn new(context: Context, device: Device, like: &[&Tensor; 2]) -> Result<Staging> {
         context.bind()?;
         let main = Stream::legacy(context);
@@ -109,11 +109,11 @@ impl Staging {
                 let room = Tensor::f_empty(like.size(), (like.kind(), Device::Cpu))?;
                 Ok(if device == Device::Cpu { room } else { room.f_internal_pin_memory(device)? })
             };
-            let card = |like: &Tensor| Tensor::f_empty(like.size(), (like.kind(), device));
+            let gpu = |like: &Tensor| Tensor::f_empty(like.size(), (like.kind(), device));
             let read = Event::new(context)?;
             let slot = Slot {
                 pinned: [pinned(like[0])?, pinned(like[1])?],
-                card: [card(like[0])?, card(like[1])?],
+                gpu: [gpu(like[0])?, gpu(like[1])?],
                 arrived: Event::new(context)?,
                 read,
             };
@@ -129,10 +129,10 @@ impl Staging {
         let fits = |room: &Tensor, part: &Tensor| {
             room.size()[0] >= part.size()[0] && room.size()[1..] == part.size()[1..]
         };
-        self.slots[0].card.iter().zip(parts).all(|(room, part)| fits(room, part))
+        self.slots[0].gpu.iter().zip(parts).all(|(room, part)| fits(room, part))
     }
 
-    /// Brings `parts` to the card and gives them to `read`, which only reads them, in work of libtorch's stream.
+    /// Brings `parts` to the GPU and gives them to `read`, which only reads them, in work of libtorch's stream.
     pub fn pass<T>(&mut self, parts: &[&Tensor; 2], read: impl FnOnce(&Tensor, &Tensor) -> T) -> Result<T> {
         self.context.bind()?;
         let slot = &self.slots[self.next];
@@ -151,20 +151,20 @@ impl Staging {
         Ok(result)
     }
 
-    /// Begins to copy `parts` to the card, by way of `slot`; where they will be. The caller records `arrived` next.
+    /// Begins to copy `parts` to the GPU, by way of `slot`; where they will be. The caller records `arrived` next.
     fn start_copies(&self, slot: &Slot, parts: &[&Tensor; 2]) -> Result<Vec<Tensor>> {
-        let places = parts.iter().zip(&slot.pinned).zip(&slot.card);
+        let places = parts.iter().zip(&slot.pinned).zip(&slot.gpu);
         places
-            .map(|((part, pinned), card)| {
+            .map(|((part, pinned), gpu)| {
                 let rows = part.size()[0];
-                let (mut pinned, card) = (pinned.narrow(0, 0, rows), card.narrow(0, 0, rows));
+                let (mut pinned, gpu) = (pinned.narrow(0, 0, rows), gpu.narrow(0, 0, rows));
                 pinned.f_copy_(part)?;
                 let bytes = part.numel() * part.kind().elt_size_in_bytes();
                 // SAFETY: both are contiguous (the first rows of contiguous tensors) and have `bytes` bytes. The pinned one
                 // is next written, or given back, after `arrived`; nobody reads or writes the other until then, since
                 // libtorch's stream waits for it, and this stream has waited for what libtorch still read.
-                unsafe { self.side.copy_to_card(card.data_ptr(), pinned.data_ptr(), bytes)? };
-                Ok(card)
+                unsafe { self.side.copy_to_gpu(gpu.data_ptr(), pinned.data_ptr(), bytes)? };
+                Ok(gpu)
             })
             .collect()
     }

@@ -25,7 +25,7 @@ enum Log {
 }
 
 /// From now on all that is printed is appended to `console.log` in the folder `run`, what was printed before too. Rank 0.
-pub fn keep_in(run: &Path) -> Result<(), IoError> {
+pub fn open_log(run: &Path) -> Result<(), IoError> {
     let path = run.join(CONSOLE_FILE);
     let file = OpenOptions::new().create(true).append(true).open(&path);
     let mut file = file.map_err(files::io("open", &path))?;
@@ -39,7 +39,7 @@ pub fn keep_in(run: &Path) -> Result<(), IoError> {
 
 /// The same text in the log alone. A log that cannot be written is no reason to fail.
 pub fn log(text: &str) {
-    let text = timed(text);
+    let text = with_timestamps(text);
     match &mut *LOG.lock().unwrap_or_else(PoisonError::into_inner) {
         Log::Open(file) => drop(file.write_all(text.as_bytes())),
         Log::Early(lines) if lines.len() < EARLY => lines.push(text),
@@ -48,7 +48,7 @@ pub fn log(text: &str) {
 }
 
 /// Prints the result of a command that makes no run. A reader that has seen enough (`| head`) is no failure, a full disk is.
-pub fn answer(text: &str) -> Result<(), IoError> {
+pub fn print_result(text: &str) -> Result<(), IoError> {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -57,13 +57,13 @@ pub fn answer(text: &str) -> Result<(), IoError> {
 }
 
 /// Prints a line to standard error, as well as that is possible.
-pub fn remark(line: &str) {
+pub fn print_diagnostic(line: &str) {
     log(line);
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Each line of `text` with the time in front, and a line break.
-pub(crate) fn timed(text: &str) -> String {
+pub(crate) fn with_timestamps(text: &str) -> String {
     let now = utc(SystemTime::now());
     text.split('\n').map(|line| format!("{now} {line}\n")).collect()
 }

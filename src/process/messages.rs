@@ -12,31 +12,31 @@ static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
 
 /// One line to stderr in one piece, so that lines of several ranks do not mix, and to the file of [`say_into`]. Neither a
 /// closed stderr nor a file that cannot be written is a reason to fail.
-pub(crate) fn say(line: &str) {
+pub(crate) fn print_stderr(line: &str) {
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
     let line = line.to_owned();
-    write_soon(move || {
-        note_now(&line);
+    write_with_timeout(move || {
+        append(&line);
         console::log(&line);
     });
 }
 
 /// One line into the file of [`say_into`] alone, with the time.
-pub(crate) fn note(line: &str) {
+pub(crate) fn log_to_file(line: &str) {
     let line = line.to_owned();
-    write_soon(move || note_now(&line));
+    write_with_timeout(move || append(&line));
 }
 
-fn note_now(line: &str) {
+fn append(line: &str) {
     if let Some(path) = MESSAGES.get() {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        let _ = file.and_then(|mut file| file.write_all(console::timed(line).as_bytes()));
+        let _ = file.and_then(|mut file| file.write_all(console::with_timestamps(line).as_bytes()));
     }
 }
 
 /// A file system that hangs must not hold up the end of a run.
-fn write_soon(work: impl FnOnce() + Send + 'static) {
+fn write_with_timeout(work: impl FnOnce() + Send + 'static) {
     let (done, written) = std::sync::mpsc::channel();
     let writing = std::thread::Builder::new().spawn(move || {
         work();
@@ -49,18 +49,18 @@ fn write_soon(work: impl FnOnce() + Send + 'static) {
 }
 
 /// What is said from now on is appended to the file `path` too. Once; later calls change nothing.
-pub(crate) fn say_into(path: &Path) {
+pub(crate) fn set_log_file(path: &Path) {
     let _ = MESSAGES.set(path.to_path_buf());
 }
 
 /// Prints what a run tells, and a line break. An output that is closed or full is mentioned once and does not end the run.
-pub fn print(text: &str) {
+pub fn print_stdout(text: &str) {
     console::log(text);
     let printed = std::io::stdout().write_all(format!("{text}\n").as_bytes());
     if let Err(why) = printed
         && !OUTPUT_LOST.swap(true, Relaxed)
     {
-        say(&format!(
+        print_stderr(&format!(
             "standard output cannot be written ({why}); the run goes on, {CONSOLE_FILE} in its folder has what it prints"
         ));
     }

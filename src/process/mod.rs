@@ -4,7 +4,7 @@ pub mod console;
 pub mod error_line;
 pub mod exit;
 pub mod identity;
-pub mod leftovers;
+pub mod shm_segments;
 pub mod messages;
 pub mod phase;
 pub mod place;

@@ -76,7 +76,7 @@ impl fmt::Display for Phase {
 
 /// A rank and where it is. Shown as "rank 3 on node7, step 120, backward".
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Whereabouts {
+pub struct RankLocation {
     /// 0..size; 0 before [`set_identity`].
     pub rank: usize,
     /// Its machine; empty before [`set_identity`].
@@ -87,7 +87,7 @@ pub struct Whereabouts {
     pub phase: Phase,
 }
 
-impl fmt::Display for Whereabouts {
+impl fmt::Display for RankLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} on {}, step {}, {}", self.rank, self.host, self.step, self.phase)
     }
@@ -108,8 +108,8 @@ pub fn enter(phase: Phase) {
     PHASE.store(phase as u8, Relaxed);
 }
 
-/// Says that `phase` begins; the hook of [`on_begin`] may let it fail.
-pub fn begin(phase: Phase) -> Result<(), PlannedFailure> {
+/// Says that `phase` begins; the hook of [`set_begin_hook`] may let it fail.
+pub fn begin(phase: Phase) -> Result<(), InjectedFailure> {
     enter(phase);
     match HOOK.get() {
         Some(hook) => hook(STEP.load(Relaxed), phase),
@@ -118,22 +118,22 @@ pub fn begin(phase: Phase) -> Result<(), PlannedFailure> {
 }
 
 /// What a test does when a rank begins a phase, given the step: kill it, stop it, let it fail.
-pub type Hook = Box<dyn Fn(u64, Phase) -> Result<(), PlannedFailure> + Send + Sync>;
+pub type Hook = Box<dyn Fn(u64, Phase) -> Result<(), InjectedFailure> + Send + Sync>;
 
 /// The error with which a hook lets a phase fail.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct PlannedFailure(Box<dyn std::error::Error + Send + Sync>);
+pub struct InjectedFailure(Box<dyn std::error::Error + Send + Sync>);
 
-impl PlannedFailure {
+impl InjectedFailure {
     /// The phase fails with `error`.
-    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PlannedFailure {
-        PlannedFailure(error.into())
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> InjectedFailure {
+        InjectedFailure(error.into())
     }
 }
 
 /// For tests: `hook` is called at every [`begin`]. Once; later calls change nothing.
-pub fn on_begin(hook: Hook) {
+pub fn set_begin_hook(hook: Hook) {
     let _ = HOOK.set(hook);
 }
 
@@ -151,10 +151,10 @@ pub fn in_step() -> String {
 }
 
 /// This rank at this moment.
-pub fn here() -> Whereabouts {
+pub fn here() -> RankLocation {
     let (rank, host) = IDENTITY.get().cloned().unwrap_or_default();
     let (step, phase) = now();
-    Whereabouts { rank, host, step, phase }
+    RankLocation { rank, host, step, phase }
 }
 
 #[cfg(test)]

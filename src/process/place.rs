@@ -2,7 +2,7 @@
 
 /// Where a rank runs.
 #[derive(Clone, Debug)]
-pub(crate) struct MachinePlace {
+pub(crate) struct RankPlacement {
     pub(crate) host: String,
     pub(crate) local_rank: usize,
     pub(crate) local_size: usize,
@@ -11,13 +11,13 @@ pub(crate) struct MachinePlace {
 
 /// What a rank tells the others of its place: machine, cores it may run on, and how many of them it may use at once.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Seat {
+pub(crate) struct CpuBinding {
     pub(crate) machine: String,
     cores: [u64; 16],
     available: usize,
 }
 
-impl Seat {
+impl CpuBinding {
     const MACHINE: usize = 128;
 
     pub(crate) fn here() -> Self {
@@ -62,22 +62,22 @@ fn own_cores() -> [u64; 16] {
     if code == 0 { cores } else { [0; 16] }
 }
 
-pub(crate) fn place(seats: &[Seat], rank: usize, host: String) -> MachinePlace {
-    let same = |other: &&Seat| other.machine == seats[rank].machine;
-    let first = |seat: &Seat| seats.iter().position(|other| other.machine == seat.machine);
-    MachinePlace {
+pub(crate) fn place(bindings: &[CpuBinding], rank: usize, host: String) -> RankPlacement {
+    let same = |other: &&CpuBinding| other.machine == bindings[rank].machine;
+    let first = |binding: &CpuBinding| bindings.iter().position(|other| other.machine == binding.machine);
+    RankPlacement {
         host,
-        local_rank: seats[..rank].iter().filter(same).count(),
-        local_size: seats.iter().filter(same).count(),
-        hosts: (seats.iter().enumerate()).filter(|(index, seat)| first(seat) == Some(*index)).count(),
+        local_rank: bindings[..rank].iter().filter(same).count(),
+        local_size: bindings.iter().filter(same).count(),
+        hosts: (bindings.iter().enumerate()).filter(|(index, binding)| first(binding) == Some(*index)).count(),
     }
 }
 
 /// The cores that the ranks of one machine may use together, divided among them, but no more than this rank may use.
-pub(crate) fn threads_per_rank(mine: &Seat, neighbours: &[&Seat]) -> usize {
+pub(crate) fn threads_per_rank(mine: &CpuBinding, neighbours: &[&CpuBinding]) -> usize {
     let mut union = [0u64; 16];
-    for seat in neighbours {
-        for (all, cores) in union.iter_mut().zip(seat.cores) {
+    for binding in neighbours {
+        for (all, cores) in union.iter_mut().zip(binding.cores) {
             *all |= cores;
         }
     }
@@ -101,27 +101,27 @@ pub(crate) fn host_name() -> String {
 mod tests {
     use super::*;
 
-    fn seat(machine: &str, cores: u64, available: usize) -> Seat {
+    fn binding(machine: &str, cores: u64, available: usize) -> CpuBinding {
         let mut words = [0; 16];
         words[0] = cores;
-        Seat { machine: machine.into(), cores: words, available }
+        CpuBinding { machine: machine.into(), cores: words, available }
     }
 
     #[test]
     fn threads_divide_the_cores_of_a_machine() {
         let cases = [
             // Unbound ranks share all cores; rounded down, at least 1.
-            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 2], 4),
-            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 3], 2),
-            (seat("a", 0b11, 2), vec![seat("a", 0b11, 2); 4], 1),
+            (binding("a", 0xff, 8), vec![binding("a", 0xff, 8); 2], 4),
+            (binding("a", 0xff, 8), vec![binding("a", 0xff, 8); 3], 2),
+            (binding("a", 0b11, 2), vec![binding("a", 0b11, 2); 4], 1),
             // Ranks bound to halves keep their halves.
-            (seat("a", 0x0f, 4), vec![seat("a", 0x0f, 4), seat("a", 0xf0, 4)], 4),
+            (binding("a", 0x0f, 4), vec![binding("a", 0x0f, 4), binding("a", 0xf0, 4)], 4),
             // Ranks bound to one core each, out of many.
-            (seat("a", 1, 1), vec![seat("a", 1, 1), seat("a", 2, 1)], 1),
+            (binding("a", 1, 1), vec![binding("a", 1, 1), binding("a", 2, 1)], 1),
             // A quota of 4 cores on a machine of 8 is shared.
-            (seat("a", 0xff, 4), vec![seat("a", 0xff, 4); 2], 2),
+            (binding("a", 0xff, 4), vec![binding("a", 0xff, 4); 2], 2),
             // A mask that could not be read.
-            (seat("a", 0, 6), vec![seat("a", 0, 6); 2], 3),
+            (binding("a", 0, 6), vec![binding("a", 0, 6); 2], 3),
         ];
         for (mine, neighbours, expected) in cases {
             let neighbours: Vec<_> = neighbours.iter().collect();
@@ -131,9 +131,9 @@ mod tests {
 
     #[test]
     fn ranks_are_counted_by_machine_in_any_order() {
-        let seats = ["a", "b", "a", "c", "b", "a"].map(|name| seat(name, 1, 1));
+        let bindings = ["a", "b", "a", "c", "b", "a"].map(|name| binding(name, 1, 1));
         let found: Vec<_> = (0..6)
-            .map(|rank| place(&seats, rank, String::new()))
+            .map(|rank| place(&bindings, rank, String::new()))
             .map(|place| (place.local_rank, place.local_size, place.hosts))
             .collect();
         assert_eq!(found, [(0, 3, 3), (0, 2, 3), (1, 3, 3), (0, 1, 3), (1, 2, 3), (2, 3, 3)]);
@@ -141,8 +141,8 @@ mod tests {
 
     #[test]
     fn a_seat_survives_its_bytes() {
-        let here = Seat::here();
-        assert_eq!(Seat::from_bytes(&here.to_bytes()), here);
+        let here = CpuBinding::here();
+        assert_eq!(CpuBinding::from_bytes(&here.to_bytes()), here);
         assert!(here.available >= 1);
     }
 }

@@ -2,34 +2,34 @@
 //!
 //! Heartbeats fill it (`world::heartbeat`); without them (one process, or watching is off) it is empty and says nothing.
 
-use super::phase::{Phase, Whereabouts};
+use super::phase::{Phase, RankLocation};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// The collective operation in which this rank waits now, by its number; 0 while it computes.
 static WAITING: AtomicU64 = AtomicU64::new(0);
-static ROLL: Mutex<Vec<LastHeard>> = Mutex::new(Vec::new());
+static RANKS: Mutex<Vec<LastSeen>> = Mutex::new(Vec::new());
 
 /// What a rank said of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Word {
+pub(crate) struct RankStatus {
     pub(crate) step: u64,
     pub(crate) phase: Phase,
     /// The operation in which it waits; 0 for none.
     pub(crate) operation: u64,
 }
 
-struct LastHeard {
+struct LastSeen {
     host: String,
-    word: Word,
-    /// When the word was first heard.
+    status: RankStatus,
+    /// When the status was first heard.
     since: Instant,
 }
 
-impl LastHeard {
-    fn of(&self, rank: usize) -> Whereabouts {
-        Whereabouts { rank, host: self.host.clone(), step: self.word.step, phase: self.word.phase }
+impl LastSeen {
+    fn of(&self, rank: usize) -> RankLocation {
+        RankLocation { rank, host: self.host.clone(), step: self.status.step, phase: self.status.phase }
     }
 
     /// "rank 2 on b, step 4, forward for 7 s".
@@ -38,57 +38,57 @@ impl LastHeard {
     }
 }
 
-fn roll() -> MutexGuard<'static, Vec<LastHeard>> {
-    ROLL.lock().unwrap_or_else(PoisonError::into_inner)
+fn ranks() -> MutexGuard<'static, Vec<LastSeen>> {
+    RANKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Begins with the ranks of `hosts`, in rank order: nobody has been heard of.
-pub(crate) fn begin(hosts: &[String]) {
-    let word = Word { step: 0, phase: Phase::StartUp, operation: 0 };
-    *roll() =
-        hosts.iter().map(|host| LastHeard { host: host.clone(), word, since: Instant::now() }).collect();
+pub(crate) fn init(hosts: &[String]) {
+    let status = RankStatus { step: 0, phase: Phase::StartUp, operation: 0 };
+    *ranks() =
+        hosts.iter().map(|host| LastSeen { host: host.clone(), status, since: Instant::now() }).collect();
 }
 
 /// Notes what `rank` says of itself.
-pub(crate) fn note(rank: usize, word: Word) {
-    if let Some(entry) = roll().get_mut(rank)
-        && entry.word != word
+pub(crate) fn update(rank: usize, status: RankStatus) {
+    if let Some(entry) = ranks().get_mut(rank)
+        && entry.status != status
     {
-        (entry.word, entry.since) = (word, Instant::now());
+        (entry.status, entry.since) = (status, Instant::now());
     }
 }
 
 /// What `rank` last said.
-pub(crate) fn word_of(rank: usize) -> Option<Word> {
-    roll().get(rank).map(|entry| entry.word)
+pub(crate) fn of(rank: usize) -> Option<RankStatus> {
+    ranks().get(rank).map(|entry| entry.status)
 }
 
 /// Where `rank` was when it was last heard of.
-pub(crate) fn last_of(rank: usize) -> Option<Whereabouts> {
-    roll().get(rank).map(|entry| entry.of(rank))
+pub(crate) fn last_location(rank: usize) -> Option<RankLocation> {
+    ranks().get(rank).map(|entry| entry.of(rank))
 }
 
 /// What this rank says of itself.
-pub(crate) fn mine() -> Word {
+pub(crate) fn current() -> RankStatus {
     let (step, phase) = super::phase::now();
-    Word { step, phase, operation: WAITING.load(Relaxed) }
+    RankStatus { step, phase, operation: WAITING.load(Relaxed) }
 }
 
 /// Says that this rank waits for the others in operation `number`.
-pub(crate) fn wait_in(number: u64) {
+pub(crate) fn begin_wait(number: u64) {
     WAITING.store(number, Relaxed);
 }
 
 /// Says that it waits no more.
-pub(crate) fn go_on() {
+pub(crate) fn end_wait() {
     WAITING.store(0, Relaxed);
 }
 
 /// Who has not come to operation `number`, as the end of a sentence; "" if that is not known.
 pub(crate) fn missing(rank: usize, number: u64) -> String {
-    let roll = roll();
-    let names: Vec<String> = (roll.iter().enumerate())
-        .filter(|(other, entry)| *other != rank && entry.word.operation != number)
+    let ranks = ranks();
+    let names: Vec<String> = (ranks.iter().enumerate())
+        .filter(|(other, entry)| *other != rank && entry.status.operation != number)
         .map(|(rank, entry)| entry.since(rank))
         .collect();
     match names.len() {
@@ -99,13 +99,13 @@ pub(crate) fn missing(rank: usize, number: u64) -> String {
 }
 
 /// Who was furthest behind this rank when last heard of, as the end of a sentence; "" if nobody was. For collectives on
-/// cards, which hosts do not wait for one by one.
+/// GPUs, which hosts do not wait for one by one.
 pub(crate) fn furthest_behind(rank: usize) -> String {
-    let roll = roll();
-    let place = |word: &Word| (word.step, word.phase as u8);
-    let others = roll.iter().enumerate().filter(|(other, _)| *other != rank);
-    match others.min_by_key(|(_, entry)| place(&entry.word)) {
-        Some((rank, entry)) if place(&entry.word) < place(&mine()) => {
+    let ranks = ranks();
+    let place = |status: &RankStatus| (status.step, status.phase as u8);
+    let others = ranks.iter().enumerate().filter(|(other, _)| *other != rank);
+    match others.min_by_key(|(_, entry)| place(&entry.status)) {
+        Some((rank, entry)) if place(&entry.status) < place(&current()) => {
             format!(" (furthest behind: {})", entry.since(rank))
         }
         _ => String::new(),
@@ -120,19 +120,19 @@ mod tests {
     #[test]
     fn those_who_wait_elsewhere_are_missing() {
         assert_eq!(missing(0, 7), "");
-        begin(&["a", "b", "b"].map(String::from));
-        note(1, Word { step: 4, phase: Phase::AllReduce, operation: 7 });
-        note(2, Word { step: 4, phase: Phase::Forward, operation: 0 });
+        init(&["a", "b", "b"].map(String::from));
+        update(1, RankStatus { step: 4, phase: Phase::AllReduce, operation: 7 });
+        update(2, RankStatus { step: 4, phase: Phase::Forward, operation: 0 });
         assert_eq!(missing(0, 7), " (missing: rank 2 on b, step 4, forward for 0 s)");
         // It came, and went on to the next one: that is not where it is waited for.
-        note(1, Word { step: 5, phase: Phase::AllReduce, operation: 8 });
+        update(1, RankStatus { step: 5, phase: Phase::AllReduce, operation: 8 });
         assert!(missing(0, 7).contains("rank 1 on b, step 5, all-reduce"));
         // Said again, it is no news.
-        roll()[2].since -= Duration::from_secs(7);
-        note(2, Word { step: 4, phase: Phase::Forward, operation: 0 });
+        ranks()[2].since -= Duration::from_secs(7);
+        update(2, RankStatus { step: 4, phase: Phase::Forward, operation: 0 });
         assert!(missing(0, 7).contains("rank 2 on b, step 4, forward for 7 s"), "{}", missing(0, 7));
-        note(9, mine());
-        assert_eq!(last_of(2).unwrap().to_string(), "rank 2 on b, step 4, forward");
-        *roll() = Vec::new();
+        update(9, current());
+        assert_eq!(last_location(2).unwrap().to_string(), "rank 2 on b, step 4, forward");
+        *ranks() = Vec::new();
     }
 }

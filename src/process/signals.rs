@@ -3,8 +3,8 @@
 //! Launchers follow SIGTERM by SIGKILL within 0.3 to 1 s: no time to agree on a step. Several ranks therefore leave at once,
 //! and the newest checkpoint, which is whole at any moment, is where the run goes on.
 
-use super::exit::last_acts;
-use super::messages::say;
+use super::exit::run_exit_hooks;
+use super::messages::print_stderr;
 use crate::files::{self, IoError};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
@@ -21,30 +21,30 @@ pub const INTERRUPTED: i32 = 130;
 
 /// What the thread that answers signals and the main thread have in common.
 #[derive(Default)]
-pub(crate) struct Standing {
+pub(crate) struct SignalState {
     rank: AtomicUsize,
     /// Ranks of the world; 0 until that is known.
     size: AtomicUsize,
     stop: AtomicBool,
-    farewell: Mutex<String>,
+    exit_message: Mutex<String>,
     /// Done before a signal ends this process: to see whether another rank is the cause.
-    before_leaving: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    before_exit: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-impl Standing {
+impl SignalState {
     /// Begins to answer signals: before MPI starts, since SIGUSR1 would end a process that does not.
-    pub(crate) fn watch_signals() -> Result<(Arc<Standing>, Handle), IoError> {
-        let standing = Arc::new(Standing::default());
+    pub(crate) fn watch_signals() -> Result<(Arc<SignalState>, Handle), IoError> {
+        let state = Arc::new(SignalState::default());
         let mut signals =
             Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(files::io("watch signals of", "/proc/self"))?;
         let handle = signals.handle();
-        let answering = Arc::clone(&standing);
+        let answering = Arc::clone(&state);
         let answer = move || signals.forever().for_each(|signal| answering.answer(signal));
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(answer)
             .map_err(files::io("watch signals of", "/proc/self"))?;
-        Ok((standing, handle))
+        Ok((state, handle))
     }
 
     /// Says who this process is.
@@ -58,13 +58,13 @@ impl Standing {
         let asked = asks && self.stop.swap(true, Relaxed);
         match (asks, asked) {
             // Alone, the second one leaves at once.
-            (true, true) if signal != SIGUSR1 => self.leave_now(),
+            (true, true) if signal != SIGUSR1 => self.exit_now(),
             (true, true) => {}
-            (true, false) if signal == SIGUSR1 => say("SIGUSR1: stopping after this step, with a checkpoint"),
+            (true, false) if signal == SIGUSR1 => print_stderr("SIGUSR1: stopping after this step, with a checkpoint"),
             (true, false) => {
-                say("stopping after this step, with a checkpoint; a second signal leaves at once")
+                print_stderr("stopping after this step, with a checkpoint; a second signal leaves at once")
             }
-            (false, _) => self.leave_now(),
+            (false, _) => self.exit_now(),
         }
     }
 
@@ -73,28 +73,28 @@ impl Standing {
         self.stop.load(Relaxed)
     }
 
-    pub(crate) fn set_farewell(&self, text: String) {
-        *self.farewell.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    pub(crate) fn set_exit_message(&self, text: String) {
+        *self.exit_message.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
-    /// The farewell, of rank 0 and if there is one.
-    pub(crate) fn farewell(&self) -> Option<String> {
-        let text = self.farewell.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// The exit_message, of rank 0 and if there is one.
+    pub(crate) fn exit_message(&self) -> Option<String> {
+        let text = self.exit_message.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (self.rank.load(Relaxed) == 0 && !text.is_empty()).then_some(text)
     }
 
     /// `look` is called before a signal ends this process. Once; later calls change nothing.
-    pub(crate) fn before_leaving(&self, look: impl Fn() + Send + Sync + 'static) {
-        let _ = self.before_leaving.set(Box::new(look));
+    pub(crate) fn before_exit(&self, look: impl Fn() + Send + Sync + 'static) {
+        let _ = self.before_exit.set(Box::new(look));
     }
 
     /// Ends this process without waiting for the others.
-    fn leave_now(&self) -> ! {
-        if let Some(look) = self.before_leaving.get() {
+    fn exit_now(&self) -> ! {
+        if let Some(look) = self.before_exit.get() {
             look();
         }
-        if let Some(text) = self.farewell() {
-            say(&text);
+        if let Some(text) = self.exit_message() {
+            print_stderr(&text);
             // mpirun of Open MPI 5 throws away what ranks print once it was interrupted: to the terminal itself, if any.
             if !std::io::stderr().is_terminal()
                 && let Ok(mut terminal) = std::fs::OpenOptions::new().write(true).open("/dev/tty")
@@ -102,7 +102,7 @@ impl Standing {
                 let _ = terminal.write_all(format!("{text}\r\n").as_bytes());
             }
         }
-        last_acts();
+        run_exit_hooks();
         // SAFETY: ends the process without running anything of it: what other threads do now is not waited for.
         unsafe { libc::_exit(INTERRUPTED) }
     }
@@ -118,8 +118,8 @@ impl Deadline {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         std::thread::spawn(move || {
             if stopped.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                say(&message);
-                last_acts();
+                print_stderr(&message);
+                run_exit_hooks();
                 // SAFETY: ends the process without running anything of it; the launcher ends the others.
                 unsafe { libc::_exit(1) }
             }

@@ -17,7 +17,7 @@ pub use records::{
 pub use scaling::scaling;
 
 use crate::files;
-use crate::process::messages::print;
+use crate::process::messages::print_stdout;
 use serde::Serialize;
 use std::io::Write;
 use std::{fs, path::Path, time::Duration};
@@ -102,7 +102,7 @@ pub fn finish(run: &Path, step: u64, text: &str) -> Result<()> {
     files::write(&run.join(REPORT_FILE), text.as_bytes())?;
     let record = serde_json::json!({ "step": step, "version": env!("CARGO_PKG_VERSION") });
     files::write(&run.join(FINISHED_FILE), format!("{record}\n").as_bytes())?;
-    print(&format!("\n{text}"));
+    print_stdout(&format!("\n{text}"));
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use super::human_time;
 use crate::process::console;
-use crate::process::messages::print;
+use crate::process::messages::print_stdout;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ impl Progress {
                 bar.set_message(line);
                 bar.set_position(status.step);
             }
-            None if due => print(&line),
+            None if due => print_stdout(&line),
             None => {}
         }
     }
@@ -88,7 +88,7 @@ impl Progress {
                 console::log(line);
                 bar.println(line);
             }
-            None => print(line),
+            None => print_stdout(line),
         }
     }
 

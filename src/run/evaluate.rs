@@ -13,7 +13,7 @@ use crate::eval::state::{check_classes, read_classes, read_weights, write_weight
 use crate::eval::{self, Evaluation, Tested};
 use crate::files;
 use crate::net::network::Network;
-use crate::process::messages::{print, say};
+use crate::process::messages::{print_stderr, print_stdout};
 use crate::report::{
     EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, evaluated_text,
 };
@@ -120,7 +120,7 @@ fn test_only(
     }
     match read_classes(weights)? {
         Some(classes) => check_classes(weights, &classes, set)?,
-        None if world.rank() == 0 => say(&format!(
+        None if world.rank() == 0 => print_stderr(&format!(
             "warning: {} holds no class names (an older version or another program wrote it): that its outputs mean the \
              classes of {} in their order is not checked",
             weights.display(),
@@ -134,7 +134,7 @@ fn test_only(
     let comm = world.communicator();
     let tested = eval::test_weights(config, genotype, &named, &mut loader, world.device(), comm)?;
     if world.rank() == 0 {
-        print(&format!(
+        print_stdout(&format!(
             "{} on {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}, {} images",
             weights.display(),
             set.dir().display(),

@@ -4,7 +4,7 @@ use super::training::{Totals, Training};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
-use crate::process::messages::say;
+use crate::process::messages::print_stderr;
 use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status};
 use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
@@ -164,7 +164,7 @@ impl Journal {
         }
         new.sort();
         for image in &new {
-            say(&format!("warning: image replaced by another one (data.skip_bad = true): {image}"));
+            print_stderr(&format!("warning: image replaced by another one (data.skip_bad = true): {image}"));
         }
         Ok(self.log.write(&LogRecord::Replaced(ReplacedRecord { step, images: new }))?)
     }

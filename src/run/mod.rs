@@ -20,8 +20,8 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
 use crate::process::console;
-use crate::process::exit::at_last;
-use crate::process::messages::{note, print, say, say_into};
+use crate::process::exit::on_exit;
+use crate::process::messages::{log_to_file, print_stderr, print_stdout, set_log_file};
 use crate::process::phase::{self, Phase};
 use crate::report::{finish, finished, unfinish};
 use crate::train::tally::{StepOutcome, Tally, timed};
@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
             && let Some(report) = finished(&run.out)?
         {
             if world.rank() == 0 {
-                print(&format!("this run has finished:\n\n{report}"));
+                print_stdout(&format!("this run has finished:\n\n{report}"));
             }
             return Ok(None);
         }
@@ -146,8 +146,8 @@ impl<'a> Run<'a> {
             match &resumed {
                 Some((step, _)) => {
                     let text = format!("resumed after step {step}");
-                    print(&text);
-                    note(&text);
+                    print_stdout(&text);
+                    log_to_file(&text);
                 }
                 None => journal.stage(training)?,
             }
@@ -165,9 +165,9 @@ impl<'a> Run<'a> {
         if self.world.rank() == 0 {
             fs::create_dir_all(&self.out).map_err(files::io("create folder", &self.out))?;
             let lock = Lock::acquire(&self.out, self.world.host())?;
-            at_last(lock.releaser());
+            on_exit(lock.releaser());
             self.lock = Some(lock);
-            console::keep_in(&self.out)?;
+            console::open_log(&self.out)?;
             if self.world.size() == 1 {
                 // Of several ranks the hook of `launch` says it.
                 let usual = std::panic::take_hook();
@@ -180,9 +180,9 @@ impl<'a> Run<'a> {
         self.world.communicator().barrier()?;
         if self.world.rank() != 0 {
             let out = self.out.clone();
-            at_last(move || lock::remove_if_dead(&out));
+            on_exit(move || lock::remove_if_dead(&out));
         }
-        say_into(&self.out.join(MESSAGES_FILE));
+        set_log_file(&self.out.join(MESSAGES_FILE));
         Ok(())
     }
 
@@ -204,9 +204,9 @@ impl<'a> Run<'a> {
         for (name, text) in inputs(training)? {
             files::write(&self.out.join(name), text.as_bytes())?;
         }
-        print(&training.settings().to_toml());
+        print_stdout(&training.settings().to_toml());
         let world = self.world;
-        print(&format!(
+        print_stdout(&format!(
             "{} ranks on {} hosts, {} threads each; {} replicas, {} steps; run folder {}\n\
              interrupted, it goes on with: {}",
             world.size(),
@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
         // Which of the runs of a requeued job this is.
         if let (Ok(job), count) = (std::env::var("SLURM_JOB_ID"), std::env::var("SLURM_RESTART_COUNT")) {
             let count = count.unwrap_or_else(|_| "0".into());
-            say(&format!("SLURM_JOB_ID {job}, SLURM_RESTART_COUNT {count}, from step {}", training.step()));
+            print_stderr(&format!("SLURM_JOB_ID {job}, SLURM_RESTART_COUNT {count}, from step {}", training.step()));
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ impl<'a> Run<'a> {
             if let Some(journal) = &self.journal {
                 journal.close();
             }
-            self.world.leave();
+            self.world.exit_stopped();
         }
         Ok(())
     }
@@ -359,7 +359,7 @@ impl<'a> Run<'a> {
 
     /// What a person is told when a signal ends the run.
     fn prepare_farewell(&self, newest: Option<u64>) {
-        self.world.set_farewell(match newest {
+        self.world.set_exit_message(match newest {
             Some(step) => format!(
                 "stopped; the newest checkpoint, after step {step}, is good. Go on with:\n  {}",
                 self.command
@@ -374,7 +374,7 @@ impl<'a> Run<'a> {
         if let (Some(journal), Some(writer)) = (&mut self.journal, &mut self.writer) {
             writer.wait()?;
             finish(&self.out, training.step(), &journal.finish(training, &self.out)?)?;
-            note(&format!("finished after step {}", training.step()));
+            log_to_file(&format!("finished after step {}", training.step()));
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ pub enum Error {
     },
     /// Heartbeats cannot begin.
     #[error("heartbeats: {what}: {source}; run.heartbeat_s = 0 goes without them")]
-    Watch {
+    HeartbeatSetup {
         /// What was tried.
         what: String,
         /// What the operating system said.
@@ -29,15 +29,15 @@ pub enum Error {
     #[error(
         "heartbeats: rank {rank} on {host} does not reach rank 0 at {}; let a firewall between the machines pass TCP, or \
          go without heartbeats by run.heartbeat_s = 0",
-        doors.iter().map(|door| door.to_string()).collect::<Vec<_>>().join(", ")
+        addresses.iter().map(|address| address.to_string()).collect::<Vec<_>>().join(", ")
     )]
-    WatchLink {
+    HeartbeatUnreachable {
         /// The rank.
         rank: usize,
         /// Its host.
         host: String,
         /// Where it tried.
-        doors: Vec<std::net::SocketAddr>,
+        addresses: Vec<std::net::SocketAddr>,
     },
     /// The launcher and MPI count different numbers of ranks.
     #[error(
@@ -63,7 +63,7 @@ pub enum Error {
         /// The level granted.
         granted: String,
     },
-    /// Cards that cannot be used, where the device was left open.
+    /// GPUs that cannot be used, where the device was left open.
     #[error("{host} has GPUs that cannot be used: {why}, or compute on the CPU with --set device=cpu")]
     GpuUnusable {
         /// The machine.
@@ -71,7 +71,7 @@ pub enum Error {
         /// Why not, and what to do.
         why: String,
     },
-    /// A card is wanted, and there is none.
+    /// A GPU is wanted, and there is none.
     #[error("device = \"cuda\": no GPU can be used on {host}: {why}, or compute there with --set device=cpu")]
     NoGpu {
         /// The machine.
@@ -79,20 +79,20 @@ pub enum Error {
         /// Why not, and what to do.
         why: String,
     },
-    /// Some machines have cards, some have none.
+    /// Some machines have GPUs, some have none.
     #[error(
         "{with} has a GPU that can be used, {host} has none: {why}; leave {host} out, or compute everywhere with \
          --set device=cpu"
     )]
     SomeHaveNoGpu {
-        /// A machine with cards.
+        /// A machine with GPUs.
         with: String,
         /// A machine without.
         host: String,
         /// Why not, and what to do.
         why: String,
     },
-    /// More ranks than cards on a machine.
+    /// More ranks than GPUs on a machine.
     #[error(
         "{host}: {ranks} ranks, but {gpus} GPUs; start at most one rank for each GPU, or let ranks share one with \
          --share-gpu"
@@ -102,7 +102,7 @@ pub enum Error {
         host: String,
         /// Its ranks.
         ranks: usize,
-        /// Its cards.
+        /// Its GPUs.
         gpus: usize,
     },
 }

@@ -8,21 +8,21 @@ mod start;
 pub use device::Devices;
 pub use error::Error;
 
-use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms};
+use crate::comm::{Communicator, Mpi, Nccl, Solo, NcclOptions};
 use crate::config::{Precision, Settings};
-use crate::cuda::{Card, Context};
+use crate::cuda::{Gpu, Context};
 use crate::error::Result;
-use crate::process::exit::{at_last, end_all, last_acts};
-use crate::process::messages::say;
-use crate::process::place::{MachinePlace, Seat, host_name, place, threads_per_rank};
-use crate::process::signals::{STOPPED, Standing};
-use crate::process::{leftovers, phase, torch};
-use device::Own;
+use crate::process::exit::{on_exit, abort_all, run_exit_hooks};
+use crate::process::messages::print_stderr;
+use crate::process::place::{RankPlacement, CpuBinding, host_name, place, threads_per_rank};
+use crate::process::signals::{STOPPED, SignalState};
+use crate::process::{shm_segments, phase, torch};
+use device::RankDevice;
 use heartbeat::HeartbeatWatch;
 use mpi::Threading;
 use mpi::environment::Universe;
 use signal_hook::iterator::Handle;
-use start::{LAUNCHED, end_all_on_panic, finalize_deadline, keeps_promise, promised, start_mpi};
+use start::{LAUNCHER_VARIABLES, abort_all_on_panic, finalize_deadline, check_world_size, promised, start_mpi};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -30,7 +30,7 @@ use std::time::Duration;
 /// How long ranks wait for one another.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// In each operation until all have started and [`World::keep_watch`] has begun: a rank that stops before that is
+    /// In each operation until all have started and [`World::start_heartbeats`] has begun: a rank that stops before that is
     /// missed by nothing else.
     pub start: Duration,
     /// In each operation after that.
@@ -48,7 +48,7 @@ impl From<Duration> for Limits {
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// Every rank: joins the world, does `work` in it.
-pub fn within<S: Settings>(
+pub fn with_world<S: Settings>(
     settings: &S,
     share_gpu: bool,
     work: impl FnOnce(&World) -> Result<()>,
@@ -62,7 +62,7 @@ pub fn within<S: Settings>(
     };
     torch::allow_tf32(settings.precision() == Precision::Tf32);
     let world = World::start_on(devices, limits, threads)?;
-    let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
+    let watched = world.start_heartbeats(Duration::from_secs_f64(run.heartbeat_s));
     let outcome = watched.and_then(|()| work(&world));
     world.end(outcome)
 }
@@ -70,13 +70,13 @@ pub fn within<S: Settings>(
 /// All ranks of the run and this one's place among them. One per process, on the main thread; dropped last.
 pub struct World {
     ranks: Ranks,
-    place: MachinePlace,
+    place: RankPlacement,
     device: tch::Device,
-    card: Option<(Card, Context)>,
+    gpu: Option<(Gpu, Context)>,
     threads: usize,
     limits: Limits,
     watch: OnceLock<Arc<HeartbeatWatch>>,
-    standing: Arc<Standing>,
+    standing: Arc<SignalState>,
     signals: Handle,
 }
 
@@ -84,7 +84,7 @@ pub struct World {
 enum Ranks {
     /// One process, with MPI started if a launcher started the process.
     Alone(Solo, Option<(Universe, Threading)>),
-    /// Several; with a card each, tensors go another way.
+    /// Several; with a GPU each, tensors go another way.
     Joined(Rc<Mpi>, Option<Box<Nccl>>, Option<(Universe, Threading)>),
 }
 
@@ -99,7 +99,7 @@ impl World {
         Self::start_on(Devices::cpu(), limits, threads)
     }
 
-    /// `start`, on the devices that are wanted. With cards, each rank has one, bound before the first tensor, and NCCL joins
+    /// `start`, on the devices that are wanted. With GPUs, each rank has one, bound before the first tensor, and NCCL joins
     /// the ranks.
     pub fn start_on(devices: Devices, limits: impl Into<Limits>, threads: Option<usize>) -> Result<World> {
         let limits = limits.into();
@@ -107,15 +107,15 @@ impl World {
         // Read first: Open MPI sets variables of its own when it starts.
         let promise = promised(variable);
         let seen = devices.look(promise.is_some_and(|(_, size)| size > 1));
-        let (standing, signals) = Standing::watch_signals()?;
-        let universe = if LAUNCHED.iter().any(|name| variable(name).is_some()) {
+        let (standing, signals) = SignalState::watch_signals()?;
+        let universe = if LAUNCHER_VARIABLES.iter().any(|name| variable(name).is_some()) {
             let started = start_mpi(limits.start)?;
             let size = mpi::traits::Communicator::size(&started.0.world()) as usize;
             // A launcher of another MPI, or srun without its plugin, makes worlds of one.
-            keeps_promise(promise, size)?;
+            check_world_size(promise, size)?;
             Some(started)
         } else {
-            keeps_promise(promise, 1)?;
+            check_world_size(promise, 1)?;
             None
         };
         let size =
@@ -126,28 +126,28 @@ impl World {
             _ => match Mpi::join(host.clone(), limits.start) {
                 Ok(mpi) => Ranks::Joined(Rc::new(mpi), None, universe),
                 Err(why) => {
-                    say(&why.to_string());
-                    end_all(1)
+                    print_stderr(&why.to_string());
+                    abort_all(1)
                 }
             },
         };
         let comm = ranks.communicator();
-        let seat = Seat::here();
-        let seats: Vec<Seat> = (ranks.or_end(comm.all_gather(&seat.to_bytes()))?.iter())
-            .map(|bytes| Seat::from_bytes(bytes))
+        let binding = CpuBinding::here();
+        let bindings: Vec<CpuBinding> = (ranks.or_abort(comm.all_gather(&binding.to_bytes()))?.iter())
+            .map(|bytes| CpuBinding::from_bytes(bytes))
             .collect();
-        let place = place(&seats, comm.rank(), host);
-        let neighbours: Vec<&Seat> =
-            (seats.iter()).filter(|other| other.machine == seats[comm.rank()].machine).collect();
-        let threads = threads.unwrap_or_else(|| threads_per_rank(&seat, &neighbours)).max(1);
+        let place = place(&bindings, comm.rank(), host);
+        let neighbours: Vec<&CpuBinding> =
+            (bindings.iter()).filter(|other| other.machine == bindings[comm.rank()].machine).collect();
+        let threads = threads.unwrap_or_else(|| threads_per_rank(&binding, &neighbours)).max(1);
         torch::set_threads(threads);
         let (rank, size) = (comm.rank(), comm.size());
         phase::set_identity(rank, &place.host);
-        let own = ranks.or_end(devices.choose(seen, &place, comm))?;
-        ranks.join_cards(&devices, &own, limits.operation);
+        let own = ranks.or_abort(devices.choose(seen, &place, comm))?;
+        ranks.join_nccl(&devices, &own, limits.operation);
         if size > 1 {
-            at_last(leftovers::remove_segments);
-            end_all_on_panic(rank, place.host.clone());
+            on_exit(shm_segments::remove);
+            abort_all_on_panic(rank, place.host.clone());
         }
         standing.join(rank, size);
         let watch = OnceLock::new();
@@ -155,7 +155,7 @@ impl World {
             ranks,
             place,
             device: own.device,
-            card: own.card,
+            gpu: own.gpu,
             threads,
             limits,
             watch,
@@ -167,13 +167,13 @@ impl World {
     /// Watches the other ranks by heartbeats, outside the collective library: one that dies, or gives no sign of life for
     /// `limit`, is named and ends all of them. Nothing happens in a world of one, for a limit of 0, and the second time.
     /// Errors: the ranks do not reach one another by TCP. Collective.
-    pub fn keep_watch(&self, limit: Duration) -> Result<()> {
+    pub fn start_heartbeats(&self, limit: Duration) -> Result<()> {
         if self.size() > 1 && !limit.is_zero() && self.watch.get().is_none() {
             let watch = HeartbeatWatch::start(self.communicator(), self.host(), limit)?;
             let told = Arc::clone(&watch);
-            at_last(move || told.tell_failure());
+            on_exit(move || told.announce_failure());
             let looking = Arc::clone(&watch);
-            self.standing.before_leaving(move || looking.look_once());
+            self.standing.before_exit(move || looking.check_once());
             let _ = self.watch.set(watch);
         }
         if let Ranks::Joined(mpi, ..) = &self.ranks {
@@ -222,14 +222,14 @@ impl World {
         self.device
     }
 
-    /// This rank's card; none on the CPU.
-    pub fn card(&self) -> Option<&Card> {
-        self.card.as_ref().map(|(card, _)| card)
+    /// This rank's GPU; none on the CPU.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref().map(|(gpu, _)| gpu)
     }
 
-    /// The context of this rank's card, current on the thread that started the world; none on the CPU.
+    /// The context of this rank's GPU, current on the thread that started the world; none on the CPU.
     pub fn context(&self) -> Option<Context> {
-        self.card.as_ref().map(|(_, context)| *context)
+        self.gpu.as_ref().map(|(_, context)| *context)
     }
 
     /// Threads that libtorch uses in this rank.
@@ -247,27 +247,27 @@ impl World {
     }
 
     /// What rank 0 prints when a signal ends the run: which checkpoint is good, and the command that goes on.
-    pub fn set_farewell(&self, text: impl Into<String>) {
-        self.standing.set_farewell(text.into());
+    pub fn set_exit_message(&self, text: impl Into<String>) {
+        self.standing.set_exit_message(text.into());
     }
 
     /// Whether this rank was asked to end the run: SIGUSR1; alone SIGINT and SIGTERM too. The ranks have to agree on what
-    /// to do about it (see `run`): then they write a checkpoint and call [`World::leave`].
+    /// to do about it (see `run`): then they write a checkpoint and call [`World::exit_stopped`].
     pub fn stop_requested(&self) -> bool {
         self.standing.stop_requested()
     }
 
-    /// Prints the farewell, leaves MPI and exits with code [`STOPPED`]. Collective.
-    pub fn leave(&self) -> ! {
-        if let Some(text) = self.standing.farewell() {
-            say(&text);
+    /// Prints the exit_message, leaves MPI and exits with code [`STOPPED`]. Collective.
+    pub fn exit_stopped(&self) -> ! {
+        if let Some(text) = self.standing.exit_message() {
+            print_stderr(&text);
         }
         if let Ranks::Joined(mpi, nccl, _) = &self.ranks {
             if let Err(why) = mpi.agree("stop of the run") {
                 mpi.abort(&why);
             }
             if let Some(nccl) = nccl {
-                nccl.leave();
+                nccl.stop_watching();
             }
             self.goodbye();
         }
@@ -277,7 +277,7 @@ impl World {
             // called after this.
             unsafe { mpi::ffi::MPI_Finalize() };
         }
-        last_acts();
+        run_exit_hooks();
         // SAFETY: ends the process without running anything of it: MPI is finalised, and must not be a second time.
         unsafe { libc::_exit(STOPPED) }
     }
@@ -291,7 +291,7 @@ impl World {
     /// Ends the world after `outcome`, the result of the run on this rank. Several ranks: an error is printed with the rank
     /// and ends all of them; alone, it is handed back to be printed.
     pub fn end<T, E: Into<crate::Error>>(self, outcome: Result<T, E>) -> Result<T> {
-        self.ranks.or_end(outcome)
+        self.ranks.or_abort(outcome)
     }
 }
 
@@ -307,10 +307,10 @@ impl Drop for World {
                 let (rank, host) = (mpi.rank(), &self.place.host);
                 let idle = mpi.idle() && nccl.as_ref().is_none_or(|nccl| nccl.idle());
                 if !idle || std::thread::panicking() {
-                    say(&format!(
+                    print_stderr(&format!(
                         "rank {rank} on {host}: leaves with operations under way, all ranks are ended"
                     ));
-                    end_all(1);
+                    abort_all(1);
                 }
                 if let Err(why) = mpi.agree("end of the run") {
                     mpi.abort(&why);
@@ -337,11 +337,11 @@ impl Ranks {
         }
     }
 
-    /// Several ranks with cards are joined by NCCL too. Collective.
-    fn join_cards(&mut self, devices: &Devices, own: &Own, limit: Duration) {
-        if let (Ranks::Joined(mpi, nccl, _), Some((card, context))) = (self, &own.card) {
-            let terms = Terms {
-                card: card.clone(),
+    /// Several ranks with GPUs are joined by NCCL too. Collective.
+    fn join_nccl(&mut self, devices: &Devices, own: &RankDevice, limit: Duration) {
+        if let (Ranks::Joined(mpi, nccl, _), Some((gpu, context))) = (self, &own.gpu) {
+            let terms = NcclOptions {
+                gpu: gpu.clone(),
                 context: *context,
                 device: own.device,
                 reduce: devices.reduce,
@@ -356,7 +356,7 @@ impl Ranks {
     }
 
     /// An error ends all ranks; alone, it is handed back.
-    fn or_end<T, E: Into<crate::Error>>(&self, outcome: Result<T, E>) -> Result<T> {
+    fn or_abort<T, E: Into<crate::Error>>(&self, outcome: Result<T, E>) -> Result<T> {
         match (self, outcome.map_err(Into::into)) {
             (Ranks::Joined(mpi, ..), Err(why)) => mpi.abort(&why),
             (_, outcome) => outcome,

@@ -2,8 +2,8 @@
 
 use super::error::Error;
 use crate::error::{Result, panic_line};
-use crate::process::exit::end_all;
-use crate::process::messages::say;
+use crate::process::exit::abort_all;
+use crate::process::messages::print_stderr;
 use crate::process::phase;
 use crate::process::place::host_name;
 use crate::process::signals::Deadline;
@@ -12,7 +12,7 @@ use mpi::environment::Universe;
 use std::time::Duration;
 
 /// The variables by which a launcher tells a process that it is one of several.
-pub(super) const LAUNCHED: [&str; 5] =
+pub(super) const LAUNCHER_VARIABLES: [&str; 5] =
     ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "I_MPI_PMI_LIBRARY"];
 
 /// MPI_Finalize has no non-blocking form.
@@ -59,7 +59,7 @@ pub(super) fn promised(variable: impl Fn(&str) -> Option<String>) -> Option<(&'s
         .find_map(|name| Some((name, variable(name)?.trim().parse().ok()?)))
 }
 
-pub(super) fn keeps_promise(promise: Option<(&'static str, usize)>, size: usize) -> Result<()> {
+pub(super) fn check_world_size(promise: Option<(&'static str, usize)>, size: usize) -> Result<()> {
     match promise {
         Some((variable, promised)) if promised > size => Err(Error::WorldSize {
             variable,
@@ -82,18 +82,18 @@ pub(super) fn keeps_promise(promise: Option<(&'static str, usize)>, size: usize)
 
 /// A panic of the main thread ends all ranks at once, they need not wait for their time limit. A panic of another thread
 /// is told here and turned into an error by who joins the thread.
-pub(super) fn end_all_on_panic(rank: usize, host: String) {
+pub(super) fn abort_all_on_panic(rank: usize, host: String) {
     let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |panic| {
         let text = panic_line(panic.payload());
         let at = panic.location().map_or(String::new(), |at| format!(" at {at}"));
-        say(&format!("rank {rank} on {host}{}: panicked{at}: {text}", phase::in_step()));
+        print_stderr(&format!("rank {rank} on {host}{}: panicked{at}: {text}", phase::in_step()));
         let trace = std::backtrace::Backtrace::capture();
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
-            say(&trace.to_string());
+            print_stderr(&trace.to_string());
         }
         if std::thread::current().id() == main {
-            end_all(101);
+            abort_all(101);
         }
     }));
 }
@@ -110,18 +110,18 @@ mod tests {
                 pair.map(|(_, value)| value.to_string())
             })
         };
-        assert!(keeps_promise(with(&[]), 1).is_ok());
-        assert!(keeps_promise(with(&[("SLURM_NTASKS", "1")]), 1).is_ok());
+        assert!(check_world_size(with(&[]), 1).is_ok());
+        assert!(check_world_size(with(&[("SLURM_NTASKS", "1")]), 1).is_ok());
         // mpirun -n 2 in an allocation of 4 tasks is a world of its own right.
         let inner = with(&[("SLURM_NTASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "2")]);
-        assert!(keeps_promise(inner, 2).is_ok());
-        let error = keeps_promise(with(&[("SLURM_NTASKS", "4")]), 1).unwrap_err().to_string();
+        assert!(check_world_size(inner, 2).is_ok());
+        let error = check_world_size(with(&[("SLURM_NTASKS", "4")]), 1).unwrap_err().to_string();
         assert!(error.contains("SLURM_NTASKS says 4 ranks, MPI says 1") && error.contains("--mpi=pmix"));
         // srun of 2 tasks in an allocation of 4.
         let step = with(&[("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "2")]);
-        let error = keeps_promise(step, 1).unwrap_err().to_string();
+        let error = check_world_size(step, 1).unwrap_err().to_string();
         assert!(error.contains("SLURM_STEP_NUM_TASKS says 2") && error.contains("--mpi=pmix"), "{error}");
-        let error = keeps_promise(with(&[("PMI_SIZE", "2")]), 1).unwrap_err().to_string();
+        let error = check_world_size(with(&[("PMI_SIZE", "2")]), 1).unwrap_err().to_string();
         assert!(error.contains("PMI_SIZE says 2"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Agreement: before an operation the ranks compare what they are about to do, so that a difference is an error in words.
 
 use super::Mpi;
-use super::flight::Flight;
+use super::requests::PendingRequests;
 use crate::comm::error::{Error, Result};
 use mpi::ffi;
 use std::time::Instant;
@@ -19,7 +19,7 @@ impl Mpi {
 
     pub(super) fn agree_since(&self, operation: &str, since: Instant) -> Result<()> {
         if self.lost.get() {
-            return Err(Error::RanksLost {
+            return Err(Error::EarlierFailure {
                 rank: self.rank,
                 host: self.host.clone(),
                 operation: operation.into(),
@@ -29,9 +29,9 @@ impl Mpi {
         // The smallest of x and the smallest of !x belong to one number only if all have the same.
         let mine = Tensor::f_from_slice(&[hash, !hash])?;
         let least = mine.f_empty_like()?;
-        let mut flight = Flight::new(vec![mine.shallow_clone(), least.shallow_clone()]);
-        // SAFETY: both buffers hold 2 i64 and are kept by the flight.
-        self.call(operation, &mut flight, |request| unsafe {
+        let mut requests = PendingRequests::new(vec![mine.shallow_clone(), least.shallow_clone()]);
+        // SAFETY: both buffers hold 2 i64 and are kept by the requests.
+        self.call(operation, &mut requests, |request| unsafe {
             ffi::MPI_Iallreduce(
                 mine.data_ptr(),
                 least.data_ptr(),
@@ -42,23 +42,23 @@ impl Mpi {
                 request,
             )
         })?;
-        self.wait(operation, since, &mut flight)?;
+        self.wait(operation, since, &mut requests)?;
         if least.int64_value(&[0]) == !least.int64_value(&[1]) {
             return Ok(());
         }
         // All ranks see the same two numbers, so all of them come here.
         let mut description = operation.as_bytes().to_vec();
         description.resize(DESCRIPTION, b' ');
-        let told = self.gather(operation, since, &description, self.control)?;
+        let descriptions = self.gather(operation, since, &description, self.control)?;
         self.lost.set(true);
-        Err(Error::RanksDiffer { number: self.number.get(), differ: differences(&told) })
+        Err(Error::RanksDiffer { number: self.number.get(), differ: differences(&descriptions) })
     }
 }
 
 /// Each description once, with the first rank that gave it.
-fn differences(told: &[Vec<u8>]) -> String {
+fn differences(descriptions: &[Vec<u8>]) -> String {
     let mut seen: Vec<(usize, String)> = Vec::new();
-    for (rank, bytes) in told.iter().enumerate() {
+    for (rank, bytes) in descriptions.iter().enumerate() {
         let text = String::from_utf8_lossy(bytes).trim_end().to_string();
         if seen.iter().all(|(_, other)| *other != text) {
             seen.push((rank, text));

@@ -1,7 +1,7 @@
 //! Ranks joined by MPI, tensors in host memory: non-blocking operations only, polled under a time limit.
 //!
 //! No call here waits inside MPI. Each collective is its non-blocking form, tested in a loop that sleeps between tests
-//! (ranks often share cores) and ends with [`Error::Stalled`] when the others do not come. The raw calls of `mpi::ffi` are
+//! (ranks often share cores) and ends with [`Error::TimedOut`] when the others do not come. The raw calls of `mpi::ffi` are
 //! used because the request scopes of rsmpi wait, without limit, for what is under way when a scope ends.
 //!
 //! MPI matches collectives by their order alone: two ranks that call different ones, or the same with other lengths, get
@@ -10,15 +10,15 @@
 //! another branch, is therefore found at the next collective.
 
 mod agreement;
-mod flight;
+mod requests;
 
-use flight::{Flight, Pause, text_of};
+use requests::{PendingRequests, Backoff, text_of};
 
 use crate::comm::communicator::{Communicator, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
 use crate::process::error_line::chain;
-use crate::process::exit::end_all;
-use crate::process::messages::say;
+use crate::process::exit::abort_all;
+use crate::process::messages::print_stderr;
 use crate::process::{phase, rank_status};
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
 use std::cell::{Cell, RefCell};
@@ -28,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Elements (of a mean) or bytes (of a broadcast) in one MPI call: far below the i32 that MPI counts with, and small
 /// enough that the pieces of a long buffer travel side by side.
-const PIECE: usize = 1 << 22;
+const CHUNK: usize = 1 << 22;
 
 /// The communicator of a world of MPI ranks. It lives on the thread that started MPI and is not `Send`.
 pub struct Mpi {
@@ -52,7 +52,7 @@ pub struct Mpi {
 struct MpiMean {
     buffer: Tensor,
     sum: Tensor,
-    flight: Flight,
+    requests: PendingRequests,
     failed: Option<c_int>,
 }
 
@@ -84,13 +84,13 @@ impl Mpi {
         };
         // MPI writes the new handle when the request is done, so it lives where a stall leaves it.
         let handle = Box::leak(Box::new(null));
-        let mut flight = Flight::new(Vec::new());
+        let mut requests = PendingRequests::new(Vec::new());
         let operation = "start of the world";
         // SAFETY: `handle` is leaked: it outlives the request.
-        joined.call(operation, &mut flight, |request| unsafe {
+        joined.call(operation, &mut requests, |request| unsafe {
             ffi::MPI_Comm_idup(control, &raw mut *handle, request)
         })?;
-        joined.wait(operation, Instant::now(), &mut flight)?;
+        joined.wait(operation, Instant::now(), &mut requests)?;
         // SAFETY: the request is done; reclaims the box leaked above.
         joined.data = unsafe { *Box::from_raw(handle) };
         // SAFETY: a live communicator and a constant handle.
@@ -118,9 +118,9 @@ impl Mpi {
         })?;
         let mine = Tensor::f_from_slice(bytes)?;
         let all = Tensor::f_zeros([(length * self.size) as i64], (Kind::Uint8, Device::Cpu))?;
-        let mut flight = Flight::new(vec![mine.shallow_clone(), all.shallow_clone()]);
-        // SAFETY: `mine` holds `count` bytes, `all` as many for each rank; the flight keeps both.
-        self.call(operation, &mut flight, |request| unsafe {
+        let mut requests = PendingRequests::new(vec![mine.shallow_clone(), all.shallow_clone()]);
+        // SAFETY: `mine` holds `count` bytes, `all` as many for each rank; the requests keeps both.
+        self.call(operation, &mut requests, |request| unsafe {
             ffi::MPI_Iallgather(
                 mine.data_ptr(),
                 count,
@@ -132,32 +132,32 @@ impl Mpi {
                 request,
             )
         })?;
-        self.wait(operation, since, &mut flight)?;
+        self.wait(operation, since, &mut requests)?;
         let mut flat = vec![0u8; length * self.size];
         let total = flat.len();
         all.f_copy_data_u8(&mut flat, total)?;
         Ok((0..self.size).map(|rank| flat[rank * length..(rank + 1) * length].to_vec()).collect())
     }
 
-    /// Starts one request of `flight`.
+    /// Starts one request of `requests`.
     fn call(
         &self,
         operation: &str,
-        flight: &mut Flight,
+        requests: &mut PendingRequests,
         start: impl FnOnce(*mut MPI_Request) -> c_int,
     ) -> Result<()> {
-        flight.add(start).map_err(|code| self.refused(operation, code))
+        requests.add(start).map_err(|code| self.refused(operation, code))
     }
 
-    /// Waits for `flight`, at most until `limit` after `since`.
-    fn wait(&self, operation: &str, since: Instant, flight: &mut Flight) -> Result<()> {
-        let mut pause = Pause::new();
+    /// Waits for `requests`, at most until `limit` after `since`.
+    fn wait(&self, operation: &str, since: Instant, requests: &mut PendingRequests) -> Result<()> {
+        let mut pause = Backoff::new();
         let _waiting = Waiting::begin(self.number.get());
-        while !flight.test().map_err(|code| self.refused(operation, code))? {
+        while !requests.test().map_err(|code| self.refused(operation, code))? {
             let waited = since.elapsed();
             if waited >= self.limit.get() {
                 self.lost.set(true);
-                return Err(Error::Stalled {
+                return Err(Error::TimedOut {
                     rank: self.rank,
                     host: self.host.clone(),
                     operation: operation.into(),
@@ -205,7 +205,7 @@ impl Communicator for Mpi {
         let sum = self.sum_buffer(buffer.numel(), kind)?;
         let mut mean = MpiMean {
             buffer: buffer.shallow_clone(),
-            flight: Flight::new(vec![buffer.shallow_clone(), sum.shallow_clone()]),
+            requests: PendingRequests::new(vec![buffer.shallow_clone(), sum.shallow_clone()]),
             sum,
             failed: None,
         };
@@ -213,8 +213,8 @@ impl Communicator for Mpi {
         for (start, count) in pieces(buffer.numel()) {
             let at = |tensor: &Tensor| offset(tensor, start * kind.elt_size_in_bytes());
             let (from, to) = (at(&mean.buffer), at(&mean.sum));
-            // SAFETY: both buffers hold `start + count` elements of this kind; the flight keeps both.
-            let started = mean.flight.add(|request| unsafe {
+            // SAFETY: both buffers hold `start + count` elements of this kind; the requests keeps both.
+            let started = mean.requests.add(|request| unsafe {
                 ffi::MPI_Iallreduce(from, to, count, datatype, ffi::RSMPI_SUM, self.data, request)
             });
             mean.failed = mean.failed.or(started.err());
@@ -226,7 +226,7 @@ impl Communicator for Mpi {
     fn progress(&self) -> Result<()> {
         for mean in self.means.borrow_mut().iter_mut() {
             // Kept for `finish`, which first asks whether the ranks differ: that is the better message.
-            mean.failed = mean.failed.or(mean.flight.test().err());
+            mean.failed = mean.failed.or(mean.requests.test().err());
         }
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Communicator for Mpi {
             if let Some(code) = mean.failed {
                 return Err(self.refused(&operation, code));
             }
-            self.wait(&operation, since, &mut mean.flight)?;
+            self.wait(&operation, since, &mut mean.requests)?;
             // A tensor of one element: `div_out` divides in place, the scalar form makes a temporary copy.
             let size = Tensor::f_from_slice(&[self.size as f64])?.f_to_kind(mean.sum.kind())?;
             let flat = tch::no_grad(|| mean.buffer.f_view([-1]))?;
@@ -260,10 +260,10 @@ impl Communicator for Mpi {
         let operation = format!("broadcast of {} {kind:?} from rank {root}", buffer.numel());
         let since = Instant::now();
         self.agree_since(&operation, since)?;
-        let mut flight = Flight::new(vec![buffer.shallow_clone()]);
+        let mut requests = PendingRequests::new(vec![buffer.shallow_clone()]);
         for (start, count) in pieces(buffer.numel() * kind.elt_size_in_bytes()) {
-            // SAFETY: the buffer holds `start + count` bytes; the flight keeps it.
-            self.call(&operation, &mut flight, |request| unsafe {
+            // SAFETY: the buffer holds `start + count` bytes; the requests keeps it.
+            self.call(&operation, &mut requests, |request| unsafe {
                 ffi::MPI_Ibcast(
                     offset(buffer, start),
                     count,
@@ -274,7 +274,7 @@ impl Communicator for Mpi {
                 )
             })?;
         }
-        self.wait(&operation, since, &mut flight)
+        self.wait(&operation, since, &mut requests)
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
@@ -302,10 +302,10 @@ impl Communicator for Mpi {
         // Some errors say more of where they come from.
         let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
         match why.starts_with(&who) {
-            true => say(why),
-            false => say(&format!("{who}{}: {why}", phase::in_step())),
+            true => print_stderr(why),
+            false => print_stderr(&format!("{who}{}: {why}", phase::in_step())),
         }
-        end_all(1)
+        abort_all(1)
     }
 }
 
@@ -325,14 +325,14 @@ struct Waiting;
 
 impl Waiting {
     fn begin(number: u64) -> Self {
-        rank_status::wait_in(number);
+        rank_status::begin_wait(number);
         Self
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        rank_status::go_on();
+        rank_status::end_wait();
     }
 }
 
@@ -347,7 +347,7 @@ fn describe(means: &[MpiMean]) -> String {
 
 /// (start, count) of the pieces of `total` things.
 fn pieces(total: usize) -> impl Iterator<Item = (usize, c_int)> {
-    (0..total).step_by(PIECE).map(move |start| (start, PIECE.min(total - start) as c_int))
+    (0..total).step_by(CHUNK).map(move |start| (start, CHUNK.min(total - start) as c_int))
 }
 
 fn offset(tensor: &Tensor, bytes: usize) -> *mut c_void {

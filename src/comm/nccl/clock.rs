@@ -1,4 +1,4 @@
-//! A trace by the clock of the card: when reductions run, and when the gradients of a step are complete.
+//! A trace by the clock of the GPU: when reductions run, and when the gradients of a step are complete.
 
 use crate::comm::communicator::{Reduction, Trace};
 use crate::comm::error::Result;

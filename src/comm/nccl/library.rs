@@ -8,12 +8,12 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Names the file to use in place of the one that libtorch uses, for example a newer one that lets ranks share a card.
+/// Names the file to use in place of the one that libtorch uses, for example a newer one that lets ranks share a GPU.
 pub const NCCL_VARIABLE: &str = "DRNAS_NCCL";
 
 /// The oldest version with everything that is used here (2.18.0): the average, bf16, the text of the last error.
 const OLDEST: i32 = 21_800;
-/// The oldest version that lets ranks share a card (2.30.0).
+/// The oldest version that lets ranks share a GPU (2.30.0).
 pub(super) const OLDEST_SHARING: i32 = 23_000;
 
 const SETUP: &str = "run launch/setup.sh on a machine with an NVIDIA driver, or name a file in DRNAS_NCCL";
@@ -76,7 +76,7 @@ impl Library {
     fn find() -> Result<(libloading::Library, PathBuf)> {
         let candidates = match std::env::var_os(NCCL_VARIABLE) {
             Some(path) => vec![PathBuf::from(path)],
-            None => cuda::candidates("libnccl.so", &["libnccl.so.2", "libnccl.so"]),
+            None => cuda::library_candidates("libnccl.so", &["libnccl.so.2", "libnccl.so"]),
         };
         let mut why = String::new();
         for path in candidates {
@@ -85,7 +85,7 @@ impl Library {
                 Ok(library) => {
                     let path = match path.is_absolute() {
                         true => path,
-                        false => cuda::mapped("libnccl.so").unwrap_or(path),
+                        false => cuda::mapped_library("libnccl.so").unwrap_or(path),
                     };
                     return Ok((library, path));
                 }

@@ -1,20 +1,20 @@
-//! Ranks with a card each, joined by NCCL: collectives on a stream of their own, in order with libtorch's by events.
+//! Ranks with a GPU each, joined by NCCL: collectives on a stream of their own, in order with libtorch's by events.
 //!
-//! The host never waits for a card here. Rules of order, one event each:
+//! The host never waits for a GPU here. Rules of order, one event each:
 //! - a reduction begins after what libtorch was given before it (`ready`: libtorch's stream -> communication stream);
 //! - what libtorch is given after `finish` begins after the reductions (`finished`: the other way).
 //!
 //! Tensors go through NCCL. What is on the host anyway, bytes and barriers, goes through MPI: it is rare, needs no way over
-//! the card and back, and MPI compares what the ranks are about to do. NCCL compares nothing, so descriptions of means
+//! the GPU and back, and MPI compares what the ranks are about to do. NCCL compares nothing, so descriptions of means
 //! are compared through MPI the first time that they occur: in the first step of a stage, not in every step.
 
 mod clock;
 mod library;
-mod terms;
+mod options;
 mod watch;
 
 pub use library::NCCL_VARIABLE;
-pub(crate) use terms::Terms;
+pub(crate) use options::NcclOptions;
 
 use library::{Library, version_text};
 
@@ -31,7 +31,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
-use terms::compare;
+use options::compare;
 use watch::NcclWatch;
 
 /// Means are handed to the library together until they have this many bytes: a call costs more than a small message.
@@ -40,7 +40,7 @@ const GROUP_BYTES: usize = 1 << 20;
 /// Bytes of the number by which ranks find one another.
 const ID_BYTES: usize = 128;
 
-/// The communicator of ranks with a card each. It lives on one thread.
+/// The communicator of ranks with a GPU each. It lives on one thread.
 pub struct Nccl {
     mpi: Rc<Mpi>,
     library: &'static Library,
@@ -89,11 +89,11 @@ impl NcclMean {
 
 impl Nccl {
     /// Joins the ranks of `mpi`. Errors: no library, one that is too old, other versions on other ranks, two ranks on one
-    /// card. Collective.
-    pub(crate) fn join(mpi: &Rc<Mpi>, terms: Terms) -> Result<Nccl> {
+    /// GPU. Collective.
+    pub(crate) fn join(mpi: &Rc<Mpi>, options: NcclOptions) -> Result<Nccl> {
         let library = Library::open()?;
-        compare(mpi, library, &terms)?;
-        let watch = NcclWatch::start(library, terms.context, terms.limit)?;
+        compare(mpi, library, &options)?;
+        let watch = NcclWatch::start(library, options.context, options.limit)?;
         let started = |call: &'static str, code: u32| match code {
             0 => Ok(()),
             code => Err(Error::NcclStart { call, text: library.text_of(code, std::ptr::null_mut()) }),
@@ -121,13 +121,13 @@ impl Nccl {
             library,
             comm,
             watch,
-            stream: Stream::new(terms.context)?,
-            torch: Stream::legacy(terms.context),
-            ready: Event::new(terms.context)?,
-            finished: Event::new(terms.context)?,
-            device: terms.device,
-            reduce: terms.reduce,
-            context: terms.context,
+            stream: Stream::new(options.context)?,
+            torch: Stream::legacy(options.context),
+            ready: Event::new(options.context)?,
+            finished: Event::new(options.context)?,
+            device: options.device,
+            reduce: options.reduce,
+            context: options.context,
             clock: RefCell::default(),
             means: RefCell::default(),
             agreed: RefCell::default(),
@@ -143,22 +143,22 @@ impl Nccl {
     /// Leaves the ranks, under the time limit. All ranks, at the good end of a run.
     pub(crate) fn close(self) {
         self.watch.during("ncclCommDestroy", || {
-            self.watch.stop_asking();
+            self.watch.stop_polling();
             // SAFETY: a live communicator, destroyed once. An error harms nobody any more.
             unsafe { (self.library.calls.ncclCommDestroy)(self.comm) }
         });
     }
 
     /// Before this process ends as all of them do, and without `close`: that others are gone is no error any more.
-    pub(crate) fn leave(&self) {
-        self.watch.stop_asking();
+    pub(crate) fn stop_watching(&self) {
+        self.watch.stop_polling();
     }
 
     /// One call of the library, under the time limit.
     fn call(&self, operation: &str, call: &'static str, start: impl FnOnce() -> u32) -> Result<()> {
         match self.watch.during(operation, start) {
             0 => Ok(()),
-            code => Err(Error::NcclLost {
+            code => Err(Error::NcclFailed {
                 at: Box::new(phase::here()),
                 operation: operation.into(),
                 call,
@@ -210,7 +210,7 @@ impl Nccl {
             // SAFETY: no argument.
             self.call(operation, "ncclGroupEnd", || unsafe { (calls.ncclGroupEnd)() })
         });
-        // After an error too: the card may have been given some of them, and still writes to their memory.
+        // After an error too: the GPU may have been given some of them, and still writes to their memory.
         self.means.borrow_mut().started.extend(waiting);
         started
     }
@@ -265,7 +265,7 @@ impl Communicator for Nccl {
     }
 
     fn progress(&self) -> Result<()> {
-        // The card moves them.
+        // The GPU moves them.
         Ok(())
     }
 
@@ -320,7 +320,7 @@ impl Communicator for Nccl {
             })
         });
         started.and_then(|()| self.hand_over()).inspect_err(|_| {
-            // The card may have been given it, and still writes.
+            // The GPU may have been given it, and still writes.
             std::mem::forget(buffer.shallow_clone());
         })
     }
@@ -340,7 +340,7 @@ impl Communicator for Nccl {
 
 impl Drop for Nccl {
     /// Without `close` the communicator is left to the end of the process: to destroy it would wait for the others.
-    /// Memory of means that never ended is left too: the card may still write to it.
+    /// Memory of means that never ended is left too: the GPU may still write to it.
     fn drop(&mut self) {
         let means = self.means.get_mut();
         std::mem::forget(std::mem::take(&mut means.started));
@@ -363,7 +363,7 @@ fn data_type(kind: Kind) -> ncclDataType_t {
     }
 }
 
-/// Version and path of the NCCL that ranks on cards would use. Local.
+/// Version and path of the NCCL that ranks on GPUs would use. Local.
 pub fn nccl_library() -> Result<(String, &'static Path)> {
     let library = Library::open()?;
     Ok((version_text(library.version), library.path()))

@@ -1,7 +1,7 @@
 //! The watchdog of a communicator: what is under way, and the end of all ranks when it fails or does not end.
 //!
 //! The main thread never waits for a collective by itself: it may be anywhere, also inside a call that never returns. So two
-//! threads look after it several times a second and end the run through MPI. One asks card and library, and may itself be
+//! threads look after it several times a second and end the run through MPI. One asks GPU and library, and may itself be
 //! held there; the other one only looks at the time. The library's own way to give up (`ncclCommAbort`) may hang until
 //! every rank of the machine calls it, and is not used.
 
@@ -9,9 +9,9 @@ use super::library::Library;
 use crate::comm::error::{Error, Result};
 use crate::cuda::{Context, Event};
 use crate::files;
-use crate::process::exit::end_all;
-use crate::process::messages::say;
-use crate::process::phase::{self, Whereabouts};
+use crate::process::exit::abort_all;
+use crate::process::messages::print_stderr;
+use crate::process::phase::{self, RankLocation};
 use crate::process::rank_status;
 use cudarc::nccl::sys::{ncclComm_t, ncclResult_t};
 use std::cell::Cell;
@@ -22,7 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Given to the other ranks to say what they see before the first one ends all.
-const LAST_WORDS: Duration = Duration::from_millis(300);
+const REPORT_GRACE: Duration = Duration::from_millis(300);
 
 /// Watches until it is dropped.
 pub(super) struct NcclWatch {
@@ -43,11 +43,11 @@ struct WatchShared {
 #[derive(Default)]
 struct WatchState {
     /// The call of the library that the main thread is in.
-    call: Option<Awaited>,
+    call: Option<Watched>,
     /// The question that the asking thread waits for.
-    question: Option<Awaited>,
-    /// Collectives on the card, in the order in which they end.
-    flights: VecDeque<(Awaited, Arc<Event>)>,
+    question: Option<Watched>,
+    /// Collectives on the GPU, in the order in which they end.
+    collectives: VecDeque<(Watched, Arc<Event>)>,
     /// When the last one ended.
     moved: Option<Instant>,
     /// Events that nothing uses now.
@@ -60,19 +60,19 @@ struct WatchState {
 
 /// Something that must end.
 #[derive(Clone)]
-struct Awaited {
+struct Watched {
     operation: String,
-    at: Whereabouts,
+    at: RankLocation,
     since: Instant,
 }
 
-impl Awaited {
-    fn new(operation: &str) -> Awaited {
-        Awaited { operation: operation.into(), at: phase::here(), since: Instant::now() }
+impl Watched {
+    fn new(operation: &str) -> Watched {
+        Watched { operation: operation.into(), at: phase::here(), since: Instant::now() }
     }
 
     fn lost(&self, call: &'static str, text: String) -> Error {
-        Error::NcclLost { at: Box::new(self.at.clone()), operation: self.operation.clone(), call, text }
+        Error::NcclFailed { at: Box::new(self.at.clone()), operation: self.operation.clone(), call, text }
     }
 }
 
@@ -111,7 +111,7 @@ impl NcclWatch {
 
     /// Runs a call of the library that may wait for other ranks.
     pub(super) fn during<T>(&self, operation: &str, call: impl FnOnce() -> T) -> T {
-        self.shared.lock().call = Some(Awaited::new(operation));
+        self.shared.lock().call = Some(Watched::new(operation));
         let answer = call();
         self.shared.lock().call = None;
         answer
@@ -127,11 +127,11 @@ impl NcclWatch {
 
     /// `operation` is under way until `done` has come. Given in the order in which they end.
     pub(super) fn follow(&self, operation: &str, done: Arc<Event>) {
-        self.shared.lock().flights.push_back((Awaited::new(operation), done));
+        self.shared.lock().collectives.push_back((Watched::new(operation), done));
     }
 
     /// Asks no more: returns when the communicator is nobody's but the caller's.
-    pub(super) fn stop_asking(&self) {
+    pub(super) fn stop_polling(&self) {
         self.shared.lock().quiet = true;
         self.shared.wake.notify_all();
         if let Some(asking) = self.asking.take() {
@@ -167,14 +167,14 @@ impl WatchShared {
     fn watch_time(&self) -> Result<()> {
         while let Some(state) = self.next_look(|state| state.closing) {
             // A collective may have been given long before its turn came: what counts is that none ends.
-            let flight =
-                state.flights.front().map(|(flight, _)| (flight, state.moved.max(Some(flight.since))));
+            let collective =
+                state.collectives.front().map(|(collective, _)| (collective, state.moved.max(Some(collective.since))));
             let calls = [&state.call, &state.question];
             let calls = calls.into_iter().flatten().map(|call| (call, Some(call.since)));
-            for (held, since) in calls.chain(flight) {
+            for (held, since) in calls.chain(collective) {
                 let waited = since.map_or(Duration::ZERO, |since| since.elapsed());
                 if waited >= self.limit {
-                    return Err(Error::NcclStalled {
+                    return Err(Error::NcclTimedOut {
                         at: Box::new(held.at.clone()),
                         operation: held.operation.clone(),
                         waited_s: waited.as_secs_f64(),
@@ -186,7 +186,7 @@ impl WatchShared {
         Ok(())
     }
 
-    /// Asks card and library; the error is what ends the run. Asks without the lock: the main thread never waits for it.
+    /// Asks GPU and library; the error is what ends the run. Asks without the lock: the main thread never waits for it.
     fn watch_answers(&self) -> Result<()> {
         self.context.bind()?;
         while let Some(state) = self.next_look(|state| state.quiet) {
@@ -199,15 +199,15 @@ impl WatchShared {
 
     /// Whether the oldest collective has ended since the last look.
     fn ask_card(&self) -> Result<bool> {
-        let Some((flight, done)) = self.lock().flights.front().cloned() else {
+        let Some((collective, done)) = self.lock().collectives.front().cloned() else {
             return Ok(false);
         };
-        let ended = self.asking(&flight, || done.is_done());
-        if !ended.map_err(|why| flight.lost("the card", why.to_string()))? {
+        let ended = self.asking(&collective, || done.is_done());
+        if !ended.map_err(|why| collective.lost("the GPU", why.to_string()))? {
             return Ok(false);
         }
         let mut state = self.lock();
-        let event = state.flights.pop_front().map(|(_, event)| event);
+        let event = state.collectives.pop_front().map(|(_, event)| event);
         state.spare.extend(event);
         state.moved = Some(Instant::now());
         Ok(true)
@@ -221,12 +221,12 @@ impl WatchShared {
         }
         let held = {
             let state = self.lock();
-            state.flights.front().map(|(flight, _)| flight).or(state.call.as_ref()).cloned()
+            state.collectives.front().map(|(collective, _)| collective).or(state.call.as_ref()).cloned()
         };
-        let held = held.unwrap_or_else(|| Awaited::new("a question to NCCL"));
+        let held = held.unwrap_or_else(|| Watched::new("a question to NCCL"));
         let mut found = 0u32;
         let code = self.asking(&held, || {
-            // SAFETY: a communicator that lives until `stop_asking` has returned, asked while another thread uses it, as the
+            // SAFETY: a communicator that lives until `stop_polling` has returned, asked while another thread uses it, as the
             // library allows. The answer is one of its codes, kept as a number: a newer library may have more.
             unsafe {
                 (self.library.calls.ncclCommGetAsyncError)(comm, (&raw mut found).cast::<ncclResult_t>())
@@ -240,8 +240,8 @@ impl WatchShared {
     }
 
     /// Runs a question about `held`, which may itself be held up.
-    fn asking<T>(&self, held: &Awaited, question: impl FnOnce() -> T) -> T {
-        self.lock().question = Some(Awaited { since: Instant::now(), ..held.clone() });
+    fn asking<T>(&self, held: &Watched, question: impl FnOnce() -> T) -> T {
+        self.lock().question = Some(Watched { since: Instant::now(), ..held.clone() });
         let answer = question();
         self.lock().question = None;
         answer
@@ -250,9 +250,9 @@ impl WatchShared {
 
 /// Says why and ends all ranks.
 fn end(why: &Error) -> ! {
-    say(&why.to_string());
+    print_stderr(&why.to_string());
     if phase::here().rank != 0 {
-        std::thread::sleep(LAST_WORDS);
+        std::thread::sleep(REPORT_GRACE);
     }
-    end_all(1)
+    abort_all(1)
 }

@@ -59,14 +59,14 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let genotype = Genotype::read(&args.run.join(GENOTYPE).display().to_string())?;
     let trained = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
     if trained.classes.is_none() {
-        console::remark(&format!(
+        console::print_diagnostic(&format!(
             "warning: {} was trained by an older version and holds no class names; the export has none either, and \
              tests of it cannot check them",
             args.run.display()
         ));
     }
     export(&config, &genotype, trained, &args.to, args.overwrite)?;
-    Ok(console::answer(&format!(
+    Ok(console::print_result(&format!(
         "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)\n",
         args.to.display(),
         args.to.join("network.py").display()
@@ -81,7 +81,7 @@ fn best_of(run: &Path) -> Result<Trained> {
 fn newest_of(run: &Path) -> Result<Trained> {
     let folder = checkpoint::folder(run);
     let latest = checkpoint::latest(&folder)?;
-    latest.warnings.iter().for_each(|warning| console::remark(&format!("warning: {warning}")));
+    latest.warnings.iter().for_each(|warning| console::print_diagnostic(&format!("warning: {warning}")));
     let (step, saved) =
         latest.found.ok_or(train::Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
     Ok(Trained {

@@ -67,13 +67,13 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
         }
         match outcome {
             Ok(findings) => {
-                console::answer(&format!("{}\n{findings}\n", file.display()))?;
+                console::print_result(&format!("{}\n{findings}\n", file.display()))?;
                 failed += usize::from(!findings.pass());
             }
             Err(why) if args.files.len() == 1 => return Err(why),
             // The other files may tell more.
             Err(why) => {
-                console::answer(&format!("{}\n  FAILED {}\n\n", file.display(), chain(&why)))?;
+                console::print_result(&format!("{}\n  FAILED {}\n\n", file.display(), chain(&why)))?;
                 failed += 1;
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Shapes: H W rows and columns, px output side; planar means [3, H, W], one colour behind the other.
 
-use crate::data::decode::{Fault, MAX_PIXELS, Picture};
+use crate::data::decode::{Fault, MAX_PIXELS, DecodedImage};
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
@@ -24,7 +24,7 @@ pub struct Rect {
 
 impl Rect {
     /// All of `picture`.
-    pub fn whole(picture: &Picture) -> Rect {
+    pub fn whole(picture: &DecodedImage) -> Rect {
         Rect { left: 0, top: 0, width: picture.width, height: picture.height }
     }
 }
@@ -71,7 +71,7 @@ thread_local! {
 
 /// Bilinear, antialiased (the filter grows with the reduction) from `crop` to `size`, as Pillow and so torchvision do
 /// on PIL images: the piece is cut first, pixels outside do not count. `use_it` gets interleaved RGB.
-fn resize(picture: &Picture, crop: Rect, size: (u32, u32), use_it: impl FnOnce(&[u8])) {
+fn resize(picture: &DecodedImage, crop: Rect, size: (u32, u32), use_it: impl FnOnce(&[u8])) {
     if crop == Rect::whole(picture) && size == (crop.width, crop.height) {
         return use_it(picture.rgb());
     }
@@ -93,13 +93,13 @@ fn resize(picture: &Picture, crop: Rect, size: (u32, u32), use_it: impl FnOnce(&
 }
 
 /// torchvision's `resized_crop`: the piece `crop` at px x px, planar, mirrored where `flip`.
-pub fn resized_crop(picture: &Picture, crop: Rect, px: u32, flip: bool, out: &mut [u8]) {
+pub fn resized_crop(picture: &DecodedImage, crop: Rect, px: u32, flip: bool, out: &mut [u8]) {
     resize(picture, crop, (px, px), |resized| planar(resized, px, (0, 0), px, flip, out));
 }
 
 /// torchvision's `Resize(side)` and `CenterCrop(px)`, px at most `side`; planar.
 /// Errors: the picture is so long and narrow that it would be too large.
-pub fn centre_crop(picture: &Picture, side: u32, px: u32, out: &mut [u8]) -> Result<(), Fault> {
+pub fn centre_crop(picture: &DecodedImage, side: u32, px: u32, out: &mut [u8]) -> Result<(), Fault> {
     let (width, height) = shorter_side_to(picture.width, picture.height, side);
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
         let (width, height) = (picture.width, picture.height);
@@ -137,7 +137,7 @@ fn planar(rgb: &[u8], width: u32, origin: (u32, u32), px: u32, flip: bool, out: 
 
 /// torchvision's `RandomCrop(px, padding=pad)`: the px x px piece at `origin` (column, row) of the picture with `pad`
 /// black pixels on each side, planar, mirrored where `flip`.
-pub fn pad_crop(picture: &Picture, pad: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
+pub fn pad_crop(picture: &DecodedImage, pad: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
     let (width, height) = (picture.width as usize, picture.height as usize);
     let (px, pad, x0, y0) = (px as usize, pad as usize, origin.0 as usize, origin.1 as usize);
     // Columns first..end of the piece, and rows likewise, show the picture.
@@ -166,14 +166,14 @@ mod tests {
     use crate::random::{Purpose, stream};
 
     /// 40 x 30 pixels, the picture of the golden numbers.
-    fn picture() -> Picture {
+    fn picture() -> DecodedImage {
         let mut buffer = Vec::new();
         for y in 0..30u32 {
             for x in 0..40u32 {
                 buffer.extend([x * 7 + y * 13, x * x + y * 3, x * y * 5].map(|v| v as u8));
             }
         }
-        Picture { width: 40, height: 30, buffer }
+        DecodedImage { width: 40, height: 30, buffer }
     }
 
     fn assert_close(found: &[u8], expected: &[u8]) {
@@ -224,7 +224,7 @@ mod tests {
         let mut out = vec![0; 108];
         centre_crop(&picture(), 8, 6, &mut out).unwrap();
         assert_close(&out[..36], &CENTRE_RED);
-        let line = Picture { width: 1, height: 60_000, buffer: vec![0; 180_000] };
+        let line = DecodedImage { width: 1, height: 60_000, buffer: vec![0; 180_000] };
         assert!(centre_crop(&line, 8, 6, &mut out).is_ok());
         assert!(centre_crop(&line, 256, 6, &mut out).unwrap_err().contains("too long"));
     }

@@ -20,7 +20,7 @@ pub struct Jitter {
 
 /// One change of all pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Tone {
+pub enum ColourChange {
     /// Away from black: 0 is black, 1 changes nothing.
     Brightness(f64),
     /// Away from the mean grey.
@@ -36,18 +36,18 @@ impl Jitter {
     pub const NONE: Jitter = Jitter { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
 
     /// The changes for one picture, in the order in which they are made: the order is random too.
-    pub fn draw(&self, rng: &mut impl Rng) -> Vec<Tone> {
-        let mut factor = |strength: f64, low: f64, high: f64, tone: fn(f64) -> Tone| {
+    pub fn draw(&self, rng: &mut impl Rng) -> Vec<ColourChange> {
+        let mut factor = |strength: f64, low: f64, high: f64, tone: fn(f64) -> ColourChange| {
             (strength > 0.0).then(|| tone(low + (high - low) * rng.random::<f64>()))
         };
         let mut around_1 = |s: f64, tone| factor(s, (1.0 - s).max(0.0), 1.0 + s, tone);
         let scaled = [
-            around_1(self.brightness, Tone::Brightness),
-            around_1(self.contrast, Tone::Contrast),
-            around_1(self.saturation, Tone::Saturation),
+            around_1(self.brightness, ColourChange::Brightness),
+            around_1(self.contrast, ColourChange::Contrast),
+            around_1(self.saturation, ColourChange::Saturation),
         ];
-        let hue = factor(self.hue, -self.hue, self.hue, Tone::Hue);
-        let mut tones: Vec<Tone> = scaled.into_iter().chain([hue]).flatten().collect();
+        let hue = factor(self.hue, -self.hue, self.hue, ColourChange::Hue);
+        let mut tones: Vec<ColourChange> = scaled.into_iter().chain([hue]).flatten().collect();
         tones.shuffle(rng);
         tones
     }
@@ -58,27 +58,27 @@ impl Jitter {
     }
 }
 
-impl Tone {
+impl ColourChange {
     /// Changes every pixel.
     pub fn apply(self, planar: &mut [u8]) {
         let (red, rest) = planar.split_at_mut(planar.len() / 3);
         let (green, blue) = rest.split_at_mut(red.len());
         match self {
-            Tone::Brightness(factor) => blend_all(0, planar, factor as f32),
-            Tone::Contrast(factor) => {
+            ColourChange::Brightness(factor) => blend_all(0, planar, factor as f32),
+            ColourChange::Contrast(factor) => {
                 let sum: u64 = greys(red, green, blue).map(u64::from).sum();
                 let mean = sum as f64 / red.len() as f64 + 0.5;
                 blend_all(mean as u8, planar, factor as f32);
             }
-            Tone::Saturation(factor) => {
+            ColourChange::Saturation(factor) => {
                 for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
                     let grey = grey(*r, *g, *b);
                     [r, g, b].into_iter().for_each(|value| *value = blend(grey, *value, factor as f32));
                 }
             }
-            Tone::Hue(shift) => {
+            ColourChange::Hue(shift) => {
                 // Towards zero, then modulo 256.
-                let wheel = Wheel::new((shift * 255.0) as i32 as u8);
+                let wheel = HueTable::new((shift * 255.0) as i32 as u8);
                 for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
                     (*r, *g, *b) = wheel.turn(*r, *g, *b);
                 }
@@ -108,18 +108,18 @@ fn greys<'a>(red: &'a [u8], green: &'a [u8], blue: &'a [u8]) -> impl Iterator<It
 }
 
 /// Hue, of 8 bits as Pillow has it, turned by a fixed amount: for each old hue the new sextant and the place in it.
-struct Wheel {
+struct HueTable {
     turned: [(u8, f32); 256],
 }
 
-impl Wheel {
-    fn new(shift: u8) -> Wheel {
+impl HueTable {
+    fn new(shift: u8) -> HueTable {
         let mut turned = [(0, 0.0); 256];
         for (old, entry) in turned.iter_mut().enumerate() {
             let sextants = f64::from((old as u8).wrapping_add(shift)) * 6.0 / 255.0;
             *entry = (sextants as u8 % 6, (sextants - sextants.floor()) as f32);
         }
-        Wheel { turned }
+        HueTable { turned }
     }
 
     /// RGB to HSV, turned, and back, rounded where Pillow rounds. Without branches: colours of photos defy prediction. A
@@ -169,10 +169,10 @@ mod tests {
         for _ in 0..num {
             let tones = jitter.draw(&mut rng);
             let places = tones.iter().map(|tone| match tone {
-                Tone::Brightness(f) => (0, (f - 0.6) / 0.8),
-                Tone::Contrast(f) => (1, (f - 0.6) / 0.8),
-                Tone::Saturation(f) => (2, (f - 0.6) / 0.8),
-                Tone::Hue(f) => (3, (f + 0.2) / 0.4),
+                ColourChange::Brightness(f) => (0, (f - 0.6) / 0.8),
+                ColourChange::Contrast(f) => (1, (f - 0.6) / 0.8),
+                ColourChange::Saturation(f) => (2, (f - 0.6) / 0.8),
+                ColourChange::Hue(f) => (3, (f + 0.2) / 0.4),
             });
             let mut order = [0; 4];
             for (at, (which, place)) in places.enumerate() {
@@ -206,14 +206,14 @@ mod tests {
         let strong = Jitter { brightness: 3.0, ..Jitter::NONE };
         for _ in 0..100 {
             let tones = strong.draw(&mut rng);
-            assert!(matches!(tones[..], [Tone::Brightness(f)] if (0.0..4.0).contains(&f)), "{tones:?}");
+            assert!(matches!(tones[..], [ColourChange::Brightness(f)] if (0.0..4.0).contains(&f)), "{tones:?}");
         }
     }
 
     #[test]
     fn neutral_factors_change_nothing() {
         let before: Vec<u8> = (0..3 * 64).map(|i| (i * 37 % 256) as u8).collect();
-        for tone in [Tone::Brightness(1.0), Tone::Contrast(1.0), Tone::Saturation(1.0)] {
+        for tone in [ColourChange::Brightness(1.0), ColourChange::Contrast(1.0), ColourChange::Saturation(1.0)] {
             let mut planar = before.clone();
             tone.apply(&mut planar);
             assert_eq!(planar, before, "{tone:?}");

@@ -9,7 +9,7 @@ pub mod jitter;
 pub use geometry::Rect;
 pub use jitter::Jitter;
 
-use super::decode::{Fault, Picture};
+use super::decode::{Fault, DecodedImage};
 use crate::config::{CropKind, DataSection};
 use geometry::{centre_crop, pad_crop, random_resized_crop, resized_crop};
 use rand::{Rng, RngExt};
@@ -77,7 +77,7 @@ impl Augment {
     /// Errors: the picture is too small for a `Crop::Pad`, or too long and narrow for a `Crop::Centre`.
     pub fn apply(
         &self,
-        picture: &Picture,
+        picture: &DecodedImage,
         px: u32,
         rng: &mut impl Rng,
         out: &mut [u8],
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn half_of_the_pictures_are_mirrored_and_padding_is_black() {
         // One row whose columns rise: a mirrored piece falls.
-        let rising = Picture { width: 8, height: 8, buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect() };
+        let rising = DecodedImage { width: 8, height: 8, buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect() };
         let mut rng = stream(3, Purpose::Augment, &[]);
         let (mut num_mirrored, mut padded, mut out) = (0, 0, vec![0; 192]);
         for _ in 0..2000 {

@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::files;
-use crate::process::identity::{born, machine, token};
-use crate::process::messages::say;
+use crate::process::identity::{machine_id, random_token, start_ticks};
+use crate::process::messages::print_stderr;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::Path;
@@ -31,18 +31,18 @@ impl Holder {
         Holder {
             host: host.into(),
             pid,
-            born: born(pid).unwrap_or(0),
-            machine: format!("{:016x}", machine()),
+            born: start_ticks(pid).unwrap_or(0),
+            machine: format!("{:016x}", machine_id()),
             slurm_job: variable("SLURM_JOB_ID"),
             slurm_restarts: variable("SLURM_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0),
-            token: format!("{:016x}", token()),
+            token: format!("{:016x}", random_token()),
         }
     }
 
     /// Whether the process still runs, if that can be known.
     pub(super) fn lives(&self, me: &Holder) -> Option<bool> {
         if self.machine == me.machine {
-            return Some(born(self.pid) == Some(self.born));
+            return Some(start_ticks(self.pid) == Some(self.born));
         }
         // Slurm starts a job again only when nothing of it is left.
         let same_job = self.slurm_job.is_some() && self.slurm_job == me.slurm_job;
@@ -79,7 +79,7 @@ pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
 
 /// Whether nobody touches the lock for `watch`.
 pub(super) fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<bool> {
-    say(&format!(
+    print_stderr(&format!(
         "{} is there: {:.0} s to see whether its holder lives",
         path.display(),
         watch.as_secs_f64()

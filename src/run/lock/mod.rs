@@ -11,8 +11,8 @@ mod holder;
 
 use crate::error::Result;
 use crate::files;
-use crate::process::exit::last_acts;
-use crate::process::messages::say;
+use crate::process::exit::run_exit_hooks;
+use crate::process::messages::print_stderr;
 use crate::run::error::Error as RunError;
 use holder::{Holder, LockSeen, look, unmoved};
 use std::fs::{self, File, OpenOptions};
@@ -80,7 +80,7 @@ impl Lock {
                     if !dead {
                         return Err(RunError::RunLocked { path, who }.into());
                     }
-                    say(&format!("the lock of {who}, which has ended, is taken over ({})", path.display()));
+                    print_stderr(&format!("the lock of {who}, which has ended, is taken over ({})", path.display()));
                     take_away(&path, &seen, &me.token)?;
                 }
                 Err(error) => return Err(files::io("lock the run folder by", &path)(error).into()),
@@ -97,8 +97,8 @@ impl Lock {
                         if keeping.free.load(Relaxed) {
                             return;
                         }
-                        say(&why.to_string());
-                        last_acts();
+                        print_stderr(&why.to_string());
+                        run_exit_hooks();
                         // SAFETY: ends the process without running anything of it: nothing more may be written.
                         unsafe { libc::_exit(1) }
                     }

@@ -1,6 +1,6 @@
 //! What a rank tells the others once, so that they can reach it, name it and, on one machine, end it.
 
-use crate::process::identity::{born, machine, token};
+use crate::process::identity::{machine_id, random_token, start_ticks};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Name, process and addresses of a rank.
@@ -11,7 +11,7 @@ pub(super) struct Contact {
     pub(super) machine: u64,
     pub(super) pid: i32,
     /// When the process began, in clock ticks since the machine did: with it a pid is never mistaken for another's.
-    pub(super) born: u64,
+    pub(super) start_ticks: u64,
     /// Proves to rank 0 that who connects belongs to the run. Rank 0's counts.
     pub(super) token: u64,
     /// Where rank 0 listens.
@@ -27,10 +27,10 @@ impl Contact {
     pub(super) fn here(host: &str, port: u16) -> Contact {
         Contact {
             host: host.chars().filter(char::is_ascii).take(Self::HOST).collect(),
-            machine: machine(),
+            machine: machine_id(),
             pid: std::process::id() as i32,
-            born: born(std::process::id() as i32).unwrap_or(0),
-            token: token(),
+            start_ticks: start_ticks(std::process::id() as i32).unwrap_or(0),
+            token: random_token(),
             port,
             addresses: addresses(),
         }
@@ -39,7 +39,7 @@ impl Contact {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.host.clone().into_bytes();
         bytes.resize(Self::HOST, 0);
-        for number in [self.machine, self.pid as u64, self.born, self.token, self.port.into()] {
+        for number in [self.machine, self.pid as u64, self.start_ticks, self.token, self.port.into()] {
             bytes.extend(number.to_le_bytes());
         }
         for at in 0..Self::ADDRESSES {
@@ -61,7 +61,7 @@ impl Contact {
             host: String::from_utf8_lossy(host).trim_end_matches('\0').into(),
             machine: number(0),
             pid: number(1) as i32,
-            born: number(2),
+            start_ticks: number(2),
             token: number(3),
             port: number(4) as u16,
             addresses: (addresses.chunks_exact(16))
@@ -73,7 +73,7 @@ impl Contact {
     }
 
     /// Where to try to reach this rank from `other`.
-    pub(super) fn doors(&self, other: &Contact) -> Vec<SocketAddr> {
+    pub(super) fn addresses_for(&self, other: &Contact) -> Vec<SocketAddr> {
         match self.machine == other.machine {
             true => vec![SocketAddr::from(([127, 0, 0, 1], self.port))],
             false => self.addresses.iter().map(|&address| SocketAddr::new(address, self.port)).collect(),
@@ -83,7 +83,7 @@ impl Contact {
     /// Ends the process of this rank if it runs on this machine and is still the same one. A stopped process can do
     /// nothing about it, and a launcher may have lost sight of it.
     pub(super) fn kill(&self) {
-        if self.machine == machine() && self.born != 0 && born(self.pid) == Some(self.born) {
+        if self.machine == machine_id() && self.start_ticks != 0 && start_ticks(self.pid) == Some(self.start_ticks) {
             // SAFETY: a plain call; pid and birth are those of a rank of this run.
             unsafe { libc::kill(self.pid, libc::SIGKILL) };
         }
@@ -147,9 +147,9 @@ mod tests {
         let bytes = contact.to_bytes();
         assert_eq!(Contact::from_bytes(&bytes), contact);
         assert_eq!(bytes.len(), Contact::here("", 0).to_bytes().len());
-        assert_eq!(contact.doors(&contact), [SocketAddr::from(([127, 0, 0, 1], 4321))]);
+        assert_eq!(contact.addresses_for(&contact), [SocketAddr::from(([127, 0, 0, 1], 4321))]);
         let far = Contact { machine: !contact.machine, ..contact.clone() };
-        assert_eq!(contact.doors(&far)[0], SocketAddr::from(([10, 0, 0, 7], 4321)));
+        assert_eq!(contact.addresses_for(&far)[0], SocketAddr::from(([10, 0, 0, 7], 4321)));
     }
 
     #[test]
@@ -157,11 +157,11 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let contact = Contact {
             pid: child.id() as i32,
-            born: born(child.id() as i32).unwrap(),
+            start_ticks: start_ticks(child.id() as i32).unwrap(),
             ..Contact::here("", 0)
         };
         // The pid of today, the birth of another process.
-        Contact { born: contact.born - 1, ..contact.clone() }.kill();
+        Contact { start_ticks: contact.start_ticks - 1, ..contact.clone() }.kill();
         // The same numbers on another machine.
         Contact { machine: !contact.machine, ..contact.clone() }.kill();
         std::thread::sleep(Duration::from_millis(200));
@@ -169,7 +169,7 @@ mod tests {
         contact.kill();
         // It has ended, though nobody has asked about it.
         let killed = Instant::now();
-        while born(contact.pid).is_some() {
+        while start_ticks(contact.pid).is_some() {
             assert!(killed.elapsed() < Duration::from_secs(10), "it lives");
             std::thread::sleep(Duration::from_millis(5));
         }

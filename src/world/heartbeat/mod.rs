@@ -3,7 +3,7 @@
 //!
 //! A star of TCP links around rank 0 (loopback alone when all ranks share a machine). Each rank beats; rank 0 hands on what
 //! it knows, so that everybody can name everybody ([`rank_status`]). Rank 0 judges the others, the others judge rank 0: a link
-//! that closes without a word is a process that is gone; a link that is silent for the limit is one that is stopped, or
+//! that closes without a status is a process that is gone; a link that is silent for the limit is one that is stopped, or
 //! out of reach. A rank that is only slow still beats: what it owes the others is judged by the limit of collectives.
 //! Limits are counted by a monotonic clock, and only while the judge itself runs: after a pause of everybody (a suspended
 //! job, a laptop that slept) nobody is blamed.
@@ -13,9 +13,9 @@ mod wire;
 
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::process::exit::last_acts;
-use crate::process::identity::machine;
-use crate::process::messages::say;
+use crate::process::exit::run_exit_hooks;
+use crate::process::identity::machine_id;
+use crate::process::messages::print_stderr;
 use crate::process::rank_status;
 use crate::world::error::Error as WorldError;
 use contact::Contact;
@@ -42,7 +42,7 @@ pub(super) struct HeartbeatWatch {
 
 /// What the watch knows of the links: of rank 0 to every other rank, of another rank to rank 0.
 struct View {
-    links: Vec<Bond>,
+    links: Vec<Peer>,
     /// When the view was last brought up to date.
     looked: Instant,
     beaten: Option<Instant>,
@@ -51,7 +51,7 @@ struct View {
     judged: bool,
 }
 
-struct Bond {
+struct Peer {
     rank: usize,
     /// None after a goodbye.
     link: Option<Connection>,
@@ -71,9 +71,9 @@ enum Verdict {
 impl HeartbeatWatch {
     /// Links the ranks and begins to watch. Errors: a rank cannot be reached. Collective.
     pub(super) fn start(comm: &dyn Communicator, host: &str, limit: Duration) -> Result<Arc<HeartbeatWatch>> {
-        let failed = |source| WorldError::Watch { what: "open a port".into(), source };
+        let failed = |source| WorldError::HeartbeatSetup { what: "open a port".into(), source };
         let (rank, size) = (comm.rank(), comm.size());
-        let machines = comm.all_gather(&machine().to_le_bytes())?;
+        let machines = comm.all_gather(&machine_id().to_le_bytes())?;
         let together = machines.iter().all(|other| *other == machines[0]);
         let listener = match (rank, together) {
             (0, true) => Some(TcpListener::bind("127.0.0.1:0").map_err(failed)?),
@@ -90,11 +90,11 @@ impl HeartbeatWatch {
         let contacts: Vec<Contact> = (comm.all_gather(&Contact::here(host, port).to_bytes())?.iter())
             .map(|bytes| Contact::from_bytes(bytes))
             .collect();
-        rank_status::begin(&contacts.iter().map(|contact| contact.host.clone()).collect::<Vec<_>>());
-        let patience = limit.max(Duration::from_secs(10));
+        rank_status::init(&contacts.iter().map(|contact| contact.host.clone()).collect::<Vec<_>>());
+        let timeout = limit.max(Duration::from_secs(10));
         let links = match &listener {
-            Some(listener) => accept(listener, &contacts, patience)?,
-            None => vec![Bond::new(0, connect(rank, &contacts, patience)?)?],
+            Some(listener) => accept(listener, &contacts, timeout)?,
+            None => vec![Peer::new(0, connect(rank, &contacts, timeout)?)?],
         };
         debug_assert_eq!(links.len(), if rank == 0 { size - 1 } else { 1 });
         let looked = Instant::now();
@@ -104,7 +104,7 @@ impl HeartbeatWatch {
         std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || watching.run())
-            .map_err(|source| WorldError::Watch { what: "start a thread".into(), source })?;
+            .map_err(|source| WorldError::HeartbeatSetup { what: "start a thread".into(), source })?;
         Ok(watch)
     }
 
@@ -116,21 +116,21 @@ impl HeartbeatWatch {
     }
 
     /// Says that this rank ends all of them: should the launcher not do so, the others do.
-    pub(super) fn tell_failure(&self) {
+    pub(super) fn announce_failure(&self) {
         if !self.over.swap(true, Relaxed) {
             self.tell(FrameKind::Failing);
         }
     }
 
     /// Before this rank leaves because its launcher says so: is it because another rank is gone? Then it is named.
-    pub(super) fn look_once(&self) {
+    pub(super) fn check_once(&self) {
         let mut view = self.view();
         if !self.over.load(Relaxed)
             && let Some(Verdict::Gone(rank)) = self.look(&mut view)
             && self.rank <= 1
         {
             view.judged = true;
-            say(&self.line(&Verdict::Gone(rank)));
+            print_stderr(&self.line(&Verdict::Gone(rank)));
         }
     }
 
@@ -139,7 +139,7 @@ impl HeartbeatWatch {
     }
 
     fn tell(&self, kind: FrameKind) {
-        let frame = Frame { kind, rank: self.rank, word: rank_status::mine() };
+        let frame = Frame { kind, rank: self.rank, status: rank_status::current() };
         for link in self.view().links.iter_mut().filter_map(|bond| bond.link.as_mut()) {
             link.send(&[frame]);
         }
@@ -185,12 +185,12 @@ impl HeartbeatWatch {
     }
 
     fn beat(&self, view: &mut View) {
-        let mine = rank_status::mine();
-        rank_status::note(self.rank, mine);
-        let beat = |rank, word| Frame { kind: FrameKind::Beat, rank, word };
+        let mine = rank_status::current();
+        rank_status::update(self.rank, mine);
+        let beat = |rank, status| Frame { kind: FrameKind::Beat, rank, status };
         let frames: Vec<Frame> = match self.rank {
             0 => (0..self.contacts.len())
-                .filter_map(|rank| Some(beat(rank, rank_status::word_of(rank)?)))
+                .filter_map(|rank| Some(beat(rank, rank_status::of(rank)?)))
                 .collect(),
             rank => vec![beat(rank, mine)],
         };
@@ -213,7 +213,7 @@ impl HeartbeatWatch {
             for frame in heard.frames {
                 match frame.kind {
                     // What rank 0 says of this rank is older than what this rank knows.
-                    FrameKind::Beat if frame.rank != self.rank => rank_status::note(frame.rank, frame.word),
+                    FrameKind::Beat if frame.rank != self.rank => rank_status::update(frame.rank, frame.status),
                     FrameKind::Beat => {}
                     FrameKind::Bye => left = true,
                     FrameKind::Failing => {
@@ -255,7 +255,7 @@ impl HeartbeatWatch {
                 )
             }
         };
-        let lost = rank_status::last_of(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
+        let lost = rank_status::last_location(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
         let (me, host) = (self.rank, &self.contacts[self.rank].host);
         WorldError::RankLost { rank: me, host: host.clone(), lost, how }.to_string()
     }
@@ -272,10 +272,10 @@ impl HeartbeatWatch {
             view = self.view();
         }
         if !told {
-            say(&self.line(verdict));
+            print_stderr(&self.line(verdict));
         }
         if self.rank == 0 {
-            let frame = Frame { kind: FrameKind::End, rank: culprit, word: rank_status::mine() };
+            let frame = Frame { kind: FrameKind::End, rank: culprit, status: rank_status::current() };
             for link in view.links.iter_mut().filter_map(|bond| bond.link.as_mut()) {
                 link.send(&[frame]);
             }
@@ -285,7 +285,7 @@ impl HeartbeatWatch {
         if culprit != self.rank {
             self.contacts[culprit].kill();
         }
-        last_acts();
+        run_exit_hooks();
         if self.rank == 0 {
             // A link that is closed at once may lose what was sent.
             std::thread::sleep(Duration::from_millis(200));
@@ -295,34 +295,34 @@ impl HeartbeatWatch {
     }
 }
 
-impl Bond {
-    fn new(rank: usize, stream: TcpStream) -> Result<Bond> {
+impl Peer {
+    fn new(rank: usize, stream: TcpStream) -> Result<Peer> {
         let what = format!("use the link to rank {rank}");
-        let link = Connection::new(stream).map_err(|source| WorldError::Watch { what, source })?;
-        Ok(Bond { rank, link: Some(link), silence: Duration::ZERO })
+        let link = Connection::new(stream).map_err(|source| WorldError::HeartbeatSetup { what, source })?;
+        Ok(Peer { rank, link: Some(link), silence: Duration::ZERO })
     }
 }
 
 /// Rank 0: a link to every other rank, in rank order.
-fn accept(listener: &TcpListener, contacts: &[Contact], patience: Duration) -> Result<Vec<Bond>> {
-    let failed = |source| WorldError::Watch { what: "accept the other ranks".into(), source };
+fn accept(listener: &TcpListener, contacts: &[Contact], timeout: Duration) -> Result<Vec<Peer>> {
+    let failed = |source| WorldError::HeartbeatSetup { what: "accept the other ranks".into(), source };
     listener.set_nonblocking(true).map_err(failed)?;
     let started = Instant::now();
     let mut found: Vec<Option<TcpStream>> = contacts.iter().map(|_| None).collect();
     while let Some(missing) = (1..contacts.len()).find(|&rank| found[rank].is_none()) {
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Some(rank) = welcome(&stream, contacts) {
+                if let Some(rank) = handshake(&stream, contacts) {
                     found[rank] = Some(stream);
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if started.elapsed() > patience {
-                    let doors = contacts[0].doors(&contacts[missing]);
-                    return Err(WorldError::WatchLink {
+                if started.elapsed() > timeout {
+                    let addresses = contacts[0].addresses_for(&contacts[missing]);
+                    return Err(WorldError::HeartbeatUnreachable {
                         rank: missing,
                         host: contacts[missing].host.clone(),
-                        doors,
+                        addresses,
                     }
                     .into());
                 }
@@ -332,12 +332,12 @@ fn accept(listener: &TcpListener, contacts: &[Contact], patience: Duration) -> R
         }
     }
     (found.into_iter().enumerate().skip(1))
-        .map(|(rank, stream)| Bond::new(rank, stream.expect("none is missing")))
+        .map(|(rank, stream)| Peer::new(rank, stream.expect("none is missing")))
         .collect()
 }
 
 /// The rank at the other end, if it is one of this run.
-fn welcome(mut stream: &TcpStream, contacts: &[Contact]) -> Option<usize> {
+fn handshake(mut stream: &TcpStream, contacts: &[Contact]) -> Option<usize> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     let mut hello = [0; 16];
@@ -349,15 +349,15 @@ fn welcome(mut stream: &TcpStream, contacts: &[Contact]) -> Option<usize> {
 }
 
 /// Another rank: the link to rank 0, by the first of its addresses that answers.
-fn connect(rank: usize, contacts: &[Contact], patience: Duration) -> Result<TcpStream> {
-    let doors = contacts[0].doors(&contacts[rank]);
+fn connect(rank: usize, contacts: &[Contact], timeout: Duration) -> Result<TcpStream> {
+    let addresses = contacts[0].addresses_for(&contacts[rank]);
     let hello = [contacts[0].token.to_le_bytes(), (rank as u64).to_le_bytes()].concat();
-    let knock = |door: &SocketAddr| {
-        let mut stream = TcpStream::connect_timeout(door, patience / doors.len().max(1) as u32).ok()?;
+    let try_connect = |address: &SocketAddr| {
+        let mut stream = TcpStream::connect_timeout(address, timeout / addresses.len().max(1) as u32).ok()?;
         stream.write_all(&hello).ok()?;
         Some(stream)
     };
-    doors.iter().find_map(knock).ok_or_else(|| {
-        WorldError::WatchLink { rank, host: contacts[rank].host.clone(), doors: doors.clone() }.into()
+    addresses.iter().find_map(try_connect).ok_or_else(|| {
+        WorldError::HeartbeatUnreachable { rank, host: contacts[rank].host.clone(), addresses: addresses.clone() }.into()
     })
 }

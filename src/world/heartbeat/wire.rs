@@ -1,7 +1,7 @@
 //! What heartbeats look like on the wire: frames of 24 bytes, and a link that carries them without ever waiting.
 
 use crate::process::phase::Phase;
-use crate::process::rank_status::Word;
+use crate::process::rank_status::RankStatus;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
@@ -26,17 +26,17 @@ pub(super) enum FrameKind {
 pub(super) struct Frame {
     pub(super) kind: FrameKind,
     pub(super) rank: usize,
-    pub(super) word: Word,
+    pub(super) status: RankStatus,
 }
 
 impl Frame {
     fn to_bytes(self) -> [u8; FRAME] {
         let mut bytes = [0; FRAME];
         bytes[0] = self.kind as u8;
-        bytes[1] = self.word.phase as u8;
+        bytes[1] = self.status.phase as u8;
         bytes[4..8].copy_from_slice(&(self.rank as u32).to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.word.step.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.word.operation.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.status.step.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.status.operation.to_le_bytes());
         bytes
     }
 
@@ -53,13 +53,13 @@ impl Frame {
         Some(Frame {
             kind,
             rank: u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes")) as usize,
-            word: Word { step: number(8), phase: Phase::from_u8(bytes[1]), operation: number(16) },
+            status: RankStatus { step: number(8), phase: Phase::from_u8(bytes[1]), operation: number(16) },
         })
     }
 }
 
 /// What reading a link found.
-pub(super) struct Heard {
+pub(super) struct Received {
     pub(super) frames: Vec<Frame>,
     /// The other end is closed, or does not speak this language.
     pub(super) closed: bool,
@@ -101,7 +101,7 @@ impl Connection {
     }
 
     /// What has arrived.
-    pub(super) fn read(&mut self) -> Heard {
+    pub(super) fn read(&mut self) -> Received {
         let mut buffer = [0; 4096];
         let mut closed = loop {
             match self.stream.read(&mut buffer) {
@@ -119,7 +119,7 @@ impl Connection {
                 None => closed = true,
             }
         }
-        Heard { frames, closed }
+        Received { frames, closed }
     }
 }
 
@@ -140,11 +140,11 @@ mod tests {
         Frame {
             kind: FrameKind::Beat,
             rank: 3,
-            word: Word { step, phase: Phase::Backward, operation: 1 << 40 },
+            status: RankStatus { step, phase: Phase::Backward, operation: 1 << 40 },
         }
     }
 
-    fn read_some(link: &mut Connection) -> Heard {
+    fn read_some(link: &mut Connection) -> Received {
         for _ in 0..1000 {
             let heard = link.read();
             if heard.closed || !heard.frames.is_empty() {

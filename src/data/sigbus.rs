@@ -7,25 +7,25 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::*};
 
 /// A map and what is said when it fails. Never freed: a handler may look at it at any time.
-struct MapEntry {
+struct MappedRegion {
     start: usize,
     /// 0 when the map is gone.
     end: AtomicUsize,
     message: Vec<u8>,
-    next: AtomicPtr<MapEntry>,
+    next: AtomicPtr<MappedRegion>,
 }
 
-static MAPS: AtomicPtr<MapEntry> = AtomicPtr::new(std::ptr::null_mut());
+static MAPS: AtomicPtr<MappedRegion> = AtomicPtr::new(std::ptr::null_mut());
 static INSTALL: Once = Once::new();
 /// What answered SIGBUS before: the runtime's check for stack overflows.
 static BEFORE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
 /// Watches a map as long as it lives.
-pub(super) struct LostMap(&'static MapEntry);
+pub(super) struct SigbusGuard(&'static MappedRegion);
 
-impl LostMap {
+impl SigbusGuard {
     /// Watches the bytes `map` of the shard at `path`.
-    pub(super) fn watch(path: &Path, map: &[u8]) -> LostMap {
+    pub(super) fn watch(path: &Path, map: &[u8]) -> SigbusGuard {
         INSTALL.call_once(install);
         let here = crate::process::phase::here();
         // `pack` opens shards too, and is no rank.
@@ -39,7 +39,7 @@ impl LostMap {
             path.display()
         );
         let start = map.as_ptr() as usize;
-        let entry: &'static MapEntry = Box::leak(Box::new(MapEntry {
+        let entry: &'static MappedRegion = Box::leak(Box::new(MappedRegion {
             start,
             end: AtomicUsize::new(start + map.len()),
             message: message.into_bytes(),
@@ -50,14 +50,14 @@ impl LostMap {
         loop {
             entry.next.store(first, Release);
             match MAPS.compare_exchange(first, pointer, AcqRel, Acquire) {
-                Ok(_) => return LostMap(entry),
+                Ok(_) => return SigbusGuard(entry),
                 Err(now) => first = now,
             }
         }
     }
 }
 
-impl Drop for LostMap {
+impl Drop for SigbusGuard {
     fn drop(&mut self) {
         self.0.end.store(0, Release);
     }

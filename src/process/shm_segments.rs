@@ -8,7 +8,7 @@ const SEGMENTS: [&str; 2] = ["sm_segment.", "vader_segment."];
 
 /// Removes the segments of this job on this machine: those that this process has mapped, and those of its neighbours,
 /// which may have been killed. Called when all ranks are ended; whoever still uses one keeps it until then.
-pub(crate) fn remove_segments() {
+pub(crate) fn remove() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     for (folder, job) in maps.lines().filter_map(segment_of) {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use tch::Tensor;
 
 /// Requests and the memory that MPI reads and writes until they are done.
-pub(super) struct Flight {
+pub(super) struct PendingRequests {
     requests: Vec<MPI_Request>,
     memory: ManuallyDrop<Vec<Tensor>>,
 }
 
-impl Flight {
+impl PendingRequests {
     pub(super) fn new(memory: Vec<Tensor>) -> Self {
         Self { requests: Vec::new(), memory: ManuallyDrop::new(memory) }
     }
@@ -42,7 +42,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for PendingRequests {
     fn drop(&mut self) {
         // Memory of a request that never ended is leaked: MPI may still write to it.
         if self.requests.is_empty() {
@@ -54,12 +54,12 @@ impl Drop for Flight {
 
 /// Waits longer and longer between two tests: answers within microseconds when the others are there, and leaves the core
 /// to them when they still compute.
-pub(super) struct Pause {
+pub(super) struct Backoff {
     polls: u32,
     sleep: Duration,
 }
 
-impl Pause {
+impl Backoff {
     const YIELDS: u32 = 50;
     const LONGEST: Duration = Duration::from_micros(500);
 
