@@ -238,7 +238,7 @@ impl Case {
         assert_same_result_after(STEPS, &self.bench_run(), &undisturbed().bench_run());
     }
 
-    /// Asserts that the run finished with the result of `other` up to rounding: `other` ran on a different number of
+    /// Asserts that the run finished with the result of `other` up to rounding. `other` ran on a different number of
     /// ranks, and means over 3 and over 6 round differently.
     fn assert_agrees(&self, output: &Output, other: &Case, steps: u64) {
         assert!(output.status.success(), "{}", output_text(output));

@@ -114,9 +114,9 @@ fn the_program_passes_on_dirty_memory() {
         .env("OMP_NUM_THREADS", "1")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("ok     gradients of weights") && !said.contains("FAILED"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{stdout}");
+    assert!(stdout.contains("ok     gradients of weights") && !stdout.contains("FAILED"), "{stdout}");
 }
 
 #[test]
@@ -130,9 +130,9 @@ fn a_wrong_figure_is_found() {
     bytes[at..].copy_from_slice(&(value * 1.5 + 0.1).to_le_bytes());
     std::fs::write(&file, bytes).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_drnas-dist")).arg("verify").arg(&file).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("FAILED"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    assert!(stdout.contains("FAILED"), "{stdout}");
 
     let missing =
         Command::new(env!("CARGO_BIN_EXE_drnas-dist")).args(["verify", "nowhere.json"]).output().unwrap();

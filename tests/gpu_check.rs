@@ -128,18 +128,18 @@ fn a_dry_run_makes_every_check_in_order() {
     let place = Place::new();
     std::fs::write(place.out.path().join("mine.txt"), "stays").unwrap();
     let output = place.run(bundle, &[]);
-    let said = String::from_utf8_lossy(&output.stdout);
+    let stdout = String::from_utf8_lossy(&output.stdout);
     let result = place.result();
-    assert!(output.status.success() && result["state"] == "done", "{said}\n{result:#}");
+    assert!(output.status.success() && result["state"] == "done", "{stdout}\n{result:#}");
     let planned = number(&result["planned_s"]);
     assert!(planned > 300.0 && planned < 400.0, "the plan for a card: {planned} s");
 
     let checks = result["checks"].as_array().unwrap();
-    assert!(checks.len() > 25, "{said}");
+    assert!(checks.len() > 25, "{stdout}");
     for check in checks {
         assert_eq!(state(check), "ok", "{check:#}");
         let name = check["name"].as_str().unwrap();
-        let line = said.lines().find(|line| line.split_whitespace().nth(1) == Some(name)).unwrap();
+        let line = stdout.lines().find(|line| line.split_whitespace().nth(1) == Some(name)).unwrap();
         assert!(line.contains(&format!("(planned {:3.0})", number(&check["planned_s"]))), "{line}");
     }
     // Beginnings and ends are rounded to hundredths of a second.
@@ -216,7 +216,7 @@ fn a_dry_run_makes_every_check_in_order() {
     assert!(
         measured["speed"].as_array().unwrap().len() >= 8 && measured["plain"].as_array().unwrap().len() == 2
     );
-    assert!(said.contains("to plain") && said.contains("planned"), "{said}");
+    assert!(stdout.contains("to plain") && stdout.contains("planned"), "{stdout}");
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn printed(script: &str) -> String {
 
 #[test]
 fn an_excess_is_rounding_only_where_float64_is_right() {
-    let said = printed(
+    let stdout = printed(
         "import report
 for exact in 'ok', 'failed', None:
     checks = [{'name': 'golden-fp64', 'state': exact}] if exact else []
@@ -363,12 +363,12 @@ for exact in 'ok', 'failed', None:
     print(*[check['state'] for check in report.settle(checks)])",
     );
     let expected = ["ok rounding failed failed", "failed failed failed failed", "failed failed failed"];
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(stdout.lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]
 fn processes_that_are_deaf_or_stopped_are_ended_too() {
-    let said = printed(
+    let stdout = printed(
         "import os, runner, signal, subprocess, time
 deaf = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 50 & wait'], start_new_session=True)
 while len(runner.processes(runner.SESSION, deaf.pid)) < 2:
@@ -377,13 +377,13 @@ os.kill(max(runner.processes(runner.SESSION, deaf.pid)), signal.SIGSTOP)
 runner.end_session(deaf.pid, grace_s=0.5)
 print(runner.processes(runner.SESSION, deaf.pid), deaf.wait())",
     );
-    assert_eq!(said, "[] -9\n");
+    assert_eq!(stdout, "[] -9\n");
 }
 
 #[test]
 fn small_excesses_do_not_hide_what_cannot_be_computed() {
-    // A stand-in for the job, which runs nothing: `verify` is said to have written `files` and to have ended with `code`.
-    let said = printed(
+    // A stand-in for the job, which runs nothing: `verify` is stdout to have written `files` and to have ended with `code`.
+    let stdout = printed(
         "import check, json, pathlib, runner, tempfile
 class Job:
     def __init__(self, code, files):
@@ -422,12 +422,12 @@ for code, *files in [
         "['ended by SIGSEGV: the end'] []",
         "[] ['ended by SIGSEGV after all was done']",
     ];
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(stdout.lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]
 fn no_mistake_of_a_check_and_no_file_that_vanishes_stops_the_others() {
-    let said = printed(
+    let stdout = printed(
         "import json, pathlib, runner, sys, tarfile, tempfile, time
 folders = tempfile.TemporaryDirectory(), tempfile.TemporaryDirectory()
 work, out = [pathlib.Path(folder.name) for folder in folders]
@@ -445,15 +445,15 @@ made.run(runner.Group('two', 4, [runner.Check('late', 1, lambda job: 'yes')]))
 print('over')",
     );
     // The lines of the checks come first.
-    let told: Vec<&str> = said.lines().skip(2).collect();
+    let told: Vec<&str> = stdout.lines().skip(2).collect();
     let expected =
         ["[('right', 'ok'), ('wrong', 'failed')]", "['gpu-check/a.log', 'gpu-check/result.json']", "over"];
-    assert_eq!(told, expected, "{said}");
+    assert_eq!(told, expected, "{stdout}");
 }
 
 #[test]
 fn overlap_and_agreement_are_judged() {
-    let said = printed(
+    let stdout = printed(
         "import json, pathlib, report, tempfile
 def trace(*begins):
     return {'trace': {'backward_ends_ms': [10.0], 'reductions': [{'step': 0, 'from_ms': begin} for begin in begins]}}
@@ -487,5 +487,5 @@ for short in run('short', 2.0), run('empty'):
         "steps of one, short: [2, 1]",
         "steps of one, empty: [2, 0]",
     ];
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(stdout.lines().collect::<Vec<_>>(), expected);
 }

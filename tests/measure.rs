@@ -142,8 +142,8 @@ fn calls_of_the_runtime_are_counted_and_networks_measured() {
         .arg(&config)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.starts_with("network: fp32, channels last"), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.starts_with("network: fp32, channels last"), "{output:?}");
 }
 
 #[test]
@@ -319,11 +319,11 @@ fn probed(folder: &Path, record: &Path, num_shapes: usize) {
         let result: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
         Some((String::from_utf8(output.stdout).unwrap(), result))
     };
-    let Some((said, result)) = run("100") else { return };
+    let Some((printed, result)) = run("100") else { return };
     let shapes = result["shapes"].as_array().unwrap();
-    assert!(shapes.len() == num_shapes + 2 && result["stopped"].is_null(), "{said}");
+    assert!(shapes.len() == num_shapes + 2 && result["stopped"].is_null(), "{printed}");
     let named = |words: &str| {
-        shapes.iter().find(|entry| entry["words"] == words).unwrap_or_else(|| panic!("{words}: {said}"))
+        shapes.iter().find(|entry| entry["words"] == words).unwrap_or_else(|| panic!("{words}: {printed}"))
     };
     let stem = named("4x3x32x32 * 18x3x3x3 stride 2 padding 1");
     assert_eq!(stem["per_step"][record.to_str().unwrap()], 4.0);
@@ -355,12 +355,12 @@ fn probed(folder: &Path, record: &Path, num_shapes: usize) {
         "2x6x5x5 * 4x5x1x1: Given groups=1",
         "; fp64 last convolution; fp64 first convolution)",
     ] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(printed.contains(words), "{words}: {printed}");
     }
     // Without time: all is listed.
-    let (said, result) = run("0").expect("it has run before");
+    let (printed, result) = run("0").expect("it has run before");
     assert_eq!(result["stopped"], "the time is up");
-    assert!(said.contains(&format!("alone, {} not run in any precision", num_shapes + 2)), "{said}");
+    assert!(printed.contains(&format!("alone, {} not run in any precision", num_shapes + 2)), "{printed}");
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn wrong_words_are_told() {
             .args(more)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(code) && said.contains(expected), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && printed.contains(expected), "{printed}");
     }
 }

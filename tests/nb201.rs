@@ -157,7 +157,7 @@ fn drnas(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_drnas-dist")).args(arguments).output().expect("the program starts")
 }
 
-fn said(arguments: &[&str]) -> String {
+fn stdout_of(arguments: &[&str]) -> String {
     let output = drnas(arguments);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -178,7 +178,7 @@ fn the_commands_answer_people_and_programs() {
     let table = folder.path().join("table");
     let table = table.to_str().unwrap();
     assert_eq!(
-        said(&["nb201", "query", "15624", "--table", table]),
+        stdout_of(&["nb201", "query", "15624", "--table", table]),
         "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|\n\
          index 15624, one of 15625 architectures\n\n\
          \u{20}                              value   rank  better than   median            largest\n\
@@ -187,18 +187,18 @@ fn the_commands_answer_people_and_programs() {
     );
     let text = "|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|";
     let answer: serde_json::Value =
-        serde_json::from_str(&said(&["nb201", "query", text, "--table", table, "--json"])).unwrap();
+        serde_json::from_str(&stdout_of(&["nb201", "query", text, "--table", table, "--json"])).unwrap();
     assert_eq!(answer["index"], 15623);
     assert_eq!(answer["architecture"], text);
     assert_eq!(answer["values"]["c10_test_200"], 1.0001);
     assert_eq!(answer["optima"]["params"]["index"], 0);
-    let top = said(&["nb201", "top", "2", "--by", "c10_test_200", "--table", table]);
+    let top = stdout_of(&["nb201", "top", "2", "--by", "c10_test_200", "--table", table]);
     let lines: Vec<&str> = top.lines().collect();
     assert_eq!(lines.len(), 3);
     assert!(lines[0].starts_with("rank  index  c10_test_200  architecture"), "{top}");
     assert!(lines[1].starts_with("   1      0       24.0000  |avg_pool_3x3~0|+"), "{top}");
     let top: serde_json::Value =
-        serde_json::from_str(&said(&["nb201", "top", "3", "--table", table, "--json"])).unwrap();
+        serde_json::from_str(&stdout_of(&["nb201", "top", "3", "--table", table, "--json"])).unwrap();
     assert_eq!(top.as_array().unwrap().len(), 3);
     assert_eq!(top[0]["values"]["c10_test_200"], 24.0);
 
@@ -216,11 +216,11 @@ fn the_commands_answer_people_and_programs() {
     );
     // The same table again is no change, another one is refused unless it was asked for.
     let before = fs::read(table).unwrap();
-    said(&["nb201", "import", source, "--out", table]);
+    stdout_of(&["nb201", "import", source, "--out", table]);
     let error = refused(&["nb201", "import", source, "--out", table, "--skip", "params"]);
     assert!(error.contains("is there already with another content"), "{error}");
     assert_eq!(fs::read(table).unwrap(), before);
-    let answer = said(&["nb201", "import", source, "--out", table, "--skip", "params", "--overwrite"]);
+    let answer = stdout_of(&["nb201", "import", source, "--out", table, "--skip", "params", "--overwrite"]);
     assert!(
         answer.ends_with("15625 architectures, 1 columns\n  c10_test_200   largest 24.0000 % (index 0)\n"),
         "{answer}"

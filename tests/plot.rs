@@ -220,22 +220,22 @@ fn the_command_writes_both_pictures() {
     let plot = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drnas-dist"));
         let output = command.args(["plot", "trajectory"]).arg(&run).args(more).output().expect("it starts");
-        let (said, error) =
+        let (stdout, stderr) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-        (output.status.code(), said, error)
+        (output.status.code(), stdout, stderr)
     };
     let table = table.to_str().unwrap();
     assert_eq!(plot(&[]).0, Some(2), "without a table");
     // What the run searched on is the default.
     fs::write(run.join("config.toml"), "seed = 3\n[model]\nnum_classes = 100\n").unwrap();
-    let (code, said, error) = plot(&["--table", table]);
+    let (code, stdout, error) = plot(&["--table", table]);
     assert_eq!(code, Some(0), "{error}");
-    assert!(said.starts_with(
+    assert!(stdout.starts_with(
         "CIFAR-100 test accuracy, 100 architectures drawn at every epoch (best of the space 81.00 %, its median 41.00 %)\n"
     ));
     assert!(
-        said.contains("\nepoch   3: chosen 81.00 %, drawn 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
-        "{said}"
+        stdout.contains("\nepoch   3: chosen 81.00 %, drawn 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
+        "{stdout}"
     );
     assert!(run.join("trajectory-cifar100.svg").exists() && run.join("trajectory-cifar100.png").exists());
 

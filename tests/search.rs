@@ -1,4 +1,4 @@
-//! Whole searches: any number of ranks gives the same result; interrupted ones end as if they had not been.
+//! Whole searches: the result does not depend on the number of ranks or on interruptions.
 
 #[path = "common/bench.rs"]
 mod bench;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-/// Relative distance of two tensors.
+/// Relative distance between two tensors.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let norm = |x: Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
     let size = norm(b.shallow_clone());
@@ -28,7 +28,8 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     if off == 0.0 { 0.0 } else { off / size }
 }
 
-/// Losses within `losses`, weights and eta within `state`, relative; the same architecture.
+/// Asserts that losses agree within `losses` and weights and eta within `state`, both relative, and that the
+/// architectures are equal.
 fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
     for name in ["loss", "architecture_loss"] {
         let (a, b) = (ours.step_values(name), theirs.step_values(name));
@@ -38,7 +39,7 @@ fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
         }
     }
     let (a, b) = (ours.state(STEPS), theirs.state(STEPS));
-    // All weights as one vector: single tensors can be next to nothing.
+    // All weights as one vector: single tensors can be almost zero.
     let all = |state: &std::collections::BTreeMap<String, Tensor>| {
         let weights = state.iter().filter(|(name, _)| name.starts_with("weights/"));
         Tensor::cat(&weights.map(|(_, tensor)| tensor.reshape([-1])).collect::<Vec<_>>(), 0)
@@ -50,13 +51,13 @@ fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
 }
 
 #[test]
-fn any_number_of_ranks_gives_the_same_search() {
+fn search_does_not_depend_on_the_number_of_ranks() {
     let bench = Bench::get();
     let one = bench.run_search(0, "float-1", &[]);
     for ranks in [2, 4] {
         let several = bench.run_search(ranks, &format!("float-{ranks}"), &[]);
         assert_agree(&several, &one, 1e-4, 1e-3);
-        // More than that: gradients are summed in float64, where the order leaves no trace in float32.
+        // Even bit-identical: gradients are summed in float64, where the order does not affect the float32 result.
         assert_same_result(&several, &one);
     }
     let double = ["--set", "precision=fp64"];
@@ -66,27 +67,27 @@ fn any_number_of_ranks_gives_the_same_search() {
         assert_agree(&several, &one, 1e-9, 1e-9);
     }
     let losses = one.step_values("loss");
-    assert!(losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(), "it learns: {losses:?}");
+    assert!(losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(), "the loss does not decrease: {losses:?}");
 }
 
 #[test]
-fn a_shared_theta_is_another_search() {
+fn shared_theta_changes_the_search() {
     let bench = Bench::get();
     let shared = ["--set", "search.theta=shared", "--set", "precision=fp64"];
     let one = bench.run_search(0, "shared-1", &shared);
     let two = bench.run_search(2, "shared-2", &shared);
     assert_agree(&two, &one, 1e-9, 1e-9);
-    let own = bench.run_search(0, "own-1", &["--set", "precision=fp64"]);
-    assert_ne!(one.step_values("loss"), own.step_values("loss"));
+    let per_replica = bench.run_search(0, "own-1", &["--set", "precision=fp64"]);
+    assert_ne!(one.step_values("loss"), per_replica.step_values("loss"));
 }
 
 #[test]
-fn killed_and_resumed_equals_never_stopped() {
+fn killed_and_resumed_equals_uninterrupted() {
     let bench = Bench::get();
     let whole = bench.run_search(2, "whole", &["--set", "run.checkpoint_every=1"]);
     let again = bench.run_search(2, "again", &["--set", "run.checkpoint_every=7"]);
     assert_same_result(&again, &whole);
-    // In the middle of an epoch, before eta moves and after, just before, at and after the stage change.
+    // Within an epoch before and after the first update of eta; just before, at and after the stage change; late.
     for kill_after in [2, 7, STAGE_CHANGE - 1, STAGE_CHANGE, STAGE_CHANGE + 1, 18] {
         let name = format!("killed-{kill_after}");
         let more = ["--set", "run.checkpoint_every=1", "--resume"];
@@ -100,8 +101,8 @@ fn killed_and_resumed_equals_never_stopped() {
         }
         kill_all(child, &run.folder);
         let found = run.checkpoints();
-        println!("killed after step {kill_after} was saved; whole checkpoints: {found:?}");
-        assert!(!run.folder.join("genotype.json").exists(), "it was killed before the end");
+        println!("killed after step {kill_after} was saved; complete checkpoints: {found:?}");
+        assert!(!run.folder.join("genotype.json").exists(), "the run finished before it was killed");
         let output = finish(bench.search(2, &name, &more), Duration::from_secs(300));
         assert!(output.status.success(), "{}", output_text(&output));
         assert!(output_text(&output).contains("resumed after step"), "{}", output_text(&output));
@@ -110,12 +111,12 @@ fn killed_and_resumed_equals_never_stopped() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_skipped() {
+fn corrupt_checkpoint_is_skipped() {
     let bench = Bench::get();
     let every = ["--set", "run.checkpoint_every=3"];
-    let whole = bench.run_search(0, "undamaged", &every);
-    bench.run_search(0, "damaged", &every);
-    let run = bench.run("damaged");
+    let whole = bench.run_search(0, "intact", &every);
+    bench.run_search(0, "corrupt", &every);
+    let run = bench.run("corrupt");
     let steps = run.checkpoints();
     assert_eq!(steps, [15, 18, 20], "the newest three are kept");
     let newest = run.folder.join("checkpoints/step-000000020/state.safetensors");
@@ -125,7 +126,7 @@ fn a_damaged_checkpoint_is_skipped() {
     std::fs::write(&newest, bytes).unwrap();
     std::fs::remove_file(run.folder.join("genotype.json")).unwrap();
     let output =
-        finish(bench.search(0, "damaged", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
+        finish(bench.search(0, "corrupt", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
     assert!(output.status.success(), "{}", output_text(&output));
     assert!(output_text(&output).contains("warning: "), "{}", output_text(&output));
     assert!(output_text(&output).contains("resumed after step 18"), "{}", output_text(&output));
@@ -133,10 +134,10 @@ fn a_damaged_checkpoint_is_skipped() {
 }
 
 #[test]
-fn nothing_of_an_old_run_is_lost_by_resuming() {
+fn resuming_keeps_the_results_of_the_old_run() {
     let bench = Bench::get();
     let resume = |run: &str| finish(bench.search(0, run, &["--resume"]), Duration::from_secs(300));
-    // A finished run is shown, not touched.
+    // A finished run is reported and left unchanged.
     let run = bench.run_search(0, "done", &[]);
     let files = |run: &Run| {
         ["metrics.jsonl", "report.txt", "genotype.json"]
@@ -146,7 +147,7 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
     let output = resume("done");
     assert!(output.status.success() && output_text(&output).contains("this run has finished"), "{}", output_text(&output));
     assert_eq!(files(&run), before);
-    // With no checkpoint that can be read it does not begin again by itself.
+    // Without a readable checkpoint the run does not restart from the beginning.
     for step in run.checkpoints() {
         let marker = run.folder.join(format!("checkpoints/step-{step:09}/DONE"));
         std::fs::write(marker, "{}").unwrap();
@@ -156,7 +157,7 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
     let none = "none of the 2 checkpoints in done/checkpoints can be read";
     assert!(output_text(&output).contains(none), "{}", output_text(&output));
     assert_eq!(files(&run), before);
-    // A run that was killed before its first checkpoint begins again, with one log.
+    // A run that was killed before its first checkpoint restarts, with a single log.
     std::fs::create_dir_all(bench.path("early")).unwrap();
     std::fs::write(bench.path("early/metrics.jsonl"), "{\"event\":\"stage\",\"step\":0}\n").unwrap();
     let output = resume("early");
@@ -165,19 +166,19 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
 }
 
 #[test]
-fn a_clip_of_0_is_none() {
+fn clip_norm_of_0_disables_clipping() {
     let bench = Bench::get();
     let losses = |clip: &str| {
         let set = format!("search.grad_clip={clip}");
         bench.run_search(0, &format!("clip-{clip}"), &["--set", &set]).step_values("loss")
     };
     let unclipped = losses("0");
-    assert_eq!(unclipped, losses("1000000.0"), "no gradient is so large");
+    assert_eq!(unclipped, losses("1000000.0"), "no gradient is that large");
     assert_ne!(unclipped, losses("0.1"));
 }
 
 #[test]
-fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
+fn ctrl_c_writes_a_checkpoint_and_prints_how_to_resume() {
     let bench = Bench::get();
     let whole = bench.run_search(0, "uninterrupted", &[]);
     let child =
@@ -202,14 +203,14 @@ fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
 }
 
 #[test]
-fn what_cannot_go_well_is_refused_before_the_first_step() {
+fn invalid_runs_are_refused_before_the_first_step() {
     let bench = Bench::get();
     bench.run_search(0, "first", &["--set", "search.stage.2.epochs=2"]);
     let refused = |ranks: usize, run: &str, more: &[&str], words: &[&str]| {
         let output = finish(bench.search(ranks, run, more), Duration::from_secs(100));
         assert!(!output.status.success(), "{more:?} was accepted: {}", output_text(&output));
         for word in words {
-            assert!(output_text(&output).contains(word), "{more:?}: '{word}' is not in {}", output_text(&output));
+            assert!(output_text(&output).contains(word), "{more:?}: no '{word}' in {}", output_text(&output));
         }
     };
     refused(0, "first", &[], &["first holds a run already", "--resume"]);
@@ -221,7 +222,7 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
     refused(0, "nan", &["--set", "weights.lr=1e30"], &["step ", "the loss is", "weights.lr"]);
     assert!(!bench.path("three").exists() && !bench.path("classes").exists());
 
-    // The same images on both sides.
+    // The same images in both data sets.
     let mut command = bench.program();
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "valid"]);
     let output = finish_with(command, &["--out", "same"]);
@@ -231,7 +232,7 @@ fn what_cannot_go_well_is_refused_before_the_first_step() {
         output_text(&output)
     );
 
-    // Other data under the same names.
+    // Different data under the same names.
     std::fs::rename(bench.path("first"), bench.path("moved")).unwrap();
     let mut command = bench.program();
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "train"]);
@@ -245,7 +246,7 @@ fn finish_with(mut command: std::process::Command, more: &[&str]) -> std::proces
 }
 
 #[test]
-fn ranks_that_were_started_differently_are_told() {
+fn different_configurations_on_ranks_are_refused() {
     let bench = Bench::get();
     let mut command = bench.mpirun();
     for (index, seed) in ["seed=1", "seed=2"].iter().enumerate() {
@@ -274,7 +275,7 @@ fn ranks_that_were_started_differently_are_told() {
 
 // -- when reductions start -----------------------------------------------------------------------------------------
 
-/// One process that writes down what it is asked to do, in order.
+/// A communicator of one rank that records its calls in order.
 #[derive(Default)]
 struct Recorder(RefCell<Vec<String>>);
 
@@ -303,11 +304,11 @@ impl Communicator for Recorder {
     }
 
     fn broadcast(&self, _: &Tensor, _: usize) -> Result<()> {
-        unreachable!("a step broadcasts nothing")
+        unreachable!("a step has no broadcast")
     }
 
     fn all_gather(&self, _: &[u8]) -> Result<Vec<Vec<u8>>> {
-        unreachable!("a step gathers nothing")
+        unreachable!("a step has no all-gather")
     }
 
     fn barrier(&self) -> Result<()> {
@@ -320,7 +321,7 @@ impl Communicator for Recorder {
 }
 
 #[test]
-fn reductions_start_while_backward_goes_on() {
+fn reductions_start_during_backward() {
     let bench = Bench::get();
     let sets = ["search.stage.1.epochs=1", "search.architecture_from_epoch=0", "run.bucket_mib=0.01"];
     let config = Config::load(&bench.path("search.toml"), &sets.map(String::from)).unwrap();
@@ -344,8 +345,8 @@ fn reductions_start_while_backward_goes_on() {
     let recorder = Recorder::default();
     search.bilevel_step(&mut weights, &mut architecture, &recorder).unwrap();
 
-    // eta first; then nothing for the first replica; for the last one each bucket as soon as its segment is done, the
-    // last segment first.
+    // eta first; no reduction during the first replica's backward; during the last replica's, each bucket as soon as
+    // its segment is done, last segment first.
     let buckets = &search.net().params.buckets;
     assert!(buckets.len() > 2);
     let mut expected = vec![format!("start {}", 2 * 14 * 7), "finish".to_string()];
@@ -357,11 +358,11 @@ fn reductions_start_while_backward_goes_on() {
     assert_eq!(*recorder.0.borrow(), expected);
 }
 
-// -- a rank that computes wrongly ----------------------------------------------------------------------------------
+// -- a rank with a wrong value -------------------------------------------------------------------------------------
 
-/// What each rank runs: a search of which rank 2 loses one bit of eta.
+/// A search in which one bit of eta flips on rank 2.
 #[test]
-#[ignore = "another test starts it under mpirun"]
+#[ignore = "run under mpirun by another test"]
 fn rank_program() {
     if std::env::var(SCENARIO).is_err() {
         return;
@@ -372,7 +373,7 @@ fn rank_program() {
     let timeline = Timeline::new(&config, 10);
     let mut search = Search::new(&config, timeline, world.rank()..world.rank() + 1, Device::Cpu);
     let outcome = search.compare_ranks(world.communicator()).and_then(|()| {
-        println!("equal at first");
+        println!("equal at the start");
         if world.rank() == 2 {
             let eta = search.eta_mut();
             let value = eta.double_value(&[1, 13, 6]) as f32;
@@ -380,11 +381,11 @@ fn rank_program() {
         }
         search.compare_ranks(world.communicator())
     });
-    world.end(outcome).expect("only a world of one comes here");
+    world.end(outcome).expect("ends the process unless the world has one rank");
 }
 
 #[test]
-fn one_wrong_bit_on_one_rank_ends_the_run() {
+fn flipped_bit_on_one_rank_ends_the_run() {
     let differ = "after step 0 ranks [2] of 3 hold other weights, eta or masks";
-    run_with("one wrong bit", 3, &[]).expect_failure(&["equal at first", differ]);
+    run_with("one wrong bit", 3, &[]).expect_failure(&["equal at the start", differ]);
 }

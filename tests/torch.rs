@@ -60,7 +60,7 @@ fn error(ours: &Tensor, theirs: &Tensor) -> f64 {
 
 /// A network in the middle of a training, images [B, N, 3, px, px] and labels [B, N] for it, drawn by `seed`; the same in
 /// `folder` for tests/python/steps.py.
-fn scene(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tensor, Tensor) {
+fn fixture(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tensor, Tensor) {
     tch::set_num_threads(1);
     let genotype = Genotype::read(GENOTYPE).unwrap();
     let (kind, px, n) = (config.precision.weights(), config.data.px, config.evaluate.global_batch);
@@ -149,7 +149,7 @@ fn distances(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>)
 fn compare(space: SearchSpace, precision: Precision, channels_last: bool, [tolerance, logits]: [f64; 2]) {
     let folder = tempfile::tempdir().unwrap();
     let config = EvaluateConfig { channels_last, ..config(space, precision) };
-    let (mut evaluation, images, labels) = scene(&config, 3, folder.path());
+    let (mut evaluation, images, labels) = fixture(&config, 3, folder.path());
     let Some(theirs) = steps_of_torch(folder.path(), &[]) else { return };
     let counted = std::fs::read_to_string(folder.path().join("torch.json")).unwrap();
     let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
@@ -205,12 +205,12 @@ fn float32_beside_float64_of_pytorch() {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(space, Precision::Fp32);
             config.weights.lr = lr;
-            let (mut evaluation, images, labels) = scene(&config, seed, folder.path());
+            let (mut evaluation, images, labels) = fixture(&config, seed, folder.path());
             let Some(long) = steps_of_torch(folder.path(), &["float64"]) else { return };
             let short = steps_of_torch(folder.path(), &[]).unwrap();
             let ours = steps(&mut evaluation, &images, &labels);
             config.channels_last = false;
-            let (mut evaluation, images, labels) = scene(&config, seed, folder.path());
+            let (mut evaluation, images, labels) = fixture(&config, seed, folder.path());
             let first = steps(&mut evaluation, &images, &labels);
             for (name, short) in
                 [("PyTorch", short), ("this program", ours), ("this program, channels first", first)]

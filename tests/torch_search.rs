@@ -34,7 +34,7 @@ const IMAGES: [usize; 2] = [28, 12];
 
 /// One search. Whatever is not here is the same for all, see `toml`. Gradients are clipped where some are longer than that
 /// and some are not: Adam hardly sees a constant factor.
-struct Scene {
+struct Case {
     command: &'static [&'static str],
     space: &'static str,
     layers: u64,
@@ -56,7 +56,7 @@ struct Scene {
 }
 
 /// The published ImageNet search, but for its size: warm-up, eta from a later epoch of each stage on.
-const IMAGENET: Scene = Scene {
+const IMAGENET: Case = Case {
     command: &["search-imagenet"],
     space: "darts-imagenet",
     layers: 3,
@@ -76,7 +76,7 @@ const IMAGENET: Scene = Scene {
 };
 
 /// The published CIFAR search in second order.
-const CIFAR: Scene = Scene {
+const CIFAR: Case = Case {
     command: &["search-cifar"],
     space: "darts-cifar",
     px: 16,
@@ -91,7 +91,7 @@ const CIFAR: Scene = Scene {
 };
 
 /// The published progressive search on NAS-Bench-201, with eta from the first step on, and one draw for all replicas.
-const NAS_BENCH_201: Scene = Scene {
+const NAS_BENCH_201: Case = Case {
     command: &["search-nb201", "--dataset", "cifar10"],
     space: "nas-bench-201",
     layers: 1,
@@ -110,18 +110,18 @@ const NAS_BENCH_201: Scene = Scene {
 };
 
 /// The same in second order, with the other regulariser.
-const NAS_BENCH_201_SECOND_ORDER: Scene = Scene {
+const NAS_BENCH_201_SECOND_ORDER: Case = Case {
     order: 2,
     theta: "per-replica",
     eta: "weight_decay = 0.0\nregulariser = \"kl\"\ngrad_clip = 0.015",
     ..NAS_BENCH_201
 };
 
-impl Scene {
+impl Case {
     /// What both programs read. Mean and deviation are such that normalised pixels are exact in float32.
     fn toml(&self, precision: &str) -> String {
-        let Scene { space, layers, init_channels, px, order, replicas, theta, lr, lr_min, .. } = self;
-        let Scene { architecture_from_epoch, warmup_epochs, grad_clip, eta_lr, eta, .. } = self;
+        let Case { space, layers, init_channels, px, order, replicas, theta, lr, lr_min, .. } = self;
+        let Case { architecture_from_epoch, warmup_epochs, grad_clip, eta_lr, eta, .. } = self;
         let stage = |[k, ops_kept, epochs]: [u64; 3]| {
             format!("[[search.stage]]\nk = {k}\nops_kept = {ops_kept}\nepochs = {epochs}\n")
         };
@@ -159,21 +159,21 @@ struct Searched {
 }
 
 impl Searched {
-    fn new(scene: &Scene, precision: &str) -> Searched {
+    fn new(case: &Case, precision: &str) -> Searched {
         tch::set_num_threads(1);
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        std::fs::write(path("search.toml"), scene.toml(precision)).unwrap();
+        std::fs::write(path("search.toml"), case.toml(precision)).unwrap();
         for (seed, (name, images)) in ["train", "valid"].into_iter().zip(IMAGES).enumerate() {
-            paint(&path(&format!("{name}-images")), seed as u64, images, scene.px);
+            paint(&path(&format!("{name}-images")), seed as u64, images, case.px);
             program(folder.path(), &["pack", &format!("{name}-images"), name, "--shard-images", "9"]);
         }
         let arguments = ["--config", "search.toml", "--train", "train", "--valid", "valid", "--out", "run"];
-        let mut arguments = [scene.command, &arguments].concat();
+        let mut arguments = [case.command, &arguments].concat();
         // `--dataset` sets these over the configuration, and they are other images here.
         let sets = [
             "model.num_classes=4".to_string(),
-            format!("data.px={}", scene.px),
+            format!("data.px={}", case.px),
             "data.pad=0".into(),
             format!("data.mean={MEAN}"),
             format!("data.std={STD}"),
@@ -420,8 +420,8 @@ fn of_kind(state: &Named, wanted: &str) -> Tensor {
 }
 
 /// Compares the losses, rates and states of all steps.
-fn compare(scene: &Scene, precision: &str) {
-    let searched = Searched::new(scene, precision);
+fn compare(case: &Case, precision: &str) {
+    let searched = Searched::new(case, precision);
     let Some(theirs) = searched.of_torch() else { return };
     let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (name, ours) in [
@@ -461,7 +461,7 @@ fn compare(scene: &Scene, precision: &str) {
             errors.entry(kind).or_default().push(error(&a, &b));
         }
     }
-    println!("{} order {} {precision}: largest and last relative errors", scene.space, scene.order);
+    println!("{} order {} {precision}: largest and last relative errors", case.space, case.order);
     for (name, errors) in &errors {
         let largest = errors.iter().copied().fold(0.0, f64::max);
         println!("  {name} {largest:.1e}, {:.1e}", errors.last().unwrap());
@@ -480,15 +480,15 @@ fn compare(scene: &Scene, precision: &str) {
 }
 
 /// In float64 at the published rates.
-fn compare_in_float64(scene: Scene) {
-    compare(&scene, "fp64");
+fn compare_in_float64(case: Case) {
+    compare(&case, "fp64");
 }
 
 /// In float32 at small rates, for the reason given in tests/torch.rs: rounding flips a ReLU now and then, and the gradient
 /// jumps by the contribution of one pixel (up to 5e-3 of its norm, measured; in second order the jump is divided by the short
 /// step of the finite difference). So averages of gradients (momentum, Adam's) agree less well than weights and eta.
-fn compare_in_float32(scene: Scene) {
-    compare(&Scene { lr: 2e-5, lr_min: 0.0, eta_lr: 1e-6, ..scene }, "fp32");
+fn compare_in_float32(case: Case) {
+    compare(&Case { lr: 2e-5, lr_min: 0.0, eta_lr: 1e-6, ..case }, "fp32");
 }
 
 #[test]

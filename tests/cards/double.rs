@@ -1,6 +1,6 @@
 //! The double of CUDA and NCCL: how it is compiled, how this program runs on it, and stream 0 of it.
 
-use crate::bench::mpirun::{Ended, run_with};
+use crate::bench::mpirun::{Outcome, run_with};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,7 +40,7 @@ impl Double {
         unsafe { (self.enqueue)(std::ptr::null_mut(), run, Box::into_raw(boxed).cast()) }
     }
 
-    /// A copy on stream 0, which keeps both tensors until then: a scene may end early.
+    /// A copy on stream 0, which keeps both tensors until then: a scenario may end early.
     pub fn copy(&self, to: &Tensor, from: &Tensor) {
         let bytes = from.numel() * from.kind().elt_size_in_bytes();
         let (to, from) = (to.shallow_clone(), from.shallow_clone());
@@ -97,32 +97,32 @@ pub fn double() -> &'static Path {
     FOLDER.get_or_init(|| compiled(&[]))
 }
 
-/// This program in `scene` on the double in `folder`, under mpirun with `size` ranks, or alone for 0.
-pub fn run_on(folder: &Path, scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
+/// This program in `scenario` on the double in `folder`, under mpirun with `size` ranks, or alone for 0.
+pub fn run_on(folder: &Path, scenario: &str, size: usize, variables: &[(&str, &str)]) -> Outcome {
     let nccl = folder.join("libnccl.so.2");
     let double = [("LD_LIBRARY_PATH", folder.to_str().unwrap()), ("DRNAS_NCCL", nccl.to_str().unwrap())];
-    run_with(scene, size, &[&double, variables].concat())
+    run_with(scenario, size, &[&double, variables].concat())
 }
 
-pub fn good(scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
-    run_on(double(), scene, size, variables).good(size)
+pub fn succeeds(scenario: &str, size: usize, variables: &[(&str, &str)]) -> Outcome {
+    run_on(double(), scenario, size, variables).expect_success(size)
 }
 
 /// Ends soon, with an error and `expected` in its words.
-pub fn bad_on(
+pub fn fails_on(
     folder: &Path,
-    scene: &str,
+    scenario: &str,
     size: usize,
     variables: &[(&str, &str)],
     expected: &[&str],
-) -> Ended {
-    let ended = run_on(folder, scene, size, variables).bad(expected);
-    let Ended { what, output, wall, .. } = &ended;
+) -> Outcome {
+    let outcome = run_on(folder, scenario, size, variables).expect_failure(expected);
+    let Outcome { what, output, wall, .. } = &outcome;
     assert!(!output.contains("panicked"), "{what}: {output}");
     assert!(*wall < Duration::from_secs(30), "{what} {wall:?}: {output}");
-    ended
+    outcome
 }
 
-pub fn bad(scene: &str, size: usize, variables: &[(&str, &str)], expected: &[&str]) -> Ended {
-    bad_on(double(), scene, size, variables, expected)
+pub fn fails(scenario: &str, size: usize, variables: &[(&str, &str)], expected: &[&str]) -> Outcome {
+    fails_on(double(), scenario, size, variables, expected)
 }

@@ -1,4 +1,4 @@
-//! What a rank does in each scene.
+//! What a rank does in each scenario.
 
 use crate::double::Double;
 use clap::Parser;
@@ -125,13 +125,13 @@ pub fn others(world: &World) -> Result<()> {
     let told = comm.all_gather(&[rank as u8, 7])?;
     assert_eq!(told, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
     comm.barrier()?;
-    let said = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
+    let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
     let turned = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
-    assert!(said(comm.start_mean(&turned)).contains("contiguous tensor expected"));
-    assert!(said(comm.broadcast(&turned, 0)).contains("contiguous tensor expected"));
+    assert!(message(comm.start_mean(&turned)).contains("contiguous tensor expected"));
+    assert!(message(comm.broadcast(&turned, 0)).contains("contiguous tensor expected"));
     let whole = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(said(comm.start_mean(&whole)).contains("kind Float or Double expected, Int64 found"));
-    assert!(said(comm.broadcast(&whole, 9)).contains("root below"));
+    assert!(message(comm.start_mean(&whole)).contains("kind Float or Double expected, Int64 found"));
+    assert!(message(comm.broadcast(&whole, 9)).contains("root below"));
     comm.finish()?;
     Ok(comm.barrier()?)
 }
@@ -140,9 +140,9 @@ pub fn others(world: &World) -> Result<()> {
 pub fn elsewhere(world: &World) -> Result<()> {
     let comm = world.communicator();
     let here = Tensor::zeros([3], tch::kind::FLOAT_CPU);
-    let said = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
-    assert_eq!(said(comm.start_mean(&here)), "mean: a tensor on Cuda(0) expected, Cpu found");
-    assert_eq!(said(comm.broadcast(&here, 0)), "broadcast: a tensor on Cuda(0) expected, Cpu found");
+    let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
+    assert_eq!(message(comm.start_mean(&here)), "mean: a tensor on Cuda(0) expected, Cpu found");
+    assert_eq!(message(comm.broadcast(&here, 0)), "broadcast: a tensor on Cuda(0) expected, Cpu found");
     Ok(())
 }
 
@@ -266,7 +266,7 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
     let (at, before) = (buffers[1].data_ptr() as usize, buffers[1].double_value(&[299_999]));
     double.give(move || {
         let since = Instant::now();
-        // SAFETY: a float of a tensor that lives until the end of the scene; the double writes it meanwhile.
+        // SAFETY: a float of a tensor that lives until the end of the scenario; the double writes it meanwhile.
         let now = || f64::from(unsafe { (at as *const f32).add(299_999).read_volatile() });
         while now() == before && since.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(1));
@@ -314,8 +314,8 @@ pub fn time(world: &World, double: &Double) -> Result<()> {
         content(0, 3, 5_000, Kind::Float),
     );
     start.record(&zero)?;
-    // SAFETY: two tensors of one size that live until the end of the scene.
-    unsafe { side.copy_to_card(between.data_ptr(), from.data_ptr(), 20_000)? };
+    // SAFETY: two tensors of one size that live until the end of the scenario.
+    unsafe { side.copy_to_gpu(between.data_ptr(), from.data_ptr(), 20_000)? };
     copied.record(&side)?;
     zero.wait(&copied)?;
     double.copy(&to, &between);
@@ -334,7 +334,7 @@ pub fn steps(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
     let absent = std::env::var("TEST_ABSENT").ok().and_then(|step| step.parse().ok());
     if absent.is_some() {
-        world.keep_watch(Duration::from_secs(10))?;
+        world.start_heartbeats(Duration::from_secs(10))?;
     }
     let [weights, buffer] = [10, 1_000].map(|length| Tensor::zeros([length], tch::kind::FLOAT_CPU));
     // A card's memory is used again in the order of its streams, the double's at once: it is kept, should this end early.
@@ -380,7 +380,7 @@ pub fn card(world: &World) -> Result<()> {
     println!(
         "rank {} has {} on {:?}, {} GiB",
         world.rank(),
-        world.card().map_or("nothing", |card| &card.bus_id),
+        world.gpu().map_or("nothing", |card| &card.bus_id),
         world.device(),
         total >> 30
     );
@@ -400,7 +400,7 @@ pub fn search(world: &World) -> Result<()> {
 /// Batches with and without holes, large and small, come to a card as they are on the CPU. Stream 0 is the host.
 pub fn uploads(world: &World) -> Result<()> {
     let (mean, std) = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]);
-    let mut card = Upload::to_card(&mean, &std, Device::Cpu, world.context().expect("a card"));
+    let mut card = Upload::to_gpu(&mean, &std, Device::Cpu, world.context().expect("a card"));
     let mut plain = Upload::new(&mean, &std, Device::Cpu);
     for step in 0..12u32 {
         let mut batch = Batch::synthetic([6, 6, 9, 4][step as usize % 4], 16, 10);
