@@ -219,7 +219,7 @@ impl Case {
         }
     }
 
-    /// Asserts that killed ranks left no shared memory and no lock; a lock may remain if rank 0, its holder, was killed.
+    /// Asserts that killed ranks left no shared memory and no lock, unless rank 0, which holds the lock, was lost.
     fn assert_clean(&self, output: &Output, rank: usize) {
         let left: Vec<_> = (fs::read_dir(&self.folder).unwrap().flatten())
             .map(|entry| entry.file_name().into_string().unwrap())
@@ -315,14 +315,14 @@ fn fails_and_resumes(fault: &str, rank: usize, words: &[&str]) {
 
 #[test]
 fn killed_rank_is_reported_and_the_run_resumes() {
-    let how = ", step STEP, PHASE: its process is gone";
+    let how = ", step STEP, PHASE: process died";
     fails_and_resumes("kill", 1, &["rank 0 on ", "lost rank 1 on ", how]);
     fails_and_resumes("kill", 0, &["rank 1 on ", "lost rank 0 on ", how]);
 }
 
 #[test]
 fn stopped_rank_is_reported_and_the_run_resumes() {
-    let how = ", step STEP, PHASE: no sign of life for 2 s";
+    let how = ", step STEP, PHASE: no heartbeat for 2 s";
     fails_and_resumes("stop", 1, &["rank 0 on ", "lost rank 1 on ", how]);
     fails_and_resumes("stop", 0, &["rank 1 on ", "lost rank 0 on ", how]);
 }

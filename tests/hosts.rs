@@ -143,7 +143,7 @@ fn lost_host_is_reported_and_the_run_resumes_without_it() {
     {
         let line = messages.lines().find(|text| text.contains(line)).unwrap_or_else(|| panic!("{messages}"));
         assert!(
-            line.contains("no sign of life for 3 s (stopped, or its machine or network is down)"),
+            line.contains("no heartbeat for 3 s (stopped, or its machine or network is down)"),
             "{line}"
         );
     }

@@ -476,7 +476,7 @@ fn rank_that_stops_before_the_first_heartbeat_is_detected_within_the_start_limit
     let outcome = fails(
         "unstarted",
         3,
-        &["MPI_Init did not return within 3 s, not every rank has started", "raise run.start_limit_s"],
+        &["MPI_Init did not return within 3 s: not all ranks have started", "increase run.start_limit_s"],
     );
     assert_prompt(&outcome);
     let outcome = fails("unwatched", 3, &["waited 3.", "not every rank came"]);
@@ -524,7 +524,7 @@ fn mismatched_collectives_are_reported() {
         2,
         &["rank 0: 1 means of 100000 (100000 Float); rank 1: 1 means of 99999 (99999 Float)"],
     ));
-    assert_prompt(&fails("early", 2, &["rank 0: end of the run; rank 1: barrier"]));
+    assert_prompt(&fails("early", 2, &["rank 0: shutdown; rank 1: barrier"]));
 }
 
 #[test]
@@ -647,8 +647,8 @@ fn assert_gone(output: &str) {
 
 #[test]
 fn lost_rank_is_reported_and_all_ranks_are_killed() {
-    let gone = "its process is gone";
-    for (fault, how) in [("killed", gone), ("crashed", gone), ("stopped", "no sign of life for 2 s")] {
+    let gone = "process died";
+    for (fault, how) in [("killed", gone), ("crashed", gone), ("stopped", "no heartbeat for 2 s")] {
         for (victim, by) in [("1", "rank 0 on "), ("0", "rank 1 on ")] {
             let outcome = run_with(fault, 3, &[("DRNAS_TEST_RANK", victim)]);
             assert!(!matches!(outcome.code, Some(0 | 124)), "{:?}: {}", outcome.code, outcome.output);

@@ -1,4 +1,4 @@
-//! This rank as a process: which machine and cores it runs on, what it is doing, what it says, and how it ends.
+//! This rank as a process: host and cores, current phase, messages, signals, exit.
 
 pub mod console;
 pub mod error_line;

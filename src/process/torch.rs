@@ -1,22 +1,22 @@
-//! What libtorch is told once for the whole process: its threads, and whether it may use TensorFloat-32.
+//! Process-wide settings of libtorch: threads and TensorFloat-32.
 
 use std::ffi::c_void;
 
-/// Gives libtorch `num_threads` threads, for the inside of operations only. Before the first tensor.
+/// Sets libtorch's number of intra-op threads. Called before the first tensor.
 pub fn set_threads(num_threads: usize) {
     tch::set_num_threads(num_threads as i32);
-    // Nothing here runs operations side by side inside libtorch; libtorch takes this number once only.
+    // Operations never run concurrently inside libtorch; this number can be set only once.
     if tch::get_num_interop_threads() != 1 {
         tch::set_num_interop_threads(1);
     }
 }
 
-/// Allows libtorch to use TensorFloat-32, or forbids it: in convolutions and products. (The variable NVIDIA_TF32_OVERRIDE=0
-/// forbids it to the libraries whatever is said here.)
+/// Allows or forbids TensorFloat-32 in convolutions and matrix products. The environment variable
+/// NVIDIA_TF32_OVERRIDE=0 forbids it in the libraries regardless.
 pub fn allow_tf32(allow: bool) {
-    // SAFETY: at::globalContext() of the libtorch this is linked with (tch is pinned to its version) returns a
-    // reference to an object that lives as long as the process; the two setters take it and a bool, and may be
-    // called before CUDA is there. On x86-64 and aarch64 `this` and a reference are passed as pointers.
+    // SAFETY: at::globalContext() of the linked libtorch (tch is pinned to its version) returns a reference to an
+    // object that lives as long as the process; the two setters take it and a bool, and may be called before CUDA is
+    // initialised. On x86-64 and aarch64 `this` and a reference are passed as pointers.
     unsafe {
         let context = global_context();
         set_allow_tf32_cudnn(context, allow);
@@ -24,7 +24,7 @@ pub fn allow_tf32(allow: bool) {
     }
 }
 
-// tch has no names for these. Linked, not looked up: another libtorch fails at build time.
+// tch does not bind these. They are linked, not looked up, so that a different libtorch fails at build time.
 unsafe extern "C" {
     #[link_name = "_ZN2at13globalContextEv"]
     fn global_context() -> *mut c_void;
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn libtorch_is_told() {
+    fn tf32_is_set_in_libtorch() {
         for allow in [true, false, true, false] {
             allow_tf32(allow);
             // SAFETY: as in `allow_tf32`; these only read.

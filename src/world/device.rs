@@ -1,4 +1,4 @@
-//! Which device a rank computes on: its number among the ranks of its machine is the number of its GPU.
+//! Selects the device of each rank: its local rank is the index of its GPU.
 
 use crate::comm::{Communicator, nccl_library};
 use crate::config::{self, DeviceChoice, Reduce};
@@ -10,71 +10,71 @@ use crate::world::error::Error as WorldError;
 use std::collections::BTreeSet;
 use tch::Device;
 
-/// What a run wants of the devices of its ranks.
+/// Device options of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Devices {
-    /// GPUs or CPU.
+    /// GPU, CPU or automatic.
     pub choice: DeviceChoice,
     /// Whether ranks may share a GPU.
     pub share_gpu: bool,
-    /// In which kind gradients travel between GPUs.
+    /// Data type in which gradients are reduced between GPUs.
     pub reduce: Reduce,
-    /// Where tensors are, if not on the GPU: for stand-ins of the CUDA libraries, whose GPUs have host memory.
+    /// Overrides the device of the tensors: for stand-ins of the CUDA libraries, whose GPUs use host memory.
     pub tensors: Option<Device>,
 }
 
 /// The device of this rank.
 pub(super) struct RankDevice {
-    /// Where its tensors are.
+    /// The device of its tensors.
     pub(super) device: Device,
-    /// Its GPU and the GPU's context, current on this thread; none on the CPU.
+    /// Its GPU and the GPU's context, current on this thread; `None` on the CPU.
     pub(super) gpu: Option<(Gpu, Context)>,
 }
 
-/// What a rank found when it looked for GPUs.
+/// Result of probing for GPUs.
 pub(super) enum GpuProbe {
-    /// GPUs, by this driver.
+    /// GPUs are usable through this driver.
     Usable(&'static Driver),
-    /// No GPU, and why.
+    /// No GPU, and the reason.
     NoGpu(String),
-    /// The machine has GPUs, but they cannot be used; why.
+    /// The machine has GPUs that cannot be used, and the reason.
     Unusable(String),
 }
 
-/// GPUs of one rank that others are told of.
+/// Maximum number of GPUs of one rank that are sent to the others.
 const MAX_GPUS: usize = 16;
-const WHY: usize = 640;
-const HOST: usize = 64;
+const WHY_BYTES: usize = 640;
+const HOST_BYTES: usize = 64;
 
-/// What a rank tells the others of its GPUs.
+/// The GPUs visible to a rank, as sent to the other ranks.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct VisibleGpus {
     host: String,
     local_size: usize,
-    /// The first [`MAX_GPUS`].
+    /// UUIDs of the first [`MAX_GPUS`].
     gpus: Vec<[u8; 16]>,
-    /// Why there is none that can be used.
+    /// The reason if none is usable.
     why_none: String,
-    /// Whether the machine has GPUs all the same.
+    /// Whether the machine has GPUs although none is usable.
     unusable: bool,
 }
 
 impl Devices {
-    /// The CPU, whatever there is.
+    /// Selects the CPU.
     pub fn cpu() -> Devices {
         Devices { choice: DeviceChoice::Cpu, ..Devices::default() }
     }
 
-    /// Looks for GPUs and opens what they are used by, NCCL among it if there are `several` ranks, and libtorch's CUDA half:
-    /// before the first tensor. Makes no context. Ranks: local.
-    pub(super) fn look(&self, several: bool) -> GpuProbe {
+    /// Probes for GPUs and loads the driver, libtorch's CUDA library and, for `several` ranks, NCCL: before the first
+    /// tensor. Creates no context. Local.
+    pub(super) fn probe(&self, several: bool) -> GpuProbe {
         use GpuProbe::{NoGpu, Unusable, Usable};
         if self.choice == DeviceChoice::Cpu {
             return NoGpu(String::new());
         }
         let driver = match Driver::open() {
             Ok(driver) if driver.num_gpus() > 0 => driver,
-            Ok(_) => return NoGpu(hidden()),
+            Ok(_) => return NoGpu(why_hidden()),
             Err(DriverUnavailable::Absent(why)) if !cuda::gpu_is_present() => {
                 return NoGpu(format!("{why}; install the NVIDIA driver"));
             }
@@ -86,7 +86,7 @@ impl Devices {
             Err(DriverUnavailable::Unusable(why)) => return Unusable(format!("{why}; install a newer NVIDIA driver")),
         };
         let libtorch = self.tensors.is_none().then(cuda::load);
-        // libtorch needs an NCCL too, but cannot say what is wrong with it.
+        // libtorch needs NCCL too, but reports no useful error about it.
         if several && let Err(why) = nccl_library() {
             return Unusable(why.to_string());
         }
@@ -104,14 +104,14 @@ impl Devices {
         }
     }
 
-    /// Chooses the device of this rank and binds its GPU. All ranks come to the same answer or to an error. Collective.
+    /// Chooses the device of this rank and binds its GPU. All ranks reach the same decision or an error. Collective.
     pub(super) fn choose(
         &self,
         found: GpuProbe,
         place: &RankPlacement,
         comm: &dyn Communicator,
     ) -> Result<RankDevice> {
-        // All ranks have the same configuration, which is compared later; ranks that differ in it differ here first.
+        // The configuration is compared between ranks later; ranks with different device settings fail here first.
         let unusable = matches!(found, GpuProbe::Unusable(_));
         let (driver, why_none) = match found {
             GpuProbe::Usable(driver) => (Some(driver), String::new()),
@@ -139,13 +139,13 @@ impl Devices {
             return match self.reduce {
                 Reduce::Fp32 => Ok(RankDevice { device: Device::Cpu, gpu: None }),
                 Reduce::Bf16 => Err(config::Error::Check(
-                    "run.reduce = \"bf16\" is for ranks with GPUs, these compute on the CPU; use \"fp32\""
+                    "run.reduce = \"bf16\" requires GPUs, but the ranks compute on the CPU; use \"fp32\""
                         .into(),
                 )
                 .into()),
             };
         }
-        // More than one round: ranks that share, or one that is shown its own GPU only.
+        // Wraps around if ranks share GPUs, or if each rank sees only its own.
         let index = place.local_rank % gpus.len();
         let driver = driver.expect("on_gpus: every rank has a GPU");
         let context = Context::new(driver, index)?;
@@ -153,18 +153,18 @@ impl Devices {
         Ok(RankDevice { device, gpu: Some((gpus[index].clone(), context)) })
     }
 
-    /// Whether the ranks compute on GPUs, of which each machine must then have enough.
+    /// Returns whether the ranks compute on GPUs. Errors: a machine has too few, or only some machines have any.
     fn on_gpus(&self, all: &[VisibleGpus]) -> Result<bool> {
         if self.choice == DeviceChoice::Cpu {
             return Ok(false);
         }
-        if let Some(bare) = all.iter().find(|seen| seen.gpus.is_empty()) {
-            let (host, why) = (bare.host.clone(), bare.why_none.clone());
+        if let Some(without) = all.iter().find(|seen| seen.gpus.is_empty()) {
+            let (host, why) = (without.host.clone(), without.why_none.clone());
             let unusable = all.iter().find(|seen| seen.unusable);
             return match all.iter().find(|seen| !seen.gpus.is_empty()) {
                 _ if self.choice == DeviceChoice::Cuda => Err(WorldError::NoGpu { host, why }.into()),
                 Some(other) => Err(WorldError::SomeHaveNoGpu { with: other.host.clone(), host, why }.into()),
-                // Hours of a job on expensive machines: not without being asked.
+                // Falling back to the CPU would waste an expensive machine: only on request.
                 None => match unusable {
                     Some(VisibleGpus { host, why_none, .. }) => {
                         Err(WorldError::GpuUnusable { host: host.clone(), why: why_none.clone() }.into())
@@ -174,7 +174,7 @@ impl Devices {
             };
         }
         for seen in all {
-            // A launcher may show each rank its own GPU only: together they see enough.
+            // A launcher may make only its own GPU visible to each rank: count the GPUs of all local ranks.
             let together: BTreeSet<_> =
                 (all.iter()).filter(|other| other.host == seen.host).flat_map(|other| &other.gpus).collect();
             let (ranks, gpus) = (seen.local_size, together.len());
@@ -187,8 +187,8 @@ impl Devices {
     }
 }
 
-/// Why the driver shows no GPU.
-fn hidden() -> String {
+/// Explains why the driver shows no GPU.
+fn why_hidden() -> String {
     match std::env::var("CUDA_VISIBLE_DEVICES") {
         Ok(list) => {
             format!("the NVIDIA driver shows no GPU with CUDA_VISIBLE_DEVICES={list}; change or unset it")
@@ -206,15 +206,15 @@ impl VisibleGpus {
         };
         let mut bytes = vec![self.local_size as u8, self.gpus.len() as u8, u8::from(self.unusable)];
         bytes.extend((0..MAX_GPUS).flat_map(|index| self.gpus.get(index).copied().unwrap_or_default()));
-        bytes.extend(text(&self.host, HOST));
-        bytes.extend(text(&self.why_none, WHY));
+        bytes.extend(text(&self.host, HOST_BYTES));
+        bytes.extend(text(&self.why_none, WHY_BYTES));
         bytes
     }
 
     fn from_bytes(bytes: &[u8]) -> VisibleGpus {
         let (counts, rest) = bytes.split_at(3);
         let (gpus, texts) = rest.split_at(16 * MAX_GPUS);
-        let (host, why_none) = texts.split_at(HOST);
+        let (host, why_none) = texts.split_at(HOST_BYTES);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_string();
         VisibleGpus {
             host: text(host),
@@ -250,44 +250,44 @@ mod tests {
     }
 
     #[test]
-    fn all_ranks_compute_on_cards_or_none_does() {
+    fn all_ranks_use_gpus_or_none_does() {
         use DeviceChoice::{Auto, Cpu, Cuda};
-        let (bare, rich) = (seen("a", 1, &[]), seen("b", 1, &[1, 2]));
-        assert_eq!(chosen(Auto, false, &[bare.clone(), bare.clone()]), Ok(false));
+        let (without, rich) = (seen("a", 1, &[]), seen("b", 1, &[1, 2]));
+        assert_eq!(chosen(Auto, false, &[without.clone(), without.clone()]), Ok(false));
         assert_eq!(chosen(Auto, false, from_ref(&rich)), Ok(true));
         assert_eq!(chosen(Cpu, false, from_ref(&rich)), Ok(false));
         assert_eq!(
-            chosen(Cuda, false, from_ref(&bare)).unwrap_err(),
-            "device = \"cuda\": no GPU can be used on a: no driver; install it, or compute there with --set device=cpu"
+            chosen(Cuda, false, from_ref(&without)).unwrap_err(),
+            "device = \"cuda\": no usable GPU on a: no driver; install it, or compute on the CPU with --set device=cpu"
         );
-        let broken = VisibleGpus { unusable: true, why_none: "no NCCL; install it".into(), ..bare.clone() };
+        let broken = VisibleGpus { unusable: true, why_none: "no NCCL; install it".into(), ..without.clone() };
         assert_eq!(
-            chosen(Auto, false, &[bare.clone(), broken.clone()]).unwrap_err(),
+            chosen(Auto, false, &[without.clone(), broken.clone()]).unwrap_err(),
             "a has GPUs that cannot be used: no NCCL; install it, or compute on the CPU with --set device=cpu"
         );
         assert_eq!(chosen(Cpu, false, from_ref(&broken)), Ok(false));
         assert_eq!(VisibleGpus::from_bytes(&broken.to_bytes()), broken);
-        let mixed = chosen(Auto, false, &[rich, bare]).unwrap_err();
-        assert!(mixed.contains("b has a GPU that can be used, a has none: no driver"), "{mixed}");
+        let mixed = chosen(Auto, false, &[rich, without]).unwrap_err();
+        assert!(mixed.contains("b has a usable GPU, a does not: no driver"), "{mixed}");
     }
 
     #[test]
-    fn every_rank_of_a_machine_needs_a_card() {
+    fn every_rank_of_a_machine_needs_a_gpu() {
         let all = vec![seen("a", 3, &[1, 2]); 3];
         let few = chosen(DeviceChoice::Auto, false, &all).unwrap_err();
-        assert!(few.contains("a: 3 ranks, but 2 GPUs") && few.contains("--share-gpu"), "{few}");
+        assert!(few.contains("a: 3 ranks but 2 GPUs;") && few.contains("--share-gpu"), "{few}");
         assert_eq!(chosen(DeviceChoice::Auto, true, &all), Ok(true));
         // A launcher that shows each rank its own GPU.
         assert_eq!(chosen(DeviceChoice::Cuda, false, &[seen("a", 2, &[1]), seen("a", 2, &[2])]), Ok(true));
-        // One that shows two ranks the same GPU, and a machine whose ranks see fewer than they are.
+        // Two ranks that see the same GPU, and a machine with more ranks than visible GPUs.
         assert!(chosen(DeviceChoice::Cuda, false, &[seen("a", 2, &[1]), seen("a", 2, &[1])]).is_err());
         assert!(chosen(DeviceChoice::Cuda, false, &vec![seen("a", 3, &[1, 2]); 3]).is_err());
-        // Two machines with GPUs that have the same numbers.
+        // Two machines whose GPUs have the same UUIDs.
         assert_eq!(chosen(DeviceChoice::Cuda, false, &[seen("a", 1, &[1]), seen("b", 1, &[1])]), Ok(true));
     }
 
     #[test]
-    fn what_is_seen_survives_its_bytes() {
+    fn visible_gpus_round_trip_through_bytes() {
         for seen in [seen("node-7", 8, &[3, 4, 5]), seen("x", 1, &[])] {
             assert_eq!(VisibleGpus::from_bytes(&seen.to_bytes()), seen);
         }

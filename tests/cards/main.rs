@@ -1,7 +1,7 @@
-//! Ranks with a card each, on the double of CUDA and NCCL (tests/double): order, numbers, faults. No GPU is used.
+//! Ranks with one GPU each, on the test double of CUDA and NCCL (tests/double): ordering, values, faults. Needs no GPU.
 //!
-//! The tests start this very program again under mpirun; `rank_program` is what each rank then runs. Tensors are in host
-//! memory; what libtorch does on a card, work on stream 0, is given to the double, which runs it late.
+//! The tests start this test program again under mpirun; each rank runs `rank_program`. Tensors are in host memory; the
+//! work that libtorch would do on stream 0 is enqueued on the double, which runs it late.
 
 #[path = "../common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -20,15 +20,15 @@ use std::process::Command;
 use std::time::Duration;
 use tch::Device;
 
-/// Time limit of the scenarios in which something never ends.
+/// Time limit of the scenarios in which an operation hangs.
 const LIMIT: Duration = Duration::from_secs(4);
-/// Time limit of the others: a busy machine must not fail them.
+/// Time limit of the other scenarios, which must not fail on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-// -- what a rank does -----------------------------------------------------------------------------
+// -- the rank program -----------------------------------------------------------------------------
 
 #[test]
-#[ignore = "the other tests start it under mpirun"]
+#[ignore = "run under mpirun by the other tests"]
 fn rank_program() {
     let Ok(scenario) = std::env::var(SCENARIO) else {
         return;
@@ -38,14 +38,14 @@ fn rank_program() {
         choice: if flag("TEST_AUTO") { DeviceChoice::Auto } else { DeviceChoice::Cuda },
         share_gpu: flag("TEST_SHARE"),
         reduce: if scenario == "bf16" { Reduce::Bf16 } else { Reduce::Fp32 },
-        tensors: Some(if scenario == "elsewhere" { Device::Cuda(0) } else { Device::Cpu }),
+        tensors: Some(if scenario == "wrong-device" { Device::Cuda(0) } else { Device::Cpu }),
     };
     let limit = if flag("TEST_IMPATIENT") { LIMIT } else { PATIENCE };
     if scenario == "doctor" {
         return drnas_dist::commands::doctor::run(limit, None).unwrap();
     }
     if flag("TEST_CROSSED") && std::env::var("OMPI_COMM_WORLD_RANK").is_ok_and(|rank| rank == "1") {
-        // SAFETY: no other thread of this process runs yet that reads the environment.
+        // SAFETY: no other thread of this process reads the environment yet.
         unsafe { std::env::set_var("CUDA_VISIBLE_DEVICES", "1,0") };
     }
     let started = match scenario.as_str() {
@@ -63,8 +63,8 @@ fn rank_program() {
         "by-mpi" => scenarios::means(&world, None),
         "means" => scenarios::means(&world, Some(&Double::open())),
         "broadcasts" => scenarios::broadcasts(&world, &Double::open()),
-        "others" => scenarios::others(&world),
-        "elsewhere" => scenarios::elsewhere(&world),
+        "host-side" => scenarios::host_side(&world),
+        "wrong-device" => scenarios::wrong_device(&world),
         "bf16" => scenarios::in_bf16(&world),
         "ahead" => scenarios::ahead(&world, &Double::open()),
         "groups" => scenarios::groups(&world, &Double::open()),
@@ -79,17 +79,17 @@ fn rank_program() {
         "time" => scenarios::time(&world, &Double::open()),
         "leave" => {
             scenarios::steps(&world, &Double::open()).unwrap();
-            world.set_exit_message("go on with --resume");
+            world.set_exit_message("to resume, add --resume");
             world.exit_stopped()
         }
-        "abort" => world.communicator().abort(&config::Error::Check("a planned mistake".into())),
+        "abort" => world.communicator().abort(&config::Error::Check("injected error".into())),
         "dropped" => return scenarios::dropped(world),
-        "card" => scenarios::card(&world),
+        "gpu" => scenarios::gpu(&world),
         "uploads" => scenarios::uploads(&world),
         "slots" => scenarios::slots(&world, &Double::open()),
         "failed-copy" => scenarios::failed_copy(&world),
         "search" => scenarios::search(&world),
-        other => panic!("no scenario {other}"),
+        other => panic!("unknown scenario {other}"),
     };
     match world.end(outcome) {
         Ok(()) => println!("rank done"),
@@ -102,14 +102,14 @@ fn rank_program() {
 
 // -- the tests ------------------------------------------------------------------------------------
 
-/// One after the other of the two streams is the later one: what does not wait for it is found out.
+/// Delays stream 0 or the other streams, so that a missing wait in either direction is detected.
 const LATE: [[(&str, &str); 2]; 2] = [
     [("DOUBLE_LATE_LEGACY_US", "20000"), ("DOUBLE_LATE_US", "0")],
     [("DOUBLE_LATE_LEGACY_US", "0"), ("DOUBLE_LATE_US", "20000")],
 ];
 
 #[test]
-fn means_are_in_order_and_those_of_mpi_on_2_and_4_ranks() {
+fn means_are_ordered_and_equal_those_of_mpi_on_2_and_4_ranks() {
     for size in [2, 4] {
         let hash = |outcome: Outcome| {
             let at = outcome.output.find("hash ").expect("a hash");
@@ -123,7 +123,7 @@ fn means_are_in_order_and_those_of_mpi_on_2_and_4_ranks() {
 }
 
 #[test]
-fn broadcasts_are_in_order() {
+fn broadcasts_are_ordered() {
     for late in LATE {
         succeeds("broadcasts", 2, &late);
     }
@@ -131,20 +131,20 @@ fn broadcasts_are_in_order() {
 }
 
 #[test]
-fn what_is_on_the_host_goes_by_mpi_and_what_cannot_be_sent_is_refused() {
-    succeeds("others", 2, &[]);
-    succeeds("elsewhere", 2, &[]);
+fn host_data_goes_through_mpi_and_unsupported_tensors_are_refused() {
+    succeeds("host-side", 2, &[]);
+    succeeds("wrong-device", 2, &[]);
 }
 
 #[test]
-fn gradients_travel_in_bf16_on_demand() {
+fn gradients_are_reduced_in_bf16_on_request() {
     for size in [2, 4] {
         succeeds("bf16", size, &[("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "5000")]);
     }
 }
 
 #[test]
-fn neither_host_nor_stream_0_waits_for_other_ranks() {
+fn host_and_stream_0_do_not_wait_for_other_ranks() {
     let outcome = succeeds("ahead", 2, &[]);
     assert!(outcome.output.contains("the host is ahead"), "{}", outcome.output);
 }
@@ -152,24 +152,24 @@ fn neither_host_nor_stream_0_waits_for_other_ranks() {
 #[test]
 fn small_buffers_share_a_group() {
     succeeds("groups", 2, &[]);
-    // Two groups: what came up to the large buffer, and the rest; a third is never begun.
+    // Two groups: the buffers up to the large one, and the rest; a third group is never started.
     succeeds("groups", 2, &[("DOUBLE_FAIL", "ncclGroupStart:3")]);
     fails("groups", 2, &[("DOUBLE_FAIL", "ncclGroupStart:2")], &["ncclGroupStart"]);
     fails("groups", 2, &[("DOUBLE_FAIL", "ncclAllReduce:8")], &["ncclAllReduce"]);
 }
 
 #[test]
-fn buffers_are_kept_until_their_means_are_there() {
+fn buffers_are_kept_until_their_means_are_complete() {
     let late = ("DOUBLE_LATE_US", "50000");
     succeeds("kept", 2, &[("DOUBLE_LEGACY", "host"), late]);
-    // The collective is under way when what follows it fails: the first record is that of libtorch's stream.
+    // The collective is in progress when the event record after it fails (the first record is on libtorch's stream).
     for scenario in ["failed-mean", "failed-broadcast"] {
         fails(scenario, 2, &[late, ("DOUBLE_FAIL", "cuEventRecord:2")], &["cuEventRecord: unspecified launch"]);
     }
 }
 
 #[test]
-fn streams_copy_and_events_tell_the_time() {
+fn streams_copy_and_events_measure_time() {
     succeeds("time", 0, &[("DOUBLE_LATE_US", "20000")]);
     for call in ["cuMemcpyHtoDAsync", "cuEventSynchronize"] {
         let fail = format!("{call}:1");
@@ -183,25 +183,25 @@ fn streams_copy_and_events_tell_the_time() {
 }
 
 #[test]
-fn a_trace_shows_that_reductions_overlap_with_backward() {
+fn trace_shows_overlap_of_reductions_with_backward() {
     succeeds("traced", 2, &[]);
 }
 
 #[test]
-fn ranks_leave_together_when_they_are_asked_to() {
+fn ranks_exit_together_on_request() {
     let outcome = run_on(double(), "leave", 2, &[]);
     assert_eq!(outcome.code, Some(drnas_dist::process::signals::STOPPED), "{}", outcome.output);
-    assert_eq!(outcome.output.matches("go on with --resume").count(), 1, "{}", outcome.output);
+    assert_eq!(outcome.output.matches("to resume, add --resume").count(), 1, "{}", outcome.output);
     assert!(!outcome.output.contains("rank 1 on"), "{}", outcome.output);
 }
 
 #[test]
-fn one_rank_ends_all() {
-    fails("abort", 2, &[], &["rank 0 on ", "a planned mistake"]);
+fn abort_on_one_rank_ends_all_ranks() {
+    fails("abort", 2, &[], &["rank 0 on ", "injected error"]);
 }
 
 #[test]
-fn a_search_is_the_one_of_mpi_bit_for_bit() {
+fn search_equals_that_over_mpi_bit_for_bit() {
     let bench = Bench::get();
     let by_mpi = bench.run_search(2, "by-mpi", &[]);
     let path = |name: &str| bench.path(name).display().to_string();
@@ -214,15 +214,15 @@ fn a_search_is_the_one_of_mpi_bit_for_bit() {
     );
     succeeds("search", 2, &[("TEST_WORDS", &words), ("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "300")]);
     assert_same_result(&bench.run("by-nccl"), &by_mpi);
-    // Of the 80 GiB of card 0 of the double three quarters are in use.
+    // GPU 0 of the double has 80 GiB, of which three quarters are in use.
     let log = std::fs::read_to_string(bench.path("by-nccl").join("metrics.jsonl")).unwrap();
     assert!(log.contains(r#""card_memory_mib":61440.0"#), "{log}");
 }
 
-/// The real program, without a driver and with the double's. (Without libtorch's CUDA libraries it comes no further; what it
-/// says of NCCL is tested above.)
+/// Runs the real program without a driver, and with that of the double. (Without libtorch's CUDA libraries it gets no
+/// further; messages about NCCL are tested below.)
 #[test]
-fn the_program_says_what_to_do_where_there_is_no_card() {
+fn unusable_gpus_are_reported_with_advice() {
     // SAFETY: the driver's library runs no code of ours when opened.
     if unsafe { libloading::Library::new("libcuda.so.1") }.is_ok() {
         println!("skipped: this machine has a driver");
@@ -236,21 +236,21 @@ fn the_program_says_what_to_do_where_there_is_no_card() {
         bench::output_text(&output)
     };
     let text = failure_text(bench.search(2, "none", &cuda));
-    let told = "device = \"cuda\": no GPU can be used on ";
-    assert!(text.contains(told) && text.contains("no NVIDIA driver (libcuda.so.1: cannot open"), "{text}");
-    assert!(text.contains("; install the NVIDIA driver, or compute there with --set device=cpu"), "{text}");
+    let start = "device = \"cuda\": no usable GPU on ";
+    assert!(text.contains(start) && text.contains("no NVIDIA driver (libcuda.so.1: cannot open"), "{text}");
+    assert!(text.contains("; install the NVIDIA driver, or compute on the CPU with --set device=cpu"), "{text}");
     let torch = drnas_dist::cuda::mapped_library("libtorch_cpu.so").expect("this program is linked with it");
     let complete = torch.ancestors().nth(3).is_some_and(|packages| packages.join("nvidia/cudnn").exists());
     if !torch.with_file_name("libtorch_cuda.so").exists() || complete {
-        println!("skipped: libtorch has no CUDA half, or all that it needs");
+        println!("skipped: needs a CUDA build of libtorch without its CUDA libraries");
         return;
     }
     let mut command = bench.search(2, "none", &cuda);
     command.env("LD_LIBRARY_PATH", double());
     let text = failure_text(command);
-    assert!(text.contains(told) && text.contains("libtorch cannot use CUDA (lib"), "{text}");
+    assert!(text.contains(start) && text.contains("libtorch cannot use CUDA (lib"), "{text}");
     assert!(text.contains("run launch/setup.sh on this machine"), "{text}");
-    // Without a word about the device: not hours on the CPU of a machine with cards.
+    // With device = "auto": no silent run on the CPU of a machine that has GPUs.
     let mut command = bench.search(2, "none", &["--set", "device=auto"]);
     command.env("LD_LIBRARY_PATH", double());
     let text = failure_text(command);
@@ -259,16 +259,16 @@ fn the_program_says_what_to_do_where_there_is_no_card() {
 }
 
 #[test]
-fn each_rank_has_a_card_of_its_own() {
-    let output = succeeds("card", 2, &[]).output;
+fn each_rank_has_its_own_gpu() {
+    let output = succeeds("gpu", 2, &[]).output;
     assert!(output.contains("rank 0 has 0000:10:00.0 on Cpu, 80 GiB"), "{output}");
     assert!(output.contains("rank 1 has 0000:11:00.0 on Cpu, 81 GiB"), "{output}");
-    let output = succeeds("card", 0, &[("CUDA_VISIBLE_DEVICES", "5")]).output;
+    let output = succeeds("gpu", 0, &[("CUDA_VISIBLE_DEVICES", "5")]).output;
     assert!(output.contains("rank 0 has 0000:15:00.0 on Cpu, 85 GiB"), "{output}");
 }
 
 #[test]
-fn doctor_shows_cards_and_libraries_with_their_paths() {
+fn doctor_lists_gpus_and_libraries_with_their_paths() {
     let outcome = run_on(double(), "doctor", 2, &[("DOUBLE_CARDS", "2")]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.output);
     let folder = double().display();
@@ -282,45 +282,45 @@ fn doctor_shows_cards_and_libraries_with_their_paths() {
 }
 
 #[test]
-fn too_few_cards_and_shared_ones_are_told() {
+fn too_few_or_shared_gpus_are_reported() {
     let few =
-        "3 ranks, but 2 GPUs; start at most one rank for each GPU, or let ranks share one with --share-gpu";
-    fails("card", 3, &[("DOUBLE_CARDS", "2")], &[few]);
-    fails("card", 3, &[("DOUBLE_CARDS", "2"), ("TEST_AUTO", "1")], &[few]);
-    // Ranks that number the same cards differently.
+        "3 ranks but 2 GPUs; start at most one rank per GPU, or let ranks share GPUs with --share-gpu";
+    fails("gpu", 3, &[("DOUBLE_CARDS", "2")], &[few]);
+    fails("gpu", 3, &[("DOUBLE_CARDS", "2"), ("TEST_AUTO", "1")], &[few]);
+    // Two ranks that enumerate the same GPUs in different order.
     let two = ("DOUBLE_CARDS", "2");
-    fails("card", 2, &[two, ("TEST_CROSSED", "1")], &["ranks 0 and 1 both have the card at 0000:10:00.0"]);
+    fails("gpu", 2, &[two, ("TEST_CROSSED", "1")], &["ranks 0 and 1 both have the card at 0000:10:00.0"]);
     let one = ("DOUBLE_CARDS", "1");
     let (share, allow) = (("TEST_SHARE", "1"), ("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
     let cannot = "share the card at 0000:10:00.0 (--share-gpu): that needs NCCL 2.30.0 or newer and NCCL_MULTI_RANK_GPU_ENABLE=1";
-    fails("card", 2, &[one, share], &[cannot, "this is NCCL 2.30.0"]);
+    fails("gpu", 2, &[one, share], &[cannot, "this is NCCL 2.30.0"]);
     let old = ("DOUBLE_NCCL_VERSION", "22809");
-    fails("card", 2, &[one, share, allow, old], &[cannot, "this is NCCL 2.28.9"]);
+    fails("gpu", 2, &[one, share, allow, old], &[cannot, "this is NCCL 2.28.9"]);
     succeeds("means", 2, &[one, share, allow]);
 }
 
 #[test]
-fn no_card_is_told_and_auto_is_then_the_cpu() {
+fn missing_gpu_is_reported_and_auto_selects_the_cpu() {
     let none = ("DOUBLE_CARDS", "0");
     fails(
-        "card",
+        "gpu",
         2,
         &[none],
-        &["device = \"cuda\": no GPU can be used on ", "shows no card; see nvidia-smi, or compute"],
+        &["device = \"cuda\": no usable GPU on ", "shows no GPU; see nvidia-smi, or compute"],
     );
     let hidden = ("CUDA_VISIBLE_DEVICES", "");
-    fails("card", 0, &[hidden], &["shows no card with CUDA_VISIBLE_DEVICES=; change or unset it"]);
+    fails("gpu", 0, &[hidden], &["shows no GPU with CUDA_VISIBLE_DEVICES=; change or unset it"]);
     let auto = ("TEST_AUTO", "1");
-    let outcome = succeeds("card", 2, &[none, auto]);
+    let outcome = succeeds("gpu", 2, &[none, auto]);
     assert_eq!(outcome.output.matches("note: no GPU found, using the CPU: the NVIDIA driver shows").count(), 1);
     assert!(outcome.output.contains("rank 1 has nothing on Cpu"), "{}", outcome.output);
     let bf16 = "run.reduce = \"bf16\" is for ranks with GPUs";
     fails("bf16", 0, &[none, auto], &[bf16]);
-    // No driver at all: the folder of the double is not there.
+    // No driver: the folder of the double does not exist.
     let nowhere = Path::new("/nonexistent");
     fails_on(
         nowhere,
-        "card",
+        "gpu",
         0,
         &[],
         &["no NVIDIA driver (libcuda.so.1: cannot open", "; install the NVIDIA driver, or"],
@@ -328,36 +328,36 @@ fn no_card_is_told_and_auto_is_then_the_cpu() {
 }
 
 #[test]
-fn a_missing_wrong_or_old_library_is_told() {
+fn missing_wrong_or_old_nccl_is_reported() {
     let advice = "run launch/setup.sh on a machine with an NVIDIA driver, or name a file in DRNAS_NCCL";
     fails(
-        "card",
+        "gpu",
         2,
         &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")],
         &["NCCL is not found", "/nonexistent/", advice],
     );
-    // One rank with one card sends nothing and needs no NCCL.
-    succeeds("card", 0, &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")]);
-    // A name without a folder is looked for as the system does it.
-    succeeds("card", 2, &[("DRNAS_NCCL", "libnccl.so.2")]);
+    // A single rank sends nothing and needs no NCCL.
+    succeeds("gpu", 0, &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")]);
+    // A name without a folder is found by the system's library search.
+    succeeds("gpu", 2, &[("DRNAS_NCCL", "libnccl.so.2")]);
     let other = double().join("libcuda.so.1");
     let other = other.to_str().unwrap();
     fails(
-        "card",
+        "gpu",
         2,
         &[("DRNAS_NCCL", other)],
         &[other, "has no ncclGetVersion, so this NCCL is too old or another library", advice],
     );
     fails(
-        "card",
+        "gpu",
         2,
         &[("DOUBLE_NCCL_VERSION", "21005")],
         &["NCCL 2.10.5 is too old, 2.18.0 or newer is needed", advice],
     );
-    fails("card", 2, &[("DOUBLE_NCCL_VERSION", "21799")], &["NCCL 2.17.99 is too old"]);
-    succeeds("card", 2, &[("DOUBLE_NCCL_VERSION", "21800")]);
+    fails("gpu", 2, &[("DOUBLE_NCCL_VERSION", "21799")], &["NCCL 2.17.99 is too old"]);
+    succeeds("gpu", 2, &[("DOUBLE_NCCL_VERSION", "21800")]);
     fails(
-        "card",
+        "gpu",
         3,
         &[("DOUBLE_NCCL_VERSION_2", "22809")],
         &["rank 2 has NCCL 2.28.9, rank 0 has 2.30.0; give all hosts the same one"],
@@ -365,18 +365,18 @@ fn a_missing_wrong_or_old_library_is_told() {
 }
 
 #[test]
-fn libraries_without_a_function_are_told() {
+fn libraries_without_a_required_function_are_reported() {
     for (symbol, ranks) in
         [("ncclBroadcast", 2), ("ncclGetLastError", 2), ("cuStreamWaitEvent", 0), ("cuGetErrorString", 0)]
     {
         let folder = compiled(&[&format!("-D{symbol}=another_{symbol}")]);
-        fails_on(&folder, "card", ranks, &[], &[&format!("has no {symbol}")]);
+        fails_on(&folder, "gpu", ranks, &[], &[&format!("has no {symbol}")]);
     }
 }
 
-/// The first call of each kind that fails on one card ends the run with the call's name and the driver's words.
+/// The first failing call of each kind ends the run with the name of the call and the driver's error string.
 #[test]
-fn an_error_of_any_call_of_the_driver_is_told() {
+fn error_of_any_driver_call_is_reported() {
     for call in [
         "cuInit",
         "cuDeviceGetCount",
@@ -391,12 +391,12 @@ fn an_error_of_any_call_of_the_driver_is_told() {
     ] {
         let fail = format!("{call}:1");
         let expected = format!("{call}: unspecified launch failure (CUDA error 719)");
-        fails("card", 0, &[("DOUBLE_FAIL", &fail)], &[&expected]);
+        fails("gpu", 0, &[("DOUBLE_FAIL", &fail)], &[&expected]);
     }
-    // An error for which the driver has no words.
+    // An error for which the driver has no error string.
     let wordless = [("DOUBLE_FAIL", "cuInit:1"), ("DOUBLE_WORDLESS", "1")];
-    fails("card", 0, &wordless, &["cuInit: an error that it has no words for (CUDA error 719)"]);
-    // A broadcast makes 3 events, records 3 times and waits twice.
+    fails("gpu", 0, &wordless, &["cuInit: an error that it has no words for (CUDA error 719)"]);
+    // A broadcast creates 3 events, records 3 times and waits twice.
     for (call, numbers) in [
         ("cuStreamCreate", 1..=1),
         ("cuEventCreate", 1..=3),
@@ -413,12 +413,12 @@ fn an_error_of_any_call_of_the_driver_is_told() {
 }
 
 #[test]
-fn an_error_of_any_call_of_nccl_is_told() {
+fn error_of_any_nccl_call_is_reported() {
     for call in ["ncclGetVersion", "ncclGetUniqueId", "ncclCommInitRank"] {
         let fail = format!("{call}:1");
         let expected =
             format!("{call}: unhandled system error (NCCL error 2); NCCL_DEBUG=INFO makes NCCL say more");
-        fails("card", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "0")], &["rank 0 on ", &expected]);
+        fails("gpu", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "0")], &["rank 0 on ", &expected]);
     }
     for (call, at) in [
         ("ncclBroadcast", "step 0, start-up: broadcast of 10 Float from rank 0"),
@@ -431,14 +431,14 @@ fn an_error_of_any_call_of_nccl_is_told() {
         let expected = format!(": {call}: unhandled system error (NCCL error 2); look at the cards and links");
         fails("steps", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "1")], &["rank 1 on ", at, &expected]);
     }
-    // At the rank done of a run nobody is left to be told.
+    // Errors during the shutdown of a successful run are ignored.
     for call in ["ncclCommDestroy", "cuStreamDestroy", "cuEventDestroy"] {
         succeeds("steps", 2, &[("DOUBLE_FAIL", &format!("{call}:1"))]);
     }
 }
 
 #[test]
-fn an_asynchronous_error_is_told_with_its_step() {
+fn asynchronous_error_is_reported_with_its_step() {
     fails(
         "steps",
         2,
@@ -452,9 +452,9 @@ fn an_asynchronous_error_is_told_with_its_step() {
 }
 
 #[test]
-fn what_never_ends_is_told_within_the_limit() {
+fn hanging_calls_are_reported_within_the_time_limit() {
     let impatient = ("TEST_IMPATIENT", "1");
-    // A rank that does not come, while the host of the others waits for the card.
+    // A missing rank, while the hosts of the others wait for their GPUs.
     fails(
         "steps",
         3,
@@ -465,21 +465,21 @@ fn what_never_ends_is_told_within_the_limit() {
             " s in all-reduce of 1 means of 1000 (1000 Float) and it does not end (furthest behind: rank 2 on ",
         ],
     );
-    // Calls that never return on rank 1: of the library, of the driver, of the watchdog itself; and the end. Where rank 0
-    // waits with it, either of them may say so first, and ends the other.
-    for (call, who, said) in [
+    // Calls that never return on rank 1: of NCCL, of the driver, of the watchdog itself, and at shutdown. Where rank 0
+    // waits as well, either rank may report first and end the other.
+    for (call, who, text) in [
         ("ncclCommInitRank:1", "rank ", ", step 0, start-up: waited "),
         ("ncclGroupEnd:6", "rank ", ", step 6, backward: waited "),
         ("cuEventQuery:9", "rank 1 on ", "s in all-reduce of 1 means of 1000"),
         ("ncclCommGetAsyncError:3", "rank 1 on ", "s in a"),
         ("ncclCommDestroy:1", "rank ", "s in ncclCommDestroy and it does not end"),
     ] {
-        fails("steps", 2, &[impatient, ("DOUBLE_HANG", call), ("DOUBLE_RANK", "1")], &[who, said]);
+        fails("steps", 2, &[impatient, ("DOUBLE_HANG", call), ("DOUBLE_RANK", "1")], &[who, text]);
     }
 }
 
 #[test]
-fn ranks_that_send_other_lengths_are_told_so() {
+fn mismatched_lengths_are_reported() {
     let outcome = fails(
         "lengths",
         2,
@@ -490,20 +490,20 @@ fn ranks_that_send_other_lengths_are_told_so() {
 }
 
 #[test]
-fn a_world_dropped_with_means_under_way_ends_all() {
+fn dropping_the_world_during_a_reduction_ends_all_ranks() {
     fails("dropped", 2, &[], &["rank 1 on ", "operations under way"]);
 }
 
-// -- images on their way to a card ----------------------------------------------------------------
+// -- uploads of images ----------------------------------------------------------------------------
 
 #[test]
-fn batches_arrive_as_they_are() {
+fn uploaded_batches_equal_those_on_the_cpu() {
     succeeds("uploads", 0, &[("DOUBLE_LEGACY", "host")]);
 }
 
-/// Copies late, readers late, both: no slot is written before it was read, none is read before it was written.
+/// Late copies, late readers, and both: no slot is overwritten before it is read or read before it is written.
 #[test]
-fn slots_take_turns() {
+fn staging_slots_alternate() {
     for late in [("DOUBLE_LATE_US", "15000"), ("DOUBLE_LATE_LEGACY_US", "15000")] {
         succeeds("slots", 0, &[late]);
     }
@@ -511,7 +511,7 @@ fn slots_take_turns() {
 }
 
 #[test]
-fn a_copy_that_fails_is_an_error() {
+fn failed_copy_is_an_error() {
     fails_on(
         double(),
         "uploads",
@@ -519,7 +519,7 @@ fn a_copy_that_fails_is_an_error() {
         &[("DOUBLE_LEGACY", "host"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:5")],
         &["cuMemcpyHtoDAsync"],
     );
-    // The second of two: the first one is under way.
+    // The second of two copies fails while the first is in progress.
     let fail = [("DOUBLE_LATE_US", "50000"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:2")];
     fails("failed-copy", 0, &fail, &["cuMemcpyHtoDAsync: unspecified launch"]);
 }
