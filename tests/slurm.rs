@@ -291,8 +291,8 @@ fn resumes_after_lost_node(cluster: &Cluster) {
     println!("lost node: requeued and finished; supervised, finished on the remaining node");
 }
 
-/// Another job pre-empts the nodes before the first checkpoint: the job steps get SIGTERM, and the script cannot know why.
-/// After the grace time Slurm requeues the job.
+/// Another job pre-empts the nodes before the first checkpoint: the job steps get SIGTERM, and the script cannot know
+/// why. After the grace time Slurm requeues the job.
 ///
 /// Slurm checks the grace time every 30 s. Until then the script continues, and a fast machine may finish the run; the
 /// test then tries a longer one.
