@@ -37,14 +37,31 @@ fn main() {
     let calls = jpegs.len().max(20);
     time_augment("224: decode, RandomResizedCrop, flip", &jpegs, 224, random, calls);
     let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
-    time_augment("224: the same with colour jitter", &jpegs, 224, Augment { jitter: strong, ..random }, calls);
-    time_augment("224: decode, resize 256, centre crop", &jpegs, 224, Crop::Centre { resize: 256 }.into(), calls);
+    time_augment(
+        "224: the same with colour jitter",
+        &jpegs,
+        224,
+        Augment { jitter: strong, ..random },
+        calls,
+    );
+    time_augment(
+        "224: decode, resize 256, centre crop",
+        &jpegs,
+        224,
+        Crop::Centre { resize: 256 }.into(),
+        calls,
+    );
 
     let (mut before, mut planar) = (vec![0; 3 * 224 * 224], vec![0; 3 * 224 * 224]);
     random
         .apply(&decode(&jpegs[0]).unwrap(), 224, &mut stream(0, Purpose::Augment, &[]), &mut before)
         .unwrap();
-    for tone in [ColourChange::Brightness(0.8), ColourChange::Contrast(1.2), ColourChange::Saturation(0.8), ColourChange::Hue(0.1)] {
+    for tone in [
+        ColourChange::Brightness(0.8),
+        ColourChange::Contrast(1.2),
+        ColourChange::Saturation(0.8),
+        ColourChange::Hue(0.1),
+    ] {
         let alone = median(20, || {
             planar.copy_from_slice(&before);
             tone.apply(&mut planar);

@@ -75,7 +75,8 @@ fn main() {
             let images = Tensor::randn([batch, 3, px, px], (Kind::Float, Device::Cpu));
             let labels = Tensor::zeros([batch], (Kind::Int64, Device::Cpu));
             let weight = 1.0 / keep as f64;
-            let theta = [weight, weight].map(|value| Tensor::full([14, 7], value, (Kind::Float, Device::Cpu)));
+            let theta =
+                [weight, weight].map(|value| Tensor::full([14, 7], value, (Kind::Float, Device::Cpu)));
             let weights: Named = net
                 .params
                 .export(|bucket| &bucket.weights)
