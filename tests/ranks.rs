@@ -220,10 +220,10 @@ fn refusals(world: &World) -> Result<()> {
     let comm = world.communicator();
     let transposed = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
     let message = |outcome: comm::Result<()>| outcome.unwrap_err().to_string();
-    assert!(message(comm.start_mean(&transposed)).contains("contiguous tensor expected"));
-    assert!(message(comm.broadcast(&transposed, 0)).contains("contiguous tensor expected"));
+    assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
+    assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
     let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(message(comm.start_mean(&integers)).contains("kind Float or Double expected, Int64 found"));
+    assert!(message(comm.start_mean(&integers)).contains("expected a tensor of kind Float or Double, found Int64"));
     assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
     Ok(comm.barrier()?)
 }
@@ -464,7 +464,7 @@ fn missing_rank_is_reported_by_all_others_within_the_time_limit() {
         &[
             "stalled 0 within true",
             "stalled 1 within true",
-            "in operation 4 (1 means of 1000000 (1000000 Float))",
+            "in operation 4 (mean of 1 tensor, 1000000 elements (1000000 Float))",
             "rank 0 on ",
         ],
     );
@@ -479,7 +479,7 @@ fn rank_that_stops_before_the_first_heartbeat_is_detected_within_the_start_limit
         &["MPI_Init did not return within 3 s: not all ranks have started", "increase run.start_limit_s"],
     );
     assert_prompt(&outcome);
-    let outcome = fails("unwatched", 3, &["waited 3.", "not every rank came"]);
+    let outcome = fails("unwatched", 3, &["timed out after 3.", "not all ranks arrived"]);
     assert_prompt(&outcome);
     // Once heartbeats run, the ranks wait for the whole time limit of an operation.
     succeeds("patient", 3);
@@ -515,14 +515,14 @@ fn mismatched_collectives_are_reported() {
         "differ",
         3,
         &[
-            "operation 3: the ranks do not do the same (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
+            "operation 3: the ranks call different operations (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
         ],
     );
     assert_prompt(&outcome);
     assert_prompt(&fails(
         "lengths",
         2,
-        &["rank 0: 1 means of 100000 (100000 Float); rank 1: 1 means of 99999 (99999 Float)"],
+        &["rank 0: mean of 1 tensor, 100000 elements (100000 Float); rank 1: mean of 1 tensor, 99999 elements (99999 Float)"],
     ));
     assert_prompt(&fails("early", 2, &["rank 0: shutdown; rank 1: barrier"]));
 }
@@ -671,7 +671,7 @@ fn slow_rank_is_tolerated() {
 #[test]
 fn rank_missing_from_a_collective_is_named_by_the_waiting_ranks() {
     for victim in ["1", "0"] {
-        let missing = format!("not every rank came (missing: rank {victim} on ");
+        let missing = format!("not all ranks arrived (missing: rank {victim} on ");
         let outcome = run_with("hangs", 3, &[("DRNAS_TEST_RANK", victim)]).expect_failure(&[&missing]);
         // The third rank is waiting too, and is not reported as missing.
         let line = outcome.output.lines().find(|line| line.contains(&missing) && !line.contains("; rank "));

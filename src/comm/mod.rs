@@ -1,5 +1,5 @@
-//! What ranks say to one another: the `Communicator`; `Solo` for one process, `Mpi` for tensors in host memory, `Nccl` for
-//! tensors on GPUs.
+//! Communication between ranks: the `Communicator` trait, implemented by `Solo` for a single process, `Mpi` for tensors
+//! in host memory and `Nccl` for tensors on GPUs.
 
 mod communicator;
 pub(crate) mod error;

@@ -1,4 +1,4 @@
-//! `Solo`: one process alone.
+//! `Solo`: the communicator of a single process.
 
 use super::communicator::{Communicator, contiguous, reducible, root_within};
 use super::error::Result;
@@ -6,7 +6,7 @@ use crate::process::exit::run_exit_hooks;
 use crate::process::messages::print_stderr;
 use tch::Tensor;
 
-/// One process alone: nothing is ever sent.
+/// The communicator of a single process: nothing is sent.
 pub struct Solo;
 
 impl Communicator for Solo {

@@ -106,7 +106,7 @@ pub(crate) fn furthest_behind(rank: usize) -> String {
     let others = ranks.iter().enumerate().filter(|(other, _)| *other != rank);
     match others.min_by_key(|(_, entry)| place(&entry.status)) {
         Some((rank, entry)) if place(&entry.status) < place(&current()) => {
-            format!(" (furthest behind: {})", entry.since(rank))
+            format!(", furthest behind: {}", entry.since(rank))
         }
         _ => String::new(),
     }

@@ -345,7 +345,7 @@ impl Ranks {
                 context: *context,
                 device: rank_device.device,
                 reduce: devices.reduce,
-                share: devices.share_gpu,
+                share_gpu: devices.share_gpu,
                 limit,
             };
             *nccl = match Nccl::join(mpi, terms) {

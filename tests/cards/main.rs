@@ -289,13 +289,13 @@ fn too_few_or_shared_gpus_are_reported() {
     fails("gpu", 3, &[("DOUBLE_CARDS", "2"), ("TEST_AUTO", "1")], &[few]);
     // Two ranks that enumerate the same GPUs in different order.
     let two = ("DOUBLE_CARDS", "2");
-    fails("gpu", 2, &[two, ("TEST_CROSSED", "1")], &["ranks 0 and 1 both have the card at 0000:10:00.0"]);
+    fails("gpu", 2, &[two, ("TEST_CROSSED", "1")], &["ranks 0 and 1 use the same GPU at 0000:10:00.0"]);
     let one = ("DOUBLE_CARDS", "1");
     let (share, allow) = (("TEST_SHARE", "1"), ("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
-    let cannot = "share the card at 0000:10:00.0 (--share-gpu): that needs NCCL 2.30.0 or newer and NCCL_MULTI_RANK_GPU_ENABLE=1";
-    fails("gpu", 2, &[one, share], &[cannot, "this is NCCL 2.30.0"]);
+    let cannot = "sharing the GPU at 0000:10:00.0 (--share-gpu) requires NCCL 2.30.0 or newer and NCCL_MULTI_RANK_GPU_ENABLE=1";
+    fails("gpu", 2, &[one, share], &[cannot, "found NCCL 2.30.0"]);
     let old = ("DOUBLE_NCCL_VERSION", "22809");
-    fails("gpu", 2, &[one, share, allow, old], &[cannot, "this is NCCL 2.28.9"]);
+    fails("gpu", 2, &[one, share, allow, old], &[cannot, "found NCCL 2.28.9"]);
     succeeds("means", 2, &[one, share, allow]);
 }
 
@@ -334,7 +334,7 @@ fn missing_wrong_or_old_nccl_is_reported() {
         "gpu",
         2,
         &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")],
-        &["NCCL is not found", "/nonexistent/", advice],
+        &["NCCL not found", "/nonexistent/", advice],
     );
     // A single rank sends nothing and needs no NCCL.
     succeeds("gpu", 0, &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")]);
@@ -346,21 +346,21 @@ fn missing_wrong_or_old_nccl_is_reported() {
         "gpu",
         2,
         &[("DRNAS_NCCL", other)],
-        &[other, "has no ncclGetVersion, so this NCCL is too old or another library", advice],
+        &[other, "no ncclGetVersion: NCCL is too old, or this is another library", advice],
     );
     fails(
         "gpu",
         2,
         &[("DOUBLE_NCCL_VERSION", "21005")],
-        &["NCCL 2.10.5 is too old, 2.18.0 or newer is needed", advice],
+        &["expected NCCL 2.18.0 or newer, found 2.10.5", advice],
     );
-    fails("gpu", 2, &[("DOUBLE_NCCL_VERSION", "21799")], &["NCCL 2.17.99 is too old"]);
+    fails("gpu", 2, &[("DOUBLE_NCCL_VERSION", "21799")], &["expected NCCL 2.18.0 or newer, found 2.17.99"]);
     succeeds("gpu", 2, &[("DOUBLE_NCCL_VERSION", "21800")]);
     fails(
         "gpu",
         3,
         &[("DOUBLE_NCCL_VERSION_2", "22809")],
-        &["rank 2 has NCCL 2.28.9, rank 0 has 2.30.0; give all hosts the same one"],
+        &["rank 2 has NCCL 2.28.9, rank 0 has 2.30.0; install the same version on all hosts"],
     );
 }
 
@@ -370,7 +370,7 @@ fn libraries_without_a_required_function_are_reported() {
         [("ncclBroadcast", 2), ("ncclGetLastError", 2), ("cuStreamWaitEvent", 0), ("cuGetErrorString", 0)]
     {
         let folder = compiled(&[&format!("-D{symbol}=another_{symbol}")]);
-        fails_on(&folder, "gpu", ranks, &[], &[&format!("has no {symbol}")]);
+        fails_on(&folder, "gpu", ranks, &[], &[&format!("no {symbol}:")]);
     }
 }
 
@@ -417,18 +417,18 @@ fn error_of_any_nccl_call_is_reported() {
     for call in ["ncclGetVersion", "ncclGetUniqueId", "ncclCommInitRank"] {
         let fail = format!("{call}:1");
         let expected =
-            format!("{call}: unhandled system error (NCCL error 2); NCCL_DEBUG=INFO makes NCCL say more");
+            format!("{call}: unhandled system error (NCCL error 2); set NCCL_DEBUG=INFO for details");
         fails("gpu", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "0")], &["rank 0 on ", &expected]);
     }
     for (call, at) in [
         ("ncclBroadcast", "step 0, start-up: broadcast of 10 Float from rank 0"),
-        ("ncclGroupStart", "step 1, backward: all-reduce of 1 means of 1000 (1000 Float)"),
-        ("ncclAllReduce", "step 1, backward: all-reduce of 1 means of 1000 (1000 Float)"),
-        ("ncclGroupEnd", "step 1, backward: all-reduce of 1 means of 1000 (1000 Float)"),
+        ("ncclGroupStart", "step 1, backward: all-reduce of 1 tensor, 1000 elements (1000 Float)"),
+        ("ncclAllReduce", "step 1, backward: all-reduce of 1 tensor, 1000 elements (1000 Float)"),
+        ("ncclGroupEnd", "step 1, backward: all-reduce of 1 tensor, 1000 elements (1000 Float)"),
         ("ncclCommGetAsyncError", "step "),
     ] {
         let fail = format!("{call}:1");
-        let expected = format!(": {call}: unhandled system error (NCCL error 2); look at the cards and links");
+        let expected = format!(": {call}: unhandled system error (NCCL error 2); check the GPUs and network links");
         fails("steps", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "1")], &["rank 1 on ", at, &expected]);
     }
     // Errors during the shutdown of a successful run are ignored.
@@ -445,8 +445,8 @@ fn asynchronous_error_is_reported_with_its_step() {
         &[("DOUBLE_LOST", "4"), ("DOUBLE_RANK", "1")],
         &[
             "rank 1 on ",
-            ", step 3, backward: all-reduce of 1 means of 1000 (1000 Float): ncclCommGetAsyncError: remote process",
-            "(NCCL error 6): the double lost its link; look at the cards and links of the hosts, then go on with",
+            ", step 3, backward: all-reduce of 1 tensor, 1000 elements (1000 Float): ncclCommGetAsyncError: remote process",
+            "(NCCL error 6): the double lost its link; check the GPUs and network links of the hosts, then resume with",
         ],
     );
 }
@@ -461,18 +461,18 @@ fn hanging_calls_are_reported_within_the_time_limit() {
         &[impatient, ("TEST_ABSENT", "5")],
         &[
             "rank 0 on ",
-            ", step 5, backward: waited ",
-            " s in all-reduce of 1 means of 1000 (1000 Float) and it does not end (furthest behind: rank 2 on ",
+            ", step 5, backward: timed out after ",
+            " s in all-reduce of 1 tensor, 1000 elements (1000 Float), furthest behind: rank 2 on ",
         ],
     );
     // Calls that never return on rank 1: of NCCL, of the driver, of the watchdog itself, and at shutdown. Where rank 0
     // waits as well, either rank may report first and end the other.
     for (call, who, text) in [
-        ("ncclCommInitRank:1", "rank ", ", step 0, start-up: waited "),
-        ("ncclGroupEnd:6", "rank ", ", step 6, backward: waited "),
-        ("cuEventQuery:9", "rank 1 on ", "s in all-reduce of 1 means of 1000"),
+        ("ncclCommInitRank:1", "rank ", ", step 0, start-up: timed out after "),
+        ("ncclGroupEnd:6", "rank ", ", step 6, backward: timed out after "),
+        ("cuEventQuery:9", "rank 1 on ", "s in all-reduce of 1 tensor, 1000 elements"),
         ("ncclCommGetAsyncError:3", "rank 1 on ", "s in a"),
-        ("ncclCommDestroy:1", "rank ", "s in ncclCommDestroy and it does not end"),
+        ("ncclCommDestroy:1", "rank ", "s in ncclCommDestroy"),
     ] {
         fails("steps", 2, &[impatient, ("DOUBLE_HANG", call), ("DOUBLE_RANK", "1")], &[who, text]);
     }
@@ -484,7 +484,7 @@ fn mismatched_lengths_are_reported() {
         "lengths",
         2,
         &[],
-        &["rank 0: finish of 1 means of 1000 (1000 Float); rank 1: finish of 1 means of 999 (999 Float)"],
+        &["rank 0: mean of 1 tensor, 1000 elements (1000 Float); rank 1: mean of 1 tensor, 999 elements (999 Float)"],
     );
     assert!(outcome.wall < PATIENCE / 2, "{:?}", outcome.wall);
 }

@@ -127,10 +127,10 @@ pub fn host_side(world: &World) -> Result<()> {
     comm.barrier()?;
     let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
     let transposed = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
-    assert!(message(comm.start_mean(&transposed)).contains("contiguous tensor expected"));
-    assert!(message(comm.broadcast(&transposed, 0)).contains("contiguous tensor expected"));
+    assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
+    assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
     let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(message(comm.start_mean(&integers)).contains("kind Float or Double expected, Int64 found"));
+    assert!(message(comm.start_mean(&integers)).contains("expected a tensor of kind Float or Double, found Int64"));
     assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
     comm.finish()?;
     Ok(comm.barrier()?)
@@ -141,8 +141,8 @@ pub fn wrong_device(world: &World) -> Result<()> {
     let comm = world.communicator();
     let here = Tensor::zeros([3], tch::kind::FLOAT_CPU);
     let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
-    assert_eq!(message(comm.start_mean(&here)), "mean: a tensor on Cuda(0) expected, Cpu found");
-    assert_eq!(message(comm.broadcast(&here, 0)), "broadcast: a tensor on Cuda(0) expected, Cpu found");
+    assert_eq!(message(comm.start_mean(&here)), "mean: expected a tensor on Cuda(0), found Cpu");
+    assert_eq!(message(comm.broadcast(&here, 0)), "broadcast: expected a tensor on Cuda(0), found Cpu");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Agreement: before an operation the ranks compare what they are about to do, so that a difference is an error in words.
+//! Compares the ranks' operations before each collective, so that differing calls are reported as an error.
 
 use super::Mpi;
 use super::requests::PendingRequests;
@@ -8,17 +8,17 @@ use std::time::Instant;
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Bytes of the description that ranks exchange when they differ.
+/// Bytes of the description that ranks exchange if they differ.
 const DESCRIPTION: usize = 128;
 
 impl Mpi {
-    /// Returns when every rank is about to do what this one is about to do. Collective.
+    /// Returns when every rank is about to call the same `operation`. Collective.
     pub(crate) fn agree(&self, operation: &str) -> Result<()> {
         self.agree_since(operation, Instant::now())
     }
 
     pub(super) fn agree_since(&self, operation: &str, since: Instant) -> Result<()> {
-        if self.lost.get() {
+        if self.failed.get() {
             return Err(Error::EarlierFailure {
                 rank: self.rank,
                 host: self.host.clone(),
@@ -26,11 +26,11 @@ impl Mpi {
             });
         }
         let hash = xxh3_64(operation.as_bytes()) as i64;
-        // The smallest of x and the smallest of !x belong to one number only if all have the same.
+        // min(x) equals !min(!x) only if x is equal on all ranks.
         let mine = Tensor::f_from_slice(&[hash, !hash])?;
         let least = mine.f_empty_like()?;
         let mut requests = PendingRequests::new(vec![mine.shallow_clone(), least.shallow_clone()]);
-        // SAFETY: both buffers hold 2 i64 and are kept by the requests.
+        // SAFETY: both buffers hold 2 i64 and are kept alive by `requests`.
         self.call(operation, &mut requests, |request| unsafe {
             ffi::MPI_Iallreduce(
                 mine.data_ptr(),
@@ -46,16 +46,16 @@ impl Mpi {
         if least.int64_value(&[0]) == !least.int64_value(&[1]) {
             return Ok(());
         }
-        // All ranks see the same two numbers, so all of them come here.
+        // All ranks get the same two values, so all of them reach this point.
         let mut description = operation.as_bytes().to_vec();
         description.resize(DESCRIPTION, b' ');
         let descriptions = self.gather(operation, since, &description, self.control)?;
-        self.lost.set(true);
-        Err(Error::RanksDiffer { number: self.number.get(), differ: differences(&descriptions) })
+        self.failed.set(true);
+        Err(Error::RanksDiffer { number: self.sequence.get(), differ: differences(&descriptions) })
     }
 }
 
-/// Each description once, with the first rank that gave it.
+/// Lists each distinct description with the first rank that gave it.
 fn differences(descriptions: &[Vec<u8>]) -> String {
     let mut seen: Vec<(usize, String)> = Vec::new();
     for (rank, bytes) in descriptions.iter().enumerate() {
