@@ -1,6 +1,6 @@
-//! Augmentation beside Pillow, and the random numbers behind it.
+//! Compares augmentation with Pillow, and tests its random draws.
 //!
-//! Where tests/python/pillow.sh finds no Pillow (no Python, no network) the comparison is skipped.
+//! The comparison is skipped if tests/python/pillow.sh finds no Pillow (no Python or no network).
 
 #[path = "common/pillow.rs"]
 mod pillow;
@@ -23,7 +23,7 @@ use std::process::Command;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
-/// Noise, and colours of every kind.
+/// An image of noise and smooth colours.
 fn picture(width: u32, height: u32, seed: u64) -> DecodedImage {
     let mut rng = stream(seed, Purpose::Demo, &[]);
     let mut buffer = Vec::new();
@@ -36,12 +36,12 @@ fn picture(width: u32, height: u32, seed: u64) -> DecodedImage {
     DecodedImage { width, height, buffer }
 }
 
-/// Interleaved to planar and back.
+/// The pixels in planar order.
 fn planar(picture: &DecodedImage) -> Vec<u8> {
     (0..3).flat_map(|c| picture.rgb().chunks_exact(3).map(move |p| p[c]).collect::<Vec<_>>()).collect()
 }
 
-/// Cases for tests/python/pillow_reference.py, and what was found here.
+/// Cases for tests/python/pillow_reference.py, with the results of this program.
 struct Cases {
     python: PathBuf,
     dir: TempDir,
@@ -62,7 +62,7 @@ impl Cases {
         self.found.push(found);
     }
 
-    /// What the script gives, one for each case.
+    /// The results of the script, one for each case.
     fn expected(&self) -> Vec<Vec<u8>> {
         let list = self.dir.path().join("cases.json");
         fs::write(&list, serde_json::to_vec(&self.cases).unwrap()).unwrap();
@@ -72,7 +72,7 @@ impl Cases {
         (0..self.cases.len()).map(|n| fs::read(self.dir.path().join(n.to_string())).unwrap()).collect()
     }
 
-    /// Largest difference of a byte, over all cases; at most `allowed` in each.
+    /// Asserts that no byte differs by more than `allowed`; returns the largest difference over all cases.
     fn compare(self, allowed: u8) -> u8 {
         let mut worst = 0;
         for ((case, found), expected) in self.cases.iter().zip(&self.found).zip(self.expected()) {
@@ -85,7 +85,7 @@ impl Cases {
     }
 }
 
-/// Photos of the shared folder, where it is there.
+/// Photos from the shared folder; none if it does not exist.
 fn photos() -> Vec<DecodedImage> {
     let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return Vec::new();
@@ -100,12 +100,12 @@ fn photos() -> Vec<DecodedImage> {
 }
 
 #[test]
-fn geometry_is_that_of_pillow_and_torchvision() {
+fn geometry_equals_pillow_and_torchvision() {
     let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
-    // Halves of either parity; 37 / 3 and the like are cut, not rounded.
+    // Halves of either parity; quotients such as 37 / 3 are truncated, not rounded.
     let sizes =
         [(40, 30), (30, 40), (33, 33), (61, 47), (47, 62), (7, 100), (101, 8), (500, 375), (1, 1), (3, 37)];
     let drawn = sizes.into_iter().map(|(width, height)| picture(width, height, u64::from(width)));
@@ -158,7 +158,7 @@ fn pad_crops_and_flips_are_exact() {
 }
 
 #[test]
-fn colours_change_as_in_pillow() {
+fn colour_jitter_equals_pillow() {
     let Some(python) = python() else {
         return;
     };
@@ -183,7 +183,7 @@ fn colours_change_as_in_pillow() {
 }
 
 #[test]
-fn holes_are_those_of_darts_and_their_centres_uniform() {
+fn holes_equal_those_of_darts_and_their_centres_are_uniform() {
     let (px, side, num) = (32u32, 16u32, 32_000usize);
     let mut rng = stream(8, Purpose::Augment, &[]);
     let centre = |from: u32, length: u32| if from > 0 { from + side / 2 } else { length - side / 2 };
@@ -217,7 +217,7 @@ fn holes_are_those_of_darts_and_their_centres_uniform() {
 }
 
 #[test]
-fn crop_offsets_are_uniform_and_every_part_draws_its_own() {
+fn crop_offsets_are_uniform_and_draws_are_independent() {
     // Pixel (x, y) has red x and green y, plus one: black is padding.
     let buffer = (0..32u8).flat_map(|y| (0..32u8).flat_map(move |x| [x + 1, y + 1, 1])).collect();
     let picture = DecodedImage { width: 32, height: 32, buffer };
@@ -247,7 +247,7 @@ fn crop_offsets_are_uniform_and_every_part_draws_its_own() {
 }
 
 #[test]
-fn what_is_switched_on_later_leaves_earlier_draws_alone() {
+fn enabling_later_transforms_keeps_earlier_draws() {
     let picture = picture(60, 50, 5);
     let apply = |augment: Augment| {
         let mut out = vec![0; 3 * 32 * 32];
@@ -263,7 +263,7 @@ fn what_is_switched_on_later_leaves_earlier_draws_alone() {
         (apply(Augment { jitter: strong, ..plain }), apply(Augment { jitter: strong, ..holed }));
     assert_ne!(coloured.0, apply(plain).0);
     assert_eq!(coloured.0, same.0);
-    // Drawn by hand from the same stream: crop and flip first, then the colours.
+    // Drawn by hand from the same stream: first crop and flip, then the colours.
     let mut rng = stream(1, Purpose::Augment, &[7]);
     let mut by_hand = vec![0; 3 * 32 * 32];
     plain.apply(&picture, 32, &mut rng, &mut by_hand).unwrap();
@@ -305,7 +305,7 @@ fn holes_are_zero_after_normalisation() {
 }
 
 #[test]
-fn the_configuration_chooses_the_augmentation() {
+fn configuration_selects_the_augmentation() {
     let imagenet = DataSection { jitter: [0.4, 0.4, 0.4, 0.2], ..DataSection::default() };
     let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
     let crop = Crop::RandomResized { area_min: 0.08 };

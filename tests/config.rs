@@ -1,4 +1,4 @@
-//! Configurations: what is read, what is refused, and in which words.
+//! Configurations: parsing, validation, and error messages.
 
 #[path = "common/packing.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -25,7 +25,7 @@ fn refusal(text: &str, sets: &[&str]) -> String {
 }
 
 #[test]
-fn an_empty_file_is_the_published_run() {
+fn empty_file_is_the_published_run() {
     let config = parse("", &[]).unwrap();
     assert_eq!(config, Config::default());
     assert_eq!(config.num_epochs(), 50);
@@ -33,7 +33,7 @@ fn an_empty_file_is_the_published_run() {
 }
 
 #[test]
-fn values_replace_defaults() {
+fn values_override_defaults() {
     let config = parse(
         "seed = 7\nprecision = \"fp64\"\n\
          [model]\nspace = \"darts-cifar\"\ninit_channels = 36\nlayers = 20\nnum_classes = 10\n\
@@ -47,7 +47,7 @@ fn values_replace_defaults() {
     assert_eq!((config.seed, config.precision), (7, Precision::Fp64));
     assert_eq!(config.model.space, SearchSpace::DartsCifar);
     assert_eq!(config.search.theta, Theta::Shared);
-    // k = 4 after 6, 36 channels: the published CIFAR-10 run. An odd number of channels per edge is no mistake.
+    // The published CIFAR-10 run: 36 channels, k = 6 and then 4. An odd number of channels per edge is valid.
     let second = StageSection { k: 4, ops_kept: 4, epochs: 25 };
     assert_eq!(config.search.stages[1], second);
     assert_eq!(config.weights.lr, 1.0);
@@ -55,7 +55,7 @@ fn values_replace_defaults() {
 }
 
 #[test]
-fn the_resolved_text_gives_the_same_configuration() {
+fn resolved_configuration_parses_to_the_same_one() {
     let config = parse("seed = 3", &["eta.lr=0.1", "search.stage.1.epochs=30"]).unwrap();
     let again = parse(&config.to_toml(), &[]).unwrap();
     assert_eq!(config, again);
@@ -64,7 +64,7 @@ fn the_resolved_text_gives_the_same_configuration() {
 }
 
 #[test]
-fn unknown_keys_name_the_nearest() {
+fn unknown_keys_suggest_the_nearest_key() {
     assert_eq!(
         refusal("seed = 1\n\n[search]\nglobal_bach = 5\n", &[]),
         "unknown key \"search.global_bach\" in run.toml line 4; did you mean \"search.global_batch\"?"
@@ -89,7 +89,7 @@ fn unknown_keys_name_the_nearest() {
 }
 
 #[test]
-fn mistakes_in_the_file_carry_their_line() {
+fn errors_in_the_file_have_a_line_number() {
     let error = refusal("seed = 1\n[search\n", &[]);
     assert!(error.starts_with("run.toml line 2: "), "{error}");
     let error = refusal("seed = 1\n[search]\nreplicas = \"eight\"\n", &[]);
@@ -103,7 +103,7 @@ fn mistakes_in_the_file_carry_their_line() {
 }
 
 #[test]
-fn sets_win_over_the_file() {
+fn set_overrides_the_file() {
     let sets = [
         "search.global_batch=64",
         "search.theta=shared",
@@ -123,7 +123,7 @@ fn sets_win_over_the_file() {
 }
 
 #[test]
-fn bad_sets_are_blamed_by_name() {
+fn invalid_sets_are_named() {
     assert_eq!(refusal("", &["seed"]), "--set seed: expected key=value, for example search.global_batch=256");
     assert_eq!(refusal("", &["search=1"]), "--set search=1: this key is a table; set its keys one by one");
     let error = refusal("", &["seed=5", "search.replicas=eight"]);
@@ -141,7 +141,7 @@ fn kl_replaces_weight_decay() {
 }
 
 #[test]
-fn each_check_has_its_line() {
+fn each_check_has_its_own_message() {
     let stage = |k: i64, ops: usize, epochs: u64| format!("{{k={k},ops_kept={ops},epochs={epochs}}}");
     let stages = |list: &[String]| format!("search.stage=[{}]", list.join(","));
     for (set, expected) in [
@@ -190,7 +190,7 @@ fn each_check_has_its_line() {
     }
     let none = ["model.space=nas-bench-201", "model.layers=0"];
     assert!(refusal("", &none).contains("model.layers must be 1 or more"));
-    // No file can hold it, a field can.
+    // A TOML file cannot contain this value, but the field can.
     let seed = Config { seed: 1 << 63, ..Config::default() };
     assert!(seed.check().unwrap_err().to_string().contains("the largest integer of TOML"));
     let odd = ["model.init_channels=3", "search.stage=[{k=1,ops_kept=7,epochs=20}]"];
@@ -216,7 +216,7 @@ fn ranks_and_classes_are_checked_when_known() {
 }
 
 #[test]
-fn the_files_of_the_project_are_good() {
+fn shipped_search_configurations_are_valid() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let load = |name: &str| Config::load(&folder.join(name), &[]).unwrap();
     assert_eq!(load("search-imagenet.toml"), Config::default());
@@ -231,7 +231,7 @@ fn the_files_of_the_project_are_good() {
 }
 
 #[test]
-fn the_published_runs_are_part_of_the_program() {
+fn published_runs_are_built_in() {
     use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, dataset_overrides};
     use drnas_dist::space::SearchSpace;
     use drnas_dist::space::nb201::Dataset;
@@ -274,7 +274,7 @@ fn the_published_runs_are_part_of_the_program() {
 }
 
 #[test]
-fn evaluations_that_are_shipped_are_good_ones() {
+fn shipped_evaluation_configurations_are_valid() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let load = |name: &str| EvaluateConfig::load(&folder.join(name), &[]).unwrap();
     assert_eq!(load("evaluate-imagenet.toml"), EvaluateConfig::default());
@@ -298,7 +298,7 @@ fn evaluations_are_checked() {
         let message = parse(sets).expect_err("this configuration must be refused");
         assert!(message.contains(word), "{message}");
     };
-    // The linear rule, when it is asked for.
+    // Linear scaling of the learning rate, on request.
     assert_eq!(parse(&["evaluate.global_batch=1536"]).unwrap().lr(), 0.5);
     assert_eq!(parse(&["evaluate.global_batch=1536", "evaluate.lr_batch=768"]).unwrap().lr(), 1.0);
     refused(
@@ -324,16 +324,16 @@ fn evaluations_are_checked() {
 }
 
 #[test]
-fn every_key_is_explained() {
-    let explained = include_str!("../configs/README.md");
+fn every_key_is_documented() {
+    let documentation = include_str!("../configs/README.md");
     let text = Config::default().to_toml() + &EvaluateConfig::default().to_toml();
     let keys = text.lines().filter_map(|line| line.split_once(" = "));
     for (key, _) in keys {
-        assert!(explained.contains(&format!("`{key}`")), "{key} is not in configs/README.md");
+        assert!(documentation.contains(&format!("`{key}`")), "{key} is not in configs/README.md");
     }
 }
 
-/// Every number of the defaults, by the dotted key that `--set` takes, and whether it is a whole one.
+/// Collects every number of the defaults: the dotted key, as for `--set`, and whether it is an integer.
 fn numbers(value: &toml::Value, key: &str, found: &mut Vec<(String, bool)>) {
     let below = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
@@ -349,15 +349,15 @@ fn numbers(value: &toml::Value, key: &str, found: &mut Vec<(String, bool)>) {
     }
 }
 
-/// Does with the configuration what a run does with its numbers before and while it computes; panics where that would.
-fn use_up<S: Settings>(settings: &S, set: &Arc<ShardSet>) {
+/// Uses the numbers of a configuration as a run does; panics if one of them would make a run panic.
+fn exercise<S: Settings>(settings: &S, set: &Arc<ShardSet>) {
     let run = settings.run();
     for seconds in [run.start_limit_s, run.time_limit_s, run.heartbeat_s] {
         assert!(Instant::now().checked_add(Duration::from_secs_f64(seconds)).is_some());
     }
     assert!(i32::try_from(run.threads).is_ok() && run.bucket_mib * 1024.0 * 1024.0 < u64::MAX as f64);
     let _ = settings.check_ranks(7);
-    // One replica that takes one picture a step: the set is small. A picture that does not fit is an error.
+    // One replica with one image per step, since the data set is small. An image that does not fit is an error.
     let spec = LoaderSpec { num_replicas: 1, batch: 1, ..LoaderSpec::of(settings, 0..1) };
     let pool = DecodePool::new(settings.data().threads(1));
     if let Err(why @ data::Error::DecodePanic { .. }) =
@@ -367,37 +367,39 @@ fn use_up<S: Settings>(settings: &S, set: &Arc<ShardSet>) {
     }
 }
 
-/// Walks over all numbers of the configuration with extreme values: none may panic or abort anything, a refusal names its
-/// key in one line, and every number ends somewhere.
-fn walk<S: Settings>(set: &Arc<ShardSet>) {
+/// Tries extreme values for every number of the configuration: none may panic or abort, an error is one line with the
+/// name of the key, and every number has bounds.
+fn check_bounds<S: Settings>(set: &Arc<ShardSet>) {
     let mut found = Vec::new();
     numbers(&toml::Value::try_from(S::default()).unwrap(), "", &mut found);
     assert!(found.len() > 30, "{found:?}");
-    for (key, whole) in found {
+    for (key, is_integer) in found {
         let parse = |value: &str| {
             let mut sets = vec![format!("{key}={value}")];
             sets.extend((key == "data.pad").then(|| "data.crop=pad".to_owned()));
             S::parse("", "run.toml", &sets).map_err(|error| error.to_string())
         };
         let name = key.split('.').rfind(|part| part.parse::<usize>().is_err()).unwrap();
-        let endless: &[&str] = match (whole, key.as_str()) {
-            // TOML itself ends where the seed does.
+        let out_of_bounds: &[&str] = match (is_integer, key.as_str()) {
+            // The seed takes every non-negative integer of TOML.
             (_, "seed") => &["-9223372036854775808", "-1", "1e20"],
             (true, _) => &["-9223372036854775808", "9223372036854775807", "1e20"],
             (false, _) => &["-1e308", "1e308", "inf", "-inf", "nan"],
         };
-        for value in endless {
+        for value in out_of_bounds {
             let refusal = parse(value).err().unwrap_or_else(|| panic!("{key} = {value} is accepted"));
             assert!(refusal.contains(name) && !refusal.contains('\n'), "{key} = {value}: {refusal}");
         }
         let mut values: Vec<String> = (0..63).map(|bit| (1u64 << bit).to_string()).collect();
         values.extend(["-1", "0"].map(String::from));
-        if !whole {
+        if !is_integer {
             values.extend((-30..31).map(|power| format!("1e{}", 10 * power)));
         }
         for value in values {
             match parse(&value) {
-                Ok(settings) if key.starts_with("data.") || key.starts_with("run.") => use_up(&settings, set),
+                Ok(settings) if key.starts_with("data.") || key.starts_with("run.") => {
+                    exercise(&settings, set);
+                }
                 Ok(_) => {}
                 Err(refusal) => {
                     assert!(refusal.contains(name) && !refusal.contains('\n'), "{key} = {value}: {refusal}");
@@ -415,6 +417,6 @@ fn every_number_has_bounds() {
     demo_data::run(&DemoArgs { out: images.clone(), classes: 2, per_class: 1, seed: 0, px }).unwrap();
     pack(&packing::pack_args(&images, &shards), &|_| true).unwrap();
     let set = Arc::new(ShardSet::open(&shards).unwrap());
-    walk::<Config>(&set);
-    walk::<EvaluateConfig>(&set);
+    check_bounds::<Config>(&set);
+    check_bounds::<EvaluateConfig>(&set);
 }

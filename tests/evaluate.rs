@@ -211,7 +211,7 @@ fn invalid_runs_are_refused_before_the_first_step() {
     };
     run_evaluation(0, "first", &["--set", "evaluate.epochs=1"]);
     let one_epoch = ["--set", "evaluate.epochs=1", "--resume"];
-    refused(command(0, "first", &[]), &["first holds a run already", "--resume"]);
+    refused(command(0, "first", &[]), &["first already contains a run", "--resume"]);
     refused(
         command(0, "first", &[&one_epoch[..], &["--set", "evaluate.drop_path=0.2"]].concat()),
         &["drop_path = 0.3", "now it is drop_path = 0.2"],
@@ -219,13 +219,13 @@ fn invalid_runs_are_refused_before_the_first_step() {
     let mut other = bench().program();
     other.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DARTS_V2", "--train", "train"]);
     other.args(["--test", "valid", "--out", "first"]).args(one_epoch);
-    refused(other, &["the run began with --genotype with content"]);
+    refused(other, &["the configuration changed since the run started: content hash of --genotype"]);
     refused(command(3, "three", &[]), &["evaluate.replicas = 4 is not divisible by 3 ranks"]);
-    refused(command(0, "classes", &["--set", "model.num_classes=7"]), &["4 classes", "num_classes is 7"]);
+    refused(command(0, "classes", &["--set", "model.num_classes=7"]), &["num_classes = 7", "found 4"]);
     refused(command(0, "nan", &["--set", "weights.lr=1e30"]), &["step ", "the loss is", "weights.lr"]);
     refused(
         command(0, "small", &["--set", "data.px=16"]),
-        &["leaves 4 x 4 pixels to the auxiliary head, which needs 8 x 8", "data.px=32", "auxiliary_weight=0"],
+        &["the auxiliary head gets a 4 x 4 map and requires 8 x 8", "data.px=32", "auxiliary_weight=0"],
     );
     let mut imagenet = bench().program();
     imagenet.args(["evaluate-imagenet", "--config", "evaluate.toml", "--genotype", "DARTS_V2"]);
@@ -234,7 +234,7 @@ fn invalid_runs_are_refused_before_the_first_step() {
     let mut same = bench().program();
     same.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DARTS_V2"]);
     same.args(["--train", "valid", "--test", "valid", "--out", "same"]);
-    refused(same, &["--train valid and --test valid hold the same images"]);
+    refused(same, &["--train valid and --test valid contain the same images"]);
     refused(command(0, "none", &["--test-only"]), &["--weights"]);
     refused(
         command(
@@ -319,7 +319,7 @@ fn weights_are_tested_only_on_the_classes_they_were_trained_on() {
     tch::Tensor::write_safetensors(&named, bench.path("old.safetensors")).unwrap();
     let output = test(2, "old.safetensors", "valid", "old-tested");
     assert!(output.status.success(), "{}", output_text(&output));
-    assert_eq!(output_text(&output).matches("old.safetensors holds no class names").count(), 1, "{}", output_text(&output));
+    assert_eq!(output_text(&output).matches("old.safetensors has no class names").count(), 1, "{}", output_text(&output));
     let mut old = saved;
     old.meta["extra"].as_object_mut().unwrap().remove("classes").expect("classes are in the checkpoint");
     checkpoint::write(&trained.folder.join("checkpoints"), 5, &old, 1).unwrap();

@@ -363,7 +363,7 @@ fn assert_stopped(case: &Case, output: &Output, step: u64) {
     assert_eq!(output.status.code(), Some(75), "{}", output_text(output));
     assert_eq!(case.bench_run().checkpoints().last(), Some(&step), "{}", output_text(output));
     assert!(
-        output_text(output).contains(&format!("the newest checkpoint, after step {step}, is good")),
+        output_text(output).contains(&format!("the newest checkpoint is of step {step}")),
         "{}",
         output_text(output)
     );
@@ -427,7 +427,7 @@ fn second_job_on_the_same_run_folder_is_refused() {
     let first = during_slow_step(&case, |_| second = Some(case.run(0, None, &[])));
     let second = second.unwrap();
     assert_eq!(second.status.code(), Some(1), "{}", output_text(&second));
-    assert!(output_text(&second).contains("another job writes this run"), "{}", output_text(&second));
+    assert!(output_text(&second).contains("another job writes to this run folder"), "{}", output_text(&second));
     case.assert_finished(&first);
 }
 

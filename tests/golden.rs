@@ -22,7 +22,7 @@ fn golden_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-/// Verifies every file and returns their number. Files of other search methods, `methods_*`, are skipped with a message.
+/// Verifies every file and returns their number. Skips files of other search methods (`methods_*`) with a message.
 fn verify_all(folder: &Path) -> usize {
     let of_other_methods =
         |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("methods_"));

@@ -1,4 +1,4 @@
-//! The benchmark table: what goes in comes out, what is wrong is named, and the facts of the published benchmark.
+//! The NAS-Bench-201 table: import and queries, error messages, and known values of the published benchmark.
 
 #[path = "common/shared.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -11,8 +11,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// A benchmark of our own as CSV: `c10_test_200` counts the operations (weights 0..5 percent, four decimals), the
-/// order is that of the codes backwards, and `params` has no unit.
+/// Rows of a synthetic benchmark: `c10_test_200` is the sum of the operation indices in percent, with four decimals;
+/// `params` has no unit. Indices are in the reverse order of the codes.
 fn csv_rows() -> Vec<String> {
     let row = |(index, architecture): (usize, Architecture)| {
         let sum: usize = architecture.0.iter().sum();
@@ -37,7 +37,7 @@ fn imported(folder: &Path, text: &str) -> Result<Table, String> {
 }
 
 #[test]
-fn what_goes_in_comes_out() {
+fn imported_values_are_returned() {
     let folder = tempfile::tempdir().unwrap();
     let table = imported(folder.path(), &csv(&csv_rows())).unwrap();
     let columns: Vec<_> = table.columns().iter().map(|c| (&c.name[..], &c.unit[..], c.decimals)).collect();
@@ -55,7 +55,7 @@ fn what_goes_in_comes_out() {
 }
 
 #[test]
-fn ranks_optimum_and_median_are_those_of_a_slow_sort() {
+fn ranks_optimum_and_median_equal_those_of_a_full_sort() {
     let folder = tempfile::tempdir().unwrap();
     let table = imported(folder.path(), &csv(&csv_rows())).unwrap();
     for column in 0..2 {
@@ -68,14 +68,14 @@ fn ranks_optimum_and_median_are_those_of_a_slow_sort() {
             assert_eq!(table.row_at(index).unwrap().rank(column), rank);
         }
         let best = (0..NUM_ARCHITECTURES).find(|index| values[*index] == sorted[0]).unwrap();
-        assert_eq!(table.optimum(column).index, best, "of equals the first");
+        assert_eq!(table.optimum(column).index, best, "the first of equal values is the optimum");
         let top: Vec<f64> = table.top(column, 50).iter().map(|row| row.value(column)).collect();
         assert_eq!(top, sorted[..50]);
     }
 }
 
 #[test]
-fn json_and_csv_make_the_same_table() {
+fn json_and_csv_give_the_same_table() {
     let folder = tempfile::tempdir().unwrap();
     let rows = csv_rows();
     let quoted = rows.iter().map(|row| {
@@ -88,7 +88,7 @@ fn json_and_csv_make_the_same_table() {
     );
     imported(folder.path(), &json).unwrap();
     let from_json = fs::read(folder.path().join("table")).unwrap();
-    // Rows in another order: the index decides.
+    // Rows in a different order: the index determines the result.
     let mut shuffled = rows.clone();
     shuffled.rotate_left(1234);
     imported(folder.path(), &csv(&shuffled)).unwrap();
@@ -97,7 +97,7 @@ fn json_and_csv_make_the_same_table() {
 }
 
 #[test]
-fn what_is_wrong_with_a_source_is_named() {
+fn errors_in_a_source_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let good = csv_rows();
     let with_row = |row: usize, text: &str| {
@@ -137,14 +137,14 @@ fn what_is_wrong_with_a_source_is_named() {
         (with_row(3, "|none~0|+,3,1.0,1"), "SOURCE line 5: architecture \"|none~0|+\": 3 nodes"),
     ] {
         let error = imported(folder.path(), &text).unwrap_err();
-        assert!(error.contains(what), "{what} is not in {error}");
+        assert!(error.contains(what), "no {what} in {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
-        assert!(!folder.path().join("table").exists(), "a refused import leaves nothing behind");
+        assert!(!folder.path().join("table").exists(), "a refused import created the table");
     }
 }
 
 #[test]
-fn numbers_are_rounded_to_what_a_column_holds() {
+fn values_are_rounded_to_the_resolution_of_a_column() {
     let folder = tempfile::tempdir().unwrap();
     let mut rows = csv_rows();
     rows[0] = format!("{},0,94.37333333333,4294967294", rows[0].split(',').next().unwrap());
@@ -172,7 +172,7 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_commands_answer_people_and_programs() {
+fn commands_print_text_and_json() {
     let folder = tempfile::tempdir().unwrap();
     imported(folder.path(), &csv(&csv_rows())).unwrap();
     let table = folder.path().join("table");
@@ -214,7 +214,7 @@ fn the_commands_answer_people_and_programs() {
     assert!(
         refused(&["nb201", "import", source, "--out", source]).contains("is no table, so it is not replaced")
     );
-    // The same table again is no change, another one is refused unless it was asked for.
+    // Importing the same table again is accepted; a different one needs --overwrite.
     let before = fs::read(table).unwrap();
     stdout_of(&["nb201", "import", source, "--out", table]);
     let error = refused(&["nb201", "import", source, "--out", table, "--skip", "params"]);
@@ -229,7 +229,7 @@ fn the_commands_answer_people_and_programs() {
 
 const ACCURACIES: &str = "data/nasbench201_accuracy.json";
 
-/// The published benchmark, imported once; none where `../shared` is not there.
+/// The published benchmark, imported once; `None` if `../shared` does not exist.
 fn published() -> Option<&'static Table> {
     static TABLE: OnceLock<Option<Table>> = OnceLock::new();
     TABLE
@@ -239,14 +239,14 @@ fn published() -> Option<&'static Table> {
             let out = folder.path().join("table");
             import(&source, &out, &[], true).unwrap();
             assert_eq!(fs::metadata(&out).unwrap().len(), 594_390);
-            // The map outlives the file's name.
+            // The map stays valid after the file is removed.
             Some(Table::open(&out).unwrap())
         })
         .as_ref()
 }
 
 #[test]
-fn the_published_optima_and_the_architecture_of_drnas() {
+fn published_optima_and_the_architecture_of_drnas() {
     let Some(table) = published() else { return };
     assert_eq!(table.columns().len(), 9);
     let optimum = |dataset| {

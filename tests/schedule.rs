@@ -1,7 +1,8 @@
 //! Compares learning rate schedules with those of the published runs.
 //!
-//! `schedules.json` was generated with PyTorch: `CosineAnnealingLR(optimizer, epochs, eta_min)` from a fresh optimiser, and
-//! `adjust_lr` of the published evaluation; the first five epochs of the ImageNet runs are set to lr * (epoch + 1) / 5.
+//! `schedules.json` was generated with PyTorch: `CosineAnnealingLR(optimizer, epochs, eta_min)` from a fresh optimiser,
+//! and `adjust_lr` of the published evaluation; the first five epochs of the ImageNet runs are set to
+//! lr * (epoch + 1) / 5.
 
 use drnas_dist::Config;
 use drnas_dist::train::schedule::{Decay, Schedule};

@@ -213,11 +213,11 @@ fn invalid_runs_are_refused_before_the_first_step() {
             assert!(output_text(&output).contains(word), "{more:?}: no '{word}' in {}", output_text(&output));
         }
     };
-    refused(0, "first", &[], &["first holds a run already", "--resume"]);
-    refused(0, "first", &["--resume", "--set", "weights.lr=0.02"], &["lr = 0.003", "now it is lr = 0.02"]);
+    refused(0, "first", &[], &["first already contains a run", "--resume"]);
+    refused(0, "first", &["--resume", "--set", "weights.lr=0.02"], &["lr = 0.003", "to lr = 0.02"]);
     refused(0, "first", &["--resume", "--train", "valid"], &["cannot be used multiple times"]);
     refused(3, "three", &[], &["search.replicas = 4 is not divisible by 3 ranks"]);
-    refused(0, "classes", &["--set", "model.num_classes=7"], &["4 classes", "model.num_classes is 7"]);
+    refused(0, "classes", &["--set", "model.num_classes=7"], &["model.num_classes = 7", "found 4"]);
     refused(0, "large", &["--set", "search.global_batch=400"], &["168", "400"]);
     refused(0, "nan", &["--set", "weights.lr=1e30"], &["step ", "the loss is", "weights.lr"]);
     assert!(!bench.path("three").exists() && !bench.path("classes").exists());
@@ -227,7 +227,7 @@ fn invalid_runs_are_refused_before_the_first_step() {
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "valid"]);
     let output = finish_with(command, &["--out", "same"]);
     assert!(
-        output_text(&output).contains("--train valid and --valid valid hold the same images"),
+        output_text(&output).contains("--train valid and --valid valid contain the same images"),
         "{}",
         output_text(&output)
     );
@@ -237,7 +237,7 @@ fn invalid_runs_are_refused_before_the_first_step() {
     let mut command = bench.program();
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "train"]);
     let output = finish_with(command, &["--out", "moved", "--resume"]);
-    assert!(output_text(&output).contains("the run began with --train with content"), "{}", output_text(&output));
+    assert!(output_text(&output).contains("the configuration changed since the run started: content hash of --train"), "{}", output_text(&output));
 }
 
 fn finish_with(mut command: std::process::Command, more: &[&str]) -> std::process::Output {
@@ -266,7 +266,7 @@ fn different_configurations_on_ranks_are_refused() {
     let output = finish(command, Duration::from_secs(100));
     assert!(!output.status.success());
     assert!(
-        output_text(&output).contains("rank 1 and rank 0 do not have the same configuration"),
+        output_text(&output).contains("rank 1 and rank 0 were started with a different configuration"),
         "{}",
         output_text(&output)
     );

@@ -1,4 +1,5 @@
-//! The second-order architecture step against exact derivatives in float64: the obvious network, differentiated twice.
+//! Compares the second-order architecture step in float64 with exact derivatives of the naive network, differentiated
+//! twice.
 
 #[path = "common/naive.rs"]
 mod naive;
@@ -22,7 +23,7 @@ const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const SGD: Sgd = Sgd { momentum: 0.9, weight_decay: 0.03 };
 const LR: f64 = 0.1;
 
-/// A tiny search in the middle: weights, momentum, eta, and what two replicas bring.
+/// A small search at mid-training: weights, momentum, eta, and the batches and samples of two replicas.
 struct Fixture {
     net: Supernet,
     eta: Tensor,
@@ -89,7 +90,7 @@ impl Fixture {
         step.grad(&self.shares, &Solo, &mut StepOutcome::default()).unwrap() / self.shares.len() as f64
     }
 
-    /// The same by double differentiation, nothing approximated.
+    /// The same gradient by double differentiation, without approximation.
     fn exact(&self, lr: f64) -> Tensor {
         let params = &self.net.params;
         let weights: Named = params
@@ -151,17 +152,17 @@ fn compare(space: SearchSpace, k: i64) {
     let fixture = Fixture::new(space, k);
     let before: Vec<Tensor> = fixture.net.params.buckets.iter().map(|bucket| bucket.weights.copy()).collect();
     let exact = fixture.exact(LR);
-    // The difference becomes the derivative once no ReLU switches in between. In so small a network many do over the
-    // published length, and their jumps are most of the difference.
+    // The finite difference equals the derivative if no ReLU switches along it. In such a small network many switch
+    // over the published length, and their jumps dominate the difference.
     let errors = [LENGTH, 1e-5, 1e-6].map(|length| distance(&fixture.grad(LR, length), &exact));
     println!("{space:?} k {k}: relative errors {errors:?} for the published length, 1e-5 and 1e-6");
     assert!(errors[1] < 1e-6 && errors[2] < 1e-6, "{errors:?}");
-    // The step matters, and so does its second part: a virtual step that changes nothing would go unnoticed else.
+    // The second-order term is not negligible; otherwise a virtual step without effect would pass this test.
     let first_order = fixture.exact(0.0);
     assert!(distance(&fixture.grad(0.0, LENGTH), &first_order) < 1e-9);
     assert!(distance(&exact, &first_order) > 0.1, "{}", distance(&exact, &first_order));
     for (bucket, before) in fixture.net.params.buckets.iter().zip(&before) {
-        assert!(bucket.weights.equal(before), "the weights are put back");
+        assert!(bucket.weights.equal(before), "the weights were not restored");
     }
 }
 
@@ -177,11 +178,11 @@ fn equals_the_exact_gradient_on_darts_cells() {
 }
 
 #[test]
-fn one_draw_serves_all_passes_and_statistics_stay() {
+fn step_draws_no_samples_and_updates_statistics_once() {
     let fixture = Fixture::new(SearchSpace::NasBench201, 2);
-    // Nothing is drawn inside: the same twice.
+    // No random draws inside: two calls agree.
     assert!(fixture.grad(LR, LENGTH).equal(&fixture.grad(LR, LENGTH)));
-    // Running statistics move with the pass at the real weights, as in any training pass, and with no other.
+    // Only the pass with the real weights updates the running statistics, as any training pass does.
     let other = Fixture::new(SearchSpace::NasBench201, 2);
     for _ in 0..2 {
         for (local, share) in other.shares.iter().enumerate() {

@@ -104,11 +104,11 @@ impl<'a> Job<'a> {
             let rest = &text[text.find(before)? + before.len()..];
             rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
         };
-        let stopped = number("stopped; the newest checkpoint, after step ").expect("an exit message");
+        let stopped = number("stopped; the newest checkpoint is of step ").expect("an exit message");
         assert_eq!(number("resumed after step "), Some(stopped), "{text}");
         // The printed command contains the settings of this job.
         let command = format!(" RUN={} RUNS=", self.run.folder.display());
-        assert!(text.contains("goes on with: ") && text.contains(&command), "{text}");
+        assert!(text.contains("To resume if interrupted: ") && text.contains(&command), "{text}");
     }
 }
 
