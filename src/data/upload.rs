@@ -40,7 +40,7 @@ impl Upload {
             && let Device::Cuda(index) = self.device
         {
             let none =
-                |why: cuda::DriverUnavailable| cuda::Error::Refused { call: "cuInit", code: 0, text: why.to_string() };
+                |why: cuda::DriverUnavailable| cuda::Error::CallFailed { call: "cuInit", code: 0, text: why.to_string() };
             let driver = Driver::open().map_err(none)?;
             self.context = Some(Context::new(driver, index)?);
         }

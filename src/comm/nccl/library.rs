@@ -99,13 +99,13 @@ impl Library {
     }
 
     fn of(library: libloading::Library, path: PathBuf) -> Result<Library> {
-        let lacks = |symbol| Error::NcclSymbol { path: path.clone(), symbol, advice: SETUP };
-        let calls = Calls::of(&library).map_err(lacks)?;
+        let missing = |symbol| Error::NcclSymbol { path: path.clone(), symbol, advice: SETUP };
+        let calls = Calls::of(&library).map_err(missing)?;
         // SAFETY: const char *ncclGetErrorString(ncclResult_t), const char *ncclGetLastError(ncclComm_t).
         let (error_string, last_error) = unsafe {
             (
-                symbol(&library, "ncclGetErrorString").map_err(lacks)?,
-                symbol(&library, "ncclGetLastError").map_err(lacks)?,
+                symbol(&library, "ncclGetErrorString").map_err(missing)?,
+                symbol(&library, "ncclGetLastError").map_err(missing)?,
             )
         };
         std::mem::forget(library);
