@@ -61,10 +61,10 @@ fn assert_finished(name: &str, output: &Output) {
     assert!(output.status.success(), "{name}: {:?} {}", output.status, output_text(output));
     assert!(!output_text(output).contains("panicked"), "{name}: {}", output_text(output));
     assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", output_text(output));
-    assert!(text(&bench.path(name).join("report.txt")).contains("Found architecture"), "{name}");
+    assert!(text(&bench.path(name).join("report.txt")).contains("Architecture found"), "{name}");
     let log = lines_without_time(&bench.path(name).join("console.log"));
     assert!(log.iter().any(|line| line.starts_with("epoch 1: loss ")), "{name}: {log:?}");
-    assert!(log.iter().any(|line| line.starts_with("Found architecture")), "{name}: {log:?}");
+    assert!(log.iter().any(|line| line.starts_with("Architecture found")), "{name}: {log:?}");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn every_log_line_has_a_timestamp() {
         assert!(console.iter().any(|kept| kept == line), "no {line:?} in {console:?}");
     }
     for words in
-        ["stage 1/2: k 6", "epoch 1: ", "stopped; the newest checkpoint", "resumed after", "Found arch"]
+        ["stage 1/2: k 6", "epoch 1: ", "stopped; the newest checkpoint", "resumed after", "Architecture found"]
     {
         assert!(console.iter().any(|line| line.starts_with(words)), "no {words:?} in {console:?}");
     }

@@ -73,7 +73,7 @@ fn values_of_a_run() {
     assert_eq!(epochs, [(1, 40.0), (2, 60.0), (3, 80.0)]);
     let stages: Vec<_> = trajectory.stages.iter().map(|s| (s.stage, s.first_epoch, s.k_and_ops)).collect();
     assert_eq!(stages, [(1, 1, Some((4, 5))), (2, 3, Some((2, 3)))]);
-    let drawn: Vec<_> = trajectory.epochs.iter().map(|epoch| epoch.drawn).collect();
+    let drawn: Vec<_> = trajectory.epochs.iter().map(|epoch| epoch.sampled).collect();
     // Nearly uniform at first (mean 40, standard deviation 11.5); a single architecture at the end.
     assert!(drawn[0].min < 25.0 && drawn[0].max > 55.0, "{:?}", drawn[0]);
     assert!((drawn[0].median - 40.0).abs() < 5.0, "{:?}", drawn[0]);
@@ -84,11 +84,11 @@ fn values_of_a_run() {
     assert_ne!(read(Dataset::Cifar10, 100, 1).epochs[0], trajectory.epochs[0]);
     // The same architectures are drawn for every data set.
     let other = read(Dataset::Cifar100, 100, 0);
-    assert!((other.epochs[0].drawn.max - trajectory.epochs[0].drawn.max - 1.0).abs() < 1e-9);
+    assert!((other.epochs[0].sampled.max - trajectory.epochs[0].sampled.max - 1.0).abs() < 1e-9);
     // Drawn again and summarised with a full sort.
     let mut random = stream(0, Purpose::Trajectory, &[2]);
     let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
-    let draw = |_| accuracy(&drnas_dist::report::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
+    let draw = |_| accuracy(&drnas_dist::report::plot::sample_architecture(&table_of_epoch, &Mask::full(6, 5), &mut random));
     let mut accuracies: Vec<f64> = (0..100).map(draw).collect();
     accuracies.sort_by(f64::total_cmp);
     assert_eq!((drawn[1].min, drawn[1].max), (accuracies[0], accuracies[99]));
@@ -96,7 +96,7 @@ fn values_of_a_run() {
     assert!((drawn[1].lower_quartile - (0.25 * accuracies[24] + 0.75 * accuracies[25])).abs() < 1e-9);
     assert!((drawn[1].median - (accuracies[49] + accuracies[50]) / 2.0).abs() < 1e-9);
     let [least, largest] = [accuracies[0], accuracies[99]];
-    let told = format!("epoch   2: chosen 60.00 %, drawn {least:.2} to {largest:.2} %, quartiles ");
+    let told = format!("epoch   2: selected 60.00 %, sampled {least:.2} to {largest:.2} %, quartiles ");
     assert!(least < largest && trajectory.text().contains(&told), "{told} {}", trajectory.text());
 }
 
@@ -165,8 +165,8 @@ fn records_of_a_search_can_be_plotted() {
     };
     let run = write_run(folder.path(), &[serde_json::to_value(LogRecord::Epoch(record)).unwrap()]);
     let trajectory = Trajectory::read(&run, &table, Dataset::Cifar10, 100, 0).unwrap();
-    assert_eq!(trajectory.epochs[0].chosen, Architecture([3; 6]), "a pruned operation was chosen");
-    assert!(trajectory.epochs[0].drawn.max <= 60.0);
+    assert_eq!(trajectory.epochs[0].selected, Architecture([3; 6]), "a pruned operation was chosen");
+    assert!(trajectory.epochs[0].sampled.max <= 60.0);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn unusable_runs_are_reported() {
         assert_eq!(error.lines().count(), 1, "{error}");
         error.replace(path.to_str().unwrap(), "METRICS")
     };
-    let expected = "METRICS: line 1: one table of 6 edges and 5 operations expected";
+    let expected = "METRICS: line 1: expected one table of 6 edges and 5 operations";
     for another_space in [
         json!([vec![[0.0; 7]; 14], vec![[0.0; 7]; 14]]),
         json!([vec![[0.0; 5]; 6], vec![[0.0; 5]; 6]]),
@@ -195,11 +195,11 @@ fn unusable_runs_are_reported() {
     masked["masks"] = json!([vec![[false; 5]; 6]]);
     let without = json!({"event": "epoch", "stage": 1, "epoch": 1, "step": 1});
     for (lines, text, what) in [
-        (&lines()[..2], "", "METRICS: no epoch has ended yet"),
-        (&[without], "", "METRICS: none of its 1 epochs holds eta"),
+        (&lines()[..2], "", "METRICS: no epoch has finished yet"),
+        (&[without], "", "METRICS: no epoch contains eta"),
         (&[masked], "", "METRICS: line 1: an edge has no operation left"),
         (&[epoch(1, 1, json!([vec![[None::<f64>; 5]; 6]]))], "", "not finite"),
-        (&[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))], "", "line 2: epoch 2 comes after"),
+        (&[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))], "", "line 2: epoch 2 is out of order"),
         (&lines()[..3], "no JSON\n", "METRICS: line 4: "),
     ] {
         let error = refusal(lines, text);
@@ -231,10 +231,10 @@ fn command_writes_svg_and_png() {
     let (code, stdout, error) = plot(&["--table", table]);
     assert_eq!(code, Some(0), "{error}");
     assert!(stdout.starts_with(
-        "CIFAR-100 test accuracy, 100 architectures drawn at every epoch (best of the space 81.00 %, its median 41.00 %)\n"
+        "CIFAR-100 test accuracy, 100 architectures sampled per epoch (search space: best 81.00 %, median 41.00 %)\n"
     ));
     assert!(
-        stdout.contains("\nepoch   3: chosen 81.00 %, drawn 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
+        stdout.contains("\nepoch   3: selected 81.00 %, sampled 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
         "{stdout}"
     );
     assert!(run.join("trajectory-cifar100.svg").exists() && run.join("trajectory-cifar100.png").exists());
@@ -269,9 +269,9 @@ fn command_writes_svg_and_png() {
         "Test accuracy (%)",
         "stage 1: k = 4, 5 operations",
         "stage 2: k = 2, 3 operations",
-        "selected by the Dirichlet mean, at last 80.00 %",
-        "100 drawn architectures: least to largest",
-        "their middle half (quartiles)",
+        "selected by the Dirichlet mean (last: 80.00 %)",
+        "100 sampled architectures: min to max",
+        "quartiles of the samples",
         "best of the space, 80.00 %",
         "median of the space, 40.00 %",
     ] {

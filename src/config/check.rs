@@ -100,7 +100,10 @@ pub(super) fn below_one(values: &[NamedNumbers]) -> Result<()> {
 /// Requires 1 or more.
 pub(super) fn at_least_one(counts: &[(&str, u64)]) -> Result<()> {
     for (name, count) in counts {
-        require!((1..=MAX_COUNT).contains(count), "{name} must be 1 or more and at most {MAX_COUNT}, found {count}");
+        require!(
+            (1..=MAX_COUNT).contains(count),
+            "{name} must be 1 or more and at most {MAX_COUNT}, found {count}"
+        );
     }
     Ok(())
 }

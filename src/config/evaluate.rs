@@ -1,7 +1,7 @@
 //! Configuration of an evaluation, which trains a found architecture from scratch and tests it.
 
 use super::check::{
-    MAX_IMAGES, at_least_one, below_one, check_seed, check_batch_split, not_negative, require, zero_or_more,
+    MAX_IMAGES, at_least_one, below_one, check_batch_split, check_seed, not_negative, require, zero_or_more,
 };
 use super::shared::configuration;
 use super::{DataSection, Settings, WeightsSection};
@@ -108,9 +108,10 @@ impl EvaluateConfig {
         let (space, other) = match self.model.space {
             SearchSpace::DartsImagenet => ("darts-imagenet", "requires the command evaluate-imagenet"),
             SearchSpace::DartsCifar => ("darts-cifar", "requires the command evaluate-cifar"),
-            SearchSpace::NasBench201 => {
-                ("nas-bench-201", "cannot be evaluated: its benchmark holds the accuracies; see `nb201 query`")
-            }
+            SearchSpace::NasBench201 => (
+                "nas-bench-201",
+                "cannot be evaluated: its benchmark holds the accuracies; see `nb201 query`",
+            ),
         };
         require!(self.model.space == command, "model.space = \"{space}\" {other}");
         Ok(())
