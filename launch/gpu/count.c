@@ -156,8 +156,8 @@ unsigned long drnas_runtime_calls(unsigned number, const char **name) {
 
 /* -- the runtime --------------------------------------------------------------------------------------------------- */
 
-/* Forwards the call to the next library that defines it, looked up once per call site. If none does, the call returns an
- * error: some runtime versions lack some of these functions and never call them. */
+/* Forwards the call to the next library that defines it, looked up once per call site. If none does, the call returns
+ * an error: some runtime versions lack some of these functions, and nothing calls them there. */
 #define FORWARD(name, parameters, arguments)                                                                          \
     do {                                                                                                              \
         static int(*next) parameters;                                                                                 \

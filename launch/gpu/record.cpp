@@ -66,8 +66,8 @@ std::string list(c10::ArrayRef<int64_t> values) {
 
 const char* json_bool(bool value) { return value ? "true" : "false"; }
 
-// Returns the JSON fields that identify a convolution. Arguments: (input, weight, bias, stride, padding, dilation, transposed,
-// output_padding, groups); of the backward pass: (grad_output, input, weight, bias_sizes, stride, ..., output_mask).
+// Returns the JSON fields that identify a convolution. Arguments: (input, weight, bias, stride, padding, dilation,
+// transposed, output_padding, groups); of the backward pass: (grad_output, input, weight, bias_sizes, stride, ..., output_mask).
 std::string fields(c10::ArrayRef<const c10::IValue> arguments, bool backward) {
     const size_t first = backward ? 1 : 0;
     const at::Tensor& input = arguments.at(first).toTensor();

@@ -4,8 +4,8 @@
     launch/gpu/slim-nccl.py libnccl.so.2 90 out/libnccl.so.2
 
 The library of the wheel contains code for all architectures, 300 MB. Code for architectures other than the given one
-(compute capability times 10: 90 for H100 and H200) is overwritten with zeros, which compress well; file size and addresses
-do not change. It is an error if the library has no code for the given architecture.
+(compute capability times 10: 90 for H100 and H200) is overwritten with zeros, which compress well; file size and
+addresses do not change. It is an error if the library has no code for the given architecture.
 """
 
 import struct
