@@ -200,7 +200,7 @@ fn holes_equal_those_of_darts_and_their_centres_are_uniform() {
         // 99.9 % of fair draws stay below 61.1 (31 degrees).
         assert!(chi2 < 61.1, "{chi2} {counts:?}");
     }
-    // Four standard errors: a row says nothing about the column.
+    // Rows and columns are independent, within four standard errors.
     let equal = holes.iter().filter(|(row, column, _)| row == column).count();
     assert!((equal as f64 - 1000.0).abs() < 4.0 * 31.1, "{equal}");
     let Some(python) = python() else {

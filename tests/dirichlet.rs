@@ -93,9 +93,10 @@ fn beta_cdf(x: f64, a: f64, b: f64) -> f64 {
 
 /// The fraction of rows whose gamma variates are all below 1 / `x` times the smallest positive float64.
 ///
-/// libtorch, as in PyTorch's `Dirichlet`, raises smaller variates to that number before it divides by their sum. In such
-/// a row a weight that should be below `x` can be above it; with x = 1 the row has equal weights where the distribution
-/// has a corner. This affects 3 % of the rows with five concentrations of 1e-3, 0.7 % with seven, and none with 1e-2.
+/// libtorch, like PyTorch's `Dirichlet`, raises smaller variates to that number before dividing by their sum. In such
+/// a row a weight that should be below `x` can be above it; with x = 1 the row has equal weights where the
+/// distribution has a corner. This affects 3 % of the rows with five concentrations of 1e-3, 0.7 % with seven, and none
+/// with 1e-2.
 fn underflow_fraction(beta: &[f64], x: f64) -> f64 {
     let smallest = f64::MIN_POSITIVE.ln() - x.ln();
     let below = |&beta: &f64| (beta * smallest - number(&Tensor::from(beta + 1.0).lgamma())).exp();

@@ -288,7 +288,7 @@ fn convolutions_are_recorded_and_probed() {
     assert_probed(folder.path(), &record, lines.iter().filter(|line| line["backward"] == false).count());
 }
 
-/// Tests launch/gpu/probe.py on `record` with `num_shapes` forward convolutions, and on the record of a crashed process.
+/// Runs launch/gpu/probe.py on `record` with `num_shapes` forward convolutions and on the record of a crashed process.
 fn assert_probed(folder: &Path, record: &Path, num_shapes: usize) {
     let line = |number: u64, weight: [i64; 4], groups: i64| {
         json!({
@@ -360,8 +360,8 @@ fn assert_probed(folder: &Path, record: &Path, num_shapes: usize) {
     }
     // Without time, all shapes are listed as not run.
     let (printed, result) = run("0").expect("PyTorch is available");
-    assert_eq!(result["stopped"], "the time is up");
-    assert!(printed.contains(&format!("alone, {} not run in any precision", num_shapes + 2)), "{printed}");
+    assert_eq!(result["stopped"], "time limit reached");
+    assert!(printed.contains(&format!("only, {} not run in all precisions", num_shapes + 2)), "{printed}");
 }
 
 #[test]
