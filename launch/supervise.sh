@@ -119,10 +119,10 @@ while :; do
     after=$(newest_step)
     if [ "$after" -gt "$before" ]; then restarts=$((restarts + 1)); else restarts=$((restarts + 2)); fi
     if [ "$restarts" -gt "$RESTARTS" ]; then
-        say "exit code $code after step $after; the limit of $RESTARTS restarts is reached"
+        say "exit code $code after step $after; no restarts left (RESTARTS=$RESTARTS)"
         exit "$code"
     fi
-    say "exit code $code after step $after; restarting ($restarts of $RESTARTS restarts used)"
+    say "exit code $code after step $after; restarting ($restarts of RESTARTS=$RESTARTS used)"
     sleep "$PAUSE_S" &
     wait $! || true
 done

@@ -92,7 +92,7 @@ go() {
 # Requeues this job and exits.
 requeue() {
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
-        say "not requeued: the limit of $MAX_RESTARTS restarts is reached. To resume: $DRNAS_COMMAND"
+        say "not requeued: MAX_RESTARTS=$MAX_RESTARTS is reached. To resume: $DRNAS_COMMAND"
         exit 75
     fi
     say "not finished: requeueing the job"
