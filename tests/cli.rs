@@ -130,11 +130,11 @@ fn inconsistent_golden_files_are_reported_in_one_line() {
     };
     let huge = "cifar-129-20-PC_DARTS_cifar";
     let cases = [
-        ("label.safetensors", label, "its parts do not fit together: Target 99 is out of bounds.".to_owned()),
+        ("label.safetensors", label, "its tensors do not match: Target 99 is out of bounds.".to_owned()),
         (
             "k.safetensors",
             replaced(&supernet, r#""k":"4""#, r#""k":"0""#),
-            "setting 'k' is 0, expected 1 to 290 by its tensors".into(),
+            "setting 'k': expected 1 to 290 (from its tensors), found 0".into(),
         ),
         // Keeps the length by shortening the name of an unused setting.
         (
@@ -144,7 +144,7 @@ fn inconsistent_golden_files_are_reported_in_one_line() {
                 r#""cells_per_stage":"1","max_nodes""#,
                 r#""cells_per_stage":"4444","max_ns""#,
             ),
-            "setting 'cells_per_stage' is 4444, expected 1 to 290 by its tensors".into(),
+            "setting 'cells_per_stage': expected 1 to 290 (from its tensors), found 4444".into(),
         ),
         (
             "eval_counts.json",

@@ -584,7 +584,7 @@ fn demo_images_are_reproducible_and_are_not_mixed() {
     assert_eq!(before, all_files(&root.join("checked-square")));
     let args = DemoArgs { out: root, classes: 2, per_class: 4, seed: 7, px: "24..40".into() };
     assert!(message(demo_data::run(&args)).contains("checked-square is there already"));
-    assert!(message(demo_data::run(&DemoArgs { classes: 99, ..args })).contains("2 to 24 classes"));
+    assert!(message(demo_data::run(&DemoArgs { classes: 99, ..args })).contains("expected 2 to 24 classes"));
 }
 
 #[test]

@@ -222,7 +222,7 @@ fn commands_print_text_and_json() {
     assert_eq!(fs::read(table).unwrap(), before);
     let answer = stdout_of(&["nb201", "import", source, "--out", table, "--skip", "params", "--overwrite"]);
     assert!(
-        answer.ends_with("15625 architectures, 1 columns\n  c10_test_200   largest 24.0000 % (index 0)\n"),
+        answer.ends_with("15625 architectures, 1 column\n  c10_test_200   largest 24.0000 % (index 0)\n"),
         "{answer}"
     );
 }
