@@ -9,7 +9,7 @@ mod shared;
 
 use drnas_dist::config::{CropKind, DataSection};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
-use drnas_dist::data::augment::jitter::ColourChange;
+use drnas_dist::data::augment::jitter::Adjustment;
 use drnas_dist::data::augment::{Rect, hole};
 use drnas_dist::data::decode::{DecodedImage, decode};
 use drnas_dist::data::{Augment, Batch, Crop, Jitter};
@@ -163,10 +163,14 @@ fn colour_jitter_equals_pillow() {
         return;
     };
     for (name, tone, factors) in [
-        ("brightness", ColourChange::Brightness as fn(f64) -> ColourChange, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("contrast", ColourChange::Contrast, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("saturation", ColourChange::Saturation, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("hue", ColourChange::Hue, [-0.5, -0.2, -0.003, 0.0, 0.05, 0.2, 0.5]),
+        (
+            "brightness",
+            Adjustment::Brightness as fn(f64) -> Adjustment,
+            [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0],
+        ),
+        ("contrast", Adjustment::Contrast, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("saturation", Adjustment::Saturation, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("hue", Adjustment::Hue, [-0.5, -0.2, -0.003, 0.0, 0.05, 0.2, 0.5]),
     ] {
         let mut cases = Cases::new(python.clone());
         let drawn = [picture(300, 200, 1), picture(1, 1, 2), picture(64, 64, 3)];
@@ -197,7 +201,7 @@ fn holes_equal_those_of_darts_and_their_centres_are_uniform() {
     }
     for counts in [rows, columns] {
         let chi2: f64 = counts.iter().map(|count| (f64::from(*count) - 1000.0).powi(2) / 1000.0).sum();
-        // 99.9 % of fair draws stay below 61.1 (31 degrees).
+        // The 99.9 % quantile of chi-squared with 31 degrees of freedom.
         assert!(chi2 < 61.1, "{chi2} {counts:?}");
     }
     // Rows and columns are independent, within four standard errors.
@@ -238,10 +242,10 @@ fn crop_offsets_are_uniform_and_draws_are_independent() {
     }
     for counts in [lefts, tops] {
         let chi2: f64 = counts.iter().map(|count| (f64::from(*count) - 1000.0).powi(2) / 1000.0).sum();
-        // 99.9 % of fair draws stay below 26.1 (8 degrees).
+        // The 99.9 % quantile of chi-squared with 8 degrees of freedom.
         assert!(chi2 < 26.1, "{chi2} {counts:?}");
     }
-    // Four standard errors; the hole ends above the middle for 9 of 32 centres.
+    // Within four standard errors; the hole ends above the middle for 9 of 32 centres.
     assert!((f64::from(mirrored) - 4500.0).abs() < 4.0 * 47.5, "{mirrored}");
     assert!((f64::from(both) - 9000.0 * 9.0 / 64.0).abs() < 4.0 * 33.0, "{both}");
 }
@@ -310,12 +314,12 @@ fn configuration_selects_the_augmentation() {
     let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
     let crop = Crop::RandomResized { area_min: 0.08 };
     assert_eq!(Augment::train(&imagenet), Augment { flip: true, jitter: strong, ..crop.into() });
-    // Automatic: 256 and 224.
+    // Default: resize to 256, crop 224.
     assert_eq!(imagenet.test_crop_px(), 224);
     assert_eq!(Augment::test(&imagenet), Crop::Centre { resize: 256 }.into());
     let cifar = DataSection { px: 32, crop: CropKind::Pad, pad: 4, cutout: 16, ..DataSection::default() };
     assert_eq!(Augment::train(&cifar), Augment { flip: true, cutout: 16, ..Crop::Pad { pad: 4 }.into() });
-    // Plain.
+    // Default at 32 px: no resize, no crop.
     assert_eq!((cifar.test_crop_px(), Augment::test(&cifar)), (32, Crop::Centre { resize: 32 }.into()));
     let own = DataSection { test_crop: 64, test_resize: 80, ..DataSection::default() };
     assert_eq!((own.test_crop_px(), Augment::test(&own)), (64, Crop::Centre { resize: 80 }.into()));

@@ -19,7 +19,7 @@ fn state(step: u64) -> Checkpoint {
         ("mask", Tensor::from_slice(&[true, false, true])),
         ("scalar", Tensor::from(number)),
         ("empty", Tensor::zeros([0, 3], (Kind::Float, tch::Device::Cpu))),
-        // Not contiguous, and part of a graph.
+        // Not contiguous, and requires a gradient.
         (
             "transposed",
             Tensor::arange(6, (Kind::Float, tch::Device::Cpu)).view([2, 3]).tr().set_requires_grad(true),

@@ -312,10 +312,7 @@ fn evaluations_are_checked() {
     refused(&["evaluate.test_every=0"], "evaluate.test_every must be 1 or more");
     refused(&["evaluate.test_batch=0"], "evaluate.test_batch = 0 must be in 1..=1048576");
     refused(&["evaluate.lr_batch=-1"], "evaluate.lr_batch = -1 must be 0 (no scaling)");
-    refused(
-        &["data.px=64"],
-        "the auxiliary head gets a 2 x 2 map and requires 7 x 7; use --set data.px=224",
-    );
+    refused(&["data.px=64"], "the auxiliary head gets a 2 x 2 map and requires 7 x 7; use --set data.px=224");
     assert!(parse(&["data.px=64", "evaluate.auxiliary_weight=0"]).is_ok());
     refused(&["evaluate.global_batch=8"], "raise evaluate.global_batch");
     refused(&["model.init_channels=5"], "model.init_channels = 5 must be even");

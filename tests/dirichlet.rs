@@ -248,5 +248,8 @@ fn initial_eta_has_the_published_distribution() {
         let off = (found - mean) / (variance / count).sqrt();
         assert!(off.abs() < SIGMAS, "moment {power} is {found}, an error of {off} standard errors");
     }
-    assert!(!tables[0].equal(&tables[1]) && !tables[0].equal(&tables[2]), "equal draws for different tables or seeds");
+    assert!(
+        !tables[0].equal(&tables[1]) && !tables[0].equal(&tables[2]),
+        "equal draws for different tables or seeds"
+    );
 }

@@ -309,7 +309,11 @@ fn weights_are_tested_only_on_the_classes_they_were_trained_on() {
             assert!(output_text(&output).contains(word), "no '{word}' in {}", output_text(&output));
         }
         let output = test(0, weights, "valid", &format!("unshifted-{number}"));
-        assert!(output.status.success() && !output_text(&output).contains("warning"), "{}", output_text(&output));
+        assert!(
+            output.status.success() && !output_text(&output).contains("warning"),
+            "{}",
+            output_text(&output)
+        );
     }
 
     // Files from older versions contain no class names: testing and exporting work, with one warning.
@@ -319,14 +323,23 @@ fn weights_are_tested_only_on_the_classes_they_were_trained_on() {
     tch::Tensor::write_safetensors(&named, bench.path("old.safetensors")).unwrap();
     let output = test(2, "old.safetensors", "valid", "old-tested");
     assert!(output.status.success(), "{}", output_text(&output));
-    assert_eq!(output_text(&output).matches("old.safetensors has no class names").count(), 1, "{}", output_text(&output));
+    assert_eq!(
+        output_text(&output).matches("old.safetensors has no class names").count(),
+        1,
+        "{}",
+        output_text(&output)
+    );
     let mut old = saved;
     old.meta["extra"].as_object_mut().unwrap().remove("classes").expect("classes are in the checkpoint");
     checkpoint::write(&trained.folder.join("checkpoints"), 5, &old, 1).unwrap();
     let text = export("classes-old", &[]);
     assert_eq!(text.matches("no class names").count(), 1, "{text}");
     let output = test(0, "classes-old/weights.safetensors", "valid", "old-export-tested");
-    assert!(output.status.success() && output_text(&output).contains("no class names"), "{}", output_text(&output));
+    assert!(
+        output.status.success() && output_text(&output).contains("no class names"),
+        "{}",
+        output_text(&output)
+    );
     // A run resumes from such a checkpoint.
     let more = ["--set", "evaluate.epochs=1", "--resume"];
     let output = finish(command(0, "classes-trained", &more), Duration::from_secs(100));
@@ -365,7 +378,11 @@ fn files_are_only_overwritten_on_request() {
     for ranks in [0, 2] {
         std::fs::write(bench.path("kept-test/test.json"), "mine").unwrap();
         let again = finish(command(ranks, "kept-test", &test), Duration::from_secs(100));
-        assert!(!again.status.success() && output_text(&again).contains("kept-test/test.json"), "{}", output_text(&again));
+        assert!(
+            !again.status.success() && output_text(&again).contains("kept-test/test.json"),
+            "{}",
+            output_text(&again)
+        );
         assert_eq!(std::fs::read(bench.path("kept-test/test.json")).unwrap(), b"mine");
     }
 

@@ -13,7 +13,7 @@ use bench::{Bench, assert_same_result_after, finish, output_text, signal};
 use clap::Parser;
 use drnas_dist::cli::Cli;
 use drnas_dist::data::Error;
-use drnas_dist::process::phase::{self, Phase, InjectedFailure};
+use drnas_dist::process::phase::{self, InjectedFailure, Phase};
 use drnas_dist::train::checkpoint;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -214,7 +214,11 @@ impl Case {
         };
         let start = Instant::now();
         while let Some(pid) = (0..ranks).find_map(running) {
-            assert!(start.elapsed() < Duration::from_secs(10), "process {pid} is still running: {}", output_text(output));
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "process {pid} is still running: {}",
+                output_text(output)
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -427,7 +431,11 @@ fn second_job_on_the_same_run_folder_is_refused() {
     let first = during_slow_step(&case, |_| second = Some(case.run(0, None, &[])));
     let second = second.unwrap();
     assert_eq!(second.status.code(), Some(1), "{}", output_text(&second));
-    assert!(output_text(&second).contains("another job writes to this run folder"), "{}", output_text(&second));
+    assert!(
+        output_text(&second).contains("another job writes to this run folder"),
+        "{}",
+        output_text(&second)
+    );
     case.assert_finished(&first);
 }
 
@@ -438,7 +446,8 @@ fn shard_truncated_while_in_use_is_reported() {
         let rank = usize::from(ranks > 0);
         let output = case.run(ranks, Some(&format!("truncate|forward|5|{rank}")), &[]);
         assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
-        let line = output_text(&output).lines().find(|line| line.contains("SIGBUS")).unwrap_or_default().to_string();
+        let line =
+            output_text(&output).lines().find(|line| line.contains("SIGBUS")).unwrap_or_default().to_string();
         for part in ["rank ", "train/shard-0000", "cut short, replaced in place or unreadable", "--resume"] {
             assert!(line.contains(part), "{part}: {}", output_text(&output));
         }
@@ -586,7 +595,11 @@ fn supervised_run_stops_with_a_checkpoint_on_ctrl_c_and_hang_up() {
         let case = Case::new(fault);
         let output = finish(supervised(&case, &format!("{fault}|forward|5|1")), LIMIT);
         assert_eq!(output.status.code(), Some(75), "{fault}: {}", output_text(&output));
-        assert!(output_text(&output).contains("starting 3 ranks, from step 0"), "{fault}: {}", output_text(&output));
+        assert!(
+            output_text(&output).contains("starting 3 ranks, from step 0"),
+            "{fault}: {}",
+            output_text(&output)
+        );
         assert!(
             output_text(&output).contains("stopped with a checkpoint, after step 5"),
             "{fault}: {}",

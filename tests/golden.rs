@@ -49,7 +49,10 @@ fn all_golden_files_pass() {
     tch::set_num_threads(1);
     let Some(folder) = shared::path("reference/golden") else { return };
     let number = verify_all(&folder);
-    assert!(number >= 11, "expected six supernets, two networks, Dirichlet, schedules and counts, found {number}");
+    assert!(
+        number >= 11,
+        "expected six supernets, two networks, Dirichlet, schedules and counts, found {number}"
+    );
 }
 
 /// The gradients of a final network can be compared only in float64 (see `verify::network`).

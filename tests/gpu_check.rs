@@ -245,8 +245,11 @@ fn checks_that_exceed_the_time_are_skipped() {
 
 /// Starts the script and waits until its second check, which takes seconds, is running.
 fn start_second_check(workspace: &Workspace, bundle: &Path) -> Child {
-    let child =
-        workspace.script(bundle, &["--only", "doctor,plain-stage1-fp32"]).stdout(Stdio::null()).spawn().unwrap();
+    let child = workspace
+        .script(bundle, &["--only", "doctor,plain-stage1-fp32"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     wait_for("a process of the second check", || {
         let result = std::fs::read_to_string(workspace.out.path().join("result.json")).unwrap_or_default();
         result.contains("\"doctor\"") && !workspace.processes().is_empty()
@@ -317,12 +320,13 @@ fn wrong_values_in_float64_fail_all_later_checks() {
         state(&exact) == "failed" && exact["text"].as_str().unwrap().contains("logits, training: error"),
         "{exact:#}"
     );
-    assert_eq!(state(&workspace.check("golden-fp32")), "failed", "not attributed to rounding if float64 fails too");
-    let speed = workspace.check("speed-stage1-bf16-last");
     assert_eq!(
-        (state(&speed), &speed["text"]),
-        ("skipped", &"not run because golden-fp64 failed".into())
+        state(&workspace.check("golden-fp32")),
+        "failed",
+        "not attributed to rounding if float64 fails too"
     );
+    let speed = workspace.check("speed-stage1-bf16-last");
+    assert_eq!((state(&speed), &speed["text"]), ("skipped", &"not run because golden-fp64 failed".into()));
 }
 
 #[test]

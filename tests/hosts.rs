@@ -142,10 +142,7 @@ fn lost_host_is_reported_and_the_run_resumes_without_it() {
         ["rank 0 on node1: lost rank 1 on node2, step ", "rank 1 on node2: lost rank 0 on node1, step "]
     {
         let line = messages.lines().find(|text| text.contains(line)).unwrap_or_else(|| panic!("{messages}"));
-        assert!(
-            line.contains("no heartbeat for 3 s (stopped, or its machine or network is down)"),
-            "{line}"
-        );
+        assert!(line.contains("no heartbeat for 3 s (stopped, or its machine or network is down)"), "{line}");
     }
     for line in
         ["starting 2 ranks on 10.77.83.1:1,10.77.83.2:1, from step 0", "starting 1 rank on 10.77.83.1:1"]

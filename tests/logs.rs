@@ -145,7 +145,11 @@ fn other_commands_end_quietly_on_a_closed_pipe() {
         let output = run(full().into(), Stdio::piped());
         assert_eq!(output.status.code(), Some(i32::from(prints)), "{words:?}: {}", output_text(&output));
         let expected = if prints { "error: write standard output: " } else { "" };
-        assert!(output_text(&output).contains(expected) && !output_text(&output).contains("panicked"), "{}", output_text(&output));
+        assert!(
+            output_text(&output).contains(expected) && !output_text(&output).contains("panicked"),
+            "{}",
+            output_text(&output)
+        );
         let output = run(Stdio::piped(), full().into());
         assert!(output.status.success(), "{words:?}: {:?}", output.status);
     }
@@ -184,9 +188,13 @@ fn every_log_line_has_a_timestamp() {
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         assert!(console.iter().any(|kept| kept == line), "no {line:?} in {console:?}");
     }
-    for words in
-        ["stage 1/2: k 6", "epoch 1: ", "stopped; the newest checkpoint", "resumed after", "Architecture found"]
-    {
+    for words in [
+        "stage 1/2: k 6",
+        "epoch 1: ",
+        "stopped; the newest checkpoint",
+        "resumed after",
+        "Architecture found",
+    ] {
         assert!(console.iter().any(|line| line.starts_with(words)), "no {words:?} in {console:?}");
     }
     // metrics.jsonl has timestamps too, in order.
@@ -231,7 +239,15 @@ fn replaced_images_are_counted_and_named_and_corrupt_shards_are_not_skipped() {
         if ranks > 0 {
             command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_drnas-dist")]);
         }
-        command.args(["search-imagenet", "--config", "search.toml", "--train", "truncated", "--valid", "valid"]);
+        command.args([
+            "search-imagenet",
+            "--config",
+            "search.toml",
+            "--train",
+            "truncated",
+            "--valid",
+            "valid",
+        ]);
         command.args(["--out", run]).args(&sets).args(more);
         finish(command, LIMIT)
     };

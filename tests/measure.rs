@@ -56,9 +56,9 @@ fn recomputed_cells_train_identically() {
     let short = measured(folder.path(), &["--stage", "2", "--set", "precision=bf16"], &[]);
     assert_ne!(plain["loss"], short["loss"]);
     let settings = |result: &Value| [result["precision"].clone(), result["checkpoint_cells"].clone()];
-    assert_eq!(settings(&plain), ["fp32".into(), Value::from(false)]);
-    assert_eq!(settings(&again), ["fp32".into(), true.into()]);
-    assert_eq!(settings(&short), ["bf16".into(), false.into()]);
+    assert_eq!(settings(&plain), [Value::from("fp32"), false.into()]);
+    assert_eq!(settings(&again), [Value::from("fp32"), true.into()]);
+    assert_eq!(settings(&short), [Value::from("bf16"), false.into()]);
     // Each stage has its own network; without architecture steps the warm-up step does not change eta.
     let first = measured(folder.path(), &[], &[]);
     let weights_only = measured(folder.path(), &["--weights-only"], &[]);

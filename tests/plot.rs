@@ -88,7 +88,13 @@ fn values_of_a_run() {
     // Drawn again and summarised with a full sort.
     let mut random = stream(0, Purpose::Trajectory, &[2]);
     let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
-    let draw = |_| accuracy(&drnas_dist::report::plot::sample_architecture(&table_of_epoch, &Mask::full(6, 5), &mut random));
+    let draw = |_| {
+        accuracy(&drnas_dist::report::plot::sample_architecture(
+            &table_of_epoch,
+            &Mask::full(6, 5),
+            &mut random,
+        ))
+    };
     let mut accuracies: Vec<f64> = (0..100).map(draw).collect();
     accuracies.sort_by(f64::total_cmp);
     assert_eq!((drawn[1].min, drawn[1].max), (accuracies[0], accuracies[99]));
@@ -119,7 +125,11 @@ fn unfinished_search_is_plotted_up_to_its_last_epoch() {
         text += "{\"event\":\"epoch\",\"stage\":1,\"ep";
         fs::write(run.join("metrics.jsonl"), text).unwrap();
         let partial = read(&run).unwrap();
-        assert_eq!(partial.epochs, whole.epochs[..num_epochs], "the draws differ from those of the finished run");
+        assert_eq!(
+            partial.epochs,
+            whole.epochs[..num_epochs],
+            "the draws differ from those of the finished run"
+        );
         let figure = svg(&partial, Path::new("f.svg")).unwrap();
         assert!(
             figure.contains("k = 4, 5 operations") && !figure.contains("stage"),
@@ -199,7 +209,11 @@ fn unusable_runs_are_reported() {
         (&[without], "", "METRICS: no epoch contains eta"),
         (&[masked], "", "METRICS: line 1: an edge has no operation left"),
         (&[epoch(1, 1, json!([vec![[None::<f64>; 5]; 6]]))], "", "not finite"),
-        (&[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))], "", "line 2: epoch 2 is out of order"),
+        (
+            &[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))],
+            "",
+            "line 2: epoch 2 is out of order",
+        ),
         (&lines()[..3], "no JSON\n", "METRICS: line 4: "),
     ] {
         let error = refusal(lines, text);
@@ -219,7 +233,8 @@ fn command_writes_svg_and_png() {
     let run = write_run(folder.path(), &lines());
     let plot = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drnas-dist"));
-        let output = command.args(["plot", "trajectory"]).arg(&run).args(more).output().expect("the program starts");
+        let output =
+            command.args(["plot", "trajectory"]).arg(&run).args(more).output().expect("the program starts");
         let (stdout, stderr) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         (output.status.code(), stdout, stderr)
@@ -234,7 +249,9 @@ fn command_writes_svg_and_png() {
         "CIFAR-100 test accuracy, 100 architectures sampled per epoch (search space: best 81.00 %, median 41.00 %)\n"
     ));
     assert!(
-        stdout.contains("\nepoch   3: selected 81.00 %, sampled 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
+        stdout.contains(
+            "\nepoch   3: selected 81.00 %, sampled 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"
+        ),
         "{stdout}"
     );
     assert!(run.join("trajectory-cifar100.svg").exists() && run.join("trajectory-cifar100.png").exists());
@@ -283,6 +300,9 @@ fn command_writes_svg_and_png() {
     assert_eq!(pixels.dimensions().0, 1720);
     let orange = orange(&bytes);
     assert!(orange > 1000, "the line of the selected architectures has {orange} pixels");
-    assert!(pixels.pixels().filter(|p| p.0 == [255; 3]).count() > pixels.len() / 3 / 4, "the background is not white");
+    assert!(
+        pixels.pixels().filter(|p| p.0 == [255; 3]).count() > pixels.len() / 3 / 4,
+        "the background is not white"
+    );
     assert_eq!(fs::read_dir(folder.path().join("figures")).unwrap().count(), 2, "a temporary file remains");
 }

@@ -92,7 +92,10 @@ fn recomputed_cells_are_bit_identical() {
             }
             for (table, (kept, again)) in kept.grads_theta.iter().zip(&again.grads_theta).enumerate() {
                 assert!(kept.equal(again), "{what}: gradient of theta {table}");
-                assert!(kept.abs().max().double_value(&[]) > 0.0, "{what}: the gradient of theta {table} is zero");
+                assert!(
+                    kept.abs().max().double_value(&[]) > 0.0,
+                    "{what}: the gradient of theta {table} is zero"
+                );
             }
             for (name, kept) in &kept.running {
                 assert!(kept.equal(&again.running[name]), "{what}: statistics {name}");

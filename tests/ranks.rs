@@ -223,7 +223,10 @@ fn refusals(world: &World) -> Result<()> {
     assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
     assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
     let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(message(comm.start_mean(&integers)).contains("expected a tensor of kind Float or Double, found Int64"));
+    assert!(
+        message(comm.start_mean(&integers))
+            .contains("expected a tensor of kind Float or Double, found Int64")
+    );
     assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
     Ok(comm.barrier()?)
 }
@@ -381,7 +384,12 @@ fn cost(world: &World) -> Result<()> {
     }
     us.sort();
     if world.rank() == 0 {
-        println!("all-gather of one byte from each of {} ranks: median {} us, 90 % {} us", world.size(), us[1000], us[1800]);
+        println!(
+            "all-gather of one byte from each of {} ranks: median {} us, 90 % {} us",
+            world.size(),
+            us[1000],
+            us[1800]
+        );
     }
     Ok(())
 }
@@ -522,7 +530,9 @@ fn mismatched_collectives_are_reported() {
     assert_prompt(&fails(
         "lengths",
         2,
-        &["rank 0: mean of 1 tensor, 100000 elements (100000 Float); rank 1: mean of 1 tensor, 99999 elements (99999 Float)"],
+        &[
+            "rank 0: mean of 1 tensor, 100000 elements (100000 Float); rank 1: mean of 1 tensor, 99999 elements (99999 Float)",
+        ],
     ));
     assert_prompt(&fails("early", 2, &["rank 0: shutdown; rank 1: barrier"]));
 }
@@ -588,7 +598,7 @@ fn signalled_to(to: Recipient, scenario: &str, size: usize, signal: i32, times: 
             Recipient::Mpirun => parent_of(pids[0]),
             Recipient::Launcher | Recipient::LastRank => pids[pids.len() - 1],
         };
-        // SAFETY: a process of this test.
+        // SAFETY: signals a process of this test; no pointers are involved.
         unsafe { libc::kill(to, signal) };
     }
     stdout.read_to_string(&mut output).unwrap();
@@ -675,7 +685,11 @@ fn rank_missing_from_a_collective_is_named_by_the_waiting_ranks() {
         let outcome = run_with("hangs", 3, &[("DRNAS_TEST_RANK", victim)]).expect_failure(&[&missing]);
         // The third rank is waiting too, and is not reported as missing.
         let line = outcome.output.lines().find(|line| line.contains(&missing) && !line.contains("; rank "));
-        assert!(line.is_some_and(|line| line.contains(", step 7, backward for ")), "{victim}: {}", outcome.output);
+        assert!(
+            line.is_some_and(|line| line.contains(", step 7, backward for ")),
+            "{victim}: {}",
+            outcome.output
+        );
         assert_gone(&outcome.output);
     }
 }

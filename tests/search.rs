@@ -67,7 +67,10 @@ fn search_does_not_depend_on_the_number_of_ranks() {
         assert_agree(&several, &one, 1e-9, 1e-9);
     }
     let losses = one.step_values("loss");
-    assert!(losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(), "the loss does not decrease: {losses:?}");
+    assert!(
+        losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(),
+        "the loss does not decrease: {losses:?}"
+    );
 }
 
 #[test]
@@ -145,7 +148,11 @@ fn resuming_keeps_the_results_of_the_old_run() {
     };
     let before = files(&run);
     let output = resume("done");
-    assert!(output.status.success() && output_text(&output).contains("this run has finished"), "{}", output_text(&output));
+    assert!(
+        output.status.success() && output_text(&output).contains("this run has finished"),
+        "{}",
+        output_text(&output)
+    );
     assert_eq!(files(&run), before);
     // Without a readable checkpoint the run does not restart from the beginning.
     for step in run.checkpoints() {
@@ -237,7 +244,12 @@ fn invalid_runs_are_refused_before_the_first_step() {
     let mut command = bench.program();
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "train"]);
     let output = finish_with(command, &["--out", "moved", "--resume"]);
-    assert!(output_text(&output).contains("the configuration changed since the run started: content hash of --train"), "{}", output_text(&output));
+    assert!(
+        output_text(&output)
+            .contains("the configuration changed since the run started: content hash of --train"),
+        "{}",
+        output_text(&output)
+    );
 }
 
 fn finish_with(mut command: std::process::Command, more: &[&str]) -> std::process::Output {

@@ -97,10 +97,7 @@ fn search_does_not_depend_on_the_number_of_ranks_in_either_order() {
     let second = one_second.step_values("loss");
     // KL replaces weight decay; it also differs from no weight decay.
     let free = run_search(0, "one-free", &["--set", "eta.weight_decay=0"]).step_values("loss");
-    assert!(
-        plain != kl && kl != free && kl != second,
-        "second order or the regulariser has no effect"
-    );
+    assert!(plain != kl && kl != free && kl != second, "second order or the regulariser has no effect");
     // Identical until the first update of eta.
     assert!(plain[..5] == kl[..5] && kl[..5] == second[..5]);
     assert_eq!(one_second.step_values("architecture_loss").len(), 10);

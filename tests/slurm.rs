@@ -283,8 +283,7 @@ fn resumes_after_lost_node(cluster: &Cluster) {
     node2_is("resume");
     assert_eq!(state, "COMPLETED", "{}", job.log_text());
     assert!(job.run.folder.join("finished.json").exists(), "{}", job.log_text());
-    for line in
-        ["starting 2 ranks on node1:1,node2:1, from step 0", "starting 1 rank on node1:1, from step "]
+    for line in ["starting 2 ranks on node1:1,node2:1, from step 0", "starting 1 rank on node1:1, from step "]
     {
         assert!(job.log_text().contains(line), "{line}: {}", job.log_text());
     }

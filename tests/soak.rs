@@ -41,7 +41,8 @@ enum Fault {
     SignalOne,
 }
 
-const FAULTS: [Fault; 5] = [Fault::KillOne, Fault::KillAll, Fault::Stop, Fault::SignalLauncher, Fault::SignalOne];
+const FAULTS: [Fault; 5] =
+    [Fault::KillOne, Fault::KillAll, Fault::Stop, Fault::SignalLauncher, Fault::SignalOne];
 
 #[derive(Default)]
 struct Counts {
@@ -140,7 +141,11 @@ fn disturb(run: &Run, (ranks, fault): (usize, Fault), random: &mut ChaCha8Rng, c
             }
             let code = wait_for_exit(&mut child, run, fault);
             let finished = run.folder.join("finished.json").exists();
-            assert!(finished || code != Some(0), "{fault:?}: not finished, but exit code 0\n{}", log_text(run));
+            assert!(
+                finished || code != Some(0),
+                "{fault:?}: not finished, but exit code 0\n{}",
+                log_text(run)
+            );
             true
         }
     };
@@ -148,7 +153,11 @@ fn disturb(run: &Run, (ranks, fault): (usize, Fault), random: &mut ChaCha8Rng, c
         counts.injected[FAULTS.iter().position(|other| *other == fault).unwrap()] += 1;
         counts.slowest_end = counts.slowest_end.max(before.elapsed());
         if before.elapsed() > Duration::from_secs(20) {
-            println!("{fault:?} took {:.1} s to end:\n{}", before.elapsed().as_secs_f64(), tail(&log_text(run)));
+            println!(
+                "{fault:?} took {:.1} s to end:\n{}",
+                before.elapsed().as_secs_f64(),
+                tail(&log_text(run))
+            );
         }
     }
     !run.folder.join("finished.json").exists()

@@ -142,7 +142,7 @@ impl Case {
     }
 }
 
-/// 128, 64, 96 and 64, 32, 128 of 255.
+/// 128, 64, 96 (mean) and 64, 32, 128 (std), divided by 255.
 const MEAN: &str = "[0.50196078431372548, 0.25098039215686274, 0.37647058823529411]";
 const STD: &str = "[0.25098039215686274, 0.12549019607843137, 0.50196078431372548]";
 
@@ -186,7 +186,10 @@ impl FinishedSearch {
         let start = Search::new(&config, timeline.clone(), 0..config.search.replicas as usize, Device::Cpu);
         let mut states = vec![named(&start)];
         let deviation = states[0]["eta"].std(false).double_value(&[]);
-        assert!((0.6e-3..1.5e-3).contains(&deviation), "the initial eta has a standard deviation of {deviation}");
+        assert!(
+            (0.6e-3..1.5e-3).contains(&deviation),
+            "the initial eta has a standard deviation of {deviation}"
+        );
         let checkpoints = checkpoint::folder(&path("run"));
         for step in 1..=timeline.num_steps() {
             states.push(state_of(checkpoint::read(&checkpoints, step).unwrap()));

@@ -11,7 +11,7 @@ mod scenarios;
 
 use bench::mpirun::{Outcome, SCENARIO};
 use bench::{Bench, assert_same_result};
-use double::{Double, fails, fails_on, compiled, double, succeeds, run_on};
+use double::{Double, compiled, double, fails, fails_on, run_on, succeeds};
 use drnas_dist::config;
 use drnas_dist::config::{DeviceChoice, Reduce};
 use drnas_dist::world::{Devices, World};
@@ -164,7 +164,12 @@ fn buffers_are_kept_until_their_means_are_complete() {
     succeeds("kept", 2, &[("DOUBLE_LEGACY", "host"), late]);
     // The collective is in progress when the event record after it fails (the first record is on libtorch's stream).
     for scenario in ["failed-mean", "failed-broadcast"] {
-        fails(scenario, 2, &[late, ("DOUBLE_FAIL", "cuEventRecord:2")], &["cuEventRecord: unspecified launch"]);
+        fails(
+            scenario,
+            2,
+            &[late, ("DOUBLE_FAIL", "cuEventRecord:2")],
+            &["cuEventRecord: unspecified launch"],
+        );
     }
 }
 
@@ -223,7 +228,7 @@ fn search_equals_that_over_mpi_bit_for_bit() {
 /// further; messages about NCCL are tested below.)
 #[test]
 fn unusable_gpus_are_reported_with_advice() {
-    // SAFETY: the driver's library runs no code of ours when opened.
+    // SAFETY: opening libcuda runs only its own initialisers.
     if unsafe { libloading::Library::new("libcuda.so.1") }.is_ok() {
         println!("skipped: this machine has a driver");
         return;
@@ -238,7 +243,10 @@ fn unusable_gpus_are_reported_with_advice() {
     let text = failure_text(bench.search(2, "none", &cuda));
     let start = "device = \"cuda\": no usable GPU on ";
     assert!(text.contains(start) && text.contains("no NVIDIA driver (libcuda.so.1: cannot open"), "{text}");
-    assert!(text.contains("; install the NVIDIA driver, or compute on the CPU with --set device=cpu"), "{text}");
+    assert!(
+        text.contains("; install the NVIDIA driver, or compute on the CPU with --set device=cpu"),
+        "{text}"
+    );
     let torch = drnas_dist::cuda::mapped_library("libtorch_cpu.so").expect("this program is linked with it");
     let complete = torch.ancestors().nth(3).is_some_and(|packages| packages.join("nvidia/cudnn").exists());
     if !torch.with_file_name("libtorch_cuda.so").exists() || complete {
@@ -283,8 +291,7 @@ fn doctor_lists_gpus_and_libraries_with_their_paths() {
 
 #[test]
 fn too_few_or_shared_gpus_are_reported() {
-    let few =
-        "3 ranks but 2 GPUs; start at most one rank per GPU, or let ranks share GPUs with --share-gpu";
+    let few = "3 ranks but 2 GPUs; start at most one rank per GPU, or let ranks share GPUs with --share-gpu";
     fails("gpu", 3, &[("DOUBLE_CARDS", "2")], &[few]);
     fails("gpu", 3, &[("DOUBLE_CARDS", "2"), ("TEST_AUTO", "1")], &[few]);
     // Two ranks that enumerate the same GPUs in different order.
@@ -312,7 +319,10 @@ fn missing_gpu_is_reported_and_auto_selects_the_cpu() {
     fails("gpu", 0, &[hidden], &["shows no GPU with CUDA_VISIBLE_DEVICES=; change or unset it"]);
     let auto = ("TEST_AUTO", "1");
     let outcome = succeeds("gpu", 2, &[none, auto]);
-    assert_eq!(outcome.output.matches("note: no GPU found, using the CPU: the NVIDIA driver shows").count(), 1);
+    assert_eq!(
+        outcome.output.matches("note: no GPU found, using the CPU: the NVIDIA driver shows").count(),
+        1
+    );
     assert!(outcome.output.contains("rank 1 has nothing on Cpu"), "{}", outcome.output);
     let bf16 = "run.reduce = \"bf16\" is for ranks with GPUs";
     fails("bf16", 0, &[none, auto], &[bf16]);
@@ -428,7 +438,8 @@ fn error_of_any_nccl_call_is_reported() {
         ("ncclCommGetAsyncError", "step "),
     ] {
         let fail = format!("{call}:1");
-        let expected = format!(": {call}: unhandled system error (NCCL error 2); check the GPUs and network links");
+        let expected =
+            format!(": {call}: unhandled system error (NCCL error 2); check the GPUs and network links");
         fails("steps", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "1")], &["rank 1 on ", at, &expected]);
     }
     // Errors during the shutdown of a successful run are ignored.
@@ -484,7 +495,9 @@ fn mismatched_lengths_are_reported() {
         "lengths",
         2,
         &[],
-        &["rank 0: mean of 1 tensor, 1000 elements (1000 Float); rank 1: mean of 1 tensor, 999 elements (999 Float)"],
+        &[
+            "rank 0: mean of 1 tensor, 1000 elements (1000 Float); rank 1: mean of 1 tensor, 999 elements (999 Float)",
+        ],
     );
     assert!(outcome.wall < PATIENCE / 2, "{:?}", outcome.wall);
 }

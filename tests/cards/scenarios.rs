@@ -130,7 +130,10 @@ pub fn host_side(world: &World) -> Result<()> {
     assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
     assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
     let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(message(comm.start_mean(&integers)).contains("expected a tensor of kind Float or Double, found Int64"));
+    assert!(
+        message(comm.start_mean(&integers))
+            .contains("expected a tensor of kind Float or Double, found Int64")
+    );
     assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
     comm.finish()?;
     Ok(comm.barrier()?)
@@ -432,7 +435,7 @@ pub fn slots(world: &World, double: &Double) -> Result<()> {
     for step in 0..10 {
         let (images, facts) = batch(step);
         let copies = (images.zeros_like(), facts.zeros_like());
-        staging.pass(&[&images, &facts], |images, facts| {
+        staging.transfer(&[&images, &facts], |images, facts| {
             double.copy(&copies.0, images);
             double.copy(&copies.1, facts);
         })?;
@@ -451,7 +454,7 @@ pub fn failed_copy(world: &World) -> Result<()> {
     let images = Tensor::ones([1, UNMAPPED_BYTES], (Kind::Uint8, Device::Cpu));
     let facts = Tensor::ones([1, 1], tch::kind::INT64_CPU);
     let context = world.context().expect("a GPU");
-    let outcome = Staging::new(context, Device::Cpu, &[&images, &facts])?.pass(&[&images, &facts], |_, _| ());
+    let outcome = Staging::new(context, Device::Cpu, &[&images, &facts])?.transfer(&[&images, &facts], |_, _| ());
     // Longer than the delay of the copy.
     std::thread::sleep(Duration::from_millis(500));
     Ok(outcome?)

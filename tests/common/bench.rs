@@ -235,7 +235,10 @@ pub fn rank_pids(run: &Path) -> Vec<u32> {
         program && words.iter().any(|word| *word == name || word.ends_with(&[b"/", name].concat()))
     };
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|&id| writes_to_run(id)).collect()
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&id| writes_to_run(id))
+        .collect()
 }
 
 /// Sends SIGKILL to mpirun and to every rank that it started, and waits until they are gone.

@@ -90,7 +90,7 @@ fn shard() {
 }
 
 #[test]
-fn shard_behind_its_checksums() {
+fn shard_with_valid_checksums() {
     let (_dir, shards) = packed(12);
     let path = shards.join("shard-00000.bin");
     let good: SetFile = read_set_file(&shards).unwrap();
@@ -108,7 +108,7 @@ fn shard_behind_its_checksums() {
             fs::write(shards.join("set.json"), serde_json::to_vec(&set).unwrap()).unwrap();
         }
         let set = ShardSet::open(&shards)?;
-        (0..set.len()).for_each(|index| drop(set.place(index)));
+        (0..set.len()).for_each(|index| drop(set.location(index)));
         (0..set.len()).try_for_each(|index| set.sample(index).map(drop))
     });
 }
