@@ -8,7 +8,7 @@
 mod packing;
 
 use drnas_dist::cli::{PackArgs, SourceArgs};
-use drnas_dist::data::augment::jitter::ColourChange;
+use drnas_dist::data::augment::jitter::Adjustment;
 use drnas_dist::data::decode::{DecodedImage, decode, decode_into};
 use drnas_dist::data::pack::pack;
 use drnas_dist::data::{Augment, Crop, DecodePool, Jitter, Loader, LoaderSpec, ShardSet};
@@ -57,10 +57,10 @@ fn main() {
         .apply(&decode(&jpegs[0]).unwrap(), 224, &mut stream(0, Purpose::Augment, &[]), &mut before)
         .unwrap();
     for tone in [
-        ColourChange::Brightness(0.8),
-        ColourChange::Contrast(1.2),
-        ColourChange::Saturation(0.8),
-        ColourChange::Hue(0.1),
+        Adjustment::Brightness(0.8),
+        Adjustment::Contrast(1.2),
+        Adjustment::Saturation(0.8),
+        Adjustment::Hue(0.1),
     ] {
         let alone = median(20, || {
             planar.copy_from_slice(&before);

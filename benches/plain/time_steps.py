@@ -128,7 +128,8 @@ def main():
 
     images_per_step = args.batch * (1 if args.weights_only else 2)
     images_per_s = images_per_step / sorted(step_ms)[len(step_ms) // 2] * 1e3
-    device, card_memory_mib = f"CPU, {torch.get_num_threads()} threads", None
+    threads = torch.get_num_threads()
+    device, card_memory_mib = f"CPU, {threads} thread{'s' if threads != 1 else ''}", None
     if args.device == "cuda":
         device = torch.cuda.get_device_name()
         # Memory in use on the GPU by all processes, including unused memory held by PyTorch's allocator.
