@@ -539,8 +539,8 @@ def run(options, began):
         if not options.dry:
             holder = machine.hold_context()
             plan.reading.start()
-        card = machine.query_gpu("name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm")
-        runner.facts |= {"card": card or "none", "machine": machine.facts()}
+        gpu = machine.query_gpu("name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm")
+        runner.facts |= {"card": gpu or "none", "machine": machine.facts()}
         runner.write()
         for group in groups:
             runner.run(group)
