@@ -6,7 +6,8 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=MPICC");
-    let canonical = |name: &str| env::var_os(name).map(PathBuf::from).and_then(|path| path.canonicalize().ok());
+    let canonical =
+        |name: &str| env::var_os(name).map(PathBuf::from).and_then(|path| path.canonicalize().ok());
     let mut folders = Vec::new();
     if let Some(torch) = canonical("LIBTORCH") {
         folders.push(torch.join("lib"));

@@ -162,7 +162,7 @@ def main():
     layout = "channels last" if args.channels_last else "channels first"
     print(
         f"{program}, {what}: {args.precision}, {layout}, {device}: {images_per_s:.1f} images/s"
-        f" (fastest step {min(step_ms):.1f} ms)"
+        f" (fastest block {min(step_ms):.1f} ms per step)"
     )
     if args.json:
         with args.json.open("a") as file:
