@@ -164,18 +164,18 @@ fn each_kind_of_corruption_has_its_own_error() {
         assert!(text.starts_with("shard shard-00001.bin: "), "{text}");
         assert!(text.contains(words), "\"{words}\" expected: {text}");
     };
-    expect(&|p| truncate(p, size - 1), "15 of 16 samples present, the file is cut short");
+    expect(&|p| truncate(p, size - 1), "truncated: 15 of 16 samples present");
     expect(&|p| truncate(p, 64 + 16 * 32), "0 of 16 samples present");
     expect(&|p| truncate(p, 100), "0 of 16 samples present");
-    expect(&|p| truncate(p, 30), "the file is cut short");
-    expect(&|p| truncate(p, 0), "the file is cut short");
+    expect(&|p| truncate(p, 30), "truncated: ");
+    expect(&|p| truncate(p, 0), "truncated: ");
     expect(&|p| flip(p, 0), "not a drnas-dist shard");
-    expect(&|p| flip(p, 8), "format version 17, this program reads version 1");
-    expect(&|p| flip(p, 20), "header is damaged");
-    expect(&|p| flip(p, 64 + 32 * 3 + 5), "index is damaged");
-    expect(&|p| fs::write(p, [fs::read(p).unwrap(), vec![0; 9]].concat()).unwrap(), "its size is damaged");
-    expect(&|p| fs::remove_file(p).unwrap(), "not in ");
-    expect(&|p| assert!(fs::copy(p.with_file_name("shard-00002.bin"), p).is_ok()), "belongs to another set");
+    expect(&|p| flip(p, 8), "expected format version 1, found 17");
+    expect(&|p| flip(p, 20), "header is corrupt");
+    expect(&|p| flip(p, 64 + 32 * 3 + 5), "index is corrupt");
+    expect(&|p| fs::write(p, [fs::read(p).unwrap(), vec![0; 9]].concat()).unwrap(), "size is corrupt");
+    expect(&|p| fs::remove_file(p).unwrap(), "not found in ");
+    expect(&|p| assert!(fs::copy(p.with_file_name("shard-00002.bin"), p).is_ok()), "does not belong to ");
 
     // A changed byte in an image or its name is detected only when that record is read.
     for from_end in [1, size - (64 + 16 * 32) - 2] {
@@ -197,9 +197,9 @@ fn missing_or_corrupt_set_file_is_an_error() {
     let good = fs::read_to_string(&path).unwrap();
     for (bad, words) in [
         (good[..good.len() / 2].to_owned(), "pack it again"),
-        (good.replace("\"version\": 1", "\"version\": 2"), "version 2 found"),
-        (good.replace("\"num_images\": 60", "\"num_images\": 61"), "counts are not those"),
-        (good.replace("\"content_hash\": \"", "\"content_hash\": \"0"), "not those it was written for"),
+        (good.replace("\"version\": 1", "\"version\": 2"), "found \"drnas-dist shards\" version 2"),
+        (good.replace("\"num_images\": 60", "\"num_images\": 61"), "image counts do not match the shards"),
+        (good.replace("\"content_hash\": \"", "\"content_hash\": \"0"), "does not match the content of the shards"),
     ] {
         assert_ne!(bad, good);
         fs::write(&path, bad).unwrap();
@@ -208,7 +208,7 @@ fn missing_or_corrupt_set_file_is_an_error() {
     }
     fs::remove_file(&path).unwrap();
     let text = message(ShardSet::open(&shards));
-    assert!(text.contains("no set.json, so this is no finished set of shards"), "{text}");
+    assert!(text.contains("no set.json: not a complete shard set"), "{text}");
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn bad_images_are_reported_or_skipped() {
     let list = fs::read_to_string(out.join("bad.txt")).unwrap();
     let names: Vec<&str> = list.lines().map(|l| l.split('\t').next().unwrap()).collect();
     assert_eq!(names, ["solid-disc/0003.jpg", "solid-disc/0004.jpg", "solid-disc/0005.jpg"]);
-    assert!(report.warnings.iter().any(|w| w.contains("1 files that are not")), "{:?}", report.warnings);
+    assert!(report.warnings.iter().any(|w| w.contains("ignored 1 file other than")), "{:?}", report.warnings);
     assert_eq!(ShardSet::open(&out).unwrap().per_class(), [10, 7, 10]);
 }
 
@@ -277,7 +277,7 @@ fn classes_with_no_or_one_image() {
     fs::copy(root.join("solid-disc/0000.jpg"), root.join("zebra/a.jpg")).unwrap();
     let again = PackArgs { overwrite: true, ..pack_args(&root, &out) };
     let report = pack(&again, &|_| true).unwrap();
-    assert_eq!(report.warnings, ["class zebra has one image only"]);
+    assert_eq!(report.warnings, ["class zebra has only one image"]);
     let empty = dir.path().join("nothing");
     fs::create_dir(&empty).unwrap();
     assert!(matches!(pack(&pack_args(&empty, &out), &|_| true), Err(Error::NoClasses { .. })));
@@ -341,11 +341,11 @@ fn impossible_splits_and_lists_are_refused() {
         let text = message(split::run(&args));
         assert!(text.contains(words), "\"{words}\" expected: {text}");
     };
-    refuse(&|a| a.fractions = vec![0.6, 0.1], "class solid-disc has 4 images, 0.1 of them is 0");
-    refuse(&|a| a.fractions = vec![0.6, 0.5], "more than 1 together");
-    refuse(&|a| a.fractions = vec![0.6], "1 fractions for 2 names");
-    refuse(&|a| a.fractions = vec![0.6, f64::NAN], "fraction NaN");
-    refuse(&|a| a.names[1] = "train".into(), "twice");
+    refuse(&|a| a.fractions = vec![0.6, 0.1], "class solid-disc has 4 images, a fraction of 0.1 rounds to 0");
+    refuse(&|a| a.fractions = vec![0.6, 0.5], "expected fractions with a sum of at most 1");
+    refuse(&|a| a.fractions = vec![0.6], "expected one name per fraction, found 2 and 1");
+    refuse(&|a| a.fractions = vec![0.6, f64::NAN], "found NaN");
+    refuse(&|a| a.names[1] = "train".into(), "a duplicate");
 
     let list = dir.path().join("list.txt");
     let shards = dir.path().join("shards");
@@ -355,9 +355,9 @@ fn impossible_splits_and_lists_are_refused() {
     };
     let good = "# c\nsolid-disc/0000.jpg\nstriped-ring/0000.jpg\n";
     assert!(pack_list(&format!("{good}owl/1.jpg\n")).contains("line 4: no class folder \"owl\""));
-    assert!(pack_list(&format!("{good}solid-disc/0000.jpg\n")).contains("is there twice"));
-    assert!(pack_list(&format!("{good}file.jpg\n")).contains("\"class/file\" expected"));
-    assert!(pack_list(&format!("{good}solid-disc/../../x.jpg\n")).contains("leaves the folder"));
+    assert!(pack_list(&format!("{good}solid-disc/0000.jpg\n")).contains("is a duplicate of line 2"));
+    assert!(pack_list(&format!("{good}file.jpg\n")).contains("expected \"class/file\", found"));
+    assert!(pack_list(&format!("{good}solid-disc/../../x.jpg\n")).contains("is outside the class folders"));
     assert!(pack_list(&format!("{good}solid-disc/9999.jpg\n")).contains("9999.jpg"));
     assert!(pack_list("solid-disc/0000.jpg\n").contains("class striped-ring of"));
 }
@@ -570,8 +570,8 @@ fn impossible_loaders_are_refused() {
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let pool = DecodePool::new(1);
     let open = |spec| message(Loader::open(set.clone(), spec, &pool, 0).map(|_| ()));
-    assert!(open(LoaderSpec { batch: 16, ..spec(4, 0..4) }).contains("60 images, one global batch needs 64"));
-    assert!(open(spec(2, 1..3)).contains("replicas 1..3 of 2"));
+    assert!(open(LoaderSpec { batch: 16, ..spec(4, 0..4) }).contains("60 images, but one global batch needs 64"));
+    assert!(open(spec(2, 1..3)).contains("expected replicas within 0..2, found 1..3"));
     assert!(open(LoaderSpec { px: 0, ..spec(2, 0..2) }).contains("0 px"));
 }
 
@@ -583,7 +583,7 @@ fn demo_images_are_reproducible_and_are_not_mixed() {
     images(dir.path(), 3, 4);
     assert_eq!(before, all_files(&root.join("checked-square")));
     let args = DemoArgs { out: root, classes: 2, per_class: 4, seed: 7, px: "24..40".into() };
-    assert!(message(demo_data::run(&args)).contains("checked-square is there already"));
+    assert!(message(demo_data::run(&args)).contains("checked-square already exists"));
     assert!(message(demo_data::run(&DemoArgs { classes: 99, ..args })).contains("expected 2 to 24 classes"));
 }
 

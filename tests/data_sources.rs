@@ -148,11 +148,11 @@ fn parts_are_selected_by_range_split_file_and_list() {
     assert_eq!(numbers(&packed(root.path(), of("valid")).unwrap().1), [1, 2, 3]);
     assert!(
         refusal(root.path(), of("xvalid"))
-            .contains("no list \"xvalid\"; there are: far, odd, train, twice, valid")
+            .contains("no list \"xvalid\"; available: far, odd, train, twice, valid")
     );
-    assert!(refusal(root.path(), of("odd")).contains("is no list of numbers"));
-    assert!(refusal(root.path(), of("far")).contains("image 40 of 40"));
-    assert!(refusal(root.path(), of("twice")).contains("image 1 is there twice"));
+    assert!(refusal(root.path(), of("odd")).contains("\"odd\": expected a list of numbers"));
+    assert!(refusal(root.path(), of("far")).contains("image 40 is not in 0..40"));
+    assert!(refusal(root.path(), of("twice")).contains("image 1 is listed twice"));
 
     // Two seeded halves as lists of names: balanced and disjoint.
     let lists = root.path().join("lists");
@@ -191,18 +191,18 @@ fn invalid_sources_are_reported() {
     let good = fs::read(at("data_batch_3.bin")).unwrap();
     fs::write(at("data_batch_3.bin"), &good[..good.len() - 1]).unwrap();
     let text = refusal(root.path(), Default::default());
-    assert!(text.contains("data_batch_3.bin: 6145 bytes are no whole number of records of 3073"), "{text}");
+    assert!(text.contains("data_batch_3.bin: 6145 bytes is not a multiple of the record size 3073"), "{text}");
     fs::remove_file(at("data_batch_3.bin")).unwrap();
     assert!(refusal(root.path(), Default::default()).contains("open") && !at("shard-00000.bin").exists());
     let mut bad = good.clone();
     bad[0] = 3;
     fs::write(at("data_batch_3.bin"), bad).unwrap();
-    assert!(refusal(root.path(), Default::default()).contains("image 4 has label 3 of 3 classes"));
+    assert!(refusal(root.path(), Default::default()).contains("image 4 has label 3, but there are 3 classes"));
     fs::write(at("data_batch_3.bin"), good).unwrap();
     let five = SourceArgs { classes: Some(5), ..Default::default() };
-    assert!(refusal(root.path(), five).contains("--classes 5 of 3 classes"));
+    assert!(refusal(root.path(), five).contains("--classes 5: the data set has 3 classes"));
     for (range, text) in
-        [(8..11, "--range 8..11: image 10 of 10"), (20..30, "--range 20..30: image 20 of 10")]
+        [(8..11, "--range 8..11: image 10 is not in 0..10"), (20..30, "--range 20..30: image 20 is not in 0..10")]
     {
         let found = refusal(root.path(), SourceArgs { range: Some(range), ..Default::default() });
         assert!(found.contains(text), "{found}");
@@ -212,7 +212,7 @@ fn invalid_sources_are_reported() {
 
     // These options do not apply to a folder of images.
     let folder = SourceArgs { test: true, format: Some(SourceFormat::Folder), ..Default::default() };
-    assert!(refusal(root.path(), folder).contains("--test is for the layouts of CIFAR"));
+    assert!(refusal(root.path(), folder).contains("--test applies to CIFAR"));
 }
 
 /// A batch as pickled by Python 3 with protocol 3: `pickle.dumps({"data": a, "labels": [...], "mean": ...}, 3)` after
@@ -281,7 +281,7 @@ fn pickles_are_parsed_and_never_executed() {
     let mut hostile = b"\x80\x03cos\nsystem\nX".to_vec();
     hostile.extend((command.len() as u32).to_le_bytes());
     hostile.extend([command.as_bytes(), b"\x85R."].concat());
-    assert!(pickle::read(&hostile).unwrap_err().contains("no dictionary"));
+    assert!(pickle::read(&hostile).unwrap_err().contains("not a dictionary"));
     assert!(!file.exists());
 
     let swapped = |from: &[u8], to: &[u8]| {
@@ -290,14 +290,14 @@ fn pickles_are_parsed_and_never_executed() {
     };
     assert!(swapped(b"labels", b"lebals").contains("no entry \"labels\""));
     assert!(swapped(b"dataq", b"dbtaq").contains("no entry \"data\""));
-    assert!(swapped(b"u1q", b"i1q").contains("no array of bytes"));
-    assert!(swapped(b"_reconstruct", b"_reconstruqt").contains("no array of bytes"));
-    assert!(swapped(b"b\x89B", b"b\x88B").contains("no array of bytes"), "columns first");
-    assert!(swapped(b"(K\x01K\x03M", b"(K\x01K\x02M").contains("no array of bytes"), "rows");
+    assert!(swapped(b"u1q", b"i1q").contains("not a two-dimensional, row-major array of uint8"));
+    assert!(swapped(b"_reconstruct", b"_reconstruqt").contains("not a two-dimensional, row-major array of uint8"));
+    assert!(swapped(b"b\x89B", b"b\x88B").contains("not a two-dimensional, row-major array of uint8"), "columns first");
+    assert!(swapped(b"(K\x01K\x03M", b"(K\x01K\x02M").contains("not a two-dimensional, row-major array of uint8"), "rows");
     assert!(swapped(b"M\x07\x00", b"").contains("3 images and 2 labels"));
-    assert!(swapped(b"M\x07\x00", b"G\0\0\0\0\0\0\0\0").contains("no list of integers"));
-    assert!(swapped(b"\x80\x03", b"(d").contains("no pickle of protocol"));
-    assert!(swapped(b"}q\x00", b"\x81q\x00").contains("instruction 0x81 at byte 2"));
+    assert!(swapped(b"M\x07\x00", b"G\0\0\0\0\0\0\0\0").contains("not a list of integers"));
+    assert!(swapped(b"\x80\x03", b"(d").contains("not a pickle of protocol"));
+    assert!(swapped(b"}q\x00", b"\x81q\x00").contains("opcode 0x81 at byte 2"));
 }
 
 /// Two images of 2 x 2 pixels as pickled by Python 3 and numpy 2 with protocol 5: `pickle.dumps(...)` after
@@ -319,7 +319,7 @@ fn arrays_of_protocol_5_are_read() {
     let batch = pickle::read(&good).unwrap();
     assert_eq!((batch.rows, batch.columns, batch.labels.as_slice()), (2, 12, [1, 2].as_slice()));
     assert_eq!(good[batch.data], [planar(1, 2), planar(2, 2)].concat());
-    assert!(pickle::read(&pickled_with_protocol_5(b'F')).unwrap_err().contains("no array of bytes"));
+    assert!(pickle::read(&pickled_with_protocol_5(b'F')).unwrap_err().contains("not a two-dimensional, row-major array of uint8"));
 }
 
 #[test]
@@ -458,7 +458,7 @@ fn impossible_test_loaders_are_refused() {
         let spec = TestSpec { px, augment, rank, size: 2, batch, prefetch: 1 };
         TestLoader::open(set.clone(), spec, &pool).map(|_| ()).unwrap_err().to_string()
     };
-    assert!(spec(2, 1, 32).contains("rank 2 of 2"));
-    assert!(spec(0, 0, 32).contains("batches of 0 pictures"));
-    assert!(spec(0, 1, 0).contains("pictures of 0 px"));
+    assert!(spec(2, 1, 32).contains("expected a rank below 2, found 2"));
+    assert!(spec(0, 0, 32).contains("found 0 images and"));
+    assert!(spec(0, 1, 0).contains("and 0 px"));
 }

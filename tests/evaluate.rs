@@ -92,7 +92,7 @@ fn evaluation_does_not_depend_on_the_number_of_ranks() {
     for ranks in [2, 4] {
         assert_same(&run_evaluation(ranks, &format!("ranks-{ranks}"), &[]), &one);
     }
-    // Each of the 84 test images once, although neither the ranks nor the batch size divides 84.
+    // Each of the 84 test images once, although 84 is not a multiple of the ranks times the batch size.
     let epochs = epochs(&one);
     assert_eq!(epochs.len(), 4);
     assert!(epochs.iter().all(|epoch| epoch["test_images"] == 84), "{epochs:?}");

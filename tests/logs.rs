@@ -269,7 +269,7 @@ fn replaced_images_are_counted_and_named_and_corrupt_shards_are_not_skipped() {
         assert_eq!(named.len(), 1, "{named:?}");
         let image = named[0]["images"][0].as_str().unwrap();
         assert!(
-            image.contains(&truncated) && image.contains("shard shard-0000") && image.contains("cut short"),
+            image.contains(&truncated) && image.contains("shard shard-0000") && image.contains("the JPEG is truncated"),
             "{image}"
         );
         for (place, times) in [(output_text(&output), 2), (text(&folder.join("report.txt")), 1)] {
@@ -293,5 +293,5 @@ fn replaced_images_are_counted_and_named_and_corrupt_shards_are_not_skipped() {
     }
     let output = search(0, "corrupt", &[]);
     assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
-    assert!(output_text(&output).contains("is damaged (checksum "), "{}", output_text(&output));
+    assert!(output_text(&output).contains("is corrupt (expected checksum "), "{}", output_text(&output));
 }

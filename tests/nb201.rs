@@ -106,35 +106,35 @@ fn errors_in_a_source_are_reported() {
         csv(&rows)
     };
     for (text, what) in [
-        (csv(&good[1..]), "SOURCE: all 15625 architectures expected, 15624 found; |avg_pool_3x3~0|+|avg"),
-        (String::new(), "a column \"arch\" expected, found "),
+        (csv(&good[1..]), "SOURCE: expected 15625 architectures, found 15624; |avg_pool_3x3~0|+|avg"),
+        (String::new(), "expected a column \"arch\", found "),
         ("{\"columns\":[\"arch\"]".into(), "SOURCE line 1: "),
         (
             "{\"columns\":[\"arch\",\"x\"],\"rows\":[[\"|none~0|\",1]]}".into(),
-            "SOURCE row 1: architecture \"|none~0|\": 3 nodes",
+            "SOURCE row 1: architecture \"|none~0|\": expected 3 nodes",
         ),
         (
             csv(&good).replacen("arch,", "architecture,", 1),
-            "a column \"arch\" expected, found architecture, index, ",
+            "expected a column \"arch\", found architecture, index, ",
         ),
-        (csv(&good).replacen("params", "index", 1), "the column \"index\" is there twice"),
-        (with_row(3, "ARCH,3,1.0"), "SOURCE line 5: 4 cells expected, 3 found"),
+        (csv(&good).replacen("params", "index", 1), "duplicate column \"index\""),
+        (with_row(3, "ARCH,3,1.0"), "SOURCE line 5: expected 4 cells, found 3"),
         (
             with_row(3, "ARCH,3,1.0,"),
-            "SOURCE line 5: column \"params\": a number from 0 to 4294967294 expected, '' found",
+            "SOURCE line 5: column \"params\": expected a number from 0 to 4294967294, found ''",
         ),
-        (with_row(3, "ARCH,3,-1.0,1"), "'-1.0' found; leave the column out with --skip c10_test_200"),
-        (with_row(3, "ARCH,3,NaN,1"), "'NaN' found"),
-        (with_row(3, "ARCH,2,1.0,1"), "SOURCE line 5: index 2 again"),
-        (with_row(3, "ARCH,15625,1.0,1"), "SOURCE line 5: an index from 0 to 15624 expected, '15625' found"),
-        (with_row(3, &good[2]), "SOURCE line 5: the architecture of line 4 again"),
+        (with_row(3, "ARCH,3,-1.0,1"), "found '-1.0'; omit the column with --skip c10_test_200"),
+        (with_row(3, "ARCH,3,NaN,1"), "found 'NaN'"),
+        (with_row(3, "ARCH,2,1.0,1"), "SOURCE line 5: duplicate index 2"),
+        (with_row(3, "ARCH,15625,1.0,1"), "SOURCE line 5: expected an index from 0 to 15624, found '15625'"),
+        (with_row(3, &good[2]), "SOURCE line 5: duplicate architecture, first in line 4"),
         (
             csv(&good).replace("\n", "\r\n\n").replacen(",3,", ",x,", 1),
-            "SOURCE line 9: an index from 0 to 15624",
+            "SOURCE line 9: expected an index from 0 to 15624",
         ),
-        (with_row(3, "\"ARCH,3,1.0,1"), "a quotation mark without its second"),
+        (with_row(3, "\"ARCH,3,1.0,1"), "unterminated quotation mark"),
         (with_row(3, &"1,".repeat(200)), "SOURCE line 5: too many columns"),
-        (with_row(3, "|none~0|+,3,1.0,1"), "SOURCE line 5: architecture \"|none~0|+\": 3 nodes"),
+        (with_row(3, "|none~0|+,3,1.0,1"), "SOURCE line 5: architecture \"|none~0|+\": expected 3 nodes"),
     ] {
         let error = imported(folder.path(), &text).unwrap_err();
         assert!(error.contains(what), "no {what} in {error}");
@@ -202,23 +202,23 @@ fn commands_print_text_and_json() {
     assert_eq!(top.as_array().unwrap().len(), 3);
     assert_eq!(top[0]["values"]["c10_test_200"], 24.0);
 
-    assert!(refused(&["nb201", "query", "15625", "--table", table]).contains("from 0 to 15624"));
-    assert!(refused(&["nb201", "query", "none", "--table", table]).contains("3 nodes, joined by '+'"));
+    assert!(refused(&["nb201", "query", "15625", "--table", table]).contains("expected 0 to 15624"));
+    assert!(refused(&["nb201", "query", "none", "--table", table]).contains("expected 3 nodes joined by '+'"));
     assert!(
         refused(&["nb201", "top", "1", "--by", "cifar100", "--table", table])
-            .contains("there are c10_test_200")
+            .contains("available: c10_test_200")
     );
     let source = folder.path().join("source");
     let source = source.to_str().unwrap();
     assert!(refused(&["nb201", "query", "1", "--table", source]).contains("not a drnas-dist table"));
     assert!(
-        refused(&["nb201", "import", source, "--out", source]).contains("is no table, so it is not replaced")
+        refused(&["nb201", "import", source, "--out", source]).contains("already exists and is not a table")
     );
     // Importing the same table again is accepted; a different one needs --overwrite.
     let before = fs::read(table).unwrap();
     stdout_of(&["nb201", "import", source, "--out", table]);
     let error = refused(&["nb201", "import", source, "--out", table, "--skip", "params"]);
-    assert!(error.contains("is there already with another content"), "{error}");
+    assert!(error.contains("already exists with different content"), "{error}");
     assert_eq!(fs::read(table).unwrap(), before);
     let answer = stdout_of(&["nb201", "import", source, "--out", table, "--skip", "params", "--overwrite"]);
     assert!(

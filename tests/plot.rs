@@ -223,7 +223,7 @@ fn unusable_runs_are_reported() {
     assert!(error.to_string().starts_with("read "), "{error}");
     let run = write_run(folder.path(), &lines());
     let error = Trajectory::read(&run, &table, Dataset::ImageNet16, 10, 0).unwrap_err().to_string();
-    assert!(error.contains("no column \"in16_test_200\"; there are c10_test_200, c100_test_200"), "{error}");
+    assert!(error.contains("no column \"in16_test_200\"; available: c10_test_200, c100_test_200"), "{error}");
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn command_writes_svg_and_png() {
     let before = fs::read(&out).unwrap();
     let other = ["--dataset", "cifar100", "--out", out.to_str().unwrap(), "--table", table];
     let (code, _, error) = plot(&other);
-    assert!(code == Some(1) && error.contains("v1.2.svg is there already with another content"), "{error}");
+    assert!(code == Some(1) && error.contains("v1.2.svg already exists with different content"), "{error}");
     assert_eq!(fs::read(&out).unwrap(), before);
     assert_eq!(plot(&[&other[..], &["--overwrite"]].concat()).0, Some(0));
     assert_ne!(fs::read(&out).unwrap(), before);
