@@ -199,7 +199,10 @@ fn missing_or_corrupt_set_file_is_an_error() {
         (good[..good.len() / 2].to_owned(), "pack it again"),
         (good.replace("\"version\": 1", "\"version\": 2"), "found \"drnas-dist shards\" version 2"),
         (good.replace("\"num_images\": 60", "\"num_images\": 61"), "image counts do not match the shards"),
-        (good.replace("\"content_hash\": \"", "\"content_hash\": \"0"), "does not match the content of the shards"),
+        (
+            good.replace("\"content_hash\": \"", "\"content_hash\": \"0"),
+            "does not match the content of the shards",
+        ),
     ] {
         assert_ne!(bad, good);
         fs::write(&path, bad).unwrap();
@@ -570,7 +573,9 @@ fn impossible_loaders_are_refused() {
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let pool = DecodePool::new(1);
     let open = |spec| message(Loader::open(set.clone(), spec, &pool, 0).map(|_| ()));
-    assert!(open(LoaderSpec { batch: 16, ..spec(4, 0..4) }).contains("60 images, but one global batch needs 64"));
+    assert!(
+        open(LoaderSpec { batch: 16, ..spec(4, 0..4) }).contains("60 images, but one global batch needs 64")
+    );
     assert!(open(spec(2, 1..3)).contains("expected replicas within 0..2, found 1..3"));
     assert!(open(LoaderSpec { px: 0, ..spec(2, 0..2) }).contains("0 px"));
 }

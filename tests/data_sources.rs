@@ -191,19 +191,25 @@ fn invalid_sources_are_reported() {
     let good = fs::read(at("data_batch_3.bin")).unwrap();
     fs::write(at("data_batch_3.bin"), &good[..good.len() - 1]).unwrap();
     let text = refusal(root.path(), Default::default());
-    assert!(text.contains("data_batch_3.bin: 6145 bytes is not a multiple of the record size 3073"), "{text}");
+    assert!(
+        text.contains("data_batch_3.bin: 6145 bytes is not a multiple of the record size 3073"),
+        "{text}"
+    );
     fs::remove_file(at("data_batch_3.bin")).unwrap();
     assert!(refusal(root.path(), Default::default()).contains("open") && !at("shard-00000.bin").exists());
     let mut bad = good.clone();
     bad[0] = 3;
     fs::write(at("data_batch_3.bin"), bad).unwrap();
-    assert!(refusal(root.path(), Default::default()).contains("image 4 has label 3, but there are 3 classes"));
+    assert!(
+        refusal(root.path(), Default::default()).contains("image 4 has label 3, but there are 3 classes")
+    );
     fs::write(at("data_batch_3.bin"), good).unwrap();
     let five = SourceArgs { classes: Some(5), ..Default::default() };
     assert!(refusal(root.path(), five).contains("--classes 5: the data set has 3 classes"));
-    for (range, text) in
-        [(8..11, "--range 8..11: image 10 is not in 0..10"), (20..30, "--range 20..30: image 20 is not in 0..10")]
-    {
+    for (range, text) in [
+        (8..11, "--range 8..11: image 10 is not in 0..10"),
+        (20..30, "--range 20..30: image 20 is not in 0..10"),
+    ] {
         let found = refusal(root.path(), SourceArgs { range: Some(range), ..Default::default() });
         assert!(found.contains(text), "{found}");
     }
@@ -291,9 +297,17 @@ fn pickles_are_parsed_and_never_executed() {
     assert!(swapped(b"labels", b"lebals").contains("no entry \"labels\""));
     assert!(swapped(b"dataq", b"dbtaq").contains("no entry \"data\""));
     assert!(swapped(b"u1q", b"i1q").contains("not a two-dimensional, row-major array of uint8"));
-    assert!(swapped(b"_reconstruct", b"_reconstruqt").contains("not a two-dimensional, row-major array of uint8"));
-    assert!(swapped(b"b\x89B", b"b\x88B").contains("not a two-dimensional, row-major array of uint8"), "columns first");
-    assert!(swapped(b"(K\x01K\x03M", b"(K\x01K\x02M").contains("not a two-dimensional, row-major array of uint8"), "rows");
+    assert!(
+        swapped(b"_reconstruct", b"_reconstruqt").contains("not a two-dimensional, row-major array of uint8")
+    );
+    assert!(
+        swapped(b"b\x89B", b"b\x88B").contains("not a two-dimensional, row-major array of uint8"),
+        "columns first"
+    );
+    assert!(
+        swapped(b"(K\x01K\x03M", b"(K\x01K\x02M").contains("not a two-dimensional, row-major array of uint8"),
+        "rows"
+    );
     assert!(swapped(b"M\x07\x00", b"").contains("3 images and 2 labels"));
     assert!(swapped(b"M\x07\x00", b"G\0\0\0\0\0\0\0\0").contains("not a list of integers"));
     assert!(swapped(b"\x80\x03", b"(d").contains("not a pickle of protocol"));
@@ -319,7 +333,11 @@ fn arrays_of_protocol_5_are_read() {
     let batch = pickle::read(&good).unwrap();
     assert_eq!((batch.rows, batch.columns, batch.labels.as_slice()), (2, 12, [1, 2].as_slice()));
     assert_eq!(good[batch.data], [planar(1, 2), planar(2, 2)].concat());
-    assert!(pickle::read(&pickled_with_protocol_5(b'F')).unwrap_err().contains("not a two-dimensional, row-major array of uint8"));
+    assert!(
+        pickle::read(&pickled_with_protocol_5(b'F'))
+            .unwrap_err()
+            .contains("not a two-dimensional, row-major array of uint8")
+    );
 }
 
 #[test]

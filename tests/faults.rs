@@ -343,7 +343,11 @@ fn error_is_reported_and_the_run_resumes() {
 
 #[test]
 fn corrupt_shard_is_reported_and_the_run_resumes() {
-    fails_and_resumes("corrupt", 1, &["shard shard-0000", " is corrupt (expected checksum ", "pack it again"]);
+    fails_and_resumes(
+        "corrupt",
+        1,
+        &["shard shard-0000", " is corrupt (expected checksum ", "pack it again"],
+    );
 }
 
 #[test]

@@ -269,7 +269,9 @@ fn replaced_images_are_counted_and_named_and_corrupt_shards_are_not_skipped() {
         assert_eq!(named.len(), 1, "{named:?}");
         let image = named[0]["images"][0].as_str().unwrap();
         assert!(
-            image.contains(&truncated) && image.contains("shard shard-0000") && image.contains("the JPEG is truncated"),
+            image.contains(&truncated)
+                && image.contains("shard shard-0000")
+                && image.contains("the JPEG is truncated"),
             "{image}"
         );
         for (place, times) in [(output_text(&output), 2), (text(&folder.join("report.txt")), 1)] {

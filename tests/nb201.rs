@@ -203,7 +203,9 @@ fn commands_print_text_and_json() {
     assert_eq!(top[0]["values"]["c10_test_200"], 24.0);
 
     assert!(refused(&["nb201", "query", "15625", "--table", table]).contains("expected 0 to 15624"));
-    assert!(refused(&["nb201", "query", "none", "--table", table]).contains("expected 3 nodes joined by '+'"));
+    assert!(
+        refused(&["nb201", "query", "none", "--table", table]).contains("expected 3 nodes joined by '+'")
+    );
     assert!(
         refused(&["nb201", "top", "1", "--by", "cifar100", "--table", table])
             .contains("available: c10_test_200")

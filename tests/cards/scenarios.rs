@@ -454,7 +454,8 @@ pub fn failed_copy(world: &World) -> Result<()> {
     let images = Tensor::ones([1, UNMAPPED_BYTES], (Kind::Uint8, Device::Cpu));
     let facts = Tensor::ones([1, 1], tch::kind::INT64_CPU);
     let context = world.context().expect("a GPU");
-    let outcome = Staging::new(context, Device::Cpu, &[&images, &facts])?.transfer(&[&images, &facts], |_, _| ());
+    let outcome =
+        Staging::new(context, Device::Cpu, &[&images, &facts])?.transfer(&[&images, &facts], |_, _| ());
     // Longer than the delay of the copy.
     std::thread::sleep(Duration::from_millis(500));
     Ok(outcome?)
