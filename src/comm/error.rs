@@ -122,7 +122,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// NCCL failed to initialise.
-    #[error("{call}: {text}; set NCCL_DEBUG=INFO for details, `drnas-dist doctor` shows the libraries in use")]
+    #[error(
+        "{call}: {text}; set NCCL_DEBUG=INFO for details, `drnas-dist doctor` shows the libraries in use"
+    )]
     NcclStart {
         /// The call that failed.
         call: &'static str,

@@ -96,8 +96,9 @@ impl Driver {
         // SAFETY: the constructors of the driver library have no preconditions.
         let library = unsafe { Library::new(DRIVER_FILE) }
             .map_err(|error| DriverUnavailable::Absent(format!("no NVIDIA driver ({error})")))?;
-        let missing =
-            |name| DriverUnavailable::Unusable(format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}"));
+        let missing = |name| {
+            DriverUnavailable::Unusable(format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}"))
+        };
         let calls = Calls::of(&library).map_err(missing)?;
         // SAFETY: CUresult cuGetErrorString(CUresult, const char **).
         let error_string = unsafe { symbol(&library, "cuGetErrorString") }.map_err(missing)?;

@@ -6,7 +6,7 @@ pub(crate) mod error;
 pub(crate) mod library;
 mod stream;
 
-pub use driver::{Gpu, DRIVER_FILE, Driver, DriverUnavailable, gpu_is_present};
+pub use driver::{DRIVER_FILE, Driver, DriverUnavailable, Gpu, gpu_is_present};
 pub use error::{Error, Result};
 pub use stream::{Context, Event, Stream};
 

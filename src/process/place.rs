@@ -70,7 +70,9 @@ pub(crate) fn placement(bindings: &[CpuBinding], rank: usize, host: String) -> R
         host,
         local_rank: bindings[..rank].iter().filter(same).count(),
         local_size: bindings.iter().filter(same).count(),
-        num_hosts: (bindings.iter().enumerate()).filter(|(index, binding)| first(binding) == Some(*index)).count(),
+        num_hosts: (bindings.iter().enumerate())
+            .filter(|(index, binding)| first(binding) == Some(*index))
+            .count(),
     }
 }
 

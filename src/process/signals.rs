@@ -62,10 +62,12 @@ impl SignalState {
             // In a single process, a second signal exits at once.
             (true, true) if signal != SIGUSR1 => self.exit_now(),
             (true, true) => {}
-            (true, false) if signal == SIGUSR1 => print_stderr("SIGUSR1: stopping after this step, with a checkpoint"),
-            (true, false) => {
-                print_stderr("stopping after this step, with a checkpoint; send the signal again to exit at once")
+            (true, false) if signal == SIGUSR1 => {
+                print_stderr("SIGUSR1: stopping after this step, with a checkpoint")
             }
+            (true, false) => print_stderr(
+                "stopping after this step, with a checkpoint; send the signal again to exit at once",
+            ),
             (false, _) => self.exit_now(),
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::comm::{Communicator, nccl_library};
 use crate::config::{self, DeviceChoice, Reduce};
-use crate::cuda::{self, Gpu, Context, Driver, LibtorchCuda, DriverUnavailable};
+use crate::cuda::{self, Context, Driver, DriverUnavailable, Gpu, LibtorchCuda};
 use crate::error::Result;
 use crate::process::messages::print_stderr;
 use crate::process::place::RankPlacement;
@@ -83,7 +83,9 @@ impl Devices {
                     "{why}; install the NVIDIA driver, or start the container with it (--nv, --gpus all)"
                 ));
             }
-            Err(DriverUnavailable::Unusable(why)) => return Unusable(format!("{why}; install a newer NVIDIA driver")),
+            Err(DriverUnavailable::Unusable(why)) => {
+                return Unusable(format!("{why}; install a newer NVIDIA driver"));
+            }
         };
         let libtorch = self.tensors.is_none().then(cuda::load);
         // libtorch needs NCCL too, but reports no useful error about it.
@@ -260,7 +262,8 @@ mod tests {
             chosen(Cuda, false, from_ref(&without)).unwrap_err(),
             "device = \"cuda\": no usable GPU on a: no driver; install it, or compute on the CPU with --set device=cpu"
         );
-        let broken = VisibleGpus { unusable: true, why_none: "no NCCL; install it".into(), ..without.clone() };
+        let broken =
+            VisibleGpus { unusable: true, why_none: "no NCCL; install it".into(), ..without.clone() };
         assert_eq!(
             chosen(Auto, false, &[without.clone(), broken.clone()]).unwrap_err(),
             "a has GPUs that cannot be used: no NCCL; install it, or compute on the CPU with --set device=cpu"

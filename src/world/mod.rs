@@ -8,21 +8,23 @@ mod start;
 pub use device::Devices;
 pub use error::Error;
 
-use crate::comm::{Communicator, Mpi, Nccl, Solo, NcclOptions};
+use crate::comm::{Communicator, Mpi, Nccl, NcclOptions, Solo};
 use crate::config::{Precision, Settings};
-use crate::cuda::{Gpu, Context};
+use crate::cuda::{Context, Gpu};
 use crate::error::Result;
-use crate::process::exit::{on_exit, abort_all, run_exit_hooks};
+use crate::process::exit::{abort_all, on_exit, run_exit_hooks};
 use crate::process::messages::print_stderr;
 use crate::process::place::{CpuBinding, RankPlacement, host_name, placement, threads_per_rank};
 use crate::process::signals::{STOPPED, SignalState};
-use crate::process::{shm_segments, phase, torch};
+use crate::process::{phase, shm_segments, torch};
 use device::RankDevice;
 use heartbeat::HeartbeatWatch;
 use mpi::Threading;
 use mpi::environment::Universe;
 use signal_hook::iterator::Handle;
-use start::{LAUNCHER_VARIABLES, abort_all_on_panic, finalize_deadline, check_world_size, launcher_size, start_mpi};
+use start::{
+    LAUNCHER_VARIABLES, abort_all_on_panic, check_world_size, finalize_deadline, launcher_size, start_mpi,
+};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

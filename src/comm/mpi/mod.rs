@@ -12,7 +12,7 @@
 mod agreement;
 mod requests;
 
-use requests::{PendingRequests, Backoff, text_of};
+use requests::{Backoff, PendingRequests, text_of};
 
 use crate::comm::communicator::{Communicator, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};

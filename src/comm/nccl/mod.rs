@@ -28,12 +28,12 @@ use crate::cuda::{Context, Event, Stream};
 use crate::process::phase;
 use clock::{Clock, Mark};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
+use options::check_compatible;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
-use options::check_compatible;
 use watch::NcclWatch;
 
 /// Means are grouped into launches of at least this many bytes: a launch costs more than a small message.

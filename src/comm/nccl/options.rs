@@ -5,7 +5,7 @@ use crate::comm::communicator::Communicator;
 use crate::comm::error::{Error, Result};
 use crate::comm::mpi::Mpi;
 use crate::config::Reduce;
-use crate::cuda::{Gpu, Context};
+use crate::cuda::{Context, Gpu};
 use std::time::Duration;
 use tch::Device;
 

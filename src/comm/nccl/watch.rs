@@ -168,8 +168,10 @@ impl WatchShared {
         while let Some(state) = self.next_check(|state| state.closing) {
             // A collective may have been queued long before it starts: the limit applies to the time without any
             // completion.
-            let collective =
-                state.collectives.front().map(|(collective, _)| (collective, state.last_completed.max(Some(collective.since))));
+            let collective = state
+                .collectives
+                .front()
+                .map(|(collective, _)| (collective, state.last_completed.max(Some(collective.since))));
             let calls = [&state.call, &state.query];
             let calls = calls.into_iter().flatten().map(|call| (call, Some(call.since)));
             for (watched, since) in calls.chain(collective) {

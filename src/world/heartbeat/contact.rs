@@ -83,7 +83,10 @@ impl Contact {
     /// Kills the process of this rank if it runs on this machine and the pid has not been reused. A stopped process
     /// cannot exit by itself, and the launcher may no longer track it.
     pub(super) fn kill(&self) {
-        if self.machine == machine_id() && self.start_ticks != 0 && start_ticks(self.pid) == Some(self.start_ticks) {
+        if self.machine == machine_id()
+            && self.start_ticks != 0
+            && start_ticks(self.pid) == Some(self.start_ticks)
+        {
             // SAFETY: a plain call; pid and start time are those of a rank of this run.
             unsafe { libc::kill(self.pid, libc::SIGKILL) };
         }

@@ -99,7 +99,8 @@ impl HeartbeatWatch {
         };
         debug_assert_eq!(peers.len(), if rank == 0 { size - 1 } else { 1 });
         let checked_at = Instant::now();
-        let view = Mutex::new(View { peers, checked_at, last_heartbeat: None, failing: None, decided: false });
+        let view =
+            Mutex::new(View { peers, checked_at, last_heartbeat: None, failing: None, decided: false });
         let watch = Arc::new(HeartbeatWatch { rank, contacts, limit, stopped: AtomicBool::new(false), view });
         let watching = Arc::clone(&watch);
         std::thread::Builder::new()
@@ -173,7 +174,11 @@ impl HeartbeatWatch {
     fn wait(&self) {
         let mut waiting: Vec<libc::pollfd> = (self.view().peers.iter())
             .filter_map(|peer| peer.connection.as_ref())
-            .map(|connection| libc::pollfd { fd: connection.stream().as_raw_fd(), events: libc::POLLIN, revents: 0 })
+            .map(|connection| libc::pollfd {
+                fd: connection.stream().as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            })
             .collect();
         // SAFETY: a live array of that length.
         unsafe {
@@ -214,7 +219,9 @@ impl HeartbeatWatch {
             for frame in received.frames {
                 match frame.kind {
                     // Rank 0's information about this rank is out of date.
-                    FrameKind::Heartbeat if frame.rank != self.rank => rank_status::update(frame.rank, frame.status),
+                    FrameKind::Heartbeat if frame.rank != self.rank => {
+                        rank_status::update(frame.rank, frame.status)
+                    }
                     FrameKind::Heartbeat => {}
                     FrameKind::Goodbye => leaving = true,
                     FrameKind::Failing => {
@@ -245,18 +252,14 @@ impl HeartbeatWatch {
 
     fn message(&self, verdict: &Verdict) -> String {
         let (rank, how) = match verdict {
-            Verdict::Died(rank) => {
-                (*rank, "process died (killed, out of memory or crashed)".to_string())
-            }
+            Verdict::Died(rank) => (*rank, "process died (killed, out of memory or crashed)".to_string()),
             Verdict::Silent(rank) | Verdict::Reported(rank) => {
                 let limit = self.limit.as_secs_f64();
-                (
-                    *rank,
-                    format!("no heartbeat for {limit:.0} s (stopped, or its machine or network is down)"),
-                )
+                (*rank, format!("no heartbeat for {limit:.0} s (stopped, or its machine or network is down)"))
             }
         };
-        let lost = rank_status::last_location(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
+        let lost =
+            rank_status::last_location(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
         let (me, host) = (self.rank, &self.contacts[self.rank].host);
         WorldError::RankLost { rank: me, host: host.clone(), lost, how }.to_string()
     }
@@ -299,7 +302,8 @@ impl HeartbeatWatch {
 impl Peer {
     fn new(rank: usize, stream: TcpStream) -> Result<Peer> {
         let what = format!("use the connection to rank {rank}");
-        let connection = Connection::new(stream).map_err(|source| WorldError::HeartbeatSetup { what, source })?;
+        let connection =
+            Connection::new(stream).map_err(|source| WorldError::HeartbeatSetup { what, source })?;
         Ok(Peer { rank, connection: Some(connection), silence: Duration::ZERO })
     }
 }
@@ -359,6 +363,11 @@ fn connect(rank: usize, contacts: &[Contact], timeout: Duration) -> Result<TcpSt
         Some(stream)
     };
     addresses.iter().find_map(try_connect).ok_or_else(|| {
-        WorldError::HeartbeatUnreachable { rank, host: contacts[rank].host.clone(), addresses: addresses.clone() }.into()
+        WorldError::HeartbeatUnreachable {
+            rank,
+            host: contacts[rank].host.clone(),
+            addresses: addresses.clone(),
+        }
+        .into()
     })
 }
