@@ -108,8 +108,7 @@ impl Batch {
     }
 
     /// Returns the label of each image and, if there are holes, first row, end row, first column, end column of the
-    /// hole. Shape
-    /// [N, 1] or [N, 5], kind Int64.
+    /// hole. Shape [N, 1] or [N, 5], kind Int64.
     pub(super) fn labels_and_holes(&self) -> Tensor {
         let labels = self.labels.unsqueeze(1);
         if self.holes.is_empty() {

@@ -63,7 +63,7 @@ impl ShardSet {
     /// Errors: `set.json` is missing or invalid; a shard is missing, truncated, corrupt, or of another set.
     pub fn open(dir: &Path) -> Result<ShardSet> {
         let file = read_set_file(dir)?;
-        let mut shards = Vec::new(); // no allocation by an untrusted number
+        let mut shards = Vec::new(); // no `with_capacity`: the number is untrusted
         for number in 0..file.num_shards {
             let path = dir.join(file_name(number));
             if !path.exists() {

@@ -57,7 +57,7 @@ impl Stamps {
         lines.get(&shard) == Some(&line(shard, header, files))
     }
 
-    /// Writes the stamp of a finished shard immediately, for the case that packing is interrupted. Write errors are
+    /// Writes the stamp of a finished shard immediately, in case packing is interrupted. Write errors are
     /// ignored: the next pack then compares contents.
     pub fn record(&self, shard: usize, header: u64, files: u64) {
         let line = line(shard, header, files);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Options of a test loader.
 #[derive(Clone, Debug)]
 pub struct TestSpec {
-    /// Side of the output images (`Data::test_crop_px`).
+    /// Side of the output images (`DataSection::test_crop_px`).
     pub px: u32,
     /// Augmentation (`Augment::test`); should be deterministic.
     pub augment: Augment,

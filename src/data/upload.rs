@@ -24,7 +24,7 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Uploads to `device`; `mean` and `std` as in `Data`.
+    /// Uploads to `device`; `mean` and `std` as in `DataSection`.
     pub fn new(mean: &[f64; 3], std: &[f64; 3], device: Device) -> Upload {
         Upload { device, normaliser: Normaliser::new(mean, std, device), context: None, staging: None }
     }

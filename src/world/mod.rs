@@ -199,7 +199,7 @@ impl World {
         self.communicator().size()
     }
 
-    /// Returns this rank's number on its machine, 0..local_size, which is also the number of its GPU.
+    /// Returns the local rank, 0..local_size, which is also the index of its GPU.
     pub fn local_rank(&self) -> usize {
         self.place.local_rank
     }

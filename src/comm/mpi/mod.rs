@@ -338,7 +338,7 @@ impl Drop for Waiting {
     }
 }
 
-/// Describes means, equally on all ranks: "mean of 3 tensors, 1247 elements (1200 Float, 40 Float, 7 Double)".
+/// Describes means, identically on all ranks: "mean of 3 tensors, 1247 elements (1200 Float, 40 Float, 7 Double)".
 fn describe(means: &[MpiMean]) -> String {
     let lengths: Vec<_> =
         (means.iter()).map(|mean| format!("{} {:?}", mean.sum.numel(), mean.sum.kind())).collect();

@@ -19,7 +19,7 @@ pub(super) struct Clock {
 pub(super) enum Mark<'a> {
     /// A reduction starts on the communication stream.
     Begin(&'a str),
-    /// It ends.
+    /// The reduction ends.
     End,
     /// All gradients of a step have been computed on libtorch's stream.
     Step,

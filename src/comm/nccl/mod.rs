@@ -136,7 +136,7 @@ impl Nccl {
         })
     }
 
-    /// Returns whether no reduction is queued for `finish`. Local.
+    /// Returns whether no reduction awaits `finish`. Local.
     pub(crate) fn idle(&self) -> bool {
         let means = self.means.borrow();
         means.queued.is_empty() && means.started.is_empty()
@@ -350,7 +350,7 @@ impl Drop for Nccl {
     }
 }
 
-/// Describes means, equally on all ranks: "all-reduce of 3 tensors, 1247 elements (1200 Float, 40 Float, 7 BFloat16)".
+/// Describes means, identically on all ranks: "all-reduce of 3 tensors, 1247 elements (1200 Float, 40 Float, 7 BFloat16)".
 fn describe(what: &str, means: &[NcclMean]) -> String {
     let total: usize = means.iter().map(|mean| mean.payload().numel()).sum();
     let lengths: Vec<_> =

@@ -155,7 +155,7 @@ impl WatchShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the next check; returns `None` when `stopped` says so.
+    /// Waits for the next check; returns `None` once `stopped` returns true.
     fn next_check(&self, stopped: fn(&WatchState) -> bool) -> Option<MutexGuard<'_, WatchState>> {
         let pause = (self.limit / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
         let woken = self.wake.wait_timeout_while(self.lock(), pause, |state| !stopped(state));

@@ -61,7 +61,7 @@ impl Frame {
 /// Result of reading a connection.
 pub(super) struct Received {
     pub(super) frames: Vec<Frame>,
-    /// The connection is closed, or the peer sent something else than frames.
+    /// The connection is closed, or the peer sent something other than frames.
     pub(super) closed: bool,
 }
 
