@@ -123,18 +123,18 @@ fn interrupted_write_keeps_the_previous_checkpoint_and_the_next_write_cleans_up(
 fn corruption_is_reported_and_the_previous_checkpoint_is_used() {
     type Corruption = fn(&Path);
     let cases: [(&str, Corruption); 6] = [
-        ("state.safetensors: other bytes", |folder| {
+        ("state.safetensors: checksum mismatch", |folder| {
             let path = folder.join("state.safetensors");
             let mut bytes = fs::read(&path).unwrap();
             *bytes.last_mut().unwrap() ^= 1;
             fs::write(path, bytes).unwrap();
         }),
-        ("state.json: other bytes", |folder| {
+        ("state.json: checksum mismatch", |folder| {
             let path = folder.join("state.json");
             let text = fs::read_to_string(&path).unwrap().replace("30", "31");
             fs::write(path, text).unwrap();
         }),
-        ("bytes, ", |folder| {
+        ("bytes, found ", |folder| {
             let path = folder.join("state.safetensors");
             let bytes = fs::read(&path).unwrap();
             fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
@@ -143,7 +143,7 @@ fn corruption_is_reported_and_the_previous_checkpoint_is_used() {
             fs::remove_file(folder.join("state.json")).unwrap();
         }),
         ("DONE: ", |folder| fs::write(folder.join("DONE"), b"").unwrap()),
-        ("step 30 expected", |folder| {
+        ("expected version 1 and step 30", |folder| {
             let done = folder.join("DONE");
             let text = fs::read_to_string(&done).unwrap();
             fs::write(done, text.replace("\"step\": 30", "\"step\": 20")).unwrap();
@@ -227,7 +227,7 @@ fn failed_write_is_an_error_and_older_checkpoints_are_kept() {
         meta: json!(null),
     };
     let error = checkpoint::write(dir.path(), 50, &twice, 1).unwrap_err().to_string();
-    assert!(error.contains("tensor a: given twice"), "{error}");
+    assert!(error.contains("tensor a: duplicate name"), "{error}");
     let half =
         Checkpoint { tensors: vec![("h".into(), Tensor::from(1.0).to_kind(Kind::Half))], meta: json!(null) };
     let error = checkpoint::write(dir.path(), 50, &half, 1).unwrap_err().to_string();

@@ -246,7 +246,7 @@ fn invalid_runs_are_refused_before_the_first_step() {
     );
     refused(
         command(0, "text", &["--test-only", "--weights", "evaluate.toml"]),
-        &["a safetensors file is expected"],
+        &["expected a safetensors file"],
     );
     assert!(!bench().path("three").exists() && !bench().path("small").exists());
 }

@@ -398,6 +398,6 @@ fn rank_program() {
 
 #[test]
 fn flipped_bit_on_one_rank_ends_the_run() {
-    let differ = "after step 0 ranks [2] of 3 hold other weights, eta or masks";
+    let differ = "after step 0: weights, eta or masks of ranks [2] (of 3) differ";
     run_with("one wrong bit", 3, &[]).expect_failure(&["equal at the start", differ]);
 }

@@ -49,7 +49,7 @@ pub(super) fn resume(out: &Path, warns: bool, training: &mut impl Training) -> R
         // Starting from scratch would discard the log of the old run.
         return match latest.warnings.len() {
             0 => Ok(None),
-            count => Err(train::Error::NoGoodCheckpoint { folder, count }.into()),
+            count => Err(train::Error::NoValidCheckpoint { folder, count }.into()),
         };
     };
     let extra: Extra = serde_json::from_value(saved.meta["extra"].clone())

@@ -83,7 +83,7 @@ fn newest_of(run: &Path) -> Result<Trained> {
     let latest = checkpoint::latest(&folder)?;
     latest.warnings.iter().for_each(|warning| console::print_diagnostic(&format!("warning: {warning}")));
     let (step, saved) =
-        latest.found.ok_or(train::Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
+        latest.found.ok_or(train::Error::NoValidCheckpoint { folder, count: latest.warnings.len() })?;
     Ok(Trained {
         weights: group(&saved, "weights/"),
         classes: classes_of(&saved.meta),
