@@ -127,13 +127,13 @@ impl Training for SearchRun<'_> {
     }
 
     fn place(&self, step: u64) -> StepPlace {
-        let moment = self.timeline.moment(step);
+        let position = self.timeline.position(step);
         StepPlace {
-            stage: moment.stage as u64,
+            stage: position.stage as u64,
             num_stages: self.timeline.stages().len() as u64,
-            epoch: moment.epoch,
-            lr: self.schedule.lr(moment.epoch),
-            eta_lr: moment.architecture.then_some(self.config.eta.lr),
+            epoch: position.epoch,
+            lr: self.schedule.lr(position.epoch),
+            eta_lr: position.architecture.then_some(self.config.eta.lr),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::placement::Placement;
 use crate::net::supernet::{Supernet, SupernetShape};
-use crate::net::widen::{Copied, Indices, widen, widen_running};
+use crate::net::widen::{CopiedChannels, Indices, widen, widen_running};
 use crate::space::found::Found;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::nb201::EDGES;
@@ -124,10 +124,10 @@ fn widening(golden: &Golden) -> Result<Vec<Finding>> {
     let mut indices = Indices::default();
     let list = |tensor: Tensor| Vec::<i64>::try_from(tensor).map_err(Error::from);
     for (name, tensor) in golden.group("out_index") {
-        indices.convolutions.entry(name).or_insert_with(Copied::default).output = list(tensor)?;
+        indices.convolutions.entry(name).or_insert_with(CopiedChannels::default).output = list(tensor)?;
     }
     for (name, tensor) in golden.group("in_index") {
-        indices.convolutions.entry(name).or_insert_with(Copied::default).input = list(tensor)?;
+        indices.convolutions.entry(name).or_insert_with(CopiedChannels::default).input = list(tensor)?;
     }
     let (before, weights) = (golden.group("before"), golden.group("weights"));
     let is_running = |name: &str| name.contains(".running_");
