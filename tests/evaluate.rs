@@ -214,7 +214,7 @@ fn invalid_runs_are_refused_before_the_first_step() {
     refused(command(0, "first", &[]), &["first already contains a run", "--resume"]);
     refused(
         command(0, "first", &[&one_epoch[..], &["--set", "evaluate.drop_path=0.2"]].concat()),
-        &["drop_path = 0.3", "now it is drop_path = 0.2"],
+        &["drop_path = 0.3", "to drop_path = 0.2"],
     );
     let mut other = bench().program();
     other.args(["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DARTS_V2", "--train", "train"]);

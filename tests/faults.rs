@@ -371,7 +371,7 @@ fn assert_stopped(case: &Case, output: &Output, step: u64) {
     assert_eq!(output.status.code(), Some(75), "{}", output_text(output));
     assert_eq!(case.bench_run().checkpoints().last(), Some(&step), "{}", output_text(output));
     assert!(
-        output_text(output).contains(&format!("the newest checkpoint is of step {step}")),
+        output_text(output).contains(&format!("newest checkpoint: step {step}")),
         "{}",
         output_text(output)
     );

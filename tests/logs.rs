@@ -175,7 +175,7 @@ fn every_log_line_has_a_timestamp() {
     let output = wait(child, LIMIT);
     assert_eq!(output.status.code(), Some(75), "{}", output_text(&output));
     let messages = run.folder.join("messages.log");
-    assert!(lines_without_time(&messages).iter().any(|line| line.contains("stopped; the newest checkpoint")));
+    assert!(lines_without_time(&messages).iter().any(|line| line.contains("stopped; newest checkpoint")));
     let output = finish(bench.search(2, name, &more), LIMIT);
     assert!(output.status.success(), "{}", output_text(&output));
 
@@ -191,7 +191,7 @@ fn every_log_line_has_a_timestamp() {
     for words in [
         "stage 1/2: k 6",
         "epoch 1: ",
-        "stopped; the newest checkpoint",
+        "stopped; newest checkpoint",
         "resumed after",
         "Architecture found",
     ] {

@@ -150,7 +150,7 @@ fn weights_of_another_network_are_refused() {
     // A single row must not be broadcast to all rows.
     let classifier = named["classifier.weight"].narrow(0, 0, 1);
     named.insert("classifier.weight".into(), classifier);
-    assert!(why(&named, 8).contains("classifier.weight: expected shape [4, "), "{}", why(&named, 8));
+    assert!(why(&named, 8).contains("classifier.weight: expected shape [5, "), "{}", why(&named, 8));
     named.remove("classifier.weight");
     assert!(why(&named, 8).contains("classifier.weight is missing"), "{}", why(&named, 8));
 }

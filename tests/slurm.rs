@@ -104,7 +104,7 @@ impl<'a> Job<'a> {
             let rest = &text[text.find(before)? + before.len()..];
             rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
         };
-        let stopped = number("stopped; the newest checkpoint is of step ").expect("an exit message");
+        let stopped = number("stopped; newest checkpoint: step ").expect("an exit message");
         assert_eq!(number("resumed after step "), Some(stopped), "{text}");
         // The printed command contains the settings of this job.
         let command = format!(" RUN={} RUNS=", self.run.folder.display());

@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 /// Data-parallel Dirichlet neural architecture search (DrNAS).
 ///
-/// Searches a convolutional architecture directly on the target images: packs an ImageFolder into shards, trains the
+/// Searches for a convolutional architecture directly on the target images: packs an ImageFolder into shards, trains the
 /// DrNAS supernet on any number of MPI ranks in progressive stages, and writes the genotype it finds.
 #[derive(Debug, Parser)]
 #[command(name = "drnas-dist", version, after_help = EXAMPLES, after_long_help = EXAMPLES)]

@@ -221,7 +221,7 @@ fn print(measured: &BenchResult, args: &BenchArgs) -> Result<()> {
     let layout = if *channels_last { "channels last" } else { "channels first" };
     let fastest = step_ms.iter().copied().fold(f64::INFINITY, f64::min);
     console::print_result(&format!(
-        "{what}: {precision}, {layout}, {}, {device}: {images_per_s:.1} images/s (fastest block {fastest:.1} ms per step)\n",
+        "{what}: {precision}, {layout}, {}, {device}: {images_per_s:.1} images/s (fastest block {fastest:.1} ms/step)\n",
         counted(*ranks as u64, "rank"),
     ))?;
     args.json.as_ref().map_or(Ok(()), |path| Ok(append_json(path, measured)?))

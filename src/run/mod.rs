@@ -363,9 +363,7 @@ impl<'a> Run<'a> {
     /// Sets the message printed when a signal ends the run.
     fn prepare_farewell(&self, newest: Option<u64>) {
         self.world.set_exit_message(match newest {
-            Some(step) => {
-                format!("stopped; the newest checkpoint is of step {step}. To resume:\n  {}", self.command)
-            }
+            Some(step) => format!("stopped; newest checkpoint: step {step}. To resume:\n  {}", self.command),
             None => format!("stopped before the first checkpoint. To start again:\n  {}", self.command),
         });
     }

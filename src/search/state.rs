@@ -128,7 +128,7 @@ impl Search {
         let steps = self.timeline.steps_of(meta.stage);
         if !(steps.start..=steps.end).contains(&meta.step) || meta.adam_steps > meta.step {
             return Err(format!(
-                "expected a step in {}..={} and at most as many architecture steps, found step {} and {} architecture steps",
+                "expected a step in {}..={} with at most as many architecture steps, found step {} with {}",
                 steps.start, steps.end, meta.step, meta.adam_steps
             ));
         }
@@ -140,8 +140,8 @@ impl Search {
         let table = |mask: &Mask| mask.0.len() == edges && mask.0.iter().all(row);
         if meta.k != stage.k || meta.masks.len() != space.tables().len() || !meta.masks.iter().all(table) {
             return Err(format!(
-                "expected k {} and {} masks of {edges} edges that keep {} of {operations} operations, found k {} and {} \
-                 masks",
+                "expected k {} and {} masks of {edges} edges that keep {} of {operations} operations, found k {} and \
+                  {} masks",
                 stage.k,
                 space.tables().len(),
                 stage.ops_kept,

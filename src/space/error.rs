@@ -13,7 +13,7 @@ pub enum Error {
     Genotype(String),
     /// A string that is not an architecture of NAS-Bench-201.
     #[error(
-        "architecture \"{text}\": {what}; expected a string such as |nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+        "architecture \"{text}\": {what}; expected text like |nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
     )]
     Nb201 {
         /// The string, at most its first 200 characters.

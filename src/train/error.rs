@@ -34,7 +34,7 @@ pub enum Error {
     CheckpointState(String),
     /// Weights and a test set have different classes.
     #[error(
-        "{} and {} have different classes: label {label}: expected {expected} as in the weights, found {found} in the test set; \
+        "{} and {} have different classes: label {label} is {expected} in the weights, but {found} in the test set; \
           pack the test images from a folder with the same class folders as the training images",
         weights.display(),
         set.display()

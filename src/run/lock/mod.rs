@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_from_afar_is_watched() {
+    fn a_lock_of_another_machine_is_watched() {
         let run = tempfile::tempdir().unwrap();
         let path = run.path().join(LOCK_FILE);
         leave(run.path(), |holder| holder.machine = "far".into());
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_others_clear_away_after_a_dead_rank_0() {
+    fn other_ranks_remove_the_lock_of_a_dead_rank_0() {
         let run = tempfile::tempdir().unwrap();
         leave(run.path(), |_| {});
         remove_if_dead(run.path());
