@@ -124,8 +124,8 @@ pub(super) fn mix_nodes(
     nodes
 }
 
-/// Concatenates mixed [N, c, H, W] and bypassed [N, C - c, H, W] channels and shuffles them with k groups: channel g*c
-/// + i goes to i*k + g. The shuffle is linear, so it is applied once per node, after the sum over its inputs. It
+/// Concatenates mixed [N, c, H, W] and bypassed [N, C - c, H, W] channels and shuffles them with k groups: channel
+/// g*c + i goes to i*k + g. The shuffle is linear, so it is applied once per node, after the sum over its inputs. It
 /// preserves the memory format.
 fn shuffle(mixed: &Tensor, bypassed: &Tensor, k: i64) -> Tensor {
     let x = Tensor::cat(&[mixed, bypassed], 1);

@@ -19,7 +19,7 @@ pub enum Error {
     /// This job has lost the lock of the run folder.
     #[error(
         "{} was taken over by another job (this job did not respond for too long, or the file was removed); exiting \
-          without further writes",
+         without further writes",
         path.display()
     )]
     LockLost {

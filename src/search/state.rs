@@ -141,7 +141,7 @@ impl Search {
         if meta.k != stage.k || meta.masks.len() != space.tables().len() || !meta.masks.iter().all(table) {
             return Err(format!(
                 "expected k {} and {} masks of {edges} edges that keep {} of {operations} operations, found k {} and \
-                  {} masks",
+                 {} masks",
                 stage.k,
                 space.tables().len(),
                 stage.ops_kept,

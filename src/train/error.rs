@@ -35,7 +35,7 @@ pub enum Error {
     /// Weights and a test set have different classes.
     #[error(
         "{} and {} have different classes: label {label} is {expected} in the weights, but {found} in the test set; \
-          pack the test images from a folder with the same class folders as the training images",
+         pack the test images from a folder with the same class folders as the training images",
         weights.display(),
         set.display()
     )]

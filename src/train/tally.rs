@@ -73,7 +73,7 @@ pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
 /// Statistics of steps that have not been read back.
 #[derive(Default)]
 pub struct Tally {
-    /// [5] per step, on the device: mean over the replicas of this rank.
+    /// `[5]` per step, on the device: mean over the replicas of this rank.
     waiting: Vec<Tensor>,
     /// Replaced images per step.
     skipped: Vec<f64>,
