@@ -1,9 +1,9 @@
-//! Forward and backward of the stacked supernet against the obvious one, in alternating pairs.
+//! Times forward and backward pass of the stacked supernet against the edge-by-edge one, in alternating pairs.
 //!
-//! `cargo bench --bench supernet -- [THREADS] [PAIRS] [PX]`: medians (and least) and their ratio. 48 channels, 14 layers,
-//! 1000 classes. Two times: of the clock, and of the process on all CPUs, which a busy machine disturbs less. Give PX,
-//! one size per process: the heap that 224 px leaves behind slows 64 px down by a tenth. Where others use the machine
-//! and THREADS > 1, set `OMP_WAIT_POLICY=passive`: then waiting does not count as work, but waking up does.
+//! `cargo bench --bench supernet -- [THREADS] [PAIRS] [PX]` prints medians (and minima) and their ratio for 48 channels,
+//! 14 layers, 1000 classes: wall-clock time, and CPU time of the process, which other load disturbs less. Give PX to
+//! measure one size per process: the heap left by 224 px slows 64 px down by a tenth. On a shared machine with
+//! THREADS > 1, set `OMP_WAIT_POLICY=passive`: then waiting does not count as CPU time, but waking up does.
 
 #[path = "../tests/common/naive.rs"]
 mod naive;
@@ -17,7 +17,7 @@ use drnas_dist::space::{Mask, SearchSpace};
 use naive::Naive;
 use tch::{Device, Kind, Tensor};
 
-/// Clock and CPU time of this process so far, ms.
+/// Returns the wall clock and the CPU time of this process, ms.
 fn now_ms() -> [f64; 2] {
     [libc::CLOCK_MONOTONIC, libc::CLOCK_PROCESS_CPUTIME_ID].map(|clock| {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -27,7 +27,7 @@ fn now_ms() -> [f64; 2] {
     })
 }
 
-/// Clock and CPU time of `work`, ms.
+/// Returns wall-clock and CPU time of `work`, ms.
 fn timed(work: &dyn Fn()) -> [f64; 2] {
     let start = now_ms();
     work();
@@ -35,7 +35,7 @@ fn timed(work: &dyn Fn()) -> [f64; 2] {
     [end[0] - start[0], end[1] - start[1]]
 }
 
-/// Median and least of the given clock.
+/// Returns median and minimum of the given clock.
 fn summary(times: &[[f64; 2]], clock: usize) -> (f64, f64) {
     let mut times: Vec<f64> = times.iter().map(|times| times[clock]).collect();
     times.sort_by(f64::total_cmp);
@@ -47,7 +47,7 @@ fn main() {
     let threads = numbers.first().copied().unwrap_or(2);
     let pairs = numbers.get(1).copied().unwrap_or(5);
     tch::set_num_threads(threads as i32);
-    println!("{threads} threads, {pairs} alternating pairs; ms, median (least)");
+    println!("{threads} threads, {pairs} alternating pairs; ms, median (minimum)");
     for (px, batch) in [(224, 4), (64, 2)] {
         if numbers.get(2).is_some_and(|&only| only != px as usize) {
             continue;
@@ -74,8 +74,9 @@ fn main() {
             net.params.initialise(1);
             let images = Tensor::randn([batch, 3, px, px], (Kind::Float, Device::Cpu));
             let labels = Tensor::zeros([batch], (Kind::Int64, Device::Cpu));
-            let share = 1.0 / keep as f64;
-            let theta = [share, share].map(|value| Tensor::full([14, 7], value, (Kind::Float, Device::Cpu)));
+            let weight = 1.0 / keep as f64;
+            let theta =
+                [weight, weight].map(|value| Tensor::full([14, 7], value, (Kind::Float, Device::Cpu)));
             let weights: Named = net
                 .params
                 .export(|bucket| &bucket.weights)
@@ -84,7 +85,7 @@ fn main() {
                 .collect();
             let running = net.params.export_running(0);
             let leaves: Vec<&Tensor> = weights.values().collect();
-            let obvious = || {
+            let edge_by_edge = || {
                 let naive = Naive { shape: &shape, weights: &weights, running: &running };
                 let loss = cross_entropy(&naive.logits(&images, &theta), &labels);
                 std::hint::black_box(Tensor::run_backward(&[&loss], &leaves, false, false));
@@ -96,15 +97,15 @@ fn main() {
                     std::hint::black_box(segment.expect("backward"));
                 }
             };
-            obvious();
+            edge_by_edge();
             stacked();
             let (mut slow, mut fast) = (Vec::new(), Vec::new());
             for _ in 0..pairs {
-                slow.push(timed(&obvious));
+                slow.push(timed(&edge_by_edge));
                 fast.push(timed(&stacked));
             }
             println!("{px:4} px, batch {batch}, k {k}, {keep} kept:");
-            for (clock, name) in ["clock", "CPU"].into_iter().enumerate() {
+            for (clock, name) in ["wall", "CPU"].into_iter().enumerate() {
                 let (slow, fast) = (summary(&slow, clock), summary(&fast, clock));
                 println!(
                     "  {name:5}: edge by edge {:6.0} ({:.0}), stacked {:6.0} ({:.0}), ratio {:.2} ({:.2})",

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Rebuilds CIFAR-10's binary files from a copy of it as JPEG files, with an order list for each part.
+"""Converts a copy of CIFAR-10 as JPEG files, with an order list for each part, into the binary files of CIFAR-10.
 
     python3 -m venv venv && venv/bin/pip install pillow
     venv/bin/python datasets/cifar10_from_jpeg.py cifar10_jpeg cifar10
 
-PACK/order_train.txt and PACK/order_test.txt have lines "<canonical index> <path below PACK>", the path ends in
+PACK/order_train.txt and PACK/order_test.txt contain lines "<canonical index> <path relative to PACK>"; the path ends in
 <class>/<file>. OUT gets data_batch_1.bin ... data_batch_5.bin, test_batch.bin and batches.meta.txt, as `drnas-dist pack`
-reads them. Pixels are those of the JPEG files: not the official ones to the last bit.
+reads them. The pixels are those of the JPEG files and differ slightly from the official ones.
 """
 
 import os
@@ -18,26 +18,26 @@ CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def order(pack, part):
-    """The paths of a part in canonical order."""
+    """Returns the paths of a part in canonical order."""
     name = os.path.join(pack, f"order_{part}.txt")
     with open(name) as file:
         entries = [line.split() for line in file if line.strip()]
     if any(len(entry) != 2 for entry in entries):
-        sys.exit(f"{name}: lines \"<canonical index> <path>\" expected")
+        sys.exit(f"{name}: expected lines \"<canonical index> <path>\"")
     entries = sorted((int(index), path) for index, path in entries)
     if len({index for index, _ in entries}) != len(entries):
-        sys.exit(f"{name}: an index is there twice")
+        sys.exit(f"{name}: duplicate index")
     return [path for _, path in entries]
 
 
 def record(pack, path):
-    """One label byte, then red, green, blue, each 32 rows of 32."""
+    """Returns one label byte, then the red, green and blue plane, each 32 rows of 32 bytes."""
     name = os.path.basename(os.path.dirname(path))
     if name not in CLASSES:
-        sys.exit(f"{path}: \"{name}\" is no class of CIFAR-10")
+        sys.exit(f"{path}: \"{name}\" is not a CIFAR-10 class")
     with Image.open(os.path.join(pack, path)) as image:
         if image.size != (32, 32):
-            sys.exit(f"{path}: {image.size[0]} x {image.size[1]} pixels, 32 x 32 expected")
+            sys.exit(f"{path}: expected 32 x 32 pixels, found {image.size[0]} x {image.size[1]}")
         planes = image.convert("RGB").split()
     return bytes([CLASSES.index(name)]) + b"".join(plane.tobytes() for plane in planes)
 

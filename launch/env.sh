@@ -1,25 +1,25 @@
 # shellcheck shell=bash
-# To be sourced, from anywhere:  . launch/env.sh
+# Source this file, from any directory:  . launch/env.sh
 # Puts mpirun and drnas-dist of this checkout on the PATH, and lets Open MPI run as root and on few cores.
 
 drnas_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH="${CARGO_TARGET_DIR:-$drnas_root/target}/release:$drnas_root/native/bin:$PATH"
 
-# Open MPI does not start without.
+# Open MPI does not start without HOME.
 export HOME="${HOME:-/}"
 
-# Containers run as root, which Open MPI refuses unless told twice.
+# Containers run as root, which Open MPI refuses unless both variables are set.
 if [ "$(id -u)" = 0 ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 
-# Open MPI counts cores, not hardware threads, and starts no more ranks than there are. Under Slurm that is right.
+# Open MPI counts cores, not hardware threads, and starts at most one rank per core. Under Slurm that is right.
 drnas_cores=$(lscpu -p=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l)
 if [ -z "${SLURM_JOB_ID:-}" ] && [ "$drnas_cores" -lt "${RANKS:-4}" ]; then
     export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 fi
 
-# Ranks never see mpirun's terminal: tell them that there is one, and how wide.
+# Ranks do not see mpirun's terminal: pass on that there is one, and its width.
 if [ -t 2 ] && [ -z "${DRNAS_PROGRESS:-}" ]; then
     export DRNAS_PROGRESS=bar
     COLUMNS=$(stty size 2>/dev/null </dev/tty | cut -d' ' -f2) || true

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Checks on one NVIDIA GPU what cannot be checked without one: numbers, ranks that share the card, faults, overlap, speed.
-# Needs python3 with torch 2.11 and its CUDA libraries, and the bundle of launch/gpu-bundle.sh; no root, network, MPI or
-# compiler. For a card of 40 GB or more. Planned for less than 400 s.
+# Runs on one NVIDIA GPU the checks that need a GPU: correctness, ranks that share the GPU, faults, overlap, speed.
+# Needs python3 with torch 2.11 and its CUDA libraries, and the bundle made by launch/gpu-bundle.sh; no root, network, MPI
+# or compiler. For a GPU with at least 40 GB. Planned to take less than 400 s.
 #
-#   bash gpu-check.sh BUNDLE              on a GPU; BUNDLE: the file, or the folder that was in it
-#   bash gpu-check.sh BUNDLE --dry        everything on the CPU, at tiny sizes: MPI in place of NCCL, times mean nothing
-#   bash gpu-check.sh BUNDLE --only 'speed-*,plain-*'     some of the checks
+#   bash gpu-check.sh BUNDLE              on a GPU; BUNDLE: the file, or the unpacked folder
+#   bash gpu-check.sh BUNDLE --dry        everything on the CPU, at tiny sizes, with MPI instead of NCCL; times are meaningless
+#   bash gpu-check.sh BUNDLE --only 'speed-*,plain-*'     only these checks
 #
-# The plan is in launch/gpu/check.py. Two files are left in OUT, written anew after every check: result.json, and
-# gpu-check.tar.gz with every log, JSON and metrics file. A check is ok, failed, skipped, or rounding: a golden file is not
-# met within what is allowed, but float64 meets it. Exit code 0: none failed.
+# The checks are listed in launch/gpu/check.py. OUT gets two files, rewritten after every check: result.json, and
+# gpu-check.tar.gz with all logs, JSON and metrics files. A check is ok, failed, skipped, or rounding: a golden file is
+# outside its tolerance but matches in float64. Exit code 0: no check failed.
 #
 #   PYTHON=/path/to/python3   the Python that has torch (default: python3)
-#   OUT=gpu-check             where the two files go; what else is there stays
-#   GPU_CHECK_DIR=...         folder to work in, new or empty, 0.5 GB; it stays. Default: one under the temporary folder,
+#   OUT=gpu-check             folder for the two files; other files in it are kept
+#   GPU_CHECK_DIR=...         working folder, new or empty, 0.5 GB; it is kept. Default: one in the temporary folder,
 #                             removed at the end
-#   GPU_CHECK_SECONDS=520     from the start of this script: a check that would end later by plan is skipped, and what still
-#                             runs 20 s after that is ended
-#   BATCH=64                  images of a step of the full-size networks, a multiple of 8: less for a card with less memory
+#   GPU_CHECK_SECONDS=520     time limit of this script: a check that is planned to end later is skipped, and checks still
+#                             running 20 s after the limit are killed
+#   BATCH=64                  images per step of the full-size networks, a multiple of 8; lower it for a smaller GPU
 set -euo pipefail
 
 die() {
@@ -30,17 +30,17 @@ shift
 bundle=$(realpath "$bundle")
 python=${PYTHON:-python3}
 seconds=${GPU_CHECK_SECONDS:-520}
-[[ $seconds =~ ^[1-9][0-9]{0,6}$ ]] || die "GPU_CHECK_SECONDS=$seconds is no number of seconds"
+[[ $seconds =~ ^[1-9][0-9]{0,6}$ ]] || die "GPU_CHECK_SECONDS=$seconds: expected a number of seconds"
 batch=${BATCH:-64}
-[[ $batch =~ ^[1-9][0-9]{0,6}$ && $((batch % 8)) = 0 ]] || die "BATCH=$batch is no multiple of 8"
+[[ $batch =~ ^[1-9][0-9]{0,6}$ && $((batch % 8)) = 0 ]] || die "BATCH=$batch: expected a multiple of 8"
 command -v "$python" >/dev/null || die "$python is missing; set PYTHON"
 out=${OUT:-gpu-check}
-mkdir -p "$out" || die "cannot make $out"
+mkdir -p "$out" || die "cannot create $out"
 out=$(realpath "$out")
 
 if [ -n "${GPU_CHECK_DIR:-}" ]; then
     work=$GPU_CHECK_DIR keep=--keep
-    mkdir -p "$work" || die "cannot make $work"
+    mkdir -p "$work" || die "cannot create $work"
     [ -z "$(ls -A "$work")" ] || die "$work is not empty; name a new folder in GPU_CHECK_DIR"
 else
     work=$(mktemp -d "${TMPDIR:-/tmp}/gpu-check.XXXXXX") keep=''
@@ -49,10 +49,10 @@ fi
 work=$(realpath "$work")
 printf '{"state": "unpacking", "checks": []}\n' >"$out/result.json"
 if [ -f "$bundle" ]; then
-    "$python" -m tarfile -e "$bundle" "$work" || die "$bundle cannot be unpacked into $work" # there may be no xz
+    "$python" -m tarfile -e "$bundle" "$work" || die "cannot unpack $bundle into $work" # tarfile: xz may be missing
     bundle=$work/gpu-bundle
 fi
-[ -f "$bundle/check.py" ] || die "$bundle is not a bundle of launch/gpu-bundle.sh"
+[ -f "$bundle/check.py" ] || die "$bundle is not a bundle made by launch/gpu-bundle.sh"
 # shellcheck disable=SC2086 # one word or none
 exec "$python" "$bundle/check.py" --out "$out" --work "$work" $keep --batch "$batch" --seconds "$seconds" \
     --spent "$SECONDS" "$@"

@@ -1,20 +1,21 @@
 # shellcheck shell=bash
-# To be sourced: an mpirun can outlive its ranks. Cut off from a host, ranks end themselves and give the run folder back, but
-# mpirun waits for its daemon there, for many minutes. And the PMIx 5 of Open MPI 5 can lock itself up for ever over a rank
-# that ends in the middle of MPI_Init.
+# Source this file: end_lingering kills an mpirun that outlives its ranks. When a host is cut off, the ranks exit and
+# release the run folder, but mpirun waits many minutes for its daemon on that host. And PMIx 5 of Open MPI 5 can
+# deadlock when a rank exits during MPI_Init.
 
-: "${LINGER_S:=60}"    # how long mpirun may live when all ranks have ended
+: "${LINGER_S:=60}"    # how long mpirun may run after all ranks have exited
 
-# Whether process $1 has a child that is no zombie. Where `ps` cannot say, it has.
+# True if process $1 has a child that is not a zombie, or if `ps` fails.
 has_children() {
     local all
     all=$(ps -A -o ppid= -o stat=) || return 0
     awk -v parent="$1" '$1 == parent && $2 !~ /^Z/ { found = 1 } END { exit !found }' <<<"$all"
 }
 
-#   end_lingering RUN PID    ends the mpirun PID, and its group, when it has had no ranks for LINGER_S seconds
+#   end_lingering RUN PID    kills the mpirun PID and its process group after LINGER_S seconds without ranks
 #
-# Ranks are there while mpirun has children and, once RUN was locked, while it is. Returns when mpirun has ended.
+# Ranks are running while mpirun has children and, once RUN has been locked, while it is locked. Returns when mpirun has
+# exited.
 end_lingering() {
     local locked='' lingers=0
     while sleep 1 >/dev/null 2>&1 && kill -0 "$2" 2>/dev/null; do
@@ -22,7 +23,7 @@ end_lingering() {
         if has_children "$2" && { [ -z "$locked" ] || [ -e "$1/lock.json" ]; }; then
             lingers=0
         elif [ $((lingers += 1)) -ge "$LINGER_S" ]; then
-            say "the ranks have ended, mpirun has not; it is ended"
+            say "all ranks have exited but mpirun has not; killing it"
             kill -KILL -- "-$2" 2>/dev/null || kill -KILL "$2"
             return
         fi

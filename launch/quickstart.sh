@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# From a fresh clone to a found architecture: installs the native parts, builds, draws demonstration images, packs them,
-# searches on two MPI ranks. Every part that is done already is not done again; an interrupted search goes on.
+# From a fresh clone to a found architecture: installs the native libraries, builds, generates demo images, packs them,
+# searches on two MPI ranks. Completed steps are skipped; an interrupted search resumes.
 #
-#   ./launch/quickstart.sh                              demonstration images
+#   ./launch/quickstart.sh                              demo images
 #   DATA=/path/to/imagefolder ./launch/quickstart.sh    your images: DATA/<class>/<image>.jpg
-#   RUN=runs/second ./launch/quickstart.sh --set seed=1   another run; what follows goes to search-imagenet
+#   RUN=runs/second ./launch/quickstart.sh --set seed=1   another run; arguments go to search-imagenet
 #
-#   RANKS=2               MPI ranks (1 or 2 with the given configuration)
+#   RANKS=2               MPI ranks (1 or 2 with the default configuration)
 #   CONFIG=configs/...    another configuration
-#   SKIP_BAD=1            leave out images that cannot be decoded
+#   SKIP_BAD=1            skip images that cannot be decoded
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,10 +24,10 @@ die() {
 if [ -n "${DATA:-}" ]; then
     images=$(cd "$caller" && cd "$DATA" 2>/dev/null && pwd) || die "DATA=$DATA is not a folder"
     name=$(basename "$images")-$(cksum <<<"$images" | cut -d' ' -f1)
-    # ImageNet's own layout has train/ and val/ on top.
+    # The ImageNet layout has train/ and val/ at the top.
     [ ! -d "$images/train" ] || images=$images/train
     classes=$(find -L "$images" -mindepth 1 -maxdepth 1 -type d | wc -l)
-    [ "$classes" -ge 2 ] || die "$images has $classes folders: DATA/<class>/<image>.jpg with 2 classes or more is expected"
+    [ "$classes" -ge 2 ] || die "$images: expected DATA/<class>/<image>.jpg with at least 2 class folders, found $classes"
     work=demo/$name
     run=${RUN:-runs/quickstart-$name}
 else
@@ -36,15 +36,15 @@ else
     run=${RUN:-runs/quickstart}
 fi
 
-say "1/5 native parts"
+say "1/5 install native libraries"
 launch/setup.sh
 # shellcheck source=launch/env.sh
 . launch/env.sh
 
-say "2/5 build (some minutes the first time)"
+say "2/5 build (a few minutes the first time)"
 cargo build --release --locked
 
-say "3/5 images"
+say "3/5 prepare images"
 if [ -z "${DATA:-}" ]; then
     if [ ! -e demo/images.done ]; then
         rm -rf demo/images
@@ -68,13 +68,13 @@ for part in train valid; do
 done
 echo "shards in $work/train and $work/valid"
 
-say "5/5 search on $RANKS ranks"
+say "5/5 search on $RANKS rank$([ "$RANKS" = 1 ] || echo s)"
 if [ -e "$run/report.txt" ]; then
-    echo "$run is finished; RUN=another/folder starts another search. Its report:"
+    echo "$run has finished; set RUN=another/folder to start another search. Report:"
     echo
     cat "$run/report.txt"
 else
-    # An interrupted search is told to go on with this.
+    # The command that an interrupted search prints for resuming.
     export DRNAS_COMMAND="${DATA:+DATA=$DATA }${CONFIG:+CONFIG=$CONFIG }${RUN:+RUN=$RUN }./launch/quickstart.sh $*"
     mpirun --bind-to none -n "$RANKS" drnas-dist search-imagenet --config "$config" \
         --train "$work/train" --valid "$work/valid" --out "$run" --resume \

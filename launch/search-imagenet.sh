@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The published search on one's own ImageNet: splits and packs it if need be, then searches over MPI ranks. Started
-# again after an interruption, it goes on where it was.
+# The published search on your ImageNet: splits and packs it unless that is done, then searches over MPI ranks. To resume
+# after an interruption, run it again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,11 +9,11 @@ IMAGENET=/path/to/imagenet/train        # <class>/<image>.JPEG, 1000 folders
 SHARDS=shards                           # about 18 GB, packed once
 RUN=runs/search-imagenet                # checkpoints, metrics, genotype
 RANKS=8                                 # 1, 2, 4 or 8: a divisor of search.replicas; with GPUs, one rank for each
-DEVICE=auto                             # cuda: on GPUs or not at all; cpu; auto: on GPUs if every rank has one
+DEVICE=auto                             # cuda: GPUs required; cpu; auto: GPUs if every rank has one
 CONFIG=configs/search-imagenet.toml
-# Two hosts with 4 GPUs each: MPIRUN=(mpirun --bind-to none --host node1:4,node2:4). Both need this folder at the same path,
-# and launch/setup.sh to have been run on one with an NVIDIA driver. Variables of NCCL go along with -x, for example which
-# network it uses: -x NCCL_SOCKET_IFNAME=eth0; and -x NCCL_DEBUG=INFO makes it say what it does.
+# Two hosts with 4 GPUs each: MPIRUN=(mpirun --bind-to none --host node1:4,node2:4). Both need this folder at the same path;
+# run launch/setup.sh on a host with an NVIDIA driver. Pass NCCL variables with -x, for example -x NCCL_SOCKET_IFNAME=eth0
+# to choose the network or -x NCCL_DEBUG=INFO for NCCL's log.
 MPIRUN=(mpirun --bind-to none)
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -24,10 +24,10 @@ cargo build --release --locked
 
 if [ ! -e "$SHARDS/valid/set.json" ]; then
     [ -d "$IMAGENET" ] || {
-        echo "search-imagenet.sh: $IMAGENET is not a folder; change the lines on top of this script" >&2
+        echo "search-imagenet.sh: $IMAGENET is not a folder; set IMAGENET at the top of this script" >&2
         exit 1
     }
-    # The same seed draws the same lists, so both commands may be repeated.
+    # The same seed draws the same lists, so both commands can be repeated.
     drnas-dist split "$IMAGENET" --fractions 0.10,0.025 --names train,valid --out "$SHARDS/lists" --seed 0
     for part in train valid; do
         drnas-dist pack "$IMAGENET" "$SHARDS/$part" --list "$SHARDS/lists/$part.txt"

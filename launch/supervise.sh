@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Keeps a run going: starts it, and again from its newest good checkpoint whenever a rank, a host or a disk fails.
+# Supervises a run: starts it, and restarts it from its newest valid checkpoint whenever a rank, a host or a disk fails.
 #
 #   launch/supervise.sh RUN drnas-dist search-imagenet --config ... --train ... --valid ... --out RUN
 #
-# The command is given without mpirun and without --resume. Each start takes the hosts that answer and the largest number
-# of ranks that they have room for and that divides the replicas. SIGUSR1, SIGTERM, SIGINT and SIGHUP are handed on as
-# SIGUSR1: a checkpoint, then exit 75. Exit codes: 0 finished (RUN/finished.json), 75 stopped and can go on, else that of
-# the last try.
+# Give the command without mpirun and without --resume. Each start uses the hosts that answer, with the largest number of
+# ranks that fits their slots and divides the replicas. SIGUSR1, SIGTERM, SIGINT and SIGHUP are forwarded as SIGUSR1, which
+# writes a checkpoint and exits with 75. Exit codes: 0 finished (RUN/finished.json exists), 75 stopped and can be resumed,
+# otherwise that of the last attempt.
 set -euo pipefail
 
-# -- change these lines, or set them from outside --------------------------------------------------------------------
-: "${RESTARTS:=5}"                # starts after a failure; those that got no step further count double
-: "${REPLICAS:=}"                 # as configured; default: what RUN/config.toml says, else as many as there are slots
-: "${RANKS:=}"                    # the most ranks; default: the slots of the hosts, or the cores of this machine
+# -- change these lines, or set the variables ------------------------------------------------------------------------
+: "${RESTARTS:=5}"                # restarts after a failure; one without progress counts twice
+: "${REPLICAS:=}"                 # as configured; default: from RUN/config.toml, otherwise the number of slots
+: "${RANKS:=}"                    # maximum number of ranks; default: slots of the hosts, or cores of this machine
 : "${HOSTS:=}"                    # node1:4,node2:4 (slots); default: the Slurm allocation, or this machine
-: "${ALIVE:=ssh -o BatchMode=yes -o ConnectTimeout=5}"    # "$ALIVE HOST true" asks a host of HOSTS
+: "${ALIVE:=ssh -o BatchMode=yes -o ConnectTimeout=5}"    # "$ALIVE HOST true" tests a host of HOSTS
 : "${MPIRUN:=mpirun --bind-to none}"
-: "${PAUSE_S:=5}"                 # before another try
+: "${PAUSE_S:=5}"                 # pause before a restart
 # ---------------------------------------------------------------------------------------------------------------------
 
 [ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -28,8 +28,8 @@ say() { printf 'supervise: %s\n' "$*" >&2; }
 # shellcheck source=launch/linger.sh
 . "$(dirname "$0")/linger.sh"
 
-# The newest whole checkpoint's step, 0 if there is none.
-newest() {
+# Prints the step of the newest complete checkpoint, 0 if there is none.
+newest_step() {
     local step=0 marker
     for marker in "$run"/checkpoints/step-*/DONE; do
         [ -e "$marker" ] || continue
@@ -39,7 +39,7 @@ newest() {
     echo "$step"
 }
 
-# HOST:SLOTS of what is left, one a line. Slurm takes lost nodes out of an allocation that it keeps (--no-kill).
+# Prints HOST:SLOTS of the remaining hosts, one per line. With --no-kill Slurm removes lost nodes from the allocation.
 hosts() {
     local host
     if [ -n "$HOSTS" ]; then
@@ -53,25 +53,25 @@ hosts() {
     fi
 }
 
-# The largest divisor of the replicas that is at most $1.
-fitting() {
+# Prints the largest divisor of the replicas that is at most $1.
+fitting_ranks() {
     local ranks=$1
     while [ "$ranks" -gt 1 ] && [ $((replicas % ranks)) -ne 0 ]; do ranks=$((ranks - 1)); done
     echo "$ranks"
 }
 
 child=
-asked=
-hand_on() {
-    asked=1
+stopping=
+forward() {
+    stopping=1
     if [ -n "$child" ]; then kill -USR1 "$child" 2>/dev/null || true; fi
 }
-trap hand_on USR1 TERM INT HUP
+trap forward USR1 TERM INT HUP
 
-tries=0
+restarts=0
 while :; do
-    if [ -n "$asked" ]; then exit 75; fi
-    left=$(hosts) || say "Slurm does not say which nodes are left; all are taken"
+    if [ -n "$stopping" ]; then exit 75; fi
+    left=$(hosts) || say "cannot query Slurm for the remaining nodes; using all nodes of the allocation"
     slots=0
     list=
     for host in $left; do
@@ -82,7 +82,7 @@ while :; do
         esac
     done
     if [ -z "$left" ]; then
-        if [ -n "$HOSTS" ]; then say "no host of $HOSTS answers ($ALIVE HOST true)"; exit 1; fi
+        if [ -n "$HOSTS" ]; then say "no host of $HOSTS answers to \"$ALIVE HOST true\""; exit 1; fi
         slots=${RANKS:-${SLURM_NTASKS:-$(nproc)}}
     fi
     if [ -n "$RANKS" ] && [ "$slots" -gt "$RANKS" ]; then slots=$RANKS; fi
@@ -91,11 +91,11 @@ while :; do
         replicas=$(sed -n 's/^replicas = \([0-9]*\).*/\1/p' "$run/config.toml" | head -n 1)
     fi
     replicas=${replicas:-$slots}
-    ranks=$(fitting "$slots")
+    ranks=$(fitting_ranks "$slots")
 
-    before=$(newest)
-    say "start with $ranks ranks${list:+ on $list}, from step $before"
-    set -m   # a group of its own: Ctrl-C on the terminal is for this script alone, which hands it on
+    before=$(newest_step)
+    say "starting $ranks rank$([ "$ranks" = 1 ] || echo s)${list:+ on $list}, from step $before"
+    set -m   # own process group: Ctrl-C on the terminal reaches only this script, which forwards it
     # shellcheck disable=SC2086
     $MPIRUN ${list:+--host "$list"} -n "$ranks" "$@" --resume </dev/null &
     child=$!
@@ -103,7 +103,7 @@ while :; do
     set +m
     code=0
     wait "$child" || code=$?
-    # A signal of this script ends `wait`, not the run.
+    # A signal to this script interrupts `wait`, not the run.
     while kill -0 "$child" 2>/dev/null; do
         code=0
         wait "$child" || code=$?
@@ -111,18 +111,18 @@ while :; do
     child=
     if [ -e "$run/finished.json" ]; then exit 0; fi
     case $code in
-        75) say "stopped with a checkpoint, after step $(newest)"; exit 75 ;;
+        75) say "stopped with a checkpoint, after step $(newest_step)"; exit 75 ;;
         2) exit 2 ;;
-        0) code=1 ;;    # mpirun says so even of runs that it has ended
+        0) code=1 ;;    # mpirun returns 0 even for runs that it has killed
     esac
-    if [ -n "$asked" ]; then exit 75; fi
-    after=$(newest)
-    if [ "$after" -gt "$before" ]; then tries=$((tries + 1)); else tries=$((tries + 2)); fi
-    if [ "$tries" -gt "$RESTARTS" ]; then
-        say "exit code $code after step $after; no more restarts ($RESTARTS)"
+    if [ -n "$stopping" ]; then exit 75; fi
+    after=$(newest_step)
+    if [ "$after" -gt "$before" ]; then restarts=$((restarts + 1)); else restarts=$((restarts + 2)); fi
+    if [ "$restarts" -gt "$RESTARTS" ]; then
+        say "exit code $code after step $after; no restarts left (RESTARTS=$RESTARTS)"
         exit "$code"
     fi
-    say "exit code $code after step $after; another start ($tries of $RESTARTS used)"
+    say "exit code $code after step $after; restarting ($restarts of RESTARTS=$RESTARTS used)"
     sleep "$PAUSE_S" &
     wait $! || true
 done

@@ -1,23 +1,23 @@
-//! The root of all errors, and how one reads: each area says in its own `error.rs` what can go wrong there.
+//! The root error type; each module defines its own errors in its `error.rs`.
 
 pub use crate::process::error_line::{chain, panic_line};
 
 use crate::files::{IoError, NewFileError};
-use crate::process::phase::PlannedFailure;
+use crate::process::phase::InjectedFailure;
 
-/// The result of everything that can fail.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, by area. The text is one line a person can act on; `source` carries the cause below it.
+/// An error, by module. The text is one actionable line; `source` carries the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A configuration.
     #[error(transparent)]
     Config(#[from] crate::config::error::Error),
-    /// A card or its driver.
+    /// A GPU or its driver.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::error::Error),
-    /// What ranks do together.
+    /// Communication between ranks.
     #[error(transparent)]
     Comm(#[from] crate::comm::error::Error),
     /// The ranks and their devices.
@@ -32,31 +32,31 @@ pub enum Error {
     /// Tensors that do not fit a network.
     #[error(transparent)]
     Net(#[from] crate::net::error::Error),
-    /// A training, its checkpoints and weights.
+    /// Training, checkpoints and weights.
     #[error(transparent)]
     Train(#[from] crate::train::error::Error),
-    /// The table of NAS-Bench-201.
+    /// The NAS-Bench-201 table.
     #[error(transparent)]
     Nb201(#[from] crate::nb201::error::Error),
-    /// A table or a figure of runs.
+    /// A table or figure of runs.
     #[error(transparent)]
     Report(#[from] crate::report::error::Error),
     /// A run folder.
     #[error(transparent)]
     Run(#[from] crate::run::error::Error),
-    /// A command that makes no run.
+    /// A command other than a run.
     #[error(transparent)]
     Command(#[from] crate::commands::error::Error),
     /// A file or folder could not be read, written, renamed or removed.
     #[error(transparent)]
     Io(#[from] IoError),
-    /// A file that would be replaced by another content.
+    /// A file that already exists with different content.
     #[error(transparent)]
     NewFile(#[from] NewFileError),
-    /// What a test lets a phase fail with.
+    /// A failure injected by a test.
     #[error(transparent)]
-    Planned(#[from] PlannedFailure),
-    /// libtorch refused an operation (out of memory, no such device ...).
+    Injected(#[from] InjectedFailure),
+    /// libtorch rejected an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }

@@ -1,4 +1,4 @@
-//! Files: one that is written whole or not at all, whoever is killed meanwhile, and the error that names its path.
+//! Atomic file writes, and the error that names the path.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -8,35 +8,35 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {}: {source}", path.display())]
 pub struct IoError {
-    /// What was tried: "read", "write", "create folder" ...
+    /// The attempted action: "read", "write", "create folder" ...
     pub action: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// What the operating system said.
+    /// The error of the operating system.
     pub source: std::io::Error,
 }
 
-/// A file that may not be replaced, or cannot be written.
+/// A file that must not be replaced or cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum NewFileError {
-    /// It holds something else.
-    #[error("{} is there already with another content; give --overwrite or another place", path.display())]
+    /// The file already exists with different content.
+    #[error("{} already exists with different content; use --overwrite or another path", path.display())]
     Exists {
         /// The file or folder.
         path: PathBuf,
     },
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error(transparent)]
     Io(#[from] IoError),
 }
 
-/// An [`IoError`] about `path`, for `map_err`.
+/// Returns a closure for `map_err` that wraps an I/O error about `path` in an [`IoError`].
 pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> IoError {
     let path = path.into();
     move |source| IoError { action, path, source }
 }
 
-/// Writes `bytes` to `path`, replacing what is there: a temporary file beside it, fsync, rename, fsync of the folder. Local.
+/// Atomically replaces `path` by `bytes`: writes a temporary file beside it, fsyncs, renames, fsyncs the folder. Local.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
@@ -49,14 +49,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
         File::open(folder)?.sync_all()
     };
     attempt().map_err(|error| {
-        // Of a full disk it would keep some more.
+        // Free the space: the disk may be full.
         let _ = fs::remove_file(&temporary);
         io("write", path)(error)
     })
 }
 
-/// [`write()`] for what a user has named: the same content again changes nothing, another one is replaced only if `overwrite`
-/// says so. Local.
+/// Like [`write()`], for a path given by the user: identical content leaves the file unchanged, different content is
+/// replaced only if `overwrite` is set. Local.
 pub fn write_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<(), NewFileError> {
     match check_new(path, bytes, overwrite)? {
         true => Ok(()),
@@ -64,7 +64,7 @@ pub fn write_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<(), NewFi
     }
 }
 
-/// Whether `path` holds `bytes` already. Errors: it holds others, and may not be replaced.
+/// Returns whether `path` already holds `bytes`. Errors: it holds different content and `overwrite` is not set.
 pub fn check_new(path: &Path, bytes: &[u8], overwrite: bool) -> Result<bool, NewFileError> {
     match fs::read(path) {
         Ok(old) if old == bytes => Ok(true),
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_whole_or_not_at_all() {
+    fn a_file_is_replaced_atomically() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("v1.txt");
         write(&path, b"old").unwrap();
@@ -92,6 +92,6 @@ mod tests {
         let mut left: Vec<_> =
             fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["taken", "v1.txt"], "no temporary file stays");
+        assert_eq!(left, ["taken", "v1.txt"], "no temporary file is left");
     }
 }

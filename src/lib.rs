@@ -1,32 +1,32 @@
-//! drnas-dist: Dirichlet neural architecture search (DrNAS, ICLR 2021) over many ranks.
+//! drnas-dist: distributed Dirichlet neural architecture search (DrNAS, ICLR 2021).
 //!
-//! Each room answers one question. They stand in one direction: a file uses rooms further up in this table, and files of
-//! its own room, but no two files use each other. (`error` alone names every room's `error.rs`, and nothing else of them.)
+//! Modules depend in one direction only: a file uses modules further up in this table and files of its own module, and
+//! no two files use each other. The exception is `error`, which names the `error.rs` of every module and nothing else.
 //!
-//! | room | the question it answers |
+//! | module | contents |
 //! |---|---|
-//! | [`files`], [`random`] | how is a file written whole; which numbers are drawn where |
-//! | [`process`] | this rank as a process: where it runs, what it is doing, what it says, how it ends |
-//! | [`error`] | what can go wrong, by room, and how it reads |
-//! | [`space`] | which architectures are there: operations, edges, masks, genotypes |
-//! | [`config`] | what does a configuration file say, and is it right |
-//! | [`cli`] | what may a user type: every argument type |
-//! | [`cuda`] | what can a card do: driver, streams, events |
-//! | [`comm`] | what do ranks say to one another: `Communicator`, alone, by MPI, by NCCL |
-//! | [`data`] | how do images become batches: source, split, pack, shards, loader, augmentation, upload |
-//! | [`net`] | what is computed for given mixing weights, and its gradients, bucket by bucket |
-//! | [`world`] | how are the ranks joined, watched and ended: start of MPI, devices, heartbeats |
-//! | [`train`] | what do a search and an evaluation share: weight step, optimisers, schedule, state, checkpoints |
-//! | [`search`] | how is an architecture found: one bilevel step is [`search::Search::bilevel_step`] |
-//! | [`eval`] | how is a found network trained from scratch, and tested |
-//! | [`nb201`] | what does an architecture of NAS-Bench-201 reach: the benchmark's table |
-//! | [`report`] | what is said of a run: progress, metrics, tables, figures |
-//! | [`mod@run`] | how does a run go from checked inputs to its result: lock, journal, resume, end |
-//! | [`commands`] | what else is there: commands that make no run |
+//! | [`files`], [`random`] | atomic file writes; seeded random streams |
+//! | [`process`] | this rank as a process: host and cores, current phase, messages, signals, exit |
+//! | [`error`] | the error type, one variant per module |
+//! | [`space`] | the search spaces: operations, edges, masks, genotypes |
+//! | [`config`] | configuration files and their validation |
+//! | [`cli`] | command-line arguments |
+//! | [`cuda`] | CUDA driver, streams, events |
+//! | [`comm`] | communication between ranks: `Communicator` for a single process, MPI or NCCL |
+//! | [`data`] | from images to batches: source, split, pack, shards, loader, augmentation, upload |
+//! | [`net`] | the network for given mixing weights, and its gradients, bucket by bucket |
+//! | [`world`] | the ranks of a run: MPI start-up, devices, heartbeats, shutdown |
+//! | [`train`] | shared by search and evaluation: weight step, optimisers, schedule, state, checkpoints |
+//! | [`search`] | the architecture search; one bilevel step is [`search::Search::bilevel_step`] |
+//! | [`eval`] | training a discovered network from scratch, and testing it |
+//! | [`nb201`] | the NAS-Bench-201 table of architecture accuracies |
+//! | [`report`] | progress, metrics, tables, figures |
+//! | [`mod@run`] | a run from validated inputs to its result: lock, journal, resume |
+//! | [`commands`] | commands other than runs |
 //!
-//! `data` and `net` know no communicator.
+//! `data` and `net` do not use a communicator.
 
-// They panic when nobody reads: see `process::console`.
+// The macros panic when the output is closed; use `process::console` instead.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod cli;
@@ -59,7 +59,7 @@ use process::console;
 use run::start;
 use space::SearchSpace::{DartsCifar, DartsImagenet};
 
-/// Does what the command line says, and returns when it is done.
+/// Runs the command and returns when it has finished.
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::DemoData(args) => demo_data::run(&args),
@@ -73,7 +73,9 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::EvaluateCifar(args) => start::evaluate(&args, DartsCifar, published::EVALUATE_CIFAR),
         Command::Export(args) => export::run(&args),
-        Command::Report(ReportCommand::Scaling { runs }) => Ok(console::answer(&report::scaling(&runs)?)?),
+        Command::Report(ReportCommand::Scaling { runs }) => {
+            Ok(console::print_result(&report::scaling(&runs)?)?)
+        }
         Command::Nb201(args) => commands::nb201::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -1,4 +1,4 @@
-//! The program: parse, run, print one error, choose the exit code.
+//! Program entry point: parses the command line, runs the command, prints the error and sets the exit code.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -6,12 +6,13 @@ use clap::Parser;
 use drnas_dist::{cli::Cli, error::chain, process::console, run};
 use std::process::ExitCode;
 
-/// 0 done, 1 error, 2 wrong usage (clap); 75 stopped with a checkpoint, 130 interrupted (see `process::signals`).
+/// Exit codes: 0 success, 1 error, 2 usage error (clap), 75 stopped with a checkpoint, 130 interrupted
+/// (see `process::signals`).
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console::remark(&format!("error: {}", chain(&error)));
+            console::print_diagnostic(&format!("error: {}", chain(&error)));
             ExitCode::FAILURE
         }
     }

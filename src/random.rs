@@ -1,14 +1,14 @@
-//! Random streams that are addressed, not advanced: a stream is a function of the seed and of where it is used.
+//! Stateless random streams: each is a function of the seed and of its address (purpose, step, replica ...).
 //!
-//! Nothing random has a state to save: a run that goes on from a checkpoint, or with other ranks or threads, asks for
-//! the stream of (purpose, step, replica ...) and gets the numbers that the run that was never stopped got.
+//! No generator state needs to be saved: a run that resumes from a checkpoint, or with a different number of ranks or
+//! threads, draws the same values as an uninterrupted run.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// What a stream is for; streams of different purposes are independent.
+/// The purpose of a stream; streams with different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -20,7 +20,7 @@ pub enum Purpose {
     ThetaWeightStep = 3,
     /// Dirichlet samples of the architecture step.
     ThetaArchitectureStep = 4,
-    /// Channels copied when the network is widened.
+    /// Channels duplicated when the network is widened.
     Widen = 5,
     /// Order of the samples.
     Order = 6,
@@ -30,7 +30,7 @@ pub enum Purpose {
     Split = 8,
     /// Demonstration images.
     Demo = 9,
-    /// Operations left out of a training pass.
+    /// Operations dropped in a training pass (drop-path).
     DropPath = 10,
     /// Dirichlet samples of the virtual weight step inside a second-order architecture step.
     ThetaVirtualStep = 11,
@@ -38,7 +38,7 @@ pub enum Purpose {
     Trajectory = 12,
 }
 
-/// The seed of the stream at `place` (step, replica, sample ... whatever tells two uses apart).
+/// Returns the seed of the stream at `place`: step, replica, sample or whatever else identifies the use.
 pub fn seed_of(seed: u64, purpose: Purpose, place: &[u64]) -> u64 {
     let mut bytes = Vec::with_capacity(8 + 8 * place.len());
     bytes.extend((purpose as u64).to_le_bytes());
@@ -48,13 +48,13 @@ pub fn seed_of(seed: u64, purpose: Purpose, place: &[u64]) -> u64 {
     xxh3_64_with_seed(&bytes, seed)
 }
 
-/// The generator of the stream at `place`.
+/// Returns the generator of the stream at `place`.
 pub fn stream(seed: u64, purpose: Purpose, place: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed_of(seed, purpose, place))
 }
 
-/// What `draw` draws from libtorch's generator, which is set to `seed` first. It is one for all threads of the process:
-/// they take turns here. `draw` may not call this itself.
+/// Seeds libtorch's generator with `seed` and calls `draw`, which must not call this function. The generator is global
+/// to the process, so threads take turns.
 pub fn torch_seeded<T>(seed: u64, draw: impl FnOnce() -> T) -> T {
     static GENERATOR: Mutex<()> = Mutex::new(());
     let _turn = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,12 +72,12 @@ mod tests {
     use tch::{Tensor, kind};
 
     #[test]
-    fn threads_take_turns_at_the_generator_of_libtorch() {
+    fn threads_take_turns_using_the_libtorch_generator() {
         let begun = Barrier::new(4);
         let draw = |pause| {
             torch_seeded(3, || {
                 [(); 20].map(|()| {
-                    // Time for another thread to come between two draws.
+                    // Gives another thread time to interleave.
                     thread::sleep(pause);
                     Tensor::rand([10], kind::DOUBLE_CPU)
                 })

@@ -1,6 +1,6 @@
-//! Augmentation beside Pillow, and the random numbers behind it.
+//! Compares augmentation with Pillow, and tests its random draws.
 //!
-//! Where tests/python/pillow.sh finds no Pillow (no Python, no network) the comparison is skipped.
+//! The comparison is skipped if tests/python/pillow.sh finds no Pillow (no Python or no network).
 
 #[path = "common/pillow.rs"]
 mod pillow;
@@ -9,9 +9,9 @@ mod shared;
 
 use drnas_dist::config::{CropKind, DataSection};
 use drnas_dist::data::augment::geometry::{centre_crop, pad_crop, resized_crop};
-use drnas_dist::data::augment::jitter::Tone;
+use drnas_dist::data::augment::jitter::Adjustment;
 use drnas_dist::data::augment::{Rect, hole};
-use drnas_dist::data::decode::{Picture, decode};
+use drnas_dist::data::decode::{DecodedImage, decode};
 use drnas_dist::data::{Augment, Batch, Crop, Jitter};
 use drnas_dist::random::{Purpose, stream, torch_seeded};
 use pillow::python;
@@ -23,8 +23,8 @@ use std::process::Command;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
-/// Noise, and colours of every kind.
-fn picture(width: u32, height: u32, seed: u64) -> Picture {
+/// An image of noise and smooth colours.
+fn picture(width: u32, height: u32, seed: u64) -> DecodedImage {
     let mut rng = stream(seed, Purpose::Demo, &[]);
     let mut buffer = Vec::new();
     for y in 0..height {
@@ -33,15 +33,15 @@ fn picture(width: u32, height: u32, seed: u64) -> Picture {
             buffer.extend(if (x / 5 + y / 7) % 2 == 0 { smooth } else { rng.random() });
         }
     }
-    Picture { width, height, buffer }
+    DecodedImage { width, height, buffer }
 }
 
-/// Interleaved to planar and back.
-fn planar(picture: &Picture) -> Vec<u8> {
+/// The pixels in planar order.
+fn planar(picture: &DecodedImage) -> Vec<u8> {
     (0..3).flat_map(|c| picture.rgb().chunks_exact(3).map(move |p| p[c]).collect::<Vec<_>>()).collect()
 }
 
-/// Cases for tests/python/pillow_reference.py, and what was found here.
+/// Cases for tests/python/pillow_reference.py, with the results of this program.
 struct Cases {
     python: PathBuf,
     dir: TempDir,
@@ -54,7 +54,7 @@ impl Cases {
         Cases { python, dir: tempfile::tempdir().unwrap(), cases: Vec::new(), found: Vec::new() }
     }
 
-    fn add(&mut self, op: &str, args: serde_json::Value, picture: &Picture, found: Vec<u8>) {
+    fn add(&mut self, op: &str, args: serde_json::Value, picture: &DecodedImage, found: Vec<u8>) {
         let rgb = self.dir.path().join(format!("{}.rgb", self.cases.len()));
         fs::write(&rgb, picture.rgb()).unwrap();
         let (width, height) = (picture.width, picture.height);
@@ -62,7 +62,7 @@ impl Cases {
         self.found.push(found);
     }
 
-    /// What the script gives, one for each case.
+    /// The results of the script, one for each case.
     fn expected(&self) -> Vec<Vec<u8>> {
         let list = self.dir.path().join("cases.json");
         fs::write(&list, serde_json::to_vec(&self.cases).unwrap()).unwrap();
@@ -72,7 +72,7 @@ impl Cases {
         (0..self.cases.len()).map(|n| fs::read(self.dir.path().join(n.to_string())).unwrap()).collect()
     }
 
-    /// Largest difference of a byte, over all cases; at most `allowed` in each.
+    /// Asserts that no byte differs by more than `allowed`; returns the largest difference over all cases.
     fn compare(self, allowed: u8) -> u8 {
         let mut worst = 0;
         for ((case, found), expected) in self.cases.iter().zip(&self.found).zip(self.expected()) {
@@ -85,8 +85,8 @@ impl Cases {
     }
 }
 
-/// Photos of the shared folder, where it is there.
-fn photos() -> Vec<Picture> {
+/// Photos from the shared folder; none if it does not exist.
+fn photos() -> Vec<DecodedImage> {
     let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return Vec::new();
     };
@@ -100,12 +100,12 @@ fn photos() -> Vec<Picture> {
 }
 
 #[test]
-fn geometry_is_that_of_pillow_and_torchvision() {
+fn geometry_equals_pillow_and_torchvision() {
     let Some(python) = python() else {
         return;
     };
     let mut cases = Cases::new(python);
-    // Halves of either parity; 37 / 3 and the like are cut, not rounded.
+    // Halves of either parity; quotients such as 37 / 3 are truncated, not rounded.
     let sizes =
         [(40, 30), (30, 40), (33, 33), (61, 47), (47, 62), (7, 100), (101, 8), (500, 375), (1, 1), (3, 37)];
     let drawn = sizes.into_iter().map(|(width, height)| picture(width, height, u64::from(width)));
@@ -158,15 +158,19 @@ fn pad_crops_and_flips_are_exact() {
 }
 
 #[test]
-fn colours_change_as_in_pillow() {
+fn colour_jitter_equals_pillow() {
     let Some(python) = python() else {
         return;
     };
     for (name, tone, factors) in [
-        ("brightness", Tone::Brightness as fn(f64) -> Tone, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("contrast", Tone::Contrast, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("saturation", Tone::Saturation, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
-        ("hue", Tone::Hue, [-0.5, -0.2, -0.003, 0.0, 0.05, 0.2, 0.5]),
+        (
+            "brightness",
+            Adjustment::Brightness as fn(f64) -> Adjustment,
+            [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0],
+        ),
+        ("contrast", Adjustment::Contrast, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("saturation", Adjustment::Saturation, [0.0, 0.6, 0.83, 1.0, 1.27, 1.4, 3.0]),
+        ("hue", Adjustment::Hue, [-0.5, -0.2, -0.003, 0.0, 0.05, 0.2, 0.5]),
     ] {
         let mut cases = Cases::new(python.clone());
         let drawn = [picture(300, 200, 1), picture(1, 1, 2), picture(64, 64, 3)];
@@ -183,7 +187,7 @@ fn colours_change_as_in_pillow() {
 }
 
 #[test]
-fn holes_are_those_of_darts_and_their_centres_uniform() {
+fn holes_equal_those_of_darts_and_their_centres_are_uniform() {
     let (px, side, num) = (32u32, 16u32, 32_000usize);
     let mut rng = stream(8, Purpose::Augment, &[]);
     let centre = |from: u32, length: u32| if from > 0 { from + side / 2 } else { length - side / 2 };
@@ -197,10 +201,10 @@ fn holes_are_those_of_darts_and_their_centres_uniform() {
     }
     for counts in [rows, columns] {
         let chi2: f64 = counts.iter().map(|count| (f64::from(*count) - 1000.0).powi(2) / 1000.0).sum();
-        // 99.9 % of fair draws stay below 61.1 (31 degrees).
+        // The 99.9 % quantile of chi-squared with 31 degrees of freedom.
         assert!(chi2 < 61.1, "{chi2} {counts:?}");
     }
-    // Four standard errors: a row says nothing about the column.
+    // Rows and columns are independent, within four standard errors.
     let equal = holes.iter().filter(|(row, column, _)| row == column).count();
     assert!((equal as f64 - 1000.0).abs() < 4.0 * 31.1, "{equal}");
     let Some(python) = python() else {
@@ -217,10 +221,10 @@ fn holes_are_those_of_darts_and_their_centres_uniform() {
 }
 
 #[test]
-fn crop_offsets_are_uniform_and_every_part_draws_its_own() {
+fn crop_offsets_are_uniform_and_draws_are_independent() {
     // Pixel (x, y) has red x and green y, plus one: black is padding.
     let buffer = (0..32u8).flat_map(|y| (0..32u8).flat_map(move |x| [x + 1, y + 1, 1])).collect();
-    let picture = Picture { width: 32, height: 32, buffer };
+    let picture = DecodedImage { width: 32, height: 32, buffer };
     let mut out = vec![0; 3 * 1024];
     let augment = Augment { flip: true, cutout: 16, ..Crop::Pad { pad: 4 }.into() };
     let (mut lefts, mut tops, mut mirrored, mut both) = ([0u32; 9], [0u32; 9], 0u32, 0u32);
@@ -238,16 +242,16 @@ fn crop_offsets_are_uniform_and_every_part_draws_its_own() {
     }
     for counts in [lefts, tops] {
         let chi2: f64 = counts.iter().map(|count| (f64::from(*count) - 1000.0).powi(2) / 1000.0).sum();
-        // 99.9 % of fair draws stay below 26.1 (8 degrees).
+        // The 99.9 % quantile of chi-squared with 8 degrees of freedom.
         assert!(chi2 < 26.1, "{chi2} {counts:?}");
     }
-    // Four standard errors; the hole ends above the middle for 9 of 32 centres.
+    // Within four standard errors; the hole ends above the middle for 9 of 32 centres.
     assert!((f64::from(mirrored) - 4500.0).abs() < 4.0 * 47.5, "{mirrored}");
     assert!((f64::from(both) - 9000.0 * 9.0 / 64.0).abs() < 4.0 * 33.0, "{both}");
 }
 
 #[test]
-fn what_is_switched_on_later_leaves_earlier_draws_alone() {
+fn enabling_later_transforms_keeps_earlier_draws() {
     let picture = picture(60, 50, 5);
     let apply = |augment: Augment| {
         let mut out = vec![0; 3 * 32 * 32];
@@ -263,7 +267,7 @@ fn what_is_switched_on_later_leaves_earlier_draws_alone() {
         (apply(Augment { jitter: strong, ..plain }), apply(Augment { jitter: strong, ..holed }));
     assert_ne!(coloured.0, apply(plain).0);
     assert_eq!(coloured.0, same.0);
-    // Drawn by hand from the same stream: crop and flip first, then the colours.
+    // Drawn by hand from the same stream: first crop and flip, then the colours.
     let mut rng = stream(1, Purpose::Augment, &[7]);
     let mut by_hand = vec![0; 3 * 32 * 32];
     plain.apply(&picture, 32, &mut rng, &mut by_hand).unwrap();
@@ -305,17 +309,17 @@ fn holes_are_zero_after_normalisation() {
 }
 
 #[test]
-fn the_configuration_chooses_the_augmentation() {
+fn configuration_selects_the_augmentation() {
     let imagenet = DataSection { jitter: [0.4, 0.4, 0.4, 0.2], ..DataSection::default() };
     let strong = Jitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2 };
     let crop = Crop::RandomResized { area_min: 0.08 };
     assert_eq!(Augment::train(&imagenet), Augment { flip: true, jitter: strong, ..crop.into() });
-    // Automatic: 256 and 224.
+    // Default: resize to 256, crop 224.
     assert_eq!(imagenet.test_crop_px(), 224);
     assert_eq!(Augment::test(&imagenet), Crop::Centre { resize: 256 }.into());
     let cifar = DataSection { px: 32, crop: CropKind::Pad, pad: 4, cutout: 16, ..DataSection::default() };
     assert_eq!(Augment::train(&cifar), Augment { flip: true, cutout: 16, ..Crop::Pad { pad: 4 }.into() });
-    // Plain.
+    // Default at 32 px: no resize, no crop.
     assert_eq!((cifar.test_crop_px(), Augment::test(&cifar)), (32, Crop::Centre { resize: 32 }.into()));
     let own = DataSection { test_crop: 64, test_resize: 80, ..DataSection::default() };
     assert_eq!((own.test_crop_px(), Augment::test(&own)), (64, Crop::Centre { resize: 80 }.into()));

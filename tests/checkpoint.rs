@@ -1,4 +1,4 @@
-//! Checkpoints: what a crash, a full disk or a flipped bit leaves behind.
+//! Checkpoints after a crash, a full disk or a flipped bit.
 
 use drnas_dist::train::checkpoint::{self, Checkpoint};
 use serde_json::json;
@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// A state that differs from step to step, with every kind and the shapes that go wrong first.
+/// A state that depends on the step, with every tensor kind and the most error-prone shapes.
 fn state(step: u64) -> Checkpoint {
     let number = step as f64;
     let floats = [0.1 + number, -0.0, f64::MIN_POSITIVE / 2.0, f64::INFINITY, f64::NAN];
@@ -19,9 +19,9 @@ fn state(step: u64) -> Checkpoint {
         ("mask", Tensor::from_slice(&[true, false, true])),
         ("scalar", Tensor::from(number)),
         ("empty", Tensor::zeros([0, 3], (Kind::Float, tch::Device::Cpu))),
-        // Not contiguous, and part of a graph.
+        // Not contiguous, and requires a gradient.
         (
-            "turned",
+            "transposed",
             Tensor::arange(6, (Kind::Float, tch::Device::Cpu)).view([2, 3]).tr().set_requires_grad(true),
         ),
     ];
@@ -38,7 +38,7 @@ fn bits(tensor: &Tensor) -> (Kind, Vec<i64>, Vec<u8>) {
     (tensor.kind(), tensor.size(), bytes)
 }
 
-fn assert_is(found: &Checkpoint, step: u64) {
+fn assert_equals_state(found: &Checkpoint, step: u64) {
     let expected = state(step);
     assert_eq!(found.meta, expected.meta);
     assert_eq!(found.tensors.len(), expected.tensors.len());
@@ -48,7 +48,7 @@ fn assert_is(found: &Checkpoint, step: u64) {
 }
 
 /// A folder with checkpoints of steps 10, 20 and 30.
-fn three() -> tempfile::TempDir {
+fn three_checkpoints() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for step in [10, 20, 30] {
         checkpoint::write(dir.path(), step, &state(step), 3).unwrap();
@@ -59,7 +59,7 @@ fn three() -> tempfile::TempDir {
 fn newest(dir: &Path) -> (u64, Vec<String>) {
     let latest = checkpoint::latest(dir).unwrap();
     let (step, found) = latest.found.expect("a checkpoint");
-    assert_is(&found, step);
+    assert_equals_state(&found, step);
     (step, latest.warnings)
 }
 
@@ -71,37 +71,37 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_kind_comes_back_bit_equal_and_the_newest_is_found() {
-    let dir = three();
+fn every_kind_is_restored_bit_for_bit_and_the_newest_is_found() {
+    let dir = three_checkpoints();
     assert_eq!(checkpoint::list(dir.path()).unwrap(), [10, 20, 30]);
     assert_eq!(newest(dir.path()), (30, vec![]));
-    assert_is(&checkpoint::read(dir.path(), 10).unwrap(), 10);
+    assert_equals_state(&checkpoint::read(dir.path(), 10).unwrap(), 10);
 }
 
 #[test]
-fn no_folder_is_no_checkpoint() {
+fn missing_folder_means_no_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let latest = checkpoint::latest(&dir.path().join("none")).unwrap();
     assert!(latest.found.is_none() && latest.warnings.is_empty());
 }
 
 #[test]
-fn the_newest_stay() {
+fn the_newest_checkpoints_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     for step in 1..=5 {
         checkpoint::write(dir.path(), step, &state(step), 2).unwrap();
     }
     assert_eq!(names(dir.path()), ["step-000000004", "step-000000005"]);
-    // None at all cannot be asked for.
+    // At least one is kept.
     checkpoint::write(dir.path(), 6, &state(6), 0).unwrap();
     assert_eq!(names(dir.path()), ["step-000000006"]);
 }
 
 #[test]
-fn a_run_killed_while_writing_leaves_the_one_before_and_the_next_write_cleans_up() {
-    let dir = three();
+fn interrupted_write_keeps_the_previous_checkpoint_and_the_next_write_cleans_up() {
+    let dir = three_checkpoints();
     let path = dir.path();
-    // Killed while the files were written; after the rename; while the marker was written.
+    // Killed while writing the files, after the rename, and while writing the marker.
     fs::create_dir(path.join("step-000000040.tmp")).unwrap();
     fs::write(path.join("step-000000040.tmp/state.safetensors"), b"half").unwrap();
     fs::create_dir(path.join("step-000000050")).unwrap();
@@ -110,7 +110,7 @@ fn a_run_killed_while_writing_leaves_the_one_before_and_the_next_write_cleans_up
     fs::write(path.join("step-000000060/DONE.tmp"), b"{").unwrap();
     assert_eq!(checkpoint::list(path).unwrap(), [10, 20, 30]);
     assert_eq!(newest(path), (30, vec![]));
-    // What is not ours stays.
+    // Unrelated files are left alone.
     fs::write(path.join("notes.tmp"), b"mine").unwrap();
     checkpoint::write(path, 40, &state(40), 4).unwrap();
     assert_eq!(
@@ -120,21 +120,21 @@ fn a_run_killed_while_writing_leaves_the_one_before_and_the_next_write_cleans_up
 }
 
 #[test]
-fn damage_is_named_and_the_one_before_is_taken() {
-    type Harm = fn(&Path);
-    let cases: [(&str, Harm); 6] = [
-        ("state.safetensors: other bytes", |folder| {
+fn corruption_is_reported_and_the_previous_checkpoint_is_used() {
+    type Corruption = fn(&Path);
+    let cases: [(&str, Corruption); 6] = [
+        ("state.safetensors: checksum mismatch", |folder| {
             let path = folder.join("state.safetensors");
             let mut bytes = fs::read(&path).unwrap();
             *bytes.last_mut().unwrap() ^= 1;
             fs::write(path, bytes).unwrap();
         }),
-        ("state.json: other bytes", |folder| {
+        ("state.json: checksum mismatch", |folder| {
             let path = folder.join("state.json");
             let text = fs::read_to_string(&path).unwrap().replace("30", "31");
             fs::write(path, text).unwrap();
         }),
-        ("bytes, ", |folder| {
+        ("bytes, found ", |folder| {
             let path = folder.join("state.safetensors");
             let bytes = fs::read(&path).unwrap();
             fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
@@ -143,15 +143,15 @@ fn damage_is_named_and_the_one_before_is_taken() {
             fs::remove_file(folder.join("state.json")).unwrap();
         }),
         ("DONE: ", |folder| fs::write(folder.join("DONE"), b"").unwrap()),
-        ("step 30 expected", |folder| {
+        ("expected version 1 and step 30", |folder| {
             let done = folder.join("DONE");
             let text = fs::read_to_string(&done).unwrap();
             fs::write(done, text.replace("\"step\": 30", "\"step\": 20")).unwrap();
         }),
     ];
-    for (expected, harm) in cases {
-        let dir = three();
-        harm(&dir.path().join("step-000000030"));
+    for (expected, corrupt) in cases {
+        let dir = three_checkpoints();
+        corrupt(&dir.path().join("step-000000030"));
         let (step, warnings) = newest(dir.path());
         assert_eq!(step, 20, "{expected}");
         assert_eq!(warnings.len(), 1);
@@ -163,11 +163,10 @@ fn damage_is_named_and_the_one_before_is_taken() {
 }
 
 #[test]
-fn a_damaged_newer_one_neither_displaces_nor_blocks_new_ones() {
-    let dir = three();
-    let damaged = dir.path().join("step-000000030/state.safetensors");
-    fs::write(&damaged, b"").unwrap();
-    // The run goes on from 20 and writes 25: the damaged 30 is no reason to remove it.
+fn corrupt_newer_checkpoint_neither_removes_nor_blocks_new_ones() {
+    let dir = three_checkpoints();
+    fs::write(dir.path().join("step-000000030/state.safetensors"), b"").unwrap();
+    // The run resumes from 20 and writes 25, which must be kept although 30 exists.
     checkpoint::write(dir.path(), 25, &state(25), 1).unwrap();
     assert_eq!(newest(dir.path()).0, 25);
     checkpoint::write(dir.path(), 30, &state(30), 1).unwrap();
@@ -176,14 +175,14 @@ fn a_damaged_newer_one_neither_displaces_nor_blocks_new_ones() {
 }
 
 #[test]
-fn bytes_of_any_sort_are_errors_and_never_panics() {
+fn arbitrary_bytes_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint::write(dir.path(), 1, &state(1), 1).unwrap();
     let folder = dir.path().join("step-000000001");
     let good = fs::read(folder.join("state.safetensors")).unwrap();
     let done: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("DONE")).unwrap()).unwrap();
     let with = |bytes: &[u8]| {
-        // With a right hash, so that the parser itself is reached.
+        // With a correct hash, so that the parser itself is reached.
         fs::write(folder.join("state.safetensors"), bytes).unwrap();
         let mut done = done.clone();
         done["files"]["state.safetensors"] = json!({
@@ -193,7 +192,7 @@ fn bytes_of_any_sort_are_errors_and_never_panics() {
         fs::write(folder.join("DONE"), done.to_string()).unwrap();
         checkpoint::read(dir.path(), 1)
     };
-    assert_is(&with(&good).unwrap(), 1);
+    assert_equals_state(&with(&good).unwrap(), 1);
     for length in 0..good.len() {
         assert!(with(&good[..length]).is_err(), "cut to {length}");
     }
@@ -212,9 +211,9 @@ fn bytes_of_any_sort_are_errors_and_never_panics() {
 }
 
 #[test]
-fn what_cannot_be_written_is_an_error_and_the_older_ones_stay() {
-    let dir = three();
-    // A file where the folder should be: works for root too, whom permission bits do not bind.
+fn failed_write_is_an_error_and_older_checkpoints_are_kept() {
+    let dir = three_checkpoints();
+    // A file in place of the folder; unlike permission bits, this also stops root.
     let file = dir.path().join("file");
     fs::write(&file, b"").unwrap();
     let error = checkpoint::write(&file, 40, &state(40), 1).unwrap_err().to_string();
@@ -228,7 +227,7 @@ fn what_cannot_be_written_is_an_error_and_the_older_ones_stay() {
         meta: json!(null),
     };
     let error = checkpoint::write(dir.path(), 50, &twice, 1).unwrap_err().to_string();
-    assert!(error.contains("tensor a: given twice"), "{error}");
+    assert!(error.contains("tensor a: duplicate name"), "{error}");
     let half =
         Checkpoint { tensors: vec![("h".into(), Tensor::from(1.0).to_kind(Kind::Half))], meta: json!(null) };
     let error = checkpoint::write(dir.path(), 50, &half, 1).unwrap_err().to_string();
@@ -237,16 +236,16 @@ fn what_cannot_be_written_is_an_error_and_the_older_ones_stay() {
     assert_eq!(newest(dir.path()).0, 30);
 }
 
-/// Writes beyond the allowed size fail as they do on a full disk. The limit holds for a process: the test starts itself.
+/// Writes beyond the file size limit fail as on a full disk. The limit applies to a process, so the test starts itself.
 #[test]
-fn a_full_disk_leaves_the_ones_before() {
+fn full_disk_keeps_the_previous_checkpoints() {
     const FOLDER: &str = "DRNAS_TEST_FULL_DISK";
     if let Some(folder) = std::env::var_os(FOLDER) {
         let big = Checkpoint {
             tensors: vec![("big".into(), Tensor::zeros([100_000], tch::kind::FLOAT_CPU))],
             meta: json!(null),
         };
-        // SAFETY: plain calls; this process does nothing else.
+        // SAFETY: `limit` is valid for the call; this process does nothing else.
         unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             let limit = libc::rlimit { rlim_cur: 100_000, rlim_max: 100_000 };
@@ -256,9 +255,9 @@ fn a_full_disk_leaves_the_ones_before() {
         print!("{error}");
         return;
     }
-    let dir = three();
+    let dir = three_checkpoints();
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_full_disk_leaves_the_ones_before", "--nocapture"])
+        .args(["--exact", "full_disk_keeps_the_previous_checkpoints", "--nocapture"])
         .env(FOLDER, dir.path())
         .output()
         .unwrap();

@@ -1,4 +1,4 @@
-//! `datasets/cifar10_from_jpeg.py`: image files and order lists back into CIFAR-10's binary files.
+//! `datasets/cifar10_from_jpeg.py`: converts image files and order lists back to CIFAR-10's binary files.
 
 #[path = "common/pillow.rs"]
 mod pillow;
@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Runs the script; the five training files.
-fn rebuilt(python: &Path, pack: &Path, out: &Path) -> Vec<u8> {
+/// Runs the script; returns the content of the five training files.
+fn rebuild(python: &Path, pack: &Path, out: &Path) -> Vec<u8> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/cifar10_from_jpeg.py");
     let output = Command::new(python).arg(script).arg(pack).arg(out).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -24,14 +24,14 @@ fn interleaved(number: usize) -> Vec<u8> {
 }
 
 #[test]
-fn every_pixel_comes_to_its_place() {
+fn pixels_and_labels_are_placed_correctly() {
     let Some(python) = pillow::python() else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
     let (pack, out) = (dir.path().join("pack"), dir.path().join("out"));
     let mut orders = [String::new(), String::new()];
-    // Listed backwards: the numbers decide.
+    // Listed in reverse: the indices determine the order.
     for number in (0..12usize).rev() {
         let part = usize::from(number >= 10);
         let class = ["truck", "airplane"][number % 2];
@@ -44,7 +44,7 @@ fn every_pixel_comes_to_its_place() {
     }
     fs::write(pack.join("order_train.txt"), &orders[0]).unwrap();
     fs::write(pack.join("order_test.txt"), &orders[1]).unwrap();
-    let mut records = rebuilt(&python, &pack, &out);
+    let mut records = rebuild(&python, &pack, &out);
     records.extend(fs::read(out.join("test_batch.bin")).unwrap());
     assert_eq!(records.len(), 12 * 3073);
     for (number, record) in records.chunks_exact(3073).enumerate() {
@@ -58,7 +58,7 @@ fn every_pixel_comes_to_its_place() {
 }
 
 #[test]
-fn real_images_come_in_the_official_order() {
+fn real_images_are_in_the_official_order() {
     let (Some(tar), Some(exact)) =
         (shared::path("data/cifar10_jpeg_55000.tar.xz"), shared::path("data/cifar10_exact_first200.bin"))
     else {
@@ -70,7 +70,7 @@ fn real_images_come_in_the_official_order() {
     let dir = tempfile::tempdir().unwrap();
     let pack = dir.path().join("cifar10_jpeg");
     let unpack = |names: &[String]| shared::unpack(&tar, dir.path(), names);
-    // The first 200 images alone: the whole takes a minute.
+    // Only the first 200 images: the whole set takes a minute.
     unpack(&["cifar10_jpeg/order_train.txt".into()]);
     let order = fs::read_to_string(pack.join("order_train.txt")).unwrap();
     let first: Vec<&str> = order.lines().take(200).collect();
@@ -80,7 +80,7 @@ fn real_images_come_in_the_official_order() {
     fs::write(pack.join("order_train.txt"), first.join("\n")).unwrap();
     fs::write(pack.join("order_test.txt"), "").unwrap();
 
-    let records = rebuilt(&python, &pack, &dir.path().join("out"));
+    let records = rebuild(&python, &pack, &dir.path().join("out"));
     let exact = fs::read(exact).unwrap();
     assert_eq!(records.len(), exact.len());
     let mut worst = 0.0f64;
@@ -89,7 +89,7 @@ fn real_images_come_in_the_official_order() {
         let squares = found[1..].iter().zip(&exact[1..]).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
         let mean = squares.sum::<f64>() / 3072.0;
         worst = worst.max(mean);
-        // JPEG loses at most 181 here; another image of the class is never below 637.
+        // The JPEG error is at most 181 here; a different image of the same class differs by at least 637.
         assert!(mean < 400.0, "record {number}: mean squared difference {mean}");
     }
     eprintln!("largest mean squared difference: {worst:.1}");

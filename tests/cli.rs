@@ -1,4 +1,4 @@
-//! The real program: what it says and how it ends.
+//! The command line of the real program: help, errors and exit codes.
 
 use clap::CommandFactory;
 use drnas_dist::cli::Cli;
@@ -18,16 +18,16 @@ fn help_names_every_command_and_exit_code() {
     assert_eq!(output.status.code(), Some(0));
     let help = text(&output.stdout);
     for word in ["Examples:", "Exit codes:", "75   stopped", "130  interrupted"] {
-        assert!(help.contains(word), "{word} is not in\n{help}");
+        assert!(help.contains(word), "no {word} in\n{help}");
     }
     for command in Cli::command().get_subcommands() {
-        let begins = format!("  {} ", command.get_name());
-        assert!(help.lines().any(|line| line.starts_with(&begins)), "{begins} is not in\n{help}");
+        let start = format!("  {} ", command.get_name());
+        assert!(help.lines().any(|line| line.starts_with(&start)), "no line starts with {start} in\n{help}");
     }
 }
 
 #[test]
-fn every_help_fits_a_narrow_window() {
+fn help_fits_into_100_columns() {
     let names = Cli::command();
     let names = names.get_subcommands().map(|command| vec![command.get_name(), "--help"]);
     for arguments in std::iter::once(vec!["--help"]).chain(names) {
@@ -35,7 +35,7 @@ fn every_help_fits_a_narrow_window() {
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         let help = text(&output.stdout);
         assert!(help.contains("Usage: drnas-dist"), "{help}");
-        // clap does not break its line of usage.
+        // clap does not wrap the usage line.
         for line in help.lines().filter(|line| !line.starts_with("Usage: ")) {
             assert!(line.chars().count() <= 100, "{arguments:?}: {line}");
         }
@@ -43,22 +43,22 @@ fn every_help_fits_a_narrow_window() {
 }
 
 #[test]
-fn help_of_a_search_explains_its_flags() {
+fn help_of_a_search_lists_its_options() {
     let help = text(&drnas(&["search-imagenet", "--help"]).stdout);
     for word in ["--config", "--train", "--valid", "--out", "--set", "--resume", "mpirun -n 8"] {
-        assert!(help.contains(word), "{word} is not in\n{help}");
+        assert!(help.contains(word), "no {word} in\n{help}");
     }
 }
 
 #[test]
-fn the_version_is_the_package_version() {
+fn version_is_the_package_version() {
     let output = drnas(&["--version"]);
     let expected = concat!("drnas-dist ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(text(&output.stdout), expected);
 }
 
 #[test]
-fn wrong_usage_ends_with_2() {
+fn a_usage_error_exits_with_2() {
     for arguments in [
         &[] as &[&str],
         &["search"],
@@ -72,7 +72,8 @@ fn wrong_usage_ends_with_2() {
     }
 }
 
-/// `search-imagenet` with a configuration that is refused before shards are opened: the one line on stderr.
+/// Runs `search-imagenet` with a configuration that is refused before shards are opened; returns the single line on
+/// stderr.
 fn refusal(config: &str, sets: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.toml");
@@ -84,14 +85,14 @@ fn refusal(config: &str, sets: &[&str]) -> String {
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
     let output = drnas(&arguments);
     assert_eq!(output.status.code(), Some(1));
-    assert!(!out.exists(), "a refused run leaves nothing behind");
+    assert!(!out.exists(), "a refused run creates no folder");
     let error = text(&output.stderr);
     assert_eq!(error.lines().count(), 1, "{error}");
     error.trim_end().replace(path.to_str().unwrap(), "run.toml")
 }
 
 #[test]
-fn errors_are_one_line_and_end_with_1() {
+fn errors_are_one_line_and_exit_with_1() {
     assert_eq!(
         refusal("[search]\nglobal_bach = 64\n", &[]),
         "error: unknown key \"search.global_bach\" in run.toml line 2; did you mean \"search.global_batch\"?"
@@ -99,12 +100,12 @@ fn errors_are_one_line_and_end_with_1() {
     assert_eq!(
         refusal("", &["search.replicas=7"]),
         "error: configuration: search.replicas = 7 does not divide search.global_batch = 512; \
-         the next batch that fits is 518"
+         the next multiple is 518"
     );
 }
 
 #[test]
-fn a_missing_file_is_named() {
+fn missing_file_is_reported() {
     let output =
         drnas(&["search-imagenet", "--config", "no/such.toml", "--train", "t", "--valid", "v", "--out", "o"]);
     assert_eq!(output.status.code(), Some(1));
@@ -112,10 +113,10 @@ fn a_missing_file_is_named() {
     assert!(error.starts_with("error: read no/such.toml: "), "{error}");
 }
 
-/// Sizes that no tensor of the file has, networks that fill the memory, and a label that no class has: over that libtorch
+/// Sizes that do not match the tensors, networks that exceed the memory, and an out-of-range label, on which libtorch
 /// panics.
 #[test]
-fn a_golden_file_that_does_not_fit_is_told_in_one_line() {
+fn inconsistent_golden_files_are_reported_in_one_line() {
     let golden =
         |name: &str| std::fs::read(format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let supernet = golden("nb201_stage1.safetensors");
@@ -129,13 +130,13 @@ fn a_golden_file_that_does_not_fit_is_told_in_one_line() {
     };
     let huge = "cifar-129-20-PC_DARTS_cifar";
     let cases = [
-        ("label.safetensors", label, "its parts do not fit together: Target 99 is out of bounds.".to_owned()),
+        ("label.safetensors", label, "its tensors do not match: Target 99 is out of bounds.".to_owned()),
         (
             "k.safetensors",
             replaced(&supernet, r#""k":"4""#, r#""k":"0""#),
-            "setting 'k' is 0, expected 1 to 290 by its tensors".into(),
+            "setting 'k': expected 1 to 290 (from its tensors), found 0".into(),
         ),
-        // As long as before: a name that nobody reads makes room.
+        // Keeps the length by shortening the name of an unused setting.
         (
             "cells.safetensors",
             replaced(
@@ -143,7 +144,7 @@ fn a_golden_file_that_does_not_fit_is_told_in_one_line() {
                 r#""cells_per_stage":"1","max_nodes""#,
                 r#""cells_per_stage":"4444","max_ns""#,
             ),
-            "setting 'cells_per_stage' is 4444, expected 1 to 290 by its tensors".into(),
+            "setting 'cells_per_stage': expected 1 to 290 (from its tensors), found 4444".into(),
         ),
         (
             "eval_counts.json",

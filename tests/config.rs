@@ -1,4 +1,4 @@
-//! Configurations: what is read, what is refused, and in which words.
+//! Configurations: parsing, validation, and error messages.
 
 #[path = "common/packing.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -25,7 +25,7 @@ fn refusal(text: &str, sets: &[&str]) -> String {
 }
 
 #[test]
-fn an_empty_file_is_the_published_run() {
+fn empty_file_is_the_published_run() {
     let config = parse("", &[]).unwrap();
     assert_eq!(config, Config::default());
     assert_eq!(config.num_epochs(), 50);
@@ -33,7 +33,7 @@ fn an_empty_file_is_the_published_run() {
 }
 
 #[test]
-fn values_replace_defaults() {
+fn values_override_defaults() {
     let config = parse(
         "seed = 7\nprecision = \"fp64\"\n\
          [model]\nspace = \"darts-cifar\"\ninit_channels = 36\nlayers = 20\nnum_classes = 10\n\
@@ -47,7 +47,7 @@ fn values_replace_defaults() {
     assert_eq!((config.seed, config.precision), (7, Precision::Fp64));
     assert_eq!(config.model.space, SearchSpace::DartsCifar);
     assert_eq!(config.search.theta, Theta::Shared);
-    // k = 4 after 6, 36 channels: the published CIFAR-10 run. An odd number of channels per edge is no mistake.
+    // The published CIFAR-10 run: 36 channels, k = 6 and then 4. An odd number of channels per edge is valid.
     let second = StageSection { k: 4, ops_kept: 4, epochs: 25 };
     assert_eq!(config.search.stages[1], second);
     assert_eq!(config.weights.lr, 1.0);
@@ -55,7 +55,7 @@ fn values_replace_defaults() {
 }
 
 #[test]
-fn the_resolved_text_gives_the_same_configuration() {
+fn resolved_configuration_parses_to_the_same_one() {
     let config = parse("seed = 3", &["eta.lr=0.1", "search.stage.1.epochs=30"]).unwrap();
     let again = parse(&config.to_toml(), &[]).unwrap();
     assert_eq!(config, again);
@@ -64,7 +64,7 @@ fn the_resolved_text_gives_the_same_configuration() {
 }
 
 #[test]
-fn unknown_keys_name_the_nearest() {
+fn unknown_keys_suggest_the_nearest_key() {
     assert_eq!(
         refusal("seed = 1\n\n[search]\nglobal_bach = 5\n", &[]),
         "unknown key \"search.global_bach\" in run.toml line 4; did you mean \"search.global_batch\"?"
@@ -89,7 +89,7 @@ fn unknown_keys_name_the_nearest() {
 }
 
 #[test]
-fn mistakes_in_the_file_carry_their_line() {
+fn errors_in_the_file_have_a_line_number() {
     let error = refusal("seed = 1\n[search\n", &[]);
     assert!(error.starts_with("run.toml line 2: "), "{error}");
     let error = refusal("seed = 1\n[search]\nreplicas = \"eight\"\n", &[]);
@@ -103,7 +103,7 @@ fn mistakes_in_the_file_carry_their_line() {
 }
 
 #[test]
-fn sets_win_over_the_file() {
+fn set_overrides_the_file() {
     let sets = [
         "search.global_batch=64",
         "search.theta=shared",
@@ -123,9 +123,9 @@ fn sets_win_over_the_file() {
 }
 
 #[test]
-fn bad_sets_are_blamed_by_name() {
+fn invalid_sets_are_named() {
     assert_eq!(refusal("", &["seed"]), "--set seed: expected key=value, for example search.global_batch=256");
-    assert_eq!(refusal("", &["search=1"]), "--set search=1: this is a table: set its keys one by one");
+    assert_eq!(refusal("", &["search=1"]), "--set search=1: this key is a table; set its keys one by one");
     let error = refusal("", &["seed=5", "search.replicas=eight"]);
     assert!(error.starts_with("--set search.replicas=eight: "), "{error}");
 }
@@ -141,13 +141,13 @@ fn kl_replaces_weight_decay() {
 }
 
 #[test]
-fn each_check_has_its_line() {
+fn each_check_has_its_own_message() {
     let stage = |k: i64, ops: usize, epochs: u64| format!("{{k={k},ops_kept={ops},epochs={epochs}}}");
     let stages = |list: &[String]| format!("search.stage=[{}]", list.join(","));
     for (set, expected) in [
         (
             "search.replicas=5".to_owned(),
-            "search.replicas = 5 does not divide search.global_batch = 512; the next batch that fits is 515",
+            "search.replicas = 5 does not divide search.global_batch = 512; the next multiple is 515",
         ),
         ("search.replicas=0".into(), "must be 1 or more"),
         ("search.stage.1.k=5".into(), "k = 5 does not divide model.init_channels = 48"),
@@ -157,8 +157,8 @@ fn each_check_has_its_line() {
         ("search.stage.1.ops_kept=6".into(), "stage 1: ops_kept = 6 must be 7"),
         (stages(&[stage(6, 7, 20), stage(3, 4, 20), stage(2, 5, 20)]), "stage 3: ops_kept = 5 is above 4"),
         ("search.stage.2.epochs=0".into(), "stage 2: epochs = 0"),
-        ("search.stage.2.epochs=10".into(), "eta would stay as it was"),
-        ("search.stage=[]".into(), "there is no stage"),
+        ("search.stage.2.epochs=10".into(), "must be above search.architecture_from_epoch = 10"),
+        ("search.stage=[]".into(), "no search stage"),
         ("model.layers=2".into(), "model.layers must be 3 or more"),
         ("model.num_classes=1".into(), "model.num_classes must be 2 or more"),
         ("model.init_channels=0".into(), "model.init_channels must be in 1..=65536"),
@@ -167,7 +167,7 @@ fn each_check_has_its_line() {
         ("data.crop_area_min=0".into(), "data.crop_area_min must be above 0"),
         ("data.cutout=15".into(), "data.cutout must be even"),
         ("data.jitter=[0.4,0.4,-0.1,0.2]".into(), "data.jitter must be 0 or more"),
-        ("data.jitter=[0.4,0.4,0.4,0.6]".into(), "the hue at most 0.5"),
+        ("data.jitter=[0.4,0.4,0.4,0.6]".into(), "with the hue at most 0.5"),
         ("data.pad=5000".into(), "data.pad must be at most 4096"),
         ("data.test_crop=-1".into(), "data.test_crop = -1 must be in"),
         ("data.test_resize=223".into(), "data.test_resize = 223 is below the 224 pixels of data.test_crop"),
@@ -182,7 +182,7 @@ fn each_check_has_its_line() {
         ("eta.betas=[0.5,1.0]".into(), "eta.betas must be in [0, 1)"),
         ("run.log_every=0".into(), "run.log_every must be 1 or more"),
         ("run.time_limit_s=0".into(), "run.time_limit_s must be above 0"),
-        ("run.heartbeat_s=0.5".into(), "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600"),
+        ("run.heartbeat_s=0.5".into(), "run.heartbeat_s must be 0 (off) or in 1..=3600"),
     ] {
         let error = refusal("", &[&set]);
         assert!(error.contains(expected), "{set}: {error}");
@@ -190,7 +190,7 @@ fn each_check_has_its_line() {
     }
     let none = ["model.space=nas-bench-201", "model.layers=0"];
     assert!(refusal("", &none).contains("model.layers must be 1 or more"));
-    // No file can hold it, a field can.
+    // A TOML file cannot contain this value, but the field can.
     let seed = Config { seed: 1 << 63, ..Config::default() };
     assert!(seed.check().unwrap_err().to_string().contains("the largest integer of TOML"));
     let odd = ["model.init_channels=3", "search.stage=[{k=1,ops_kept=7,epochs=20}]"];
@@ -207,7 +207,7 @@ fn ranks_and_classes_are_checked_when_known() {
     }
     assert_eq!(
         config.check_ranks(3).unwrap_err().to_string(),
-        "configuration: 3 ranks cannot share search.replicas = 8 evenly; start one of 1, 2, 4, 8 ranks"
+        "configuration: search.replicas = 8 is not divisible by 3 ranks; use one of 1, 2, 4, 8 ranks"
     );
     assert!(config.check_ranks(16).is_err());
     config.check_classes(1000).unwrap();
@@ -216,7 +216,7 @@ fn ranks_and_classes_are_checked_when_known() {
 }
 
 #[test]
-fn the_files_of_the_project_are_good() {
+fn shipped_search_configurations_are_valid() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let load = |name: &str| Config::load(&folder.join(name), &[]).unwrap();
     assert_eq!(load("search-imagenet.toml"), Config::default());
@@ -231,15 +231,15 @@ fn the_files_of_the_project_are_good() {
 }
 
 #[test]
-fn the_published_runs_are_part_of_the_program() {
-    use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, sets_of};
+fn published_runs_are_built_in() {
+    use drnas_dist::config::published::{CIFAR, NB201, NB201_PROGRESSIVE, dataset_overrides};
     use drnas_dist::space::SearchSpace;
     use drnas_dist::space::nb201::Dataset;
     use drnas_dist::train::schedule::Schedule;
     let golden: std::collections::BTreeMap<String, Vec<f64>> =
         serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
     let load = |(name, text): (&str, &str), dataset: Option<Dataset>| {
-        let sets = dataset.map(sets_of).unwrap_or_default();
+        let sets = dataset.map(dataset_overrides).unwrap_or_default();
         let config = Config::parse(text, name, &sets).unwrap();
         // As published: one process, no clipping of eta, first order.
         assert_eq!(
@@ -269,12 +269,12 @@ fn the_published_runs_are_part_of_the_program() {
             assert!((schedule.lr(epoch) - lr).abs() < 1e-12, "{epoch}");
         }
         let error = plain.check_space(SearchSpace::DartsCifar).unwrap_err().to_string();
-        assert!(error.contains("this is search-cifar, the configuration is one for search-nb201"), "{error}");
+        assert!(error.contains("this is search-cifar, but the configuration is for search-nb201"), "{error}");
     }
 }
 
 #[test]
-fn evaluations_that_are_shipped_are_good_ones() {
+fn shipped_evaluation_configurations_are_valid() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let load = |name: &str| EvaluateConfig::load(&folder.join(name), &[]).unwrap();
     assert_eq!(load("evaluate-imagenet.toml"), EvaluateConfig::default());
@@ -295,10 +295,10 @@ fn evaluations_are_checked() {
         EvaluateConfig::parse("", "run.toml", &sets).map_err(|error| error.to_string())
     };
     let refused = |sets: &[&str], word: &str| {
-        let said = parse(sets).expect_err("this configuration must be refused");
-        assert!(said.contains(word), "{said}");
+        let message = parse(sets).expect_err("this configuration must be refused");
+        assert!(message.contains(word), "{message}");
     };
-    // The linear rule, when it is asked for.
+    // Linear scaling of the learning rate, on request.
     assert_eq!(parse(&["evaluate.global_batch=1536"]).unwrap().lr(), 0.5);
     assert_eq!(parse(&["evaluate.global_batch=1536", "evaluate.lr_batch=768"]).unwrap().lr(), 1.0);
     refused(
@@ -312,10 +312,7 @@ fn evaluations_are_checked() {
     refused(&["evaluate.test_every=0"], "evaluate.test_every must be 1 or more");
     refused(&["evaluate.test_batch=0"], "evaluate.test_batch = 0 must be in 1..=1048576");
     refused(&["evaluate.lr_batch=-1"], "evaluate.lr_batch = -1 must be 0 (no scaling)");
-    refused(
-        &["data.px=64"],
-        "leaves 2 x 2 pixels to the auxiliary head, which needs 7 x 7; use --set data.px=224",
-    );
+    refused(&["data.px=64"], "the auxiliary head gets a 2 x 2 map and requires 7 x 7; use --set data.px=224");
     assert!(parse(&["data.px=64", "evaluate.auxiliary_weight=0"]).is_ok());
     refused(&["evaluate.global_batch=8"], "raise evaluate.global_batch");
     refused(&["model.init_channels=5"], "model.init_channels = 5 must be even");
@@ -324,16 +321,16 @@ fn evaluations_are_checked() {
 }
 
 #[test]
-fn every_key_is_explained() {
-    let explained = include_str!("../configs/README.md");
+fn every_key_is_documented() {
+    let documentation = include_str!("../configs/README.md");
     let text = Config::default().to_toml() + &EvaluateConfig::default().to_toml();
     let keys = text.lines().filter_map(|line| line.split_once(" = "));
     for (key, _) in keys {
-        assert!(explained.contains(&format!("`{key}`")), "{key} is not in configs/README.md");
+        assert!(documentation.contains(&format!("`{key}`")), "{key} is not in configs/README.md");
     }
 }
 
-/// Every number of the defaults, by the dotted key that `--set` takes, and whether it is a whole one.
+/// Collects every number of the defaults: the dotted key, as for `--set`, and whether it is an integer.
 fn numbers(value: &toml::Value, key: &str, found: &mut Vec<(String, bool)>) {
     let below = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
     match value {
@@ -349,15 +346,15 @@ fn numbers(value: &toml::Value, key: &str, found: &mut Vec<(String, bool)>) {
     }
 }
 
-/// Does with the configuration what a run does with its numbers before and while it computes; panics where that would.
-fn use_up<S: Settings>(settings: &S, set: &Arc<ShardSet>) {
+/// Uses the numbers of a configuration as a run does; panics if one of them would make a run panic.
+fn exercise<S: Settings>(settings: &S, set: &Arc<ShardSet>) {
     let run = settings.run();
     for seconds in [run.start_limit_s, run.time_limit_s, run.heartbeat_s] {
         assert!(Instant::now().checked_add(Duration::from_secs_f64(seconds)).is_some());
     }
     assert!(i32::try_from(run.threads).is_ok() && run.bucket_mib * 1024.0 * 1024.0 < u64::MAX as f64);
     let _ = settings.check_ranks(7);
-    // One replica that takes one picture a step: the set is small. A picture that does not fit is an error.
+    // One replica with one image per step, since the data set is small. An image that does not fit is an error.
     let spec = LoaderSpec { num_replicas: 1, batch: 1, ..LoaderSpec::of(settings, 0..1) };
     let pool = DecodePool::new(settings.data().threads(1));
     if let Err(why @ data::Error::DecodePanic { .. }) =
@@ -367,37 +364,39 @@ fn use_up<S: Settings>(settings: &S, set: &Arc<ShardSet>) {
     }
 }
 
-/// Walks over all numbers of the configuration with extreme values: none may panic or abort anything, a refusal names its
-/// key in one line, and every number ends somewhere.
-fn walk<S: Settings>(set: &Arc<ShardSet>) {
+/// Tries extreme values for every number of the configuration: none may panic or abort, an error is one line with the
+/// name of the key, and every number has bounds.
+fn check_bounds<S: Settings>(set: &Arc<ShardSet>) {
     let mut found = Vec::new();
     numbers(&toml::Value::try_from(S::default()).unwrap(), "", &mut found);
     assert!(found.len() > 30, "{found:?}");
-    for (key, whole) in found {
+    for (key, is_integer) in found {
         let parse = |value: &str| {
             let mut sets = vec![format!("{key}={value}")];
             sets.extend((key == "data.pad").then(|| "data.crop=pad".to_owned()));
             S::parse("", "run.toml", &sets).map_err(|error| error.to_string())
         };
         let name = key.split('.').rfind(|part| part.parse::<usize>().is_err()).unwrap();
-        let endless: &[&str] = match (whole, key.as_str()) {
-            // TOML itself ends where the seed does.
+        let out_of_bounds: &[&str] = match (is_integer, key.as_str()) {
+            // The seed takes every non-negative integer of TOML.
             (_, "seed") => &["-9223372036854775808", "-1", "1e20"],
             (true, _) => &["-9223372036854775808", "9223372036854775807", "1e20"],
             (false, _) => &["-1e308", "1e308", "inf", "-inf", "nan"],
         };
-        for value in endless {
+        for value in out_of_bounds {
             let refusal = parse(value).err().unwrap_or_else(|| panic!("{key} = {value} is accepted"));
             assert!(refusal.contains(name) && !refusal.contains('\n'), "{key} = {value}: {refusal}");
         }
         let mut values: Vec<String> = (0..63).map(|bit| (1u64 << bit).to_string()).collect();
         values.extend(["-1", "0"].map(String::from));
-        if !whole {
+        if !is_integer {
             values.extend((-30..31).map(|power| format!("1e{}", 10 * power)));
         }
         for value in values {
             match parse(&value) {
-                Ok(settings) if key.starts_with("data.") || key.starts_with("run.") => use_up(&settings, set),
+                Ok(settings) if key.starts_with("data.") || key.starts_with("run.") => {
+                    exercise(&settings, set);
+                }
                 Ok(_) => {}
                 Err(refusal) => {
                     assert!(refusal.contains(name) && !refusal.contains('\n'), "{key} = {value}: {refusal}");
@@ -415,6 +414,6 @@ fn every_number_has_bounds() {
     demo_data::run(&DemoArgs { out: images.clone(), classes: 2, per_class: 1, seed: 0, px }).unwrap();
     pack(&packing::pack_args(&images, &shards), &|_| true).unwrap();
     let set = Arc::new(ShardSet::open(&shards).unwrap());
-    walk::<Config>(&set);
-    walk::<EvaluateConfig>(&set);
+    check_bounds::<Config>(&set);
+    check_bounds::<EvaluateConfig>(&set);
 }

@@ -1,4 +1,4 @@
-//! From images to batches: pack, damage, split, order, loader.
+//! From images to batches: packing, corrupt shards, splits, sample order, loader.
 
 #[path = "common/packing.rs"]
 mod packing;
@@ -24,7 +24,7 @@ fn images(dir: &Path, classes: usize, per_class: usize) -> PathBuf {
     out
 }
 
-/// Small shards, so that there are several.
+/// Arguments of `pack` for shards of 16 images, so that there are several.
 fn pack_args(root: &Path, out: &Path) -> PackArgs {
     PackArgs { seed: 3, shard_images: 16, threads: 2, ..packing::pack_args(root, out) }
 }
@@ -78,7 +78,7 @@ fn pack_keeps_every_byte() {
 }
 
 #[test]
-fn pack_is_the_same_for_any_number_of_threads_and_twice_changes_nothing() {
+fn pack_does_not_depend_on_threads_and_repeating_it_changes_nothing() {
     let (dir, shards) = packed();
     let root = dir.path().join("images");
     let one = dir.path().join("one");
@@ -90,7 +90,7 @@ fn pack_is_the_same_for_any_number_of_threads_and_twice_changes_nothing() {
 }
 
 #[test]
-fn an_interrupted_pack_goes_on_where_it_stopped() {
+fn interrupted_pack_resumes_where_it_stopped() {
     let (dir, shards) = packed();
     let root = dir.path().join("images");
     let whole = all_files(&shards);
@@ -98,7 +98,7 @@ fn an_interrupted_pack_goes_on_where_it_stopped() {
     let args = PackArgs { threads: 1, ..pack_args(&root, &part) };
     let stopped = message(pack(&args, &|progress| progress.images < 40));
     assert!(stopped.contains("stopped after 2 of 4 shards"), "{stopped}");
-    // Killed in the middle of a shard: a temporary file is left, and no set.json.
+    // Interrupted within a shard: a temporary file remains, and there is no set.json.
     assert!(part.join("shard-00002.bin.tmp").exists());
     assert!(matches!(ShardSet::open(&part), Err(Error::SetMissing { .. })));
     let modified = |name: &str| fs::metadata(part.join(name)).unwrap().modified().unwrap();
@@ -108,10 +108,10 @@ fn an_interrupted_pack_goes_on_where_it_stopped() {
     assert_eq!(before, modified("shard-00001.bin"));
     assert_eq!(all_files(&part), whole);
 
-    // A shard that is damaged or gone is written again.
+    // A corrupt or missing shard is written again.
     fs::remove_file(part.join("shard-00003.bin")).unwrap();
-    cut(&part.join("shard-00000.bin"), 100);
-    // Stopped during that repair, the set does not look complete.
+    truncate(&part.join("shard-00000.bin"), 100);
+    // Interrupted during that repair, the shard set is not marked complete.
     assert!(pack(&args, &|_| false).is_err());
     assert!(matches!(ShardSet::open(&part), Err(Error::SetMissing { .. })));
     assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 2);
@@ -119,7 +119,7 @@ fn an_interrupted_pack_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn another_plan_is_refused_unless_told_to_overwrite() {
+fn different_plan_is_refused_without_overwrite() {
     let (dir, shards) = packed();
     let args = PackArgs { seed: 4, ..pack_args(&dir.path().join("images"), &shards) };
     let refused = message(pack(&args, &|_| true));
@@ -139,16 +139,16 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-fn cut(path: &Path, len: usize) {
+fn truncate(path: &Path, len: usize) {
     let bytes = fs::read(path).unwrap();
     fs::write(path, &bytes[..len]).unwrap();
 }
 
-/// Opens the set after `damage` was done to its shard 1; the error's text.
-fn damaged(shards: &Path, damage: impl FnOnce(&Path)) -> String {
+/// Opens the shard set after `corrupt` changed shard 1; returns the error message.
+fn error_after(shards: &Path, corrupt: impl FnOnce(&Path)) -> String {
     let path = shards.join("shard-00001.bin");
     let good = fs::read(&path).unwrap();
-    damage(&path);
+    corrupt(&path);
     let text = message(ShardSet::open(shards));
     fs::write(&path, good).unwrap();
     ShardSet::open(shards).unwrap();
@@ -156,28 +156,28 @@ fn damaged(shards: &Path, damage: impl FnOnce(&Path)) -> String {
 }
 
 #[test]
-fn each_kind_of_broken_shard_has_its_own_error() {
+fn each_kind_of_corruption_has_its_own_error() {
     let (_dir, shards) = packed();
     let size = fs::metadata(shards.join("shard-00001.bin")).unwrap().len() as usize;
-    let expect = |damage: &dyn Fn(&Path), words: &str| {
-        let text = damaged(&shards, damage);
+    let expect = |corrupt: &dyn Fn(&Path), words: &str| {
+        let text = error_after(&shards, corrupt);
         assert!(text.starts_with("shard shard-00001.bin: "), "{text}");
         assert!(text.contains(words), "\"{words}\" expected: {text}");
     };
-    expect(&|p| cut(p, size - 1), "15 of 16 samples present, the file is cut short");
-    expect(&|p| cut(p, 64 + 16 * 32), "0 of 16 samples present");
-    expect(&|p| cut(p, 100), "0 of 16 samples present");
-    expect(&|p| cut(p, 30), "the file is cut short");
-    expect(&|p| cut(p, 0), "the file is cut short");
+    expect(&|p| truncate(p, size - 1), "truncated: 15 of 16 samples present");
+    expect(&|p| truncate(p, 64 + 16 * 32), "0 of 16 samples present");
+    expect(&|p| truncate(p, 100), "0 of 16 samples present");
+    expect(&|p| truncate(p, 30), "truncated: ");
+    expect(&|p| truncate(p, 0), "truncated: ");
     expect(&|p| flip(p, 0), "not a drnas-dist shard");
-    expect(&|p| flip(p, 8), "format version 17, this program reads version 1");
-    expect(&|p| flip(p, 20), "header is damaged");
-    expect(&|p| flip(p, 64 + 32 * 3 + 5), "index is damaged");
-    expect(&|p| fs::write(p, [fs::read(p).unwrap(), vec![0; 9]].concat()).unwrap(), "its size is damaged");
-    expect(&|p| fs::remove_file(p).unwrap(), "not in ");
-    expect(&|p| assert!(fs::copy(p.with_file_name("shard-00002.bin"), p).is_ok()), "belongs to another set");
+    expect(&|p| flip(p, 8), "expected format version 1, found 17");
+    expect(&|p| flip(p, 20), "header is corrupt");
+    expect(&|p| flip(p, 64 + 32 * 3 + 5), "index is corrupt");
+    expect(&|p| fs::write(p, [fs::read(p).unwrap(), vec![0; 9]].concat()).unwrap(), "size is corrupt");
+    expect(&|p| fs::remove_file(p).unwrap(), "not found in ");
+    expect(&|p| assert!(fs::copy(p.with_file_name("shard-00002.bin"), p).is_ok()), "does not belong to ");
 
-    // A flipped byte in an image or its name is found when that record is read, and only there.
+    // A changed byte in an image or its name is detected only when that record is read.
     for from_end in [1, size - (64 + 16 * 32) - 2] {
         let path = shards.join("shard-00001.bin");
         flip(&path, size - from_end);
@@ -191,15 +191,18 @@ fn each_kind_of_broken_shard_has_its_own_error() {
 }
 
 #[test]
-fn a_missing_or_damaged_set_file_is_an_error() {
+fn missing_or_corrupt_set_file_is_an_error() {
     let (_dir, shards) = packed();
     let path = shards.join("set.json");
     let good = fs::read_to_string(&path).unwrap();
     for (bad, words) in [
         (good[..good.len() / 2].to_owned(), "pack it again"),
-        (good.replace("\"version\": 1", "\"version\": 2"), "version 2 found"),
-        (good.replace("\"num_images\": 60", "\"num_images\": 61"), "counts are not those"),
-        (good.replace("\"content_hash\": \"", "\"content_hash\": \"0"), "not those it was written for"),
+        (good.replace("\"version\": 1", "\"version\": 2"), "found \"drnas-dist shards\" version 2"),
+        (good.replace("\"num_images\": 60", "\"num_images\": 61"), "image counts do not match the shards"),
+        (
+            good.replace("\"content_hash\": \"", "\"content_hash\": \"0"),
+            "does not match the content of the shards",
+        ),
     ] {
         assert_ne!(bad, good);
         fs::write(&path, bad).unwrap();
@@ -208,7 +211,7 @@ fn a_missing_or_damaged_set_file_is_an_error() {
     }
     fs::remove_file(&path).unwrap();
     let text = message(ShardSet::open(&shards));
-    assert!(text.contains("no set.json, so this is no finished set of shards"), "{text}");
+    assert!(text.contains("no set.json: not a complete shard set"), "{text}");
 }
 
 #[test]
@@ -221,7 +224,7 @@ fn arbitrary_shard_bytes_never_panic() {
         for value in [0, 0x7F, 0xFF] {
             let mut bytes = good.clone();
             bytes[at] = value;
-            // With the checksums made to fit, as a hostile or buggy writer would.
+            // With matching checksums, as from a malicious or buggy writer.
             let index_hash = xxhash_rust::xxh3::xxh3_64(&bytes[64..64 + 16 * 32]);
             bytes[40..48].copy_from_slice(&index_hash.to_le_bytes());
             let header_hash = xxhash_rust::xxh3::xxh3_64(&bytes[..56]);
@@ -237,7 +240,7 @@ fn arbitrary_shard_bytes_never_panic() {
 }
 
 #[test]
-fn bad_images_are_named_or_left_out() {
+fn bad_images_are_reported_or_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let root = images(dir.path(), 3, 10);
     let class = root.join("solid-disc");
@@ -251,33 +254,33 @@ fn bad_images_are_named_or_left_out() {
     assert!(text.contains("solid-disc/000") && text.contains("--skip-bad"), "{text}");
 
     let args = PackArgs { skip_bad: true, overwrite: true, threads: 1, ..pack_args(&root, &out) };
-    // Interrupted and resumed: the list of bad files is whole all the same.
+    // Interrupted and resumed: the list of bad files is still complete.
     assert!(pack(&args, &|p| p.images < 20).is_err());
     let report = pack(&args, &|_| true).unwrap();
     assert_eq!((report.num_images, report.left_out.len()), (27, 3));
     let list = fs::read_to_string(out.join("bad.txt")).unwrap();
     let names: Vec<&str> = list.lines().map(|l| l.split('\t').next().unwrap()).collect();
     assert_eq!(names, ["solid-disc/0003.jpg", "solid-disc/0004.jpg", "solid-disc/0005.jpg"]);
-    assert!(report.warnings.iter().any(|w| w.contains("1 files that are not")), "{:?}", report.warnings);
+    assert!(report.warnings.iter().any(|w| w.contains("ignored 1 file other than")), "{:?}", report.warnings);
     assert_eq!(ShardSet::open(&out).unwrap().per_class(), [10, 7, 10]);
 }
 
 #[test]
-fn empty_and_one_image_classes() {
+fn classes_with_no_or_one_image() {
     let dir = tempfile::tempdir().unwrap();
     let root = images(dir.path(), 3, 4);
     let out = dir.path().join("shards");
     fs::create_dir(root.join("zebra")).unwrap();
     let text = message(pack(&pack_args(&root, &out), &|_| true));
     assert!(text.contains("class zebra of") && text.contains("no usable image"), "{text}");
-    // Only undecodable images: the same error once they are left out.
+    // Only undecodable images: the same error after they are skipped.
     fs::write(root.join("zebra/a.jpg"), b"no").unwrap();
     let skip = PackArgs { skip_bad: true, ..pack_args(&root, &out) };
     assert!(message(pack(&skip, &|_| true)).contains("class zebra of"));
     fs::copy(root.join("solid-disc/0000.jpg"), root.join("zebra/a.jpg")).unwrap();
     let again = PackArgs { overwrite: true, ..pack_args(&root, &out) };
     let report = pack(&again, &|_| true).unwrap();
-    assert_eq!(report.warnings, ["class zebra has one image only"]);
+    assert_eq!(report.warnings, ["class zebra has only one image"]);
     let empty = dir.path().join("nothing");
     fs::create_dir(&empty).unwrap();
     assert!(matches!(pack(&pack_args(&empty, &out), &|_| true), Err(Error::NoClasses { .. })));
@@ -294,7 +297,7 @@ fn names_in(list: &Path) -> Vec<String> {
 }
 
 #[test]
-fn splits_are_balanced_disjoint_and_repeatable() {
+fn splits_are_balanced_disjoint_and_reproducible() {
     let dir = tempfile::tempdir().unwrap();
     let root = images(dir.path(), 3, 10);
     // One class is larger.
@@ -311,7 +314,7 @@ fn splits_are_balanced_disjoint_and_repeatable() {
     assert_eq!(both.len(), train.len() + valid.len());
     assert!(train.is_sorted() && valid.is_sorted());
 
-    // The same again changes nothing; another seed draws others and does not replace a list silently.
+    // Repeating a split changes nothing; a different seed selects different images and needs `overwrite`.
     let before = all_files(&out);
     split::run(&split_args(&root, &out)).unwrap();
     assert_eq!(before, all_files(&out));
@@ -320,7 +323,7 @@ fn splits_are_balanced_disjoint_and_repeatable() {
     split::run(&SplitArgs { overwrite: true, ..other }).unwrap();
     assert_ne!(before, all_files(&out));
 
-    // A list is packed with the labels of the whole folder.
+    // A packed list uses the labels of the whole folder.
     let shards = dir.path().join("shards");
     let args = PackArgs { list: Some(out.join("valid.txt")), ..pack_args(&root, &shards) };
     pack(&args, &|_| true).unwrap();
@@ -341,11 +344,11 @@ fn impossible_splits_and_lists_are_refused() {
         let text = message(split::run(&args));
         assert!(text.contains(words), "\"{words}\" expected: {text}");
     };
-    refuse(&|a| a.fractions = vec![0.6, 0.1], "class solid-disc has 4 images, 0.1 of them is 0");
-    refuse(&|a| a.fractions = vec![0.6, 0.5], "more than 1 together");
-    refuse(&|a| a.fractions = vec![0.6], "1 fractions for 2 names");
-    refuse(&|a| a.fractions = vec![0.6, f64::NAN], "fraction NaN");
-    refuse(&|a| a.names[1] = "train".into(), "twice");
+    refuse(&|a| a.fractions = vec![0.6, 0.1], "class solid-disc has 4 images, a fraction of 0.1 rounds to 0");
+    refuse(&|a| a.fractions = vec![0.6, 0.5], "expected fractions with a sum of at most 1");
+    refuse(&|a| a.fractions = vec![0.6], "expected one name per fraction, found 2 and 1");
+    refuse(&|a| a.fractions = vec![0.6, f64::NAN], "found NaN");
+    refuse(&|a| a.names[1] = "train".into(), "a duplicate");
 
     let list = dir.path().join("list.txt");
     let shards = dir.path().join("shards");
@@ -355,9 +358,9 @@ fn impossible_splits_and_lists_are_refused() {
     };
     let good = "# c\nsolid-disc/0000.jpg\nstriped-ring/0000.jpg\n";
     assert!(pack_list(&format!("{good}owl/1.jpg\n")).contains("line 4: no class folder \"owl\""));
-    assert!(pack_list(&format!("{good}solid-disc/0000.jpg\n")).contains("is there twice"));
-    assert!(pack_list(&format!("{good}file.jpg\n")).contains("\"class/file\" expected"));
-    assert!(pack_list(&format!("{good}solid-disc/../../x.jpg\n")).contains("leaves the folder"));
+    assert!(pack_list(&format!("{good}solid-disc/0000.jpg\n")).contains("is a duplicate of line 2"));
+    assert!(pack_list(&format!("{good}file.jpg\n")).contains("expected \"class/file\", found"));
+    assert!(pack_list(&format!("{good}solid-disc/../../x.jpg\n")).contains("is outside the class folders"));
     assert!(pack_list(&format!("{good}solid-disc/9999.jpg\n")).contains("9999.jpg"));
     assert!(pack_list("solid-disc/0000.jpg\n").contains("class striped-ring of"));
 }
@@ -398,7 +401,7 @@ fn batches_do_not_depend_on_threads_or_ranks() {
         let pool = DecodePool::new(threads);
         take(&mut Loader::open(set.clone(), spec(4, replicas), &pool, 0).unwrap(), num_batches)
     };
-    // 60 images, 12 a step: 7 steps reach into the second epoch.
+    // 60 images, 12 per step: 7 steps extend into the second epoch.
     let all = serve(1, 0..4, 28);
     assert_eq!(all, serve(2, 0..4, 28));
     assert_eq!(all, serve(5, 0..4, 28));
@@ -412,7 +415,7 @@ fn batches_do_not_depend_on_threads_or_ranks() {
     for rank in 0..4 {
         assert_eq!(serve(2, rank..rank + 1, 7), of(rank..rank + 1));
     }
-    // Ranks together see every sample of an epoch once; the next epoch has another order and other crops.
+    // Ranks together see every sample once per epoch; the next epoch has a different order.
     let mut seen: Vec<u32> = all[..20].iter().flat_map(|b| b.0.clone()).collect();
     seen.sort_unstable();
     assert_eq!(seen, (0..60).collect::<Vec<_>>());
@@ -426,7 +429,7 @@ fn batches_do_not_depend_on_threads_or_ranks() {
 }
 
 #[test]
-fn a_resume_at_any_step_equals_skipping() {
+fn loader_can_start_at_any_step() {
     let (_dir, shards) = packed();
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let pool = DecodePool::new(2);
@@ -436,13 +439,13 @@ fn a_resume_at_any_step_equals_skipping() {
         assert_eq!(take(&mut loader, 4), all[2 * step as usize..2 * step as usize + 4], "step {step}");
         assert_eq!(loader.steps_per_epoch(), 10);
     }
-    // The architecture stream has an order and crops of its own.
+    // The architecture stream has its own order.
     let mut other = Loader::open(set.clone(), LoaderSpec { stream: 1, ..spec(2, 0..2) }, &pool, 0).unwrap();
     assert_ne!(take(&mut other, 1)[0].0, all[0].0);
 }
 
 #[test]
-fn memory_is_bounded_and_an_early_drop_does_not_hang() {
+fn prefetch_is_bounded_and_an_early_drop_does_not_hang() {
     let (_dir, shards) = packed();
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let pool = DecodePool::new(2);
@@ -456,11 +459,11 @@ fn memory_is_bounded_and_an_early_drop_does_not_hang() {
         }
         assert!(loader.num_started() >= least);
         std::thread::sleep(Duration::from_millis(200));
-        // prefetch 2, one that waits for room, one begun; window of max(batch, 2 threads) = 4.
+        // 2 prefetched batches, one waiting for space, one started; a window of max(batch, 2 threads) = 4 images.
         let most = 3 * (num_batches as u64 + 3) + 4;
         assert!(loader.num_started() <= most, "{} started, {most} allowed", loader.num_started());
     }
-    // Dropped at once, with jobs queued; two streams share the threads; the pool goes first.
+    // Dropped with queued jobs while another stream shares the threads; the pool is dropped before that stream.
     let weights = Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap();
     let mut architecture = Loader::open(set, LoaderSpec { stream: 1, ..spec(2, 0..2) }, &pool, 0).unwrap();
     drop(weights);
@@ -473,23 +476,23 @@ fn memory_is_bounded_and_an_early_drop_does_not_hang() {
 }
 
 #[test]
-fn unusable_samples_are_named_or_replaced() {
+fn unusable_samples_are_reported_or_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let root = images(dir.path(), 2, 10);
-    // --no-decode reads the header only, so a cut file gets into the shards.
-    let cut_file = root.join("solid-disc/0004.jpg");
-    let whole = fs::read(&cut_file).unwrap();
-    fs::write(&cut_file, &whole[..whole.len() - 40]).unwrap();
+    // --no-decode reads only the header, so a truncated file gets into the shards.
+    let truncated_file = root.join("solid-disc/0004.jpg");
+    let whole = fs::read(&truncated_file).unwrap();
+    fs::write(&truncated_file, &whole[..whole.len() - 40]).unwrap();
     let shards = dir.path().join("shards");
     let args = PackArgs { no_decode: true, ..pack_args(&root, &shards) };
     pack(&args, &|_| true).unwrap();
-    // And one record is damaged afterwards.
+    // One record is corrupted after packing.
     let first = shards.join("shard-00000.bin");
     flip(&first, fs::metadata(&first).unwrap().len() as usize - 1);
 
     let set = Arc::new(ShardSet::open(&shards).unwrap());
-    let damaged_index = (0..20).find(|i| set.sample(*i).is_err()).unwrap() as u32;
-    let cut_index =
+    let corrupt_index = (0..20).find(|i| set.sample(*i).is_err()).unwrap() as u32;
+    let truncated_index =
         (0..20u32).find(|i| set.sample(*i as usize).is_ok_and(|s| s.name == "solid-disc/0004.jpg")).unwrap();
     let pool = DecodePool::new(2);
     let mut loader = Loader::open(set.clone(), spec(2, 0..2), &pool, 0).unwrap();
@@ -498,18 +501,18 @@ fn unusable_samples_are_named_or_replaced() {
     assert!(error.contains("solid-disc/0004.jpg") || error.contains("checksum"), "{error}");
     assert!(matches!(loader.next(), Err(Error::LoaderEnded)));
 
-    // Damage to a shard is never passed over: what else of it is wrong is not known.
+    // A corrupt shard is never skipped: other parts of it may be wrong too.
     let skip = |set: &Arc<ShardSet>, threads| {
         let spec = LoaderSpec { skip_bad: true, ..spec(1, 0..1) };
         Loader::open(set.clone(), spec, &DecodePool::new(threads), 0).unwrap()
     };
     let mut loader = skip(&set, 2);
-    let error = (0..30).find_map(|_| loader.next().err()).expect("the damaged record").to_string();
+    let error = (0..30).find_map(|_| loader.next().err()).expect("the corrupt record").to_string();
     assert!(error.contains("shard shard-0000") && error.contains("checksum"), "{error}");
 
     flip(&first, fs::metadata(&first).unwrap().len() as usize - 1);
     let set = Arc::new(ShardSet::open(&shards).unwrap());
-    assert!(set.sample(damaged_index as usize).is_ok());
+    assert!(set.sample(corrupt_index as usize).is_ok());
     let serve = |threads| {
         let mut loader = skip(&set, threads);
         let batches: Vec<_> = (0..30).map(|_| loader.next().unwrap()).collect();
@@ -518,14 +521,14 @@ fn unusable_samples_are_named_or_replaced() {
         (skipped, indices)
     };
     let (skipped, indices) = serve(1);
-    // 30 batches of 3: 18 of 20 images an epoch, five epochs.
+    // 30 batches of 3 images: five epochs of 18 of the 20 images.
     assert!((3..=5).contains(&skipped), "{skipped}");
-    assert!(indices.contains(&damaged_index) && !indices.contains(&cut_index));
+    assert!(indices.contains(&corrupt_index) && !indices.contains(&truncated_index));
     assert_eq!((skipped, indices), serve(3));
 }
 
 #[test]
-fn replaced_pictures_are_packed_anew() {
+fn changed_images_are_packed_again() {
     let (dir, shards) = packed();
     let root = dir.path().join("images");
     let args = pack_args(&root, &shards);
@@ -541,7 +544,7 @@ fn replaced_pictures_are_packed_anew() {
         report.num_kept
     };
     assert_eq!(packed_as_the_folder(), 4);
-    // Another size; the same size; the same size and the old time of modification, as `cp -p` and `rsync -a` leave it.
+    // A different size; the same size; the same size and modification time, as after `cp -p` or `rsync -a`.
     let before = fs::read(&picture).unwrap();
     fs::write(&picture, fs::read(&other).unwrap()).unwrap();
     assert_eq!(packed_as_the_folder(), 3);
@@ -556,10 +559,10 @@ fn replaced_pictures_are_packed_anew() {
     fs::File::options().write(true).open(&picture).unwrap().set_modified(time).unwrap();
     assert_eq!(packed_as_the_folder(), 3);
     fs::write(&picture, before).unwrap();
-    // Replaced between two parts of an interrupted pack.
+    // Changed while a pack was interrupted.
     fs::remove_file(shards.join("set.json")).unwrap();
     assert_eq!(packed_as_the_folder(), 3);
-    // Touched, but with the same bytes: nothing to do.
+    // A new modification time with the same bytes: nothing is packed again.
     fs::write(&picture, fs::read(&picture).unwrap()).unwrap();
     assert_eq!(packed_as_the_folder(), 4);
 }
@@ -570,21 +573,23 @@ fn impossible_loaders_are_refused() {
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     let pool = DecodePool::new(1);
     let open = |spec| message(Loader::open(set.clone(), spec, &pool, 0).map(|_| ()));
-    assert!(open(LoaderSpec { batch: 16, ..spec(4, 0..4) }).contains("60 images, one global batch needs 64"));
-    assert!(open(spec(2, 1..3)).contains("replicas 1..3 of 2"));
+    assert!(
+        open(LoaderSpec { batch: 16, ..spec(4, 0..4) }).contains("60 images, but one global batch needs 64")
+    );
+    assert!(open(spec(2, 1..3)).contains("expected replicas within 0..2, found 1..3"));
     assert!(open(LoaderSpec { px: 0, ..spec(2, 0..2) }).contains("0 px"));
 }
 
 #[test]
-fn demo_images_are_repeatable_and_do_not_mix() {
+fn demo_images_are_reproducible_and_are_not_mixed() {
     let dir = tempfile::tempdir().unwrap();
     let root = images(dir.path(), 3, 4);
     let before = all_files(&root.join("checked-square"));
     images(dir.path(), 3, 4);
     assert_eq!(before, all_files(&root.join("checked-square")));
     let args = DemoArgs { out: root, classes: 2, per_class: 4, seed: 7, px: "24..40".into() };
-    assert!(message(demo_data::run(&args)).contains("checked-square is there already"));
-    assert!(message(demo_data::run(&DemoArgs { classes: 99, ..args })).contains("2 to 24 classes"));
+    assert!(message(demo_data::run(&args)).contains("checked-square already exists"));
+    assert!(message(demo_data::run(&DemoArgs { classes: 99, ..args })).contains("expected 2 to 24 classes"));
 }
 
 #[test]
@@ -601,7 +606,7 @@ fn progress_counts_every_image() {
     assert_eq!(last.into_inner(), 20);
 }
 
-/// Runs the test `name` of this file in a process of its own, which sees DIR as `DRNAS_CHILD`.
+/// Runs the test `name` of this file in a child process with `DRNAS_CHILD` set to `dir`.
 fn child(name: &str, dir: &Path) -> std::process::Child {
     std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
@@ -612,7 +617,7 @@ fn child(name: &str, dir: &Path) -> std::process::Child {
         .unwrap()
 }
 
-/// Not a test by itself: packs DIR/images slowly, for `a_killed_pack_goes_on`.
+/// Helper process of `killed_pack_can_be_resumed`: packs DIR/images slowly.
 #[test]
 fn child_pack() {
     let Some(dir) = std::env::var_os("DRNAS_CHILD").map(PathBuf::from) else {
@@ -626,7 +631,7 @@ fn child_pack() {
 }
 
 #[test]
-fn a_killed_pack_goes_on() {
+fn killed_pack_can_be_resumed() {
     let (dir, shards) = packed();
     let killed = dir.path().join("killed");
     let finished = || (0..4).filter(|n| killed.join(format!("shard-0000{n}.bin")).exists()).count();
@@ -645,7 +650,7 @@ fn a_killed_pack_goes_on() {
     assert_eq!(all_files(&killed), all_files(&shards));
 }
 
-/// Not a test by itself: opens DIR and prints by how many KiB its own memory grew, for `the_index_is_not_on_the_heap`.
+/// Helper process of `index_is_not_on_the_heap`: opens DIR and prints the growth of its anonymous memory, KiB.
 #[test]
 fn child_open() {
     let Some(dir) = std::env::var_os("DRNAS_CHILD").map(PathBuf::from) else {
@@ -662,10 +667,10 @@ fn child_open() {
 }
 
 #[test]
-fn the_index_is_not_on_the_heap() {
+fn index_is_not_on_the_heap() {
     use drnas_dist::data::set::{FORMAT, SetFile, content_hash, hex};
     use drnas_dist::data::shard::{Shard, ShardRecord, ShardWriter, VERSION, file_name};
-    // 32 bytes a sample in the map: 41 MB for 1.28 million, shared by the ranks of a machine.
+    // 32 bytes per sample in the map: 41 MB for 1.28 million samples, shared by the ranks of a host.
     assert_eq!(size_of::<ShardRecord>(), 32);
     let dir = tempfile::tempdir().unwrap();
     let (num_shards, each) = (200, 1024);

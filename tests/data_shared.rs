@@ -1,4 +1,4 @@
-//! Decoding, packing and serving real photos.
+//! Decoding, packing and loading of real photos.
 
 #[path = "common/packing.rs"]
 mod packing;
@@ -7,7 +7,7 @@ mod shared;
 
 use drnas_dist::cli::{PackArgs, SplitArgs};
 use drnas_dist::data::Error;
-use drnas_dist::data::decode::{Picture, decode, decode_into};
+use drnas_dist::data::decode::{DecodedImage, decode, decode_into};
 use drnas_dist::data::pack::pack;
 use drnas_dist::data::split;
 use drnas_dist::data::{Augment, Crop, DecodePool, Loader, LoaderSpec, ShardSet};
@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-fn means(picture: &Picture) -> [f64; 3] {
+fn means(picture: &DecodedImage) -> [f64; 3] {
     let mut sums = [0u64; 3];
     for pixel in picture.rgb().chunks_exact(3) {
         (0..3).for_each(|c| sums[c] += u64::from(pixel[c]));
@@ -26,7 +26,7 @@ fn means(picture: &Picture) -> [f64; 3] {
 }
 
 #[test]
-fn odd_files_decode_as_pillow_decodes_them() {
+fn unusual_files_decode_as_in_pillow() {
     let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return;
     };
@@ -41,9 +41,9 @@ fn odd_files_decode_as_pillow_decodes_them() {
             num_failed += 1;
             let fault = decoded.expect_err(name);
             let words = match name.split('/').next() {
-                Some("truncated") => "cut short",
+                Some("truncated") => "truncated",
                 Some("empty") => "empty",
-                _ => "neither JPEG nor PNG",
+                _ => "expected a JPEG, PNG or binary PPM",
             };
             assert!(fault.contains(words), "{name}: {fault}");
             continue;
@@ -58,7 +58,7 @@ fn odd_files_decode_as_pillow_decodes_them() {
         for (channel, mean) in means(&picture).into_iter().enumerate() {
             let difference = (mean - number("rgb_mean", channel)).abs();
             worst = worst.max(difference);
-            // Decoders round differently (and smooth chroma differently), by far less than one grey level on average.
+            // Decoders differ in rounding and chroma upsampling, by much less than one grey level on average.
             assert!(difference < 0.5, "{name} channel {channel}: {mean}, {about}");
         }
     }
@@ -67,12 +67,12 @@ fn odd_files_decode_as_pillow_decodes_them() {
 }
 
 #[test]
-fn ycck_decodes_as_pillow_decodes_it() {
+fn ycck_decodes_as_in_pillow() {
     let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return;
     };
     let root = dir.path().join("odd_files");
-    // A CMYK file whose Adobe marker is made to say YCCK. Pillow 13.0.0:
+    // A CMYK file whose Adobe marker is changed to YCCK. Expected values from Pillow 13.0.0:
     //   b[b.find(b"Adobe") + 11] = 2; im = Image.open(io.BytesIO(b)).convert("RGB"); mean of each channel
     let mut bytes = std::fs::read(root.join("cmyk_jpeg/n02074367_dugong.JPEG")).unwrap();
     let at = bytes.windows(5).position(|w| w == b"Adobe").unwrap() + 11;
@@ -85,7 +85,7 @@ fn ycck_decodes_as_pillow_decodes_it() {
 }
 
 #[test]
-fn odd_files_are_packed_without_the_broken_ones() {
+fn unusual_files_are_packed_without_the_broken_ones() {
     let Some(dir) = shared::unpacked("data/odd_files.tar") else {
         return;
     };
@@ -93,7 +93,7 @@ fn odd_files_are_packed_without_the_broken_ones() {
     let out = dir.path().join("shards");
     let error = pack(&pack_args(&root, &out), &|_| true).unwrap_err();
     assert!(matches!(error, Error::BadImage { .. }), "{error}");
-    // Three folders hold nothing but a broken file: the class would be empty.
+    // Three folders contain only a broken file, so their classes would be empty.
     let skip = PackArgs { skip_bad: true, overwrite: true, ..pack_args(&root, &out) };
     let error = pack(&skip, &|_| true).unwrap_err();
     assert!(matches!(error, Error::EmptyClass { .. }), "{error}");
@@ -105,7 +105,7 @@ fn odd_files_are_packed_without_the_broken_ones() {
     }
     let report = pack(&skip, &|_| true).unwrap();
     assert_eq!((report.num_images, report.left_out.len()), (40, 3));
-    // All of them through the loader.
+    // The loader serves all of them.
     let set = Arc::new(ShardSet::open(&out).unwrap());
     let spec = LoaderSpec {
         px: 64,
@@ -124,7 +124,7 @@ fn odd_files_are_packed_without_the_broken_ones() {
 }
 
 #[test]
-fn imagenette_is_split_packed_and_served() {
+fn imagenette_is_split_packed_and_loaded() {
     let Some(dir) = shared::unpacked("data/imagenette224.tar") else {
         return;
     };
@@ -151,7 +151,7 @@ fn imagenette_is_split_packed_and_served() {
         let all = std::fs::read_dir(class).unwrap().count() as f64;
         assert_eq!((a, b), ((0.6 * all).round() as u64, (0.3 * all).round() as u64));
     }
-    // Both streams at once on the same threads, a whole epoch of the smaller one.
+    // Both streams on the same threads, for a whole epoch of the smaller one.
     let pool = DecodePool::new(2);
     let open = |set: &Arc<ShardSet>, stream| {
         let spec = LoaderSpec {
@@ -189,7 +189,7 @@ fn full_size_photos_decode_and_crop() {
     eprintln!("pack, 1 thread, decoding: {:.0} images/s", 148.0 / started.elapsed().as_secs_f64());
     let set = ShardSet::open(&out).unwrap();
     let augment = Augment { flip: true, ..Crop::RandomResized { area_min: 0.08 }.into() };
-    let (mut picture, mut pixels) = (Picture::default(), vec![0; 3 * 224 * 224]);
+    let (mut picture, mut pixels) = (DecodedImage::default(), vec![0; 3 * 224 * 224]);
     let mut rates = Vec::new();
     for round in 0..3 {
         let started = Instant::now();

@@ -1,4 +1,4 @@
-//! Data sets that are not folders of images: CIFAR's binary files, pickled ImageNet16 batches, published split lists.
+//! Sources other than folders of images: CIFAR's binary files, pickled ImageNet16 batches, published split lists.
 
 #[path = "common/packing.rs"]
 mod packing;
@@ -33,7 +33,7 @@ fn refusal(root: &Path, source: SourceArgs) -> String {
     packed(root, source).map(|_| ()).unwrap_err().to_string()
 }
 
-/// Byte `at` of image `image`: any function that tells images, colours and pixels apart.
+/// Byte `at` of image `image`: an arbitrary function that distinguishes images, colours and pixels.
 fn byte(image: usize, at: usize) -> u8 {
     (image * 31 + at * 7 + at / 256 * 101) as u8
 }
@@ -54,7 +54,7 @@ fn labels(set: &ShardSet) -> Vec<u32> {
     (0..set.len()).map(|index| set.sample(index).unwrap().label).collect()
 }
 
-/// CIFAR-10's files with `each` records a file: image n has label n mod 3.
+/// CIFAR-10's files with `each` records per file; image n has label n mod 3.
 fn cifar10(each: usize) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let records = |first: usize| -> Vec<u8> {
@@ -74,7 +74,7 @@ fn cifar10(each: usize) -> TempDir {
 fn cifar10_keeps_every_pixel_and_the_order() {
     let root = cifar10(8);
     let (_dir, set) = packed(root.path(), SourceArgs::default()).unwrap();
-    // Not sorted: labels are those of the files.
+    // Not sorted: labels are those in the files.
     assert_eq!(set.classes(), ["owl", "cat", "fly"]);
     assert_eq!(set.per_class(), [14, 13, 13]);
     for image in 0..40 {
@@ -93,7 +93,7 @@ fn cifar10_keeps_every_pixel_and_the_order() {
 }
 
 #[test]
-fn replaced_pixels_are_packed_anew() {
+fn changed_pixels_are_packed_again() {
     let (root, out) = (cifar10(8), tempfile::tempdir().unwrap());
     let args = pack_args(root.path(), out.path(), SourceArgs::default());
     assert_eq!(pack(&args, &|_| true).unwrap().num_kept, 0);
@@ -110,7 +110,7 @@ fn replaced_pixels_are_packed_anew() {
 }
 
 #[test]
-fn cifar100_takes_the_fine_label() {
+fn cifar100_uses_the_fine_label() {
     let dir = tempfile::tempdir().unwrap();
     let records: Vec<u8> =
         (0..12usize).flat_map(|image| [vec![9, (image % 4) as u8], planar(image, 32)].concat()).collect();
@@ -125,7 +125,7 @@ fn cifar100_takes_the_fine_label() {
 }
 
 #[test]
-fn parts_are_taken_by_range_split_file_and_list() {
+fn parts_are_selected_by_range_split_file_and_list() {
     let root = cifar10(8);
     let numbers = |set: &ShardSet| -> Vec<usize> {
         let name = |index| set.sample(index).unwrap().name.to_owned();
@@ -148,13 +148,13 @@ fn parts_are_taken_by_range_split_file_and_list() {
     assert_eq!(numbers(&packed(root.path(), of("valid")).unwrap().1), [1, 2, 3]);
     assert!(
         refusal(root.path(), of("xvalid"))
-            .contains("no list \"xvalid\"; there are: far, odd, train, twice, valid")
+            .contains("no list \"xvalid\"; available: far, odd, train, twice, valid")
     );
-    assert!(refusal(root.path(), of("odd")).contains("is no list of numbers"));
-    assert!(refusal(root.path(), of("far")).contains("image 40 of 40"));
-    assert!(refusal(root.path(), of("twice")).contains("image 1 is there twice"));
+    assert!(refusal(root.path(), of("odd")).contains("\"odd\": expected a list of numbers"));
+    assert!(refusal(root.path(), of("far")).contains("image 40 is not in 0..40"));
+    assert!(refusal(root.path(), of("twice")).contains("image 1 is listed twice"));
 
-    // Halves by seed, balanced and disjoint, as lists of names.
+    // Two seeded halves as lists of names: balanced and disjoint.
     let lists = root.path().join("lists");
     let halves = SplitArgs {
         fractions: vec![0.5, 0.5],
@@ -185,38 +185,44 @@ fn parts_are_taken_by_range_split_file_and_list() {
 }
 
 #[test]
-fn what_is_not_as_it_should_be_is_said() {
+fn invalid_sources_are_reported() {
     let root = cifar10(2);
     let at = |name: &str| root.path().join(name);
     let good = fs::read(at("data_batch_3.bin")).unwrap();
     fs::write(at("data_batch_3.bin"), &good[..good.len() - 1]).unwrap();
     let text = refusal(root.path(), Default::default());
-    assert!(text.contains("data_batch_3.bin: 6145 bytes are no whole number of records of 3073"), "{text}");
+    assert!(
+        text.contains("data_batch_3.bin: 6145 bytes is not a multiple of the record size 3073"),
+        "{text}"
+    );
     fs::remove_file(at("data_batch_3.bin")).unwrap();
     assert!(refusal(root.path(), Default::default()).contains("open") && !at("shard-00000.bin").exists());
     let mut bad = good.clone();
     bad[0] = 3;
     fs::write(at("data_batch_3.bin"), bad).unwrap();
-    assert!(refusal(root.path(), Default::default()).contains("image 4 has label 3 of 3 classes"));
+    assert!(
+        refusal(root.path(), Default::default()).contains("image 4 has label 3, but there are 3 classes")
+    );
     fs::write(at("data_batch_3.bin"), good).unwrap();
     let five = SourceArgs { classes: Some(5), ..Default::default() };
-    assert!(refusal(root.path(), five).contains("--classes 5 of 3 classes"));
-    for (range, text) in
-        [(8..11, "--range 8..11: image 10 of 10"), (20..30, "--range 20..30: image 20 of 10")]
-    {
+    assert!(refusal(root.path(), five).contains("--classes 5: the data set has 3 classes"));
+    for (range, text) in [
+        (8..11, "--range 8..11: image 10 is not in 0..10"),
+        (20..30, "--range 20..30: image 20 is not in 0..10"),
+    ] {
         let found = refusal(root.path(), SourceArgs { range: Some(range), ..Default::default() });
         assert!(found.contains(text), "{found}");
     }
     fs::remove_file(at("batches.meta.txt")).unwrap();
     assert!(refusal(root.path(), Default::default()).contains("read the class names"));
 
-    // A folder of images knows none of that.
+    // These options do not apply to a folder of images.
     let folder = SourceArgs { test: true, format: Some(SourceFormat::Folder), ..Default::default() };
-    assert!(refusal(root.path(), folder).contains("--test is for the layouts of CIFAR"));
+    assert!(refusal(root.path(), folder).contains("--test applies to CIFAR"));
 }
 
-/// A batch as Python 3 pickles it with protocol 3: `pickle.dumps({"data": a, "labels": [...], "mean": ...}, 3)` after
-/// `pickletools.optimize`, but for the memo entries that are kept.
+/// A batch as pickled by Python 3 with protocol 3: `pickle.dumps({"data": a, "labels": [...], "mean": ...}, 3)` after
+/// `pickletools.optimize`, except that memo entries are kept.
 fn pickled(images: &[usize], labels: &[u16], px: usize) -> Vec<u8> {
     let mut out =
         b"\x80\x03}q\x00(X\x04\x00\x00\x00dataq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02".to_vec();
@@ -234,7 +240,7 @@ fn pickled(images: &[usize], labels: &[u16], px: usize) -> Vec<u8> {
     out
 }
 
-/// ImageNet16's files, two images a file: image n has label n mod 5 + 1.
+/// ImageNet16's files with two images per file; image n has label n mod 5 + 1.
 fn imagenet16() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let label = |image: usize| (image % 5 + 1) as u16;
@@ -256,7 +262,7 @@ fn imagenet16_keeps_the_first_classes() {
     let (_dir, set) = packed(root.path(), three(false)).unwrap();
     assert_eq!(set.classes(), ["0001", "0002", "0003"]);
     assert_eq!(labels(&set), [0, 1, 2].repeat(4));
-    // Numbers count what was kept, as published lists of ImageNet16-120 do.
+    // Image numbers count only kept images, as in the published lists of ImageNet16-120.
     assert_eq!(set.sample(3).unwrap().name, "0001/train-000003.ppm");
     assert_eq!(pixels(&set, 3), planar(5, 16));
     assert_eq!(pixels(&set, 11), planar(17, 16));
@@ -268,20 +274,20 @@ fn imagenet16_keeps_the_first_classes() {
 }
 
 #[test]
-fn a_pickle_is_read_and_never_run() {
+fn pickles_are_parsed_and_never_executed() {
     let good = pickled(&[1, 2, 3], &[7, 1, 300], 4);
     let batch = pickle::read(&good).unwrap();
     assert_eq!((batch.rows, batch.columns, batch.labels.as_slice()), (3, 48, [7, 1, 300].as_slice()));
     assert_eq!(good[batch.data], [planar(1, 4), planar(2, 4), planar(3, 4)].concat());
 
-    // os.system("touch DIR/run"), as `pickle.load` would run it.
+    // os.system("touch DIR/run"), which `pickle.load` would execute.
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run");
     let command = format!("touch {}", file.display());
     let mut hostile = b"\x80\x03cos\nsystem\nX".to_vec();
     hostile.extend((command.len() as u32).to_le_bytes());
     hostile.extend([command.as_bytes(), b"\x85R."].concat());
-    assert!(pickle::read(&hostile).unwrap_err().contains("no dictionary"));
+    assert!(pickle::read(&hostile).unwrap_err().contains("not a dictionary"));
     assert!(!file.exists());
 
     let swapped = |from: &[u8], to: &[u8]| {
@@ -290,19 +296,27 @@ fn a_pickle_is_read_and_never_run() {
     };
     assert!(swapped(b"labels", b"lebals").contains("no entry \"labels\""));
     assert!(swapped(b"dataq", b"dbtaq").contains("no entry \"data\""));
-    assert!(swapped(b"u1q", b"i1q").contains("no array of bytes"));
-    assert!(swapped(b"_reconstruct", b"_reconstruqt").contains("no array of bytes"));
-    assert!(swapped(b"b\x89B", b"b\x88B").contains("no array of bytes"), "columns first");
-    assert!(swapped(b"(K\x01K\x03M", b"(K\x01K\x02M").contains("no array of bytes"), "rows");
+    assert!(swapped(b"u1q", b"i1q").contains("not a two-dimensional, row-major array of uint8"));
+    assert!(
+        swapped(b"_reconstruct", b"_reconstruqt").contains("not a two-dimensional, row-major array of uint8")
+    );
+    assert!(
+        swapped(b"b\x89B", b"b\x88B").contains("not a two-dimensional, row-major array of uint8"),
+        "columns first"
+    );
+    assert!(
+        swapped(b"(K\x01K\x03M", b"(K\x01K\x02M").contains("not a two-dimensional, row-major array of uint8"),
+        "rows"
+    );
     assert!(swapped(b"M\x07\x00", b"").contains("3 images and 2 labels"));
-    assert!(swapped(b"M\x07\x00", b"G\0\0\0\0\0\0\0\0").contains("no list of integers"));
-    assert!(swapped(b"\x80\x03", b"(d").contains("no pickle of protocol"));
-    assert!(swapped(b"}q\x00", b"\x81q\x00").contains("instruction 0x81 at byte 2"));
+    assert!(swapped(b"M\x07\x00", b"G\0\0\0\0\0\0\0\0").contains("not a list of integers"));
+    assert!(swapped(b"\x80\x03", b"(d").contains("not a pickle of protocol"));
+    assert!(swapped(b"}q\x00", b"\x81q\x00").contains("opcode 0x81 at byte 2"));
 }
 
-/// Two images of 2 x 2 pixels as Python 3 with numpy 2 pickles them by protocol 5: `pickle.dumps(...)` after
-/// `pickletools.optimize`, without its frame.
-fn pickled_by_protocol_5(order: u8) -> Vec<u8> {
+/// Two images of 2 x 2 pixels as pickled by Python 3 and numpy 2 with protocol 5: `pickle.dumps(...)` after
+/// `pickletools.optimize`, without the frame.
+fn pickled_with_protocol_5(order: u8) -> Vec<u8> {
     let mut out = b"\x80\x05}(\x8c\x04data\x8c\x13numpy._core.numeric\x8c\x0b_frombuffer\x93(\x96".to_vec();
     out.extend(24u64.to_le_bytes());
     out.extend([planar(1, 2), planar(2, 2)].concat());
@@ -315,16 +329,20 @@ fn pickled_by_protocol_5(order: u8) -> Vec<u8> {
 
 #[test]
 fn arrays_of_protocol_5_are_read() {
-    let good = pickled_by_protocol_5(b'C');
+    let good = pickled_with_protocol_5(b'C');
     let batch = pickle::read(&good).unwrap();
     assert_eq!((batch.rows, batch.columns, batch.labels.as_slice()), (2, 12, [1, 2].as_slice()));
     assert_eq!(good[batch.data], [planar(1, 2), planar(2, 2)].concat());
-    assert!(pickle::read(&pickled_by_protocol_5(b'F')).unwrap_err().contains("no array of bytes"));
+    assert!(
+        pickle::read(&pickled_with_protocol_5(b'F'))
+            .unwrap_err()
+            .contains("not a two-dimensional, row-major array of uint8")
+    );
 }
 
 #[test]
 fn arbitrary_pickles_never_panic() {
-    for good in [pickled(&[1, 2], &[1, 2], 2), pickled_by_protocol_5(b'C')] {
+    for good in [pickled(&[1, 2], &[1, 2], 2), pickled_with_protocol_5(b'C')] {
         for at in 0..good.len() {
             let _ = pickle::read(&good[..at]);
             for value in 0..=255 {
@@ -358,13 +376,13 @@ fn real_imagenet16_batches_are_packed() {
         return;
     };
     let root = dir.path().join("imagenet16_layout");
-    // Batches 9 and 10 have another protocol.
+    // Batches 9 and 10 use a different pickle protocol.
     let first = |test| SourceArgs { test, classes: Some(120), ..Default::default() };
     let (_dir, train) = packed(&root, first(false)).unwrap();
     assert_eq!(train.per_class(), [80; 120]);
     let (_dir, test) = packed(&root, first(true)).unwrap();
     assert_eq!(test.per_class(), [10; 120]);
-    // Channel means of all 200 classes: 122.99 / 114.73 / 101.77; the first 120 are near.
+    // Published channel means of all 200 classes; those of the first 120 classes are close.
     let mut sums = [0u64; 3];
     for index in 0..train.len() {
         let planar = pixels(&train, index);
@@ -383,7 +401,7 @@ fn published_split_lists_are_read() {
     let Some(lists) = shared::unpacked("data/nasbench201_splits.tar.xz") else {
         return;
     };
-    // 50,000 records of one class, mostly a hole in the files.
+    // 50,000 records of one class, in sparse files.
     let root = tempfile::tempdir().unwrap();
     for batch in 1..=5 {
         let file = fs::File::create(root.path().join(format!("data_batch_{batch}.bin"))).unwrap();
@@ -403,7 +421,7 @@ fn published_split_lists_are_read() {
     assert_eq!(all.len(), 50_000);
 }
 
-/// Every (name, label, pixels) that the ranks together serve.
+/// All (index, label, pixels) that `size` ranks serve together.
 fn served(set: &Arc<ShardSet>, size: usize, batch: usize) -> Vec<(u32, i64, Vec<u8>)> {
     let pool = DecodePool::new(2);
     let mut all = Vec::new();
@@ -429,7 +447,7 @@ fn served(set: &Arc<ShardSet>, size: usize, batch: usize) -> Vec<(u32, i64, Vec<
 }
 
 #[test]
-fn ranks_together_test_every_image_once() {
+fn ranks_together_serve_every_test_image_once() {
     let root = cifar10(8);
     for num_images in [3, 5, 12, 13, 39, 40] {
         let source = SourceArgs { range: Some(0..num_images), ..Default::default() };
@@ -458,7 +476,7 @@ fn impossible_test_loaders_are_refused() {
         let spec = TestSpec { px, augment, rank, size: 2, batch, prefetch: 1 };
         TestLoader::open(set.clone(), spec, &pool).map(|_| ()).unwrap_err().to_string()
     };
-    assert!(spec(2, 1, 32).contains("rank 2 of 2"));
-    assert!(spec(0, 0, 32).contains("batches of 0 pictures"));
-    assert!(spec(0, 1, 0).contains("pictures of 0 px"));
+    assert!(spec(2, 1, 32).contains("expected a rank below 2, found 2"));
+    assert!(spec(0, 0, 32).contains("found 0 images and"));
+    assert!(spec(0, 1, 0).contains("and 0 px"));
 }

@@ -1,8 +1,7 @@
-//! The Dirichlet draws compared with the distribution: moments and marginals of many draws, for concentrations from 1e-3 to
-//! 1e3, in whole and in pruned rows; and the initial eta.
+//! Statistical tests of the Dirichlet draws: moments and marginals, for concentrations from 1e-3 to 1e3, in full and
+//! pruned rows; and of the initial eta.
 //!
-//! All seeds are fixed, so the tests are deterministic. The bounds are `SIGMAS` standard errors, computed from the
-//! distribution.
+//! All seeds are fixed, so the tests are deterministic. The bounds are `SIGMAS` standard errors of the distribution.
 //!
 //! Shapes: D draws, O operations.
 
@@ -15,7 +14,7 @@ const SIGMAS: f64 = 5.0;
 const SEEDS: u64 = 100;
 const ROWS_PER_SEED: i64 = 1000;
 
-/// The rows that are tested: all small, all large, one large among small ones, one of each size.
+/// Rows of concentrations: all small, all large, one large among small ones, one of each magnitude.
 const CONCENTRATIONS: [&[f64]; 11] = [
     &[1e-3; 7],
     &[1e-3; 5],
@@ -30,13 +29,13 @@ const CONCENTRATIONS: [&[f64]; 11] = [
     &[0.2, 0.4, 1.7],
 ];
 
-/// eta that has this concentration: the inverse of ELU + 1.
+/// The eta with this concentration, by the inverse of ELU + 1.
 fn eta_of(beta: &[f64]) -> Tensor {
     let eta: Vec<f64> = beta.iter().map(|&beta| if beta < 1.0 { beta.ln() } else { beta - 1.0 }).collect();
     Tensor::from_slice(&eta)
 }
 
-/// Draws theta [D, O] as a search does, with a new seed for each step. All rows have the same eta and mask, [O].
+/// Draws theta [D, O] as a search does, with a new seed for each step. All rows share `eta` and `mask`, both [O].
 fn draws(eta: &Tensor, mask: &Tensor) -> Tensor {
     tch::set_num_threads(1);
     let rows = |row: &Tensor| row.unsqueeze(0).repeat([ROWS_PER_SEED, 1]);
@@ -50,15 +49,15 @@ fn number(tensor: &Tensor) -> f64 {
     tensor.double_value(&[])
 }
 
-/// Rows are finite, not negative, and sum to 1.
+/// Asserts that rows are finite, non-negative, and sum to 1 within `rounding`.
 fn assert_weights(theta: &Tensor, rounding: f64) {
     assert_eq!(number(&theta.isfinite().all().to_kind(Kind::Double)), 1.0, "NaN or infinite");
     assert!(number(&theta.min()) >= 0.0);
     let off = number(&(theta.sum_dim_intlist(-1, false, None) - 1.0).abs().max());
-    assert!(off < rounding, "a row sums to 1 but for {off}");
+    assert!(off < rounding, "the sum of a row differs from 1 by {off}");
 }
 
-/// E[prod of x_o^k_o] for x of Dirichlet(beta). `powers`: (o, k).
+/// E[prod of x_o^k_o] for x ~ Dirichlet(beta). `powers`: pairs (o, k_o).
 fn moment(beta: &[f64], powers: &[(usize, u32)]) -> f64 {
     let rising = |from: f64, count: u32| (0..count).map(|i| from + f64::from(i)).product::<f64>();
     let all: u32 = powers.iter().map(|&(_, k)| k).sum();
@@ -66,13 +65,13 @@ fn moment(beta: &[f64], powers: &[(usize, u32)]) -> f64 {
     each.product::<f64>() / rising(beta.iter().sum(), all)
 }
 
-/// The regularised incomplete beta function: the part of Beta(a, b) below `x` (Lentz's continued fraction).
-fn beta_below(x: f64, a: f64, b: f64) -> f64 {
+/// The regularised incomplete beta function I_x(a, b), the CDF of Beta(a, b), by Lentz's continued fraction.
+fn beta_cdf(x: f64, a: f64, b: f64) -> f64 {
     if x <= 0.0 || x >= 1.0 {
         return x.clamp(0.0, 1.0);
     }
     if x > (a + 1.0) / (a + b + 2.0) {
-        return 1.0 - beta_below(1.0 - x, b, a);
+        return 1.0 - beta_cdf(1.0 - x, b, a);
     }
     let ln_gamma = |x: f64| number(&Tensor::from(x).lgamma());
     let front = a * x.ln() + b * (-x).ln_1p() + ln_gamma(a + b) - ln_gamma(a) - ln_gamma(b);
@@ -94,8 +93,8 @@ fn beta_below(x: f64, a: f64, b: f64) -> f64 {
     front.exp() * fraction / a
 }
 
-/// Compares draws with Dirichlet(beta): how many standard errors the worst mean, second moment and marginal are off. Second
-/// moments are those of pairs too, so variances and covariances are covered.
+/// Compares draws with Dirichlet(beta): the largest errors of means, second moments and marginals, in standard errors.
+/// Second moments include those of pairs, which covers variances and covariances.
 fn distances(theta: &Tensor, beta: &[f64]) -> [f64; 3] {
     let count = theta.size()[0] as f64;
     let sigmas =
@@ -114,15 +113,15 @@ fn distances(theta: &Tensor, beta: &[f64]) -> [f64; 3] {
             let found = products.double_value(&[at, other as i64]);
             second = second.max(sigmas(found, expected, square - expected * expected));
         }
-        // The part of the draws below some points, near the ends and around the mean.
+        // The fraction of draws below points near the ends and around the mean.
         let ends = [1e-300, 1e-100, 1e-30, 1e-10, 1e-6, 1e-3, 1e-2];
         let around = (-6..=6).map(|half| expected + 0.5 * f64::from(half) * variance.sqrt());
         let points = ends.into_iter().chain(ends[3..].iter().map(|x| 1.0 - x)).chain(around);
         let column = theta.select(1, at);
         for x in points.filter(|x| (0.0..1.0).contains(x)) {
-            let below = beta_below(x, beta[one], beta.iter().sum::<f64>() - beta[one]);
+            let below = beta_cdf(x, beta[one], beta.iter().sum::<f64>() - beta[one]);
             let found = number(&column.le(x).to_kind(Kind::Double).mean(Kind::Double));
-            // At least the variance of one expected draw: where almost none is expected, one may occur.
+            // At least the variance of one expected draw: a single draw may occur where almost none is expected.
             let variance = (below * (1.0 - below)).max(1.0 / count);
             marginal = marginal.max(sigmas(found, below, variance));
         }
@@ -132,7 +131,7 @@ fn distances(theta: &Tensor, beta: &[f64]) -> [f64; 3] {
 
 fn assert_dirichlet(theta: &Tensor, beta: &[f64]) {
     let found = distances(theta, beta);
-    println!("{beta:?}: off by {found:.1?} standard errors in means, second moments, marginals");
+    println!("{beta:?}: errors of means, second moments, marginals: {found:.1?} standard errors");
     assert!(found.iter().all(|&sigmas| sigmas < SIGMAS), "{beta:?}: {found:?}");
 }
 
@@ -141,7 +140,7 @@ fn draws_have_the_moments_and_marginals_of_the_distribution() {
     for beta in CONCENTRATIONS {
         let eta = eta_of(beta);
         let off = (concentration(&eta) / Tensor::from_slice(beta) - 1.0).abs().max();
-        assert!(number(&off) < 1e-12, "{beta:?} is reached");
+        assert!(number(&off) < 1e-12, "{beta:?} is not reached");
         let theta = draws(&eta, &eta.ones_like());
         assert_weights(&theta, 1e-14);
         assert_dirichlet(&theta, beta);
@@ -150,7 +149,7 @@ fn draws_have_the_moments_and_marginals_of_the_distribution() {
 
 /// The kept entries of a row, divided by their sum, follow the Dirichlet distribution of the kept concentrations.
 #[test]
-fn pruned_draws_have_the_distribution_of_what_is_kept() {
+fn pruned_draws_follow_the_distribution_of_the_kept_entries() {
     for (beta, kept) in [
         (&[1.0, 0.98, 1.02, 1.0, 0.99, 1.01, 1.0], &[0, 2, 3, 6][..]),
         (&[0.05, 3.0, 0.4, 40.0, 0.3, 1e-3, 1.2], &[0, 1, 2, 4]),
@@ -161,16 +160,16 @@ fn pruned_draws_have_the_distribution_of_what_is_kept() {
         let theta = draws(&eta_of(beta), &mask);
         let open: Tensor = 1.0 - &mask;
         assert_weights(&theta, 1e-14);
-        assert_eq!(number(&(&theta * open).max()), 0.0, "pruned ones are 0");
+        assert_eq!(number(&(&theta * open).max()), 0.0, "a pruned entry is not 0");
         let kept_beta: Vec<f64> = kept.iter().map(|&o| beta[o]).collect();
         assert_dirichlet(&theta.index_select(1, &indices), &kept_beta);
     }
 }
 
-/// In float32, too, where the smallest positive number is 1e-38, draws are valid weights with the right mean, and their
-/// gradient is finite; also in pruned rows.
+/// In float32, whose smallest normal number is 1e-38, draws are still valid weights with the correct mean and a finite
+/// gradient, also in pruned rows.
 #[test]
-fn nothing_is_lost_in_float32() {
+fn draws_are_valid_in_float32() {
     for beta in CONCENTRATIONS {
         for kept in [beta.len(), 2] {
             let eta = eta_of(beta).to_kind(Kind::Float);
@@ -180,7 +179,7 @@ fn nothing_is_lost_in_float32() {
             assert_weights(&theta, 1e-6);
             if kept == beta.len() {
                 let [mean, _, _] = distances(&theta, beta);
-                assert!(mean < SIGMAS, "{beta:?}: the mean is off by {mean} standard errors");
+                assert!(mean < SIGMAS, "{beta:?}: the error of the mean is {mean} standard errors");
             }
             for kind in [Kind::Float, Kind::Double] {
                 let rows = |row: &Tensor| row.unsqueeze(0).repeat([ROWS_PER_SEED, 1]).to_kind(kind);
@@ -200,7 +199,7 @@ fn nothing_is_lost_in_float32() {
 
 /// Draws for different steps, replicas, tables or purposes are independent.
 #[test]
-fn steps_replicas_tables_and_purposes_draw_on_their_own() {
+fn steps_replicas_tables_and_purposes_have_independent_draws() {
     let eta = Tensor::zeros([2000, 7], (Kind::Double, Device::Cpu));
     let draw = |purpose, step, replica, table| {
         let theta = sample(&eta, &eta.ones_like(), &mut theta_stream(5, purpose, step, replica, table)).theta;
@@ -218,14 +217,14 @@ fn steps_replicas_tables_and_purposes_draw_on_their_own() {
     for (at, one) in all.iter().enumerate() {
         for other in &all[at + 1..] {
             let correlation = number(&one.dot(other)) / number(&(one.norm() * other.norm()));
-            // 2000 rows of 6 free numbers.
+            // 2000 rows with 6 degrees of freedom each.
             assert!(correlation.abs() < SIGMAS / 12000f64.sqrt(), "{correlation}");
         }
     }
-    assert!(draw(weights, 3, 1, 0).equal(&all[0]), "the same use draws the same");
+    assert!(draw(weights, 3, 1, 0).equal(&all[0]), "equal arguments give different draws");
 }
 
-/// A row is what the textbook's loop makes of the same random numbers: nothing of it comes from a generator of the device.
+/// A row equals the result of the textbook loop on the same random numbers; no generator of the device is involved.
 #[test]
 fn draws_are_a_function_of_numbers_drawn_on_the_host() {
     let beta = [1e-3, 1e-2, 0.1, 1.0, 1.7, 30.0, 1e3];
@@ -248,7 +247,7 @@ fn draws_are_a_function_of_numbers_drawn_on_the_host() {
                     let x = x[7 * attempt + o];
                     v > 0.0 && u[7 * attempt + o].ln() < 0.5 * x * x + d - d * v + d * v.ln()
                 })
-                .expect("hardly ever none");
+                .expect("an accepted candidate");
             all_tried += attempt;
             (d * v).ln() + last[o].ln() / beta[o]
         };
@@ -262,12 +261,12 @@ fn draws_are_a_function_of_numbers_drawn_on_the_host() {
         let off = number(&(theta - Tensor::from_slice(&expected)).abs().max());
         assert!(off < 1e-12, "step {step}: off by {off}");
     }
-    assert!((200..600).contains(&all_tried), "{all_tried} of 14,000 first candidates were refused");
+    assert!((200..600).contains(&all_tried), "{all_tried} of 14,000 first candidates were rejected");
 }
 
-/// 1e-3 * N(0, 1).
+/// The initial eta is 1e-3 * N(0, 1).
 #[test]
-fn eta_begins_as_published() {
+fn initial_eta_has_the_published_distribution() {
     let tables: Vec<Tensor> =
         (0..200).map(|number| initial_eta(14, 7, number / 2, number as usize % 2)).collect();
     let eta = Tensor::stack(&tables, 0).flatten(0, -1) / 1e-3;
@@ -276,7 +275,10 @@ fn eta_begins_as_published() {
     for (power, mean, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
         let found = number(&eta.pow_tensor_scalar(power).mean(Kind::Double));
         let off = (found - mean) / (variance / count).sqrt();
-        assert!(off.abs() < SIGMAS, "moment {power} is {found}, off by {off} standard errors");
+        assert!(off.abs() < SIGMAS, "moment {power} is {found}, an error of {off} standard errors");
     }
-    assert!(!tables[0].equal(&tables[1]) && !tables[0].equal(&tables[2]), "tables and seeds differ");
+    assert!(
+        !tables[0].equal(&tables[1]) && !tables[0].equal(&tables[2]),
+        "equal draws for different tables or seeds"
+    );
 }

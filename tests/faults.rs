@@ -1,18 +1,19 @@
-//! Faults of every kind in every phase, on three ranks: the rank is named, everything ends, nothing is lost.
+//! Fault injection: on three ranks, every kind of fault in every phase is reported with its rank, ends all ranks and
+//! loses no work.
 //!
-//! Each case is a small search of which rank 1 (or 0) meets with a fault at one point. The ranks run this very program,
-//! `rank_program`, which plants the fault by `phase::on_begin` and then does what `drnas-dist` does.
+//! Each case is a small search in which one rank hits a fault at a given step and phase. The ranks run `rank_program`
+//! of this test program: it installs the fault with `phase::set_begin_hook` and then runs a `drnas-dist` command line.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 
-use bench::mpirun::{RANK_PROGRAM, at_home, lives};
-use bench::{Bench, assert_same_end_after, finish, said, signal};
+use bench::mpirun::{RANK_PROGRAM, configure_mpi, is_alive};
+use bench::{Bench, assert_same_result_after, finish, output_text, signal};
 use clap::Parser;
 use drnas_dist::cli::Cli;
 use drnas_dist::data::Error;
-use drnas_dist::process::phase::{self, Phase, PlannedFailure};
+use drnas_dist::process::phase::{self, InjectedFailure, Phase};
 use drnas_dist::train::checkpoint;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -34,20 +35,20 @@ const SETTINGS: [&str; 8] = [
     "run.heartbeat_s=2",
 ];
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Nothing takes so long, on however busy a machine.
+/// Time limit of one run, generous enough for a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-// -- what a rank does ---------------------------------------------------------------------------------------------
+// -- the rank program ---------------------------------------------------------------------------------------------
 
 const PLAN: &str = "DRNAS_TEST_FAULT";
 const ARGUMENTS: &str = "DRNAS_TEST_ARGUMENTS";
 
 #[test]
-#[ignore = "the other tests start it under mpirun"]
+#[ignore = "run under mpirun by the other tests"]
 fn rank_program() {
     let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
     if let Ok(plan) = std::env::var(PLAN) {
-        plant(&plan);
+        install_fault(&plan);
     }
     let words = std::iter::once("drnas-dist").chain(arguments.split('\n'));
     if let Err(why) = drnas_dist::run(Cli::parse_from(words).command) {
@@ -56,12 +57,12 @@ fn rank_program() {
     }
 }
 
-/// `plan` is "fault phase step rank".
-fn plant(plan: &str) {
+/// `plan` is "fault|phase|step|rank".
+fn install_fault(plan: &str) {
     let words: Vec<String> = plan.split('|').map(String::from).collect();
     let (fault, phase) = (words[0].clone(), words[1].clone());
     let (step, rank): (u64, usize) = (words[2].parse().unwrap(), words[3].parse().unwrap());
-    phase::on_begin(Box::new(move |at, what| {
+    phase::set_begin_hook(Box::new(move |at, what| {
         let here = phase::here();
         if at == 0 && what == Phase::StartUp {
             fs::write(format!("pid-{}", here.rank), std::process::id().to_string()).unwrap();
@@ -69,53 +70,53 @@ fn plant(plan: &str) {
         if (at, what.to_string(), here.rank) != (step, phase.clone(), rank) {
             return Ok(());
         }
-        // Once, in however many pieces the phase comes.
-        if fs::File::create_new("met").is_err() {
+        // Only once: a phase may be entered several times in a step.
+        if fs::File::create_new("fault-injected").is_err() {
             return Ok(());
         }
-        // Time for a beat that says where it happens.
+        // Leave time for a heartbeat that reports this step and phase.
         std::thread::sleep(HEARTBEAT / 3);
-        meet(&fault)
+        inject(&fault)
     }));
 }
 
-fn meet(fault: &str) -> Result<(), PlannedFailure> {
+fn inject(fault: &str) -> Result<(), InjectedFailure> {
     match fault {
-        // SAFETY: plain calls on this very process.
+        // SAFETY: signals this process; no pointers are involved.
         "kill" => unsafe {
             libc::kill(libc::getpid(), libc::SIGKILL);
         },
         // SAFETY: as above.
         "stop" => unsafe {
             libc::kill(libc::getpid(), libc::SIGSTOP);
-            // This thread may run on until another one has stopped the process.
+            // The signal may stop the process with a delay.
             std::thread::sleep(Duration::from_millis(200));
         },
-        "panic" => panic!("a planned mistake"),
-        "error" => return Err(PlannedFailure::new(Error::LoaderSpec("a planned failure".into()))),
-        "slow" => std::thread::sleep(slowness()),
-        "damage" => damage(Path::new("train")),
-        "signal" => ask(libc::SIGUSR1),
-        "terminate" => ask(libc::SIGTERM),
+        "panic" => panic!("injected panic"),
+        "error" => return Err(InjectedFailure::new(Error::LoaderSpec("injected failure".into()))),
+        "slow" => std::thread::sleep(slow_duration()),
+        "corrupt" => corrupt(Path::new("train")),
+        "signal" => raise(libc::SIGUSR1),
+        "terminate" => raise(libc::SIGTERM),
         "interrupt" | "hang-up" => {
             let group: i32 = fs::read_to_string("supervisor").unwrap().trim().parse().unwrap();
             let signal = if fault == "hang-up" { libc::SIGHUP } else { libc::SIGINT };
-            // SAFETY: a plain call.
+            // SAFETY: signals the supervisor's process group; no pointers are involved.
             unsafe { libc::kill(-group, signal) };
-            std::thread::sleep(slowness());
+            std::thread::sleep(slow_duration());
         }
         "truncate" => shards(Path::new("train")).for_each(|path| {
             fs::File::options().write(true).open(path).unwrap().set_len(0).unwrap();
         }),
         "remove" => shards(Path::new("train")).for_each(|path| fs::remove_file(path).unwrap()),
-        other => panic!("no fault {other}"),
+        other => panic!("unknown fault {other}"),
     }
     Ok(())
 }
 
-/// Sends this very process a signal, and gives it time to be heard.
-fn ask(signal: i32) {
-    // SAFETY: a plain call.
+/// Sends this process a signal and waits for it to be handled.
+fn raise(signal: i32) {
+    // SAFETY: signals this process; no pointers are involved.
     unsafe { libc::kill(libc::getpid(), signal) };
     std::thread::sleep(Duration::from_millis(500));
 }
@@ -125,14 +126,14 @@ fn shards(set: &Path) -> impl Iterator<Item = PathBuf> {
     (0..).map(move |number| set.join(format!("shard-{number:05}.bin"))).take_while(|path| path.exists())
 }
 
-/// Longer than a rank may be silent. `DRNAS_TEST_SLOW_S` asks for other seconds.
-fn slowness() -> Duration {
-    let asked = std::env::var("DRNAS_TEST_SLOW_S").ok().and_then(|seconds| seconds.parse().ok());
-    asked.map_or(5 * HEARTBEAT / 2, Duration::from_secs)
+/// Longer than the heartbeat timeout. `DRNAS_TEST_SLOW_S` overrides it, in seconds.
+fn slow_duration() -> Duration {
+    let seconds = std::env::var("DRNAS_TEST_SLOW_S").ok().and_then(|seconds| seconds.parse().ok());
+    seconds.map_or(5 * HEARTBEAT / 2, Duration::from_secs)
 }
 
-/// Changes every image of a set that is in use, in place.
-fn damage(set: &Path) {
+/// Overwrites every image of a data set that is in use.
+fn corrupt(set: &Path) {
     use std::os::unix::fs::FileExt;
     for path in shards(set) {
         let bytes = fs::read(&path).unwrap();
@@ -140,14 +141,14 @@ fn damage(set: &Path) {
         let file = fs::File::options().write(true).open(&path).unwrap();
         let images = 64 + 40 * records;
         let changed: Vec<u8> = bytes[images..].iter().map(|byte| !byte).collect();
-        // In place: a file of another inode would never be seen through the map.
+        // In place: the existing memory map would not see a new inode.
         file.write_all_at(&changed, images as u64).unwrap();
     }
 }
 
-// -- one case -----------------------------------------------------------------------------------------------------
+// -- test cases ---------------------------------------------------------------------------------------------------
 
-/// A folder of its own for each case: the shards are damaged in some.
+/// A folder with its own copy of the data sets, since some cases corrupt the shards.
 struct Case {
     folder: PathBuf,
 }
@@ -175,11 +176,11 @@ impl Case {
         self.folder.join(name)
     }
 
-    /// The search on `ranks` ranks (0: no mpirun), with a fault if one is planned.
+    /// The command that runs the search on `ranks` ranks (0: without mpirun), with a fault if `plan` is given.
     fn command(&self, ranks: usize, plan: Option<&str>, more: &[&str]) -> Command {
         let bench = Bench::get();
         let this = std::env::current_exe().unwrap();
-        let mut command = if ranks == 0 { bench.at_home(&this) } else { bench.mpirun() };
+        let mut command = if ranks == 0 { bench.command(&this) } else { bench.mpirun() };
         if ranks > 0 {
             command.args(["-n", &ranks.to_string()]).arg(&this);
         }
@@ -189,7 +190,7 @@ impl Case {
         arguments.extend(SETTINGS.iter().flat_map(|set| ["--set", set]));
         arguments.extend(more);
         command.args(RANK_PROGRAM).current_dir(&self.folder).env(ARGUMENTS, arguments.join("\n"));
-        at_home(&mut command, &self.folder);
+        configure_mpi(&mut command, &self.folder);
         match plan {
             Some(plan) => command.env(PLAN, plan),
             None => command.env_remove(PLAN),
@@ -205,52 +206,57 @@ impl Case {
         bench::Run { folder: self.path("run") }
     }
 
-    /// No rank of the run is left.
+    /// Asserts that no rank of the run is still running.
     fn assert_gone(&self, ranks: usize, output: &Output) {
-        let living = |rank: usize| {
+        let running = |rank: usize| {
             let pid = fs::read_to_string(self.path(&format!("pid-{rank}"))).ok()?;
-            lives(&pid).then_some(pid)
+            is_alive(&pid).then_some(pid)
         };
         let start = Instant::now();
-        while let Some(pid) = (0..ranks).find_map(living) {
-            assert!(start.elapsed() < Duration::from_secs(10), "{pid} is left: {}", said(output));
+        while let Some(pid) = (0..ranks).find_map(running) {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "process {pid} is still running: {}",
+                output_text(output)
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// What killed ranks must not leave in shared memory, nor a lock, unless it was its holder that was killed.
+    /// Asserts that killed ranks left no shared memory and no lock; a lock may remain if its holder, rank 0, died.
     fn assert_clean(&self, output: &Output, rank: usize) {
         let left: Vec<_> = (fs::read_dir(&self.folder).unwrap().flatten())
             .map(|entry| entry.file_name().into_string().unwrap())
             .filter(|name| name.contains("sm_segment") || name.contains("vader"))
             .collect();
-        assert!(left.is_empty(), "{left:?}: {}", said(output));
+        assert!(left.is_empty(), "{left:?}: {}", output_text(output));
         let lock = self.path("run/lock.json").exists();
-        assert!(!lock || rank == 0, "the lock is left: {}", said(output));
+        assert!(!lock || rank == 0, "the lock file remains: {}", output_text(output));
     }
 
-    /// The run has ended with the bits of the run that nothing happened to.
-    fn assert_whole(&self, output: &Output) {
-        assert!(output.status.success(), "{}", said(output));
+    /// Asserts that the run finished with the same result as `undisturbed`, bit for bit.
+    fn assert_finished(&self, output: &Output) {
+        assert!(output.status.success(), "{}", output_text(output));
         assert!(self.path("run/finished.json").exists());
         assert!(!self.path("run/lock.json").exists());
-        assert_same_end_after(STEPS, &self.bench_run(), &undisturbed().bench_run());
+        assert_same_result_after(STEPS, &self.bench_run(), &undisturbed().bench_run());
     }
 
-    /// The run has ended as `other`, which ran on another number of ranks: means of 3 or 6 round differently.
+    /// Asserts that the run finished with the result of `other` up to rounding. `other` ran on a different number of
+    /// ranks, and means over 3 and over 6 round differently.
     fn assert_agrees(&self, output: &Output, other: &Case, steps: u64) {
-        assert!(output.status.success(), "{}", said(output));
+        assert!(output.status.success(), "{}", output_text(output));
         assert!(self.path("run/finished.json").exists());
         let mut largest = 0f64;
         for (name, count) in [("loss", steps), ("architecture_loss", steps / 2)] {
-            let (a, b) = (self.bench_run().of_steps(name), other.bench_run().of_steps(name));
+            let (a, b) = (self.bench_run().step_values(name), other.bench_run().step_values(name));
             assert_eq!((a.len() as u64, b.len() as u64), (count, count));
             for (step, (a, b)) in a.iter().zip(&b).enumerate() {
                 largest = largest.max((a - b).abs() / b.abs());
                 assert!((a - b).abs() <= 1e-4 * b.abs(), "{name} of step {}: {a} and {b}", step + 1);
             }
         }
-        // Of each replica too, whichever rank computed it.
+        // The running statistics of each replica as well, whichever rank computed them.
         let (ours, theirs) = (self.bench_run().state(steps), other.bench_run().state(steps));
         assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
         let mut apart = 0f64;
@@ -264,122 +270,134 @@ impl Case {
     }
 }
 
-/// The run that nothing happened to, on three ranks.
+/// The run without faults, on three ranks.
 fn undisturbed() -> &'static Case {
     static CASE: OnceLock<Case> = OnceLock::new();
     CASE.get_or_init(|| {
         let case = Case::new("undisturbed");
         let output = case.run(3, None, &[]);
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_text(&output));
         case
     })
 }
 
-/// Phases and the step in which a fault happens there.
+/// Phases, and the step in which the fault is injected.
 const PHASES: [(&str, u64); 5] =
     [("start-up", 0), ("forward", 5), ("all-reduce", 5), ("checkpoint", 4), ("stage change", 6)];
 
-/// `fault` of rank `rank` in every phase: the job ends in time with an error, `words` (and where it happened) are said,
-/// nothing is left; resumed, it ends as if nothing had happened.
-fn ends_and_resumes(fault: &str, rank: usize, words: &[&str]) {
-    // What happens to rank 0 is seen by another judge; one phase tells.
+/// Injects `fault` on rank `rank` in every phase: the job ends in time with an error, prints `words` and the place of
+/// the fault, and leaves nothing behind; the resumed run matches the undisturbed one.
+fn fails_and_resumes(fault: &str, rank: usize, words: &[&str]) {
+    // Another rank watches rank 0; one phase is enough to test that.
     let phases = if rank == 0 { &PHASES[1..2] } else { &PHASES };
     for (phase, step) in phases {
-        // Open MPI cleans up by a list of paths that commas separate: with one in the path, what is tested is ours.
+        // Open MPI's own clean-up uses a comma-separated list of paths. The comma in this path disables it, so that
+        // ours is tested.
         let case = Case::new(&format!("{fault} of {rank}, {phase}"));
         let output = case.run(3, Some(&format!("{fault}|{phase}|{step}|{rank}")), &[]);
-        let text = said(&output);
+        let text = output_text(&output);
         assert!(!output.status.success(), "{phase}: {text}");
-        assert!(case.path("met").exists(), "{phase}: nothing happened: {text}");
-        // mpirun may throw away what is printed while it ends a job: the run folder keeps it.
-        let kept = fs::read_to_string(case.path("run/messages.log")).unwrap_or_default();
+        assert!(case.path("fault-injected").exists(), "{phase}: no fault was injected: {text}");
+        // mpirun may discard output while it ends a job; messages.log keeps it.
+        let messages = fs::read_to_string(case.path("run/messages.log")).unwrap_or_default();
         for word in words {
             let at = if *step > 0 { ", step STEP, PHASE" } else { "" };
             let word = word.replace("WHERE", at).replace("STEP", &step.to_string()).replace("PHASE", phase);
-            assert!(text.contains(&word) || kept.contains(&word), "{phase}: no {word:?} in {text}\n{kept}");
+            assert!(
+                text.contains(&word) || messages.contains(&word),
+                "{phase}: no {word:?} in {text}\n{messages}"
+            );
         }
         case.assert_gone(3, &output);
         case.assert_clean(&output, rank);
-        if fault == "damage" {
+        if fault == "corrupt" {
             case.restore_data();
         }
-        case.assert_whole(&case.run(3, None, &[]));
+        case.assert_finished(&case.run(3, None, &[]));
     }
 }
 
 #[test]
-fn a_killed_rank_is_named_and_nothing_is_lost() {
-    let how = ", step STEP, PHASE: its process is gone";
-    ends_and_resumes("kill", 1, &["rank 0 on ", "lost rank 1 on ", how]);
-    ends_and_resumes("kill", 0, &["rank 1 on ", "lost rank 0 on ", how]);
+fn killed_rank_is_reported_and_the_run_resumes() {
+    let how = ", step STEP, PHASE: process died";
+    fails_and_resumes("kill", 1, &["rank 0 on ", "lost rank 1 on ", how]);
+    fails_and_resumes("kill", 0, &["rank 1 on ", "lost rank 0 on ", how]);
 }
 
 #[test]
-fn a_stopped_rank_is_named_and_nothing_is_lost() {
-    let how = ", step STEP, PHASE: no sign of life for 2 s";
-    ends_and_resumes("stop", 1, &["rank 0 on ", "lost rank 1 on ", how]);
-    ends_and_resumes("stop", 0, &["rank 1 on ", "lost rank 0 on ", how]);
+fn stopped_rank_is_reported_and_the_run_resumes() {
+    let how = ", step STEP, PHASE: no heartbeat for 2 s";
+    fails_and_resumes("stop", 1, &["rank 0 on ", "lost rank 1 on ", how]);
+    fails_and_resumes("stop", 0, &["rank 1 on ", "lost rank 0 on ", how]);
 }
 
 #[test]
-fn a_panic_is_named_and_nothing_is_lost() {
-    ends_and_resumes("panic", 1, &["rank 1 on ", "WHERE: panicked at tests/faults.rs", "a planned mistake"]);
+fn panic_is_reported_and_the_run_resumes() {
+    fails_and_resumes("panic", 1, &["rank 1 on ", "WHERE: panicked at tests/faults.rs", "injected panic"]);
 }
 
 #[test]
-fn an_error_is_named_and_nothing_is_lost() {
-    ends_and_resumes("error", 1, &["rank 1 on ", "WHERE: loader: a planned failure"]);
+fn error_is_reported_and_the_run_resumes() {
+    fails_and_resumes("error", 1, &["rank 1 on ", "WHERE: loader: injected failure"]);
 }
 
 #[test]
-fn a_damaged_batch_is_named_and_nothing_is_lost() {
-    ends_and_resumes("damage", 1, &["shard shard-0000", " is damaged (checksum ", "pack it again"]);
+fn corrupt_shard_is_reported_and_the_run_resumes() {
+    fails_and_resumes(
+        "corrupt",
+        1,
+        &["shard shard-0000", " is corrupt (expected checksum ", "pack it again"],
+    );
 }
 
 #[test]
-fn a_slow_rank_survives() {
+fn slow_rank_is_tolerated() {
     for (phase, step) in PHASES {
         let case = Case::new(&format!("slow {phase}"));
         let output = case.run(3, Some(&format!("slow|{phase}|{step}|1")), &[]);
-        assert!(case.path("met").exists(), "{phase}: nothing happened: {}", said(&output));
-        case.assert_whole(&output);
+        assert!(
+            case.path("fault-injected").exists(),
+            "{phase}: no fault was injected: {}",
+            output_text(&output)
+        );
+        case.assert_finished(&output);
     }
 }
 
 // -- signals ------------------------------------------------------------------------------------------------------
 
-/// Stopped with a checkpoint of the step under way, and with the code that says so.
+/// Asserts that the run stopped with a checkpoint of step `step`, the step in progress, and exit code 75.
 fn assert_stopped(case: &Case, output: &Output, step: u64) {
-    assert_eq!(output.status.code(), Some(75), "{}", said(output));
-    assert_eq!(case.bench_run().checkpoints().last(), Some(&step), "{}", said(output));
+    assert_eq!(output.status.code(), Some(75), "{}", output_text(output));
+    assert_eq!(case.bench_run().checkpoints().last(), Some(&step), "{}", output_text(output));
     assert!(
-        said(output).contains(&format!("the newest checkpoint, after step {step}, is good")),
+        output_text(output).contains(&format!("newest checkpoint: step {step}")),
         "{}",
-        said(output)
+        output_text(output)
     );
     assert!(!case.path("run/finished.json").exists() && !case.path("run/lock.json").exists());
 }
 
 #[test]
-fn a_signal_to_any_rank_stops_all_at_one_step() {
+fn signal_to_any_rank_stops_all_ranks_at_the_same_step() {
     for (ranks, rank, fault) in [(3, 2, "signal"), (3, 0, "signal"), (0, 0, "signal"), (0, 0, "terminate")] {
         let case = Case::new(&format!("{fault} {rank} of {ranks}"));
         let output = case.run(ranks, Some(&format!("{fault}|forward|5|{rank}")), &[]);
         assert_stopped(&case, &output, 5);
         match ranks {
-            3 => case.assert_whole(&case.run(3, None, &[])),
+            3 => case.assert_finished(&case.run(3, None, &[])),
             _ => case.assert_agrees(&case.run(ranks, None, &[]), undisturbed(), STEPS),
         }
     }
 }
 
-/// Starts a run that waits in step 5, calls `meanwhile` then, and returns how it ended.
-fn while_it_waits(case: &Case, meanwhile: impl FnOnce(u32)) -> Output {
+/// Starts a run with a slow rank in step 5, calls `meanwhile` during that step, and returns the output of the run.
+fn during_slow_step(case: &Case, meanwhile: impl FnOnce(u32)) -> Output {
     let mut command = case.command(3, Some("slow|forward|5|1"), &[]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let start = Instant::now();
-    while !case.path("met").exists() {
-        assert!(start.elapsed() < LIMIT, "it never came to step 5");
+    while !case.path("fault-injected").exists() {
+        assert!(start.elapsed() < LIMIT, "the run never reached step 5");
         std::thread::sleep(Duration::from_millis(10));
     }
     meanwhile(child.id());
@@ -387,65 +405,70 @@ fn while_it_waits(case: &Case, meanwhile: impl FnOnce(u32)) -> Output {
 }
 
 #[test]
-fn a_signal_to_mpirun_stops_all_at_one_step() {
+fn signal_to_mpirun_stops_all_ranks_at_the_same_step() {
     let case = Case::new("mpirun signalled");
-    let output = while_it_waits(&case, |mpirun| signal(mpirun, "USR1"));
+    let output = during_slow_step(&case, |mpirun| signal(mpirun, "USR1"));
     assert_stopped(&case, &output, 5);
-    case.assert_whole(&case.run(3, None, &[]));
+    case.assert_finished(&case.run(3, None, &[]));
 }
 
 #[test]
-fn other_numbers_of_ranks_go_on_as_if_nothing_had_changed() {
+fn run_resumes_on_any_number_of_ranks() {
     let case = Case::new("elastic");
     let longer = ["--set", "search.steps_per_epoch=5"];
     for (ranks, step) in [(3, 4), (2, 9), (0, 13), (3, 17)] {
         let output = case.run(ranks, Some(&format!("signal|forward|{step}|0")), &longer);
         assert_stopped(&case, &output, step);
-        fs::remove_file(case.path("met")).unwrap();
+        fs::remove_file(case.path("fault-injected")).unwrap();
     }
-    let whole = Case::new("inelastic");
-    assert!(whole.run(3, None, &longer).status.success());
-    case.assert_agrees(&case.run(1, None, &longer), &whole, 20);
+    let reference = Case::new("fixed-ranks");
+    assert!(reference.run(3, None, &longer).status.success());
+    case.assert_agrees(&case.run(1, None, &longer), &reference, 20);
 }
 
 // -- the run folder -----------------------------------------------------------------------------------------------
 
 #[test]
-fn two_jobs_do_not_write_one_run() {
+fn second_job_on_the_same_run_folder_is_refused() {
     let case = Case::new("two jobs");
     let mut second = None;
-    let first = while_it_waits(&case, |_| second = Some(case.run(0, None, &[])));
+    let first = during_slow_step(&case, |_| second = Some(case.run(0, None, &[])));
     let second = second.unwrap();
-    assert_eq!(second.status.code(), Some(1), "{}", said(&second));
-    assert!(said(&second).contains("another job writes this run"), "{}", said(&second));
-    case.assert_whole(&first);
+    assert_eq!(second.status.code(), Some(1), "{}", output_text(&second));
+    assert!(
+        output_text(&second).contains("another job writes to this run folder"),
+        "{}",
+        output_text(&second)
+    );
+    case.assert_finished(&first);
 }
 
 #[test]
-fn a_shard_that_is_cut_while_it_is_read_is_named() {
+fn shard_truncated_while_in_use_is_reported() {
     for ranks in [3, 0] {
         let case = Case::new(&format!("cut on {ranks}"));
         let rank = usize::from(ranks > 0);
         let output = case.run(ranks, Some(&format!("truncate|forward|5|{rank}")), &[]);
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        let line = said(&output).lines().find(|line| line.contains("SIGBUS")).unwrap_or_default().to_string();
-        for part in ["rank ", "train/shard-0000", "cut short, replaced in place or unreadable", "--resume"] {
-            assert!(line.contains(part), "{part}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
+        let line =
+            output_text(&output).lines().find(|line| line.contains("SIGBUS")).unwrap_or_default().to_string();
+        for part in ["rank ", "train/shard-0000", "truncated, replaced in place or unreadable", "--resume"] {
+            assert!(line.contains(part), "{part}: {}", output_text(&output));
         }
         case.assert_gone(ranks, &output);
         case.restore_data();
-        case.assert_whole(&case.run(3, None, &[]));
+        case.assert_finished(&case.run(3, None, &[]));
     }
-    // One that is only removed can be read to the end.
+    // A removed shard stays readable through the existing map.
     let case = Case::new("removed");
-    case.assert_whole(&case.run(3, Some("remove|forward|5|1"), &[]));
+    case.assert_finished(&case.run(3, Some("remove|forward|5|1"), &[]));
 }
 
-/// A small file system of its own, for as long as it lives.
+/// A small temporary file system, unmounted when dropped.
 struct Disk(PathBuf);
 
 impl Disk {
-    /// None where mounting is not allowed.
+    /// `None` if this process may not mount file systems.
     fn mount(at: &Path, size: &str) -> Option<Disk> {
         let options = format!("size={size}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output();
@@ -465,33 +488,33 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_full_or_read_only_disk_is_told_and_nothing_is_lost() {
+fn full_or_read_only_disk_is_reported_and_the_run_resumes() {
     let case = Case::new("disk");
     fs::create_dir(case.path("run")).unwrap();
     let Some(disk) = Disk::mount(&case.path("run"), "1600k") else {
-        println!("skipped: a file system cannot be mounted here");
+        println!("skipped: mounting a file system is not permitted");
         return;
     };
     let output = case.run(3, None, &[]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("No space left on device"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
+    assert!(output_text(&output).contains("No space left on device"), "{}", output_text(&output));
     let good = case.bench_run().checkpoints();
-    println!("whole checkpoints on the full disk: {good:?}");
-    assert!(!good.is_empty(), "one at least had room");
+    println!("complete checkpoints on the full disk: {good:?}");
+    assert!(!good.is_empty(), "no checkpoint fitted on the disk");
     checkpoint::read(&case.path("run/checkpoints"), *good.last().unwrap()).unwrap();
 
     disk.change("ro");
     let output = case.run(3, None, &[]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("Read-only file system"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
+    assert!(output_text(&output).contains("Read-only file system"), "{}", output_text(&output));
 
     disk.change("rw,size=64m");
     let output = case.run(3, None, &[]);
-    assert!(said(&output).contains("resumed after step"), "{}", said(&output));
-    case.assert_whole(&output);
+    assert!(output_text(&output).contains("resumed after step"), "{}", output_text(&output));
+    case.assert_finished(&output);
 }
 
-/// `launch/supervise.sh` with the search and a fault, at most 4 ranks.
+/// `launch/supervise.sh` running the search with a fault, on at most 4 ranks.
 fn supervised(case: &Case, plan: &str) -> Command {
     let rank = format!("exec \"$0\" {}", RANK_PROGRAM.join(" "));
     let mut command = supervised_ranks(&case.command(3, Some(plan), &[]));
@@ -499,8 +522,8 @@ fn supervised(case: &Case, plan: &str) -> Command {
     command
 }
 
-/// `launch/supervise.sh` with mpirun, folder and variables of `plain`, and `sh` as the ranks, whose arguments are to follow.
-/// `supervisor` then holds its process, which has a group of its own, as on a terminal.
+/// `launch/supervise.sh` with the mpirun, folder and variables of `plain`. Each rank runs `sh`; the caller appends its
+/// arguments. The supervisor leads its own process group, as on a terminal; the file `supervisor` holds its process id.
 fn supervised_ranks(plain: &Command) -> Command {
     let mut command = Command::new("sh");
     for (name, value) in plain.get_envs() {
@@ -517,35 +540,35 @@ fn supervised_ranks(plain: &Command) -> Command {
 }
 
 #[test]
-fn a_supervised_run_goes_on_by_itself_on_the_hosts_that_answer() {
+fn supervised_run_resumes_on_the_hosts_that_respond() {
     let case = Case::new("supervised");
     let mut command = supervised(&case, "kill|forward|5|1");
     fs::write(case.path("alive.sh"), "[ \"$1\" = localhost ]").unwrap();
     command.env("HOSTS", "gone:2,localhost:6").env("ALIVE", "sh alive.sh");
     let output = finish(command, LIMIT);
-    let start = "start with 3 ranks on localhost:6, from step";
-    for line in [&format!("{start} 0"), "another start", &format!("{start} 4")] {
-        assert!(said(&output).contains(line), "{line}: {}", said(&output));
+    let start = "starting 3 ranks on localhost:6, from step";
+    for line in [&format!("{start} 0"), "restarting", &format!("{start} 4")] {
+        assert!(output_text(&output).contains(line), "{line}: {}", output_text(&output));
     }
-    case.assert_whole(&output);
-    // A host without a number has one slot. Nothing runs here.
+    case.assert_finished(&output);
+    // A host without a number has one slot. mpirun is `true`: no rank runs.
     let case = Case::new("hosts");
     for (hosts, start) in [
-        ("localhost:2,gone,localhost", "start with 3 ranks on localhost:2,localhost, from step 0"),
-        ("gone:6,localhost", "start with 1 ranks on localhost, from step 0"),
+        ("localhost:2,gone,localhost", "starting 3 ranks on localhost:2,localhost, from step 0"),
+        ("gone:6,localhost", "starting 1 rank on localhost, from step 0"),
     ] {
         let mut command = supervised(&case, "kill|forward|5|1");
         fs::write(case.path("alive.sh"), "[ \"$1\" = localhost ]").unwrap();
         command.env("HOSTS", hosts).env("ALIVE", "sh alive.sh").env("MPIRUN", "true").env("RESTARTS", "0");
         let output = finish(command, LIMIT);
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        assert!(said(&output).contains(start), "{start}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
+        assert!(output_text(&output).contains(start), "{start}: {}", output_text(&output));
     }
 }
 
-/// An mpirun that hangs without ranks, before there is a run folder: a stopped one here, a locked-up one in life.
+/// mpirun hangs after its ranks exited, before the run folder exists. Here it is stopped; in practice it deadlocks.
 #[test]
-fn an_mpirun_that_hangs_without_ranks_is_ended() {
+fn mpirun_that_hangs_without_ranks_is_killed() {
     let case = Case::new("no-ranks");
     let mut supervised = supervised_ranks(&case.command(1, None, &[]));
     supervised.args(["-c", "kill -STOP $PPID; exit 1"]).env("RANKS", "1").env("RESTARTS", "0");
@@ -555,32 +578,36 @@ fn an_mpirun_that_hangs_without_ranks_is_ended() {
         "run=$PWD/run; cd \"$0\"; . launch/slurm/common.sh; ranks 1; go \"$run\" sh -c \"$1\"",
     ]);
     batch.args([env!("CARGO_MANIFEST_DIR"), "kill -STOP $PPID; exit 1"]).current_dir(&case.folder);
-    at_home(&mut batch, &case.folder)
+    configure_mpi(&mut batch, &case.folder)
         .env("LAUNCHER", "mpirun")
         .env("RETRIES", "0")
         .env("DRNAS_COMMAND", "...");
     for (mut command, code) in [(supervised, 137), (batch, 1)] {
         command.env("LINGER_S", "2");
         let output = finish(command, LIMIT);
-        for line in ["the ranks have ended, mpirun has not", "exit code 137"] {
-            assert!(said(&output).contains(line), "{line}: {}", said(&output));
+        for line in ["all ranks have exited but mpirun has not", "exit code 137"] {
+            assert!(output_text(&output).contains(line), "{line}: {}", output_text(&output));
         }
-        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(code), "{}", output_text(&output));
     }
 }
 
-/// Ctrl-C, or the end of the terminal, reaches every process in its foreground; mpirun would end the ranks at once.
+/// Ctrl-C or closing the terminal signals every foreground process; mpirun on its own would kill the ranks immediately.
 #[test]
-fn a_supervised_run_is_stopped_from_the_keyboard() {
+fn supervised_run_stops_with_a_checkpoint_on_ctrl_c_and_hang_up() {
     for fault in ["interrupt", "hang-up"] {
         let case = Case::new(fault);
         let output = finish(supervised(&case, &format!("{fault}|forward|5|1")), LIMIT);
-        assert_eq!(output.status.code(), Some(75), "{fault}: {}", said(&output));
-        assert!(said(&output).contains("start with 3 ranks, from step 0"), "{fault}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(75), "{fault}: {}", output_text(&output));
         assert!(
-            said(&output).contains("stopped with a checkpoint, after step 5"),
+            output_text(&output).contains("starting 3 ranks, from step 0"),
             "{fault}: {}",
-            said(&output)
+            output_text(&output)
+        );
+        assert!(
+            output_text(&output).contains("stopped with a checkpoint, after step 5"),
+            "{fault}: {}",
+            output_text(&output)
         );
     }
 }

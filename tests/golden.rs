@@ -1,7 +1,7 @@
-//! Golden files of the published code: some are in tests/golden, all in ../shared when it is there.
+//! Golden files of the published code: some are in tests/golden, all are in ../shared if it exists.
 
 #[path = "common/shared.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod shared;
 
 use drnas_dist::commands::verify::{PLACEMENT, verify};
@@ -10,7 +10,7 @@ use drnas_dist::net::placement::Placement;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The files of a folder, in order.
+/// The files of a folder, sorted by name.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
@@ -18,17 +18,17 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn own() -> PathBuf {
+fn golden_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-/// Verifies every file; how many there are. Those of other search methods, `methods_*`, are left out, and named.
-fn verified(folder: &Path) -> usize {
+/// Verifies every file and returns their number. Skips files of other search methods (`methods_*`) with a message.
+fn verify_all(folder: &Path) -> usize {
     let of_other_methods =
         |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("methods_"));
     let (others, files): (Vec<_>, Vec<_>) = files(folder).into_iter().partition(of_other_methods);
     for file in others {
-        println!("skipped: {}: no method of this program", file.display());
+        println!("skipped: {}: not a method of this program", file.display());
     }
     for file in &files {
         let findings = verify(file, PLACEMENT).unwrap();
@@ -41,18 +41,21 @@ fn verified(folder: &Path) -> usize {
 #[test]
 fn golden_files_pass() {
     tch::set_num_threads(1);
-    assert_eq!(verified(&own()), 7);
+    assert_eq!(verify_all(&golden_folder()), 7);
 }
 
 #[test]
 fn all_golden_files_pass() {
     tch::set_num_threads(1);
     let Some(folder) = shared::path("reference/golden") else { return };
-    let number = verified(&folder);
-    assert!(number >= 11, "six supernets, two networks, the Dirichlet, schedules, counts");
+    let number = verify_all(&folder);
+    assert!(
+        number >= 11,
+        "expected six supernets, two networks, Dirichlet, schedules and counts, found {number}"
+    );
 }
 
-/// In float64 alone a final network's gradients can be compared (see `verify::network`).
+/// The gradients of a final network can be compared only in float64 (see `verify::network`).
 #[test]
 fn final_networks_pass_in_float64_with_their_gradients() {
     tch::set_num_threads(1);
@@ -66,11 +69,11 @@ fn final_networks_pass_in_float64_with_their_gradients() {
     }
 }
 
-/// One line of JSON per file; a file that cannot be computed is no obstacle to the next one.
+/// One line of JSON per file; a file that fails does not prevent the next one from being verified.
 #[test]
-fn what_is_found_is_written_as_json_for_every_file() {
+fn findings_are_written_as_json_for_every_file() {
     let folder = tempfile::tempdir().unwrap();
-    let good = own().join("nb201_stage1.safetensors");
+    let good = golden_folder().join("nb201_stage1.safetensors");
     let (broken, json) = (folder.path().join("broken.safetensors"), folder.path().join("found.jsonl"));
     let bytes = std::fs::read(&good).unwrap();
     std::fs::write(&broken, &bytes[..bytes.len() - 8]).unwrap();
@@ -104,46 +107,46 @@ fn what_is_found_is_written_as_json_for_every_file() {
     assert!(logits["error"].as_f64().is_some_and(|error| error > 1e-4 && error < 0.02), "{logits}");
 }
 
-/// Memory is filled with rubbish as it is handed out: what reads more than was written gives NaN.
+/// malloc fills new memory with a pattern, so that reads of uninitialised memory give wrong values.
 #[test]
-fn the_program_passes_on_dirty_memory() {
+fn golden_files_pass_on_uninitialised_memory() {
     let output = Command::new(env!("CARGO_BIN_EXE_drnas-dist"))
         .arg("verify")
-        .args(files(&own()))
+        .args(files(&golden_folder()))
         .env("MALLOC_PERTURB_", "128")
         .env("OMP_NUM_THREADS", "1")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("ok     gradients of weights") && !said.contains("FAILED"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{stdout}");
+    assert!(stdout.contains("ok     gradients of weights") && !stdout.contains("FAILED"), "{stdout}");
 }
 
 #[test]
-fn a_wrong_figure_is_found() {
+fn wrong_value_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("darts_cifar_stage1.safetensors");
-    let mut bytes = std::fs::read(own().join("darts_cifar_stage1.safetensors")).unwrap();
-    // The last tensor of the file, a little off.
+    let mut bytes = std::fs::read(golden_folder().join("darts_cifar_stage1.safetensors")).unwrap();
+    // Changes the last element of the file.
     let at = bytes.len() - 4;
     let value = f32::from_le_bytes(bytes[at..].try_into().unwrap());
     bytes[at..].copy_from_slice(&(value * 1.5 + 0.1).to_le_bytes());
     std::fs::write(&file, bytes).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_drnas-dist")).arg("verify").arg(&file).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("FAILED"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    assert!(stdout.contains("FAILED"), "{stdout}");
 
     let missing =
         Command::new(env!("CARGO_BIN_EXE_drnas-dist")).args(["verify", "nowhere.json"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(1));
 }
 
-/// The supernets of `own()` as `placement` computes them; the largest error of their logits.
-fn supernets_pass(placement: Placement) -> f64 {
+/// Verifies the supernets of tests/golden with `placement`; returns the largest error of their logits.
+fn verify_supernets(placement: Placement) -> f64 {
     tch::set_num_threads(1);
     let mut logits = 0.0f64;
-    for file in files(&own()).iter().filter(|file| file.to_string_lossy().contains("_stage")) {
+    for file in files(&golden_folder()).iter().filter(|file| file.to_string_lossy().contains("_stage")) {
         for finding in &verify(file, placement).unwrap().0 {
             assert!(finding.passes(), "{} with {placement:?}: {finding:?}", file.display());
             if finding.kind.starts_with("logits") {
@@ -156,15 +159,15 @@ fn supernets_pass(placement: Placement) -> f64 {
 
 #[test]
 fn golden_files_pass_channels_first_and_recomputed() {
-    supernets_pass(Placement { channels_last: false, ..PLACEMENT });
-    supernets_pass(Placement { checkpoint_cells: true, bucket_bytes: 20_000, ..PLACEMENT });
+    verify_supernets(Placement { channels_last: false, ..PLACEMENT });
+    verify_supernets(Placement { checkpoint_cells: true, bucket_bytes: 20_000, ..PLACEMENT });
 }
 
 #[test]
 fn golden_files_pass_in_bf16() {
     for channels_last in [true, false] {
         let placement = Placement { precision: Precision::Bf16, channels_last, ..PLACEMENT };
-        let worst = supernets_pass(placement);
-        assert!(worst > 3e-4, "{worst}: this is not bf16");
+        let worst = verify_supernets(placement);
+        assert!(worst > 3e-4, "error {worst} is too small for bf16");
     }
 }

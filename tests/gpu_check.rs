@@ -1,4 +1,4 @@
-//! launch/gpu-check.sh on the CPU (`--dry`): the order of its checks, what it skips, and what it leaves when it is ended.
+//! launch/gpu-check.sh on the CPU (`--dry`): order of the checks, skipped checks, results after an interruption.
 
 #[path = "common/torch.rs"]
 mod torch;
@@ -15,12 +15,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The Python that has torch.
+/// The Python with PyTorch.
 fn python() -> PathBuf {
     root().join("tests/python/torch.sh")
 }
 
-/// What launch/gpu-bundle.sh makes for a dry run, made once; `None`, with the reason printed, where PyTorch does not start.
+/// The bundle of launch/gpu-bundle.sh for a dry run, created once; `None`, with the reason printed, if PyTorch does not
+/// start.
 fn bundle() -> Option<&'static Path> {
     static BUNDLE: OnceLock<Option<TempDir>> = OnceLock::new();
     let made = BUNDLE.get_or_init(|| {
@@ -38,15 +39,15 @@ fn bundle() -> Option<&'static Path> {
     made.as_ref().map(TempDir::path)
 }
 
-/// A place for one run of the script: what it leaves, and its temporary folder.
-struct Place {
+/// The output folder and the temporary folder of one run of the script.
+struct Workspace {
     out: TempDir,
     temporary: TempDir,
 }
 
-impl Place {
-    fn new() -> Place {
-        Place { out: tempfile::tempdir().unwrap(), temporary: tempfile::tempdir().unwrap() }
+impl Workspace {
+    fn new() -> Workspace {
+        Workspace { out: tempfile::tempdir().unwrap(), temporary: tempfile::tempdir().unwrap() }
     }
 
     fn script(&self, bundle: &Path, arguments: &[&str]) -> Command {
@@ -69,7 +70,7 @@ impl Place {
 
     fn result(&self) -> Value {
         let text = std::fs::read_to_string(self.out.path().join("result.json")).unwrap();
-        serde_json::from_str(&text).expect("result.json is whole at every moment")
+        serde_json::from_str(&text).expect("result.json is complete at any time")
     }
 
     /// The check `name` of the result.
@@ -77,7 +78,7 @@ impl Place {
         let result = self.result();
         let checks = result["checks"].as_array().unwrap();
         let found = checks.iter().find(|check| check["name"] == name);
-        found.unwrap_or_else(|| panic!("{name} is not in {result:#}")).clone()
+        found.unwrap_or_else(|| panic!("no check {name} in {result:#}")).clone()
     }
 
     fn archived(&self) -> Vec<String> {
@@ -87,13 +88,13 @@ impl Place {
         String::from_utf8(output.stdout).unwrap().lines().map(String::from).collect()
     }
 
-    /// What is in the temporary folder.
+    /// The names of files left in the temporary folder.
     fn left_behind(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.temporary.path()).unwrap().flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
-    /// Processes that work in the temporary folder.
+    /// Processes whose working directory is in the temporary folder.
     fn processes(&self) -> Vec<i32> {
         let inside = |pid: i32| {
             let at = std::fs::read_link(format!("/proc/{pid}/cwd"));
@@ -113,63 +114,66 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
-/// Waits for `happened`, for a minute at most.
-fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+/// Waits until `condition` returns true, at most a minute.
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !happened() {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 #[test]
-fn a_dry_run_makes_every_check_in_order() {
+fn dry_run_runs_all_checks_in_order() {
     let Some(bundle) = bundle() else { return };
-    let place = Place::new();
-    std::fs::write(place.out.path().join("mine.txt"), "stays").unwrap();
-    let output = place.run(bundle, &[]);
-    let said = String::from_utf8_lossy(&output.stdout);
-    let result = place.result();
-    assert!(output.status.success() && result["state"] == "done", "{said}\n{result:#}");
+    let workspace = Workspace::new();
+    std::fs::write(workspace.out.path().join("mine.txt"), "stays").unwrap();
+    let output = workspace.run(bundle, &[]);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let result = workspace.result();
+    assert!(output.status.success() && result["state"] == "done", "{stdout}\n{result:#}");
     let planned = number(&result["planned_s"]);
-    assert!(planned > 300.0 && planned < 400.0, "the plan for a card: {planned} s");
+    assert!(planned > 300.0 && planned < 400.0, "planned duration on a GPU: {planned} s");
 
     let checks = result["checks"].as_array().unwrap();
-    assert!(checks.len() > 25, "{said}");
+    assert!(checks.len() > 25, "{stdout}");
     for check in checks {
         assert_eq!(state(check), "ok", "{check:#}");
         let name = check["name"].as_str().unwrap();
-        let line = said.lines().find(|line| line.split_whitespace().nth(1) == Some(name)).unwrap();
+        let line = stdout.lines().find(|line| line.split_whitespace().nth(1) == Some(name)).unwrap();
         assert!(line.contains(&format!("(planned {:3.0})", number(&check["planned_s"]))), "{line}");
     }
-    // Beginnings and ends are rounded to hundredths of a second.
+    // Start times and durations are rounded to hundredths of a second.
     let span = |check: &Value| {
         let from = number(&check["began_s"]);
         (from + 0.02, from + number(&check["seconds"]) - 0.02)
     };
-    let beside = |a: &Value, b: &Value| {
+    let overlap = |a: &Value, b: &Value| {
         let (a, b) = (span(a), span(b));
         a.0 < b.1 && b.0 < a.1
     };
-    let alone = |check: &Value| {
+    let exclusive = |check: &Value| {
         let name = check["name"].as_str().unwrap();
-        ["doctor", "probe", "speed-", "plain-stage"].iter().any(|begin| name.starts_with(begin))
+        ["doctor", "probe", "speed-", "plain-stage"].iter().any(|prefix| name.starts_with(prefix))
     };
     let mut pairs = 0;
     for one in checks {
         let mut processes = number(&one["processes"]);
         for other in checks.iter().filter(|other| other["name"] != one["name"]) {
-            assert!(!(alone(one) && beside(one, other)), "speed is measured alone:\n{one:#}\n{other:#}");
-            // Those that run when this one begins.
-            if span(other).0 <= span(one).0 && beside(one, other) {
+            assert!(
+                !(exclusive(one) && overlap(one, other)),
+                "a speed check overlaps with another:\n{one:#}\n{other:#}"
+            );
+            // Checks that are running when this one starts.
+            if span(other).0 <= span(one).0 && overlap(one, other) {
                 processes += number(&other["processes"]);
                 pairs += 1;
             }
         }
         assert!(processes <= 4.0, "{processes} processes at {one:#}");
     }
-    assert!(pairs >= 4, "correctness is checked side by side");
-    let began = |name: &str| number(&place.check(name)["began_s"]);
+    assert!(pairs >= 4, "only {pairs} correctness checks run in parallel");
+    let start = |name: &str| number(&workspace.check(name)["began_s"]);
     for (first, second) in [
         ("doctor", "golden-fp64"),
         ("golden-fp64", "golden-fp32"),
@@ -178,26 +182,26 @@ fn a_dry_run_makes_every_check_in_order() {
         ("ranks-4", "rank-killed"),
         ("rank-killed", "probe"),
     ] {
-        assert!(began(first) <= began(second), "{first} and then {second}");
+        assert!(start(first) <= start(second), "{second} started before {first}");
     }
-    let says = |name: &str, text: &str| {
-        let check = place.check(name);
+    let assert_text = |name: &str, text: &str| {
+        let check = workspace.check(name);
         assert!(check["text"].as_str().unwrap().contains(text), "{check:#}");
     };
-    says("ranks-2", "equal one rank's");
-    says("ranks-4", "equal one rank's");
-    says("rank-killed", "lost rank 1");
-    says("rank-stopped", "lost rank 1");
-    // Kinds of convolutions that one step has, counted by the recorder.
-    assert!(place.check("count-stage1")["text"].as_str().unwrap().ends_with("kinds of convolutions"));
+    assert_text("ranks-2", "equal those on one rank");
+    assert_text("ranks-4", "equal those on one rank");
+    assert_text("rank-killed", "lost rank 1");
+    assert_text("rank-stopped", "lost rank 1");
+    // The number of distinct convolutions in a step, counted by the recorder.
+    assert!(workspace.check("count-stage1")["text"].as_str().unwrap().ends_with("distinct convolutions"));
 
-    // Nothing else is touched or left behind.
+    // Other files are unchanged and nothing else is left behind.
     let left: Vec<_> =
-        std::fs::read_dir(place.out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        std::fs::read_dir(workspace.out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "{left:?}");
-    assert_eq!(std::fs::read_to_string(place.out.path().join("mine.txt")).unwrap(), "stays");
-    assert_eq!(place.left_behind(), Vec::<String>::new());
-    let archived = place.archived();
+    assert_eq!(std::fs::read_to_string(workspace.out.path().join("mine.txt")).unwrap(), "stays");
+    assert_eq!(workspace.left_behind(), Vec::<String>::new());
+    let archived = workspace.archived();
     for name in [
         "result.json",
         "doctor.log",
@@ -206,7 +210,7 @@ fn a_dry_run_makes_every_check_in_order() {
         "runs/ranks-2/metrics.jsonl",
         "probe.json",
     ] {
-        assert!(archived.contains(&format!("gpu-check/{name}")), "{name} is not in {archived:?}");
+        assert!(archived.contains(&format!("gpu-check/{name}")), "no {name} in {archived:?}");
     }
     assert!(
         !archived.iter().any(|name| name.contains("checkpoints") || name.contains("shards")),
@@ -216,76 +220,79 @@ fn a_dry_run_makes_every_check_in_order() {
     assert!(
         measured["speed"].as_array().unwrap().len() >= 8 && measured["plain"].as_array().unwrap().len() == 2
     );
-    assert!(said.contains("to plain") && said.contains("planned"), "{said}");
+    assert!(stdout.contains("vs plain") && stdout.contains("planned"), "{stdout}");
 }
 
 #[test]
-fn what_does_not_fit_into_the_time_is_skipped() {
+fn checks_that_exceed_the_time_are_skipped() {
     let Some(bundle) = bundle() else { return };
-    let place = Place::new();
+    let workspace = Workspace::new();
     let only = ["--only", "doctor,golden-tf32-channels-first,rank-stopped"];
-    let output = place.script(bundle, &only).env("GPU_CHECK_SECONDS", "34").output().unwrap();
-    // By plan they take 5, 25 and 35 s.
-    let check = place.check("rank-stopped");
+    let output = workspace.script(bundle, &only).env("GPU_CHECK_SECONDS", "34").output().unwrap();
+    // Their planned durations are 5, 25 and 35 s.
+    let check = workspace.check("rank-stopped");
     assert!(
         state(&check) == "skipped" && check["text"].as_str().unwrap().starts_with("would end after"),
         "{check:#}"
     );
     assert_eq!(
-        (state(&place.check("doctor")), state(&place.check("golden-tf32-channels-first"))),
+        (state(&workspace.check("doctor")), state(&workspace.check("golden-tf32-channels-first"))),
         ("ok", "ok")
     );
-    assert!(output.status.success(), "a skipped check has not failed: {output:?}");
-    assert_eq!(place.result()["checks"].as_array().unwrap().len(), 3);
+    assert!(output.status.success(), "a skipped check is not a failure: {output:?}");
+    assert_eq!(workspace.result()["checks"].as_array().unwrap().len(), 3);
 }
 
-/// The script, in the middle of its second check, which takes seconds.
-fn in_the_second_check(place: &Place, bundle: &Path) -> Child {
-    let child =
-        place.script(bundle, &["--only", "doctor,plain-stage1-fp32"]).stdout(Stdio::null()).spawn().unwrap();
+/// Starts the script and waits until its second check, which takes seconds, is running.
+fn start_second_check(workspace: &Workspace, bundle: &Path) -> Child {
+    let child = workspace
+        .script(bundle, &["--only", "doctor,plain-stage1-fp32"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     wait_for("a process of the second check", || {
-        let known = std::fs::read_to_string(place.out.path().join("result.json")).unwrap_or_default();
-        known.contains("\"doctor\"") && !place.processes().is_empty()
+        let result = std::fs::read_to_string(workspace.out.path().join("result.json")).unwrap_or_default();
+        result.contains("\"doctor\"") && !workspace.processes().is_empty()
     });
     child
 }
 
 #[test]
-fn a_run_that_is_ended_leaves_what_it_knows_and_no_process() {
+fn terminated_run_leaves_its_results_and_no_process() {
     let Some(bundle) = bundle() else { return };
-    let place = Place::new();
-    let mut child = in_the_second_check(&place, bundle);
-    // SAFETY: a child that has not been waited for.
+    let workspace = Workspace::new();
+    let mut child = start_second_check(&workspace, bundle);
+    // SAFETY: our child, which has not been waited for.
     assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(place.result()["state"], "interrupted by SIGTERM");
+    assert_eq!(workspace.result()["state"], "interrupted by SIGTERM");
     assert_eq!(
-        (state(&place.check("doctor")), state(&place.check("plain-stage1-fp32"))),
+        (state(&workspace.check("doctor")), state(&workspace.check("plain-stage1-fp32"))),
         ("ok", "interrupted")
     );
-    assert!(place.processes().is_empty());
-    assert!(place.archived().contains(&"gpu-check/plain-stage1-fp32.log".to_string()));
-    assert_eq!(place.left_behind(), Vec::<String>::new());
+    assert!(workspace.processes().is_empty());
+    assert!(workspace.archived().contains(&"gpu-check/plain-stage1-fp32.log".to_string()));
+    assert_eq!(workspace.left_behind(), Vec::<String>::new());
 }
 
 #[test]
-fn a_run_that_is_killed_leaves_what_it_knew() {
+fn killed_run_leaves_its_results() {
     let Some(bundle) = bundle() else { return };
-    let place = Place::new();
-    let mut child = in_the_second_check(&place, bundle);
+    let workspace = Workspace::new();
+    let mut child = start_second_check(&workspace, bundle);
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-    for pid in place.processes() {
-        // SAFETY: a process of the script's, in its temporary folder.
+    for pid in workspace.processes() {
+        // SAFETY: signals a process of the script; no pointers are involved.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
-    assert_eq!(place.result()["state"], "running");
-    assert_eq!(state(&place.check("doctor")), "ok");
-    assert!(place.archived().contains(&"gpu-check/doctor.log".to_string()));
+    assert_eq!(workspace.result()["state"], "running");
+    assert_eq!(state(&workspace.check("doctor")), "ok");
+    assert!(workspace.archived().contains(&"gpu-check/doctor.log".to_string()));
 }
 
-/// The bundle with one golden file changed.
-fn changed(bundle: &Path, change: impl FnOnce(&mut [u8], &Value, usize)) -> TempDir {
+/// A copy of the bundle with one golden file changed.
+fn with_changed_golden_file(bundle: &Path, change: impl FnOnce(&mut [u8], &Value, usize)) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").args(["-a", "-T"]).arg(bundle).arg(folder.path()).status();
     assert!(copied.unwrap().success());
@@ -299,53 +306,54 @@ fn changed(bundle: &Path, change: impl FnOnce(&mut [u8], &Value, usize)) -> Temp
 }
 
 #[test]
-fn wrong_numbers_in_float64_are_the_end() {
+fn wrong_values_in_float64_fail_all_later_checks() {
     let Some(bundle) = bundle() else { return };
-    let wrong = changed(bundle, |bytes, fields, header| {
+    let wrong = with_changed_golden_file(bundle, |bytes, fields, header| {
         let at = header + fields["logits.train"]["data_offsets"][0].as_u64().unwrap() as usize;
         bytes[at..at + 4].copy_from_slice(&9.0f32.to_le_bytes());
     });
-    let place = Place::new();
-    let output = place.run(wrong.path(), &["--only", "golden-fp64,golden-fp32,speed-stage1-bf16-last"]);
+    let workspace = Workspace::new();
+    let output = workspace.run(wrong.path(), &["--only", "golden-fp64,golden-fp32,speed-stage1-bf16-last"]);
     assert_eq!(output.status.code(), Some(1));
-    let exact = place.check("golden-fp64");
+    let exact = workspace.check("golden-fp64");
     assert!(
-        state(&exact) == "failed" && exact["text"].as_str().unwrap().contains("logits, training off by"),
+        state(&exact) == "failed" && exact["text"].as_str().unwrap().contains("logits, training: error"),
         "{exact:#}"
     );
-    assert_eq!(state(&place.check("golden-fp32")), "failed", "no rounding, where float64 is wrong too");
-    let speed = place.check("speed-stage1-bf16-last");
     assert_eq!(
-        (state(&speed), &speed["text"]),
-        ("skipped", &"not tried: golden-fp64 failed, which comes first".into())
+        state(&workspace.check("golden-fp32")),
+        "failed",
+        "not attributed to rounding if float64 fails too"
     );
+    let speed = workspace.check("speed-stage1-bf16-last");
+    assert_eq!((state(&speed), &speed["text"]), ("skipped", &"not run because golden-fp64 failed".into()));
 }
 
 #[test]
-fn golden_files_that_cannot_be_computed_are_tried_in_the_other_layout() {
+fn golden_files_that_fail_are_retried_in_the_other_layout() {
     let Some(bundle) = bundle() else { return };
-    let wrong = changed(bundle, |bytes, fields, header| {
+    let wrong = with_changed_golden_file(bundle, |bytes, fields, header| {
         bytes[header + fields["target"]["data_offsets"][0].as_u64().unwrap() as usize] = 99;
     });
-    let place = Place::new();
-    let output = place.run(wrong.path(), &["--only", "golden-fp32"]);
+    let workspace = Workspace::new();
+    let output = workspace.run(wrong.path(), &["--only", "golden-fp32"]);
     assert_eq!(output.status.code(), Some(1));
-    let check = place.check("golden-fp32");
+    let check = workspace.check("golden-fp32");
     let text = check["text"].as_str().unwrap();
     assert!(
-        text.starts_with("not with channels first either: darts_imagenet_stage1.safetensors")
+        text.starts_with("also fails with channels first: darts_imagenet_stage1.safetensors")
             && text.contains("Target 99"),
         "{check:#}"
     );
-    let measured = &place.result()["measured"]["golden"];
-    // The file that cannot be computed is no obstacle to the others.
-    let last = measured["golden-fp32-again"].as_array().unwrap().last().unwrap().clone();
+    let measured = &workspace.result()["measured"]["golden"];
+    // A file that fails does not stop the others.
+    let last = measured["golden-fp32-retry"].as_array().unwrap().last().unwrap().clone();
     assert!(last["file"] != "darts_imagenet_stage1.safetensors" && last["pass"] == true, "{last:#}");
-    assert!(place.archived().contains(&"gpu-check/record-golden-fp32.jsonl".to_string()));
+    assert!(workspace.archived().contains(&"gpu-check/record-golden-fp32.jsonl".to_string()));
 }
 
-/// What a Python script with the modules of launch/gpu prints.
-fn printed(script: &str) -> String {
+/// Runs a Python script with the modules of launch/gpu; returns its output.
+fn run_python(script: &str) -> String {
     let script = format!("import sys; sys.path.insert(0, sys.argv[1])\n{script}");
     let output =
         Command::new("python3").args(["-B", "-c", &script]).arg(root().join("launch/gpu")).output().unwrap();
@@ -354,8 +362,8 @@ fn printed(script: &str) -> String {
 }
 
 #[test]
-fn an_excess_is_rounding_only_where_float64_is_right() {
-    let said = printed(
+fn excess_errors_count_as_rounding_only_if_float64_passes() {
+    let stdout = run_python(
         "import report
 for exact in 'ok', 'failed', None:
     checks = [{'name': 'golden-fp64', 'state': exact}] if exact else []
@@ -363,31 +371,31 @@ for exact in 'ok', 'failed', None:
     print(*[check['state'] for check in report.settle(checks)])",
     );
     let expected = ["ok rounding failed failed", "failed failed failed failed", "failed failed failed"];
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(stdout.lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]
-fn processes_that_are_deaf_or_stopped_are_ended_too() {
-    let said = printed(
+fn processes_that_ignore_sigterm_or_are_stopped_are_killed() {
+    let stdout = run_python(
         "import os, runner, signal, subprocess, time
-deaf = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 50 & wait'], start_new_session=True)
-while len(runner.processes(runner.SESSION, deaf.pid)) < 2:
+child = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 50 & wait'], start_new_session=True)
+while len(runner.processes(runner.SESSION, child.pid)) < 2:
     time.sleep(0.05)
-os.kill(max(runner.processes(runner.SESSION, deaf.pid)), signal.SIGSTOP)
-runner.end_session(deaf.pid, grace_s=0.5)
-print(runner.processes(runner.SESSION, deaf.pid), deaf.wait())",
+os.kill(max(runner.processes(runner.SESSION, child.pid)), signal.SIGSTOP)
+runner.end_session(child.pid, grace_s=0.5)
+print(runner.processes(runner.SESSION, child.pid), child.wait())",
     );
-    assert_eq!(said, "[] -9\n");
+    assert_eq!(stdout, "[] -9\n");
 }
 
 #[test]
-fn small_excesses_do_not_hide_what_cannot_be_computed() {
-    // A stand-in for the job, which runs nothing: `verify` is said to have written `files` and to have ended with `code`.
-    let said = printed(
+fn small_excess_errors_do_not_hide_files_that_fail() {
+    // A fake job that runs nothing: it acts as if `verify` had written `files` and exited with `code`.
+    let stdout = run_python(
         "import check, json, pathlib, runner, tempfile
 class Job:
     def __init__(self, code, files):
-        self.code, self.files, self.remarks = code, files, []
+        self.code, self.files, self.notes = code, files, []
     def start(self, command, environment):
         pathlib.Path(command[command.index('--json') + 1]).write_text('\\n'.join(map(json.dumps, self.files)))
     def wait(self, process):
@@ -410,7 +418,7 @@ for code, *files in [
 ]:
     job = Job(code, files)
     try:
-        print(plan.verified(job, 'golden', []), job.remarks)
+        print(plan.verified(job, 'golden', []), job.notes)
     except runner.Differs as why:
         print('differs', why.error)",
     );
@@ -419,15 +427,15 @@ for code, *files in [
         "differs 0.03",
         "['f: no engine'] []",
         "differs 0.9",
-        "['ended by SIGSEGV: the end'] []",
-        "[] ['ended by SIGSEGV after all was done']",
+        "['killed by SIGSEGV: the end'] []",
+        "[] ['killed by SIGSEGV after completion']",
     ];
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(stdout.lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]
-fn no_mistake_of_a_check_and_no_file_that_vanishes_stops_the_others() {
-    let said = printed(
+fn failing_checks_and_vanished_files_do_not_stop_other_checks() {
+    let stdout = run_python(
         "import json, pathlib, runner, sys, tarfile, tempfile, time
 folders = tempfile.TemporaryDirectory(), tempfile.TemporaryDirectory()
 work, out = [pathlib.Path(folder.name) for folder in folders]
@@ -444,16 +452,16 @@ made.finish = broken
 made.run(runner.Group('two', 4, [runner.Check('late', 1, lambda job: 'yes')]))
 print('over')",
     );
-    // The lines of the checks come first.
-    let told: Vec<&str> = said.lines().skip(2).collect();
+    // Skips the lines printed for the checks.
+    let lines: Vec<&str> = stdout.lines().skip(2).collect();
     let expected =
         ["[('right', 'ok'), ('wrong', 'failed')]", "['gpu-check/a.log', 'gpu-check/result.json']", "over"];
-    assert_eq!(told, expected, "{said}");
+    assert_eq!(lines, expected, "{stdout}");
 }
 
 #[test]
-fn overlap_and_agreement_are_judged() {
-    let said = printed(
+fn overlap_and_agreement_are_computed() {
+    let stdout = run_python(
         "import json, pathlib, report, tempfile
 def trace(*begins):
     return {'trace': {'backward_ends_ms': [10.0], 'reductions': [{'step': 0, 'from_ms': begin} for begin in begins]}}
@@ -487,5 +495,5 @@ for short in run('short', 2.0), run('empty'):
         "steps of one, short: [2, 1]",
         "steps of one, empty: [2, 0]",
     ];
-    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(stdout.lines().collect::<Vec<_>>(), expected);
 }

@@ -1,11 +1,11 @@
-//! Ranks on two hosts: network namespaces of this machine, with names of their own and a cable between them. A real mpirun
-//! starts ranks on both; what stands in for ssh enters the other one.
+//! Ranks on two hosts, simulated by two connected network namespaces with their own host names. A real mpirun starts
+//! ranks on both; a replacement for ssh enters the other namespace.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 
-use bench::{Bench, assert_same_end, finish, said, signal, wait};
+use bench::{Bench, assert_same_result, finish, output_text, signal, wait};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 const ADDRESSES: [&str; 2] = ["10.77.83.1", "10.77.83.2"];
 const LIMIT: Duration = Duration::from_secs(200);
 
-/// Two hosts, node1 and node2; gone with this.
+/// Two hosts, node1 and node2, removed when dropped.
 struct Hosts {
     names: [String; 2],
-    cable: [String; 2],
+    link: [String; 2],
 }
 
 impl Hosts {
-    /// None, and why, where one may not make them.
-    fn make(number: usize) -> Option<Hosts> {
+    /// `None`, with the reason printed, if they cannot be created.
+    fn create(number: usize) -> Option<Hosts> {
         let name = |side: &str| format!("d{}-{number}{side}", std::process::id());
-        let hosts = Hosts { names: ["a", "b"].map(name), cable: ["x", "y"].map(name) };
+        let hosts = Hosts { names: ["a", "b"].map(name), link: ["x", "y"].map(name) };
         if let Err(why) = hosts.connect() {
             println!("skipped: hosts in network namespaces need root and iproute2: {why}");
             return None;
@@ -32,23 +32,23 @@ impl Hosts {
     }
 
     fn connect(&self) -> Result<(), String> {
-        let ([a, b], [x, y]) = (&self.names, &self.cable);
+        let ([a, b], [x, y]) = (&self.names, &self.link);
         ip(&["netns", "add", a])?;
         ip(&["netns", "add", b])?;
         ip(&["link", "add", x, "netns", a, "type", "veth", "peer", "name", y, "netns", b])?;
-        for (side, (name, cable)) in [(a, x), (b, y)].into_iter().enumerate() {
-            ip(&["-n", name, "addr", "add", &format!("{}/24", ADDRESSES[side]), "dev", cable])?;
+        for (side, (name, link)) in [(a, x), (b, y)].into_iter().enumerate() {
+            ip(&["-n", name, "addr", "add", &format!("{}/24", ADDRESSES[side]), "dev", link])?;
             ip(&["-n", name, "link", "set", "lo", "up"])?;
-            ip(&["-n", name, "link", "set", cable, "up"])?;
+            ip(&["-n", name, "link", "set", link, "up"])?;
         }
         Ok(())
     }
 
-    fn cut_the_cable(&self) {
-        ip(&["-n", &self.names[1], "link", "set", &self.cable[1], "down"]).unwrap();
+    fn take_link_down(&self) {
+        ip(&["-n", &self.names[1], "link", "set", &self.link[1], "down"]).unwrap();
     }
 
-    /// `program` on node1, with `ssh` as its way to node2.
+    /// `program` on node1, with a replacement for ssh that reaches node2.
     fn on_node1(&self, program: impl AsRef<Path>) -> Command {
         let bench = Bench::get();
         let agent = bench.path(&format!("ssh-{}", self.names[0]));
@@ -59,7 +59,7 @@ impl Hosts {
         )
         .unwrap();
         assert!(Command::new("chmod").arg("+x").arg(&agent).status().unwrap().success());
-        let mut command = bench.at_home("ip");
+        let mut command = bench.command("ip");
         command.args(["netns", "exec", &self.names[0], "unshare", "--uts", "sh", "-c"]);
         command.args(["hostname node1; exec \"$0\" \"$@\""]).arg(program.as_ref());
         command
@@ -73,7 +73,7 @@ impl Hosts {
 impl Drop for Hosts {
     fn drop(&mut self) {
         for name in &self.names {
-            // What mpirun has left behind the cut.
+            // Processes that mpirun could not reach after the link went down.
             let left = Command::new("ip").args(["netns", "pids", name]).output();
             let pids =
                 left.map(|left| String::from_utf8_lossy(&left.stdout).into_owned()).unwrap_or_default();
@@ -85,44 +85,44 @@ impl Drop for Hosts {
 
 fn ip(arguments: &[&str]) -> Result<(), String> {
     let output = Command::new("ip").args(arguments).output().map_err(|error| error.to_string())?;
-    if output.status.success() { Ok(()) } else { Err(said(&output)) }
+    if output.status.success() { Ok(()) } else { Err(output_text(&output)) }
 }
 
-/// One slot on each host.
-fn both() -> String {
+/// Both hosts with one slot each.
+fn both_hosts() -> String {
     ADDRESSES.map(|address| format!("{address}:1")).join(",")
 }
 
 #[test]
-fn two_hosts_compute_what_one_does() {
-    let Some(hosts) = Hosts::make(1) else { return };
+fn two_hosts_give_the_result_of_one_host() {
+    let Some(hosts) = Hosts::create(1) else { return };
     let bench = Bench::get();
     let plain = bench.search(2, "two-hosts", &[]);
     let mut command = hosts.on_node1(plain.get_program());
-    command.args(["--host", &both()]).args(plain.get_args());
+    command.args(["--host", &both_hosts()]).args(plain.get_args());
     let output = finish(command, LIMIT);
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("2 ranks on 2 hosts"), "{}", said(&output));
-    assert_same_end(&bench.run("two-hosts"), &bench.searched(0, "one-host", &[]));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(output_text(&output).contains("2 ranks on 2 hosts"), "{}", output_text(&output));
+    assert_same_result(&bench.run("two-hosts"), &bench.run_search(0, "one-host", &[]));
 }
 
-/// The network goes: both sides say whom they have lost, the search goes on with what is left, and ends as if nothing had
-/// been.
+/// The network fails: both sides report the lost rank, and the search resumes on the remaining host, with the same
+/// result.
 #[test]
-fn a_lost_host_is_named_and_the_run_goes_on_without_it() {
-    let Some(hosts) = Hosts::make(2) else { return };
+fn lost_host_is_reported_and_the_run_resumes_without_it() {
+    let Some(hosts) = Hosts::create(2) else { return };
     let bench = Bench::get();
     let run = bench.run("cut");
-    // A stand-in of `ssh HOST true`: the hosts are no more than their addresses.
+    // A replacement for `ssh HOST true`, since no SSH server runs on the hosts.
     let alive = format!("#!/bin/sh\n[ \"$1\" = {} ] || [ ! -e cut-now ]\n", ADDRESSES[0]);
     std::fs::write(bench.path("alive.sh"), alive).unwrap();
     let mut command = hosts.on_node1(Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/supervise.sh"));
     let plain = bench.search(0, "cut", &["--set", "run.checkpoint_every=2", "--set", "run.heartbeat_s=3"]);
     command.arg("cut").arg(plain.get_program()).args(plain.get_args());
     let mpirun = format!("{} --bind-to none", bench.mpirun().get_program().to_str().unwrap());
-    command.env("MPIRUN", mpirun).env("HOSTS", both()).env("ALIVE", "sh alive.sh");
+    command.env("MPIRUN", mpirun).env("HOSTS", both_hosts()).env("ALIVE", "sh alive.sh");
     command.env("PAUSE_S", "0").env("LINGER_S", "3");
-    // A file: what mpirun leaves behind the cut would hold a pipe open.
+    // A file, since processes that mpirun cannot reach would keep a pipe open.
     let log = std::fs::File::create(bench.path("cut.log")).unwrap();
     let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
     let started = Instant::now();
@@ -131,26 +131,23 @@ fn a_lost_host_is_named_and_the_run_goes_on_without_it() {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::fs::write(bench.path("cut-now"), "").unwrap();
-    hosts.cut_the_cable();
+    hosts.take_link_down();
     let cut = Instant::now();
     let output = wait(child, LIMIT);
-    println!("{:.0} s after the cut", cut.elapsed().as_secs_f64());
-    let said = std::fs::read_to_string(bench.path("cut.log")).unwrap();
-    assert!(output.status.success(), "{said}");
+    println!("finished {:.0} s after the link went down", cut.elapsed().as_secs_f64());
+    let printed = std::fs::read_to_string(bench.path("cut.log")).unwrap();
+    assert!(output.status.success(), "{printed}");
     let messages = std::fs::read_to_string(run.folder.join("messages.log")).unwrap();
     for line in
         ["rank 0 on node1: lost rank 1 on node2, step ", "rank 1 on node2: lost rank 0 on node1, step "]
     {
         let line = messages.lines().find(|text| text.contains(line)).unwrap_or_else(|| panic!("{messages}"));
-        assert!(
-            line.contains("no sign of life for 3 s (stopped, or its machine or network is down)"),
-            "{line}"
-        );
+        assert!(line.contains("no heartbeat for 3 s (stopped, or its machine or network is down)"), "{line}");
     }
     for line in
-        ["start with 2 ranks on 10.77.83.1:1,10.77.83.2:1, from step 0", "start with 1 ranks on 10.77.83.1:1"]
+        ["starting 2 ranks on 10.77.83.1:1,10.77.83.2:1, from step 0", "starting 1 rank on 10.77.83.1:1"]
     {
-        assert!(said.contains(line), "{line}: {said}");
+        assert!(printed.contains(line), "{line}: {printed}");
     }
-    assert_same_end(&run, &bench.searched(0, "uncut", &["--set", "run.checkpoint_every=2"]));
+    assert_same_result(&run, &bench.run_search(0, "uncut", &["--set", "run.checkpoint_every=2"]));
 }

@@ -1,11 +1,11 @@
-//! What a run and the other commands tell, and where: an output that is closed or full, the files of the run folder, times,
-//! and the names of images that were replaced.
+//! Output of runs and other commands: closed or full output streams, log files of the run folder, timestamps, and the
+//! names of replaced images.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 
-use bench::{Bench, finish, said, signal, wait};
+use bench::{Bench, finish, output_text, signal, wait};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -29,7 +29,7 @@ fn full() -> File {
     File::options().write(true).open("/dev/full").unwrap()
 }
 
-/// The writing end of a pipe that nobody reads.
+/// The write end of a pipe without a reader.
 fn closed() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -40,17 +40,17 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
 }
 
-/// The lines of a log of the run folder, each of which begins with the time in UTC: that is taken off.
-fn untimed(path: &Path) -> Vec<String> {
+/// The lines of a log file without the UTC timestamp that each must start with.
+fn lines_without_time(path: &Path) -> Vec<String> {
     let line = |line: &str| {
         let (time, rest) = line.split_once(' ').unwrap_or((line, ""));
-        assert!(is_time(time), "no time in {line:?} of {}", path.display());
+        assert!(is_time(time), "no timestamp in {line:?} of {}", path.display());
         rest.to_owned()
     };
     text(path).lines().map(line).collect()
 }
 
-/// 2026-11-27T18:58:28Z
+/// Whether `word` is a timestamp such as 2026-11-27T18:58:28Z.
 fn is_time(word: &str) -> bool {
     let shape: String = word.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     shape == "0000-00-00T00:00:00Z" && word.starts_with("20")
@@ -58,17 +58,17 @@ fn is_time(word: &str) -> bool {
 
 fn assert_finished(name: &str, output: &Output) {
     let bench = Bench::get();
-    assert!(output.status.success(), "{name}: {:?} {}", output.status, said(output));
-    assert!(!said(output).contains("panicked"), "{name}: {}", said(output));
-    assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", said(output));
-    assert!(text(&bench.path(name).join("report.txt")).contains("Found architecture"), "{name}");
-    let log = untimed(&bench.path(name).join("console.log"));
+    assert!(output.status.success(), "{name}: {:?} {}", output.status, output_text(output));
+    assert!(!output_text(output).contains("panicked"), "{name}: {}", output_text(output));
+    assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", output_text(output));
+    assert!(text(&bench.path(name).join("report.txt")).contains("Architecture found"), "{name}");
+    let log = lines_without_time(&bench.path(name).join("console.log"));
     assert!(log.iter().any(|line| line.starts_with("epoch 1: loss ")), "{name}: {log:?}");
-    assert!(log.iter().any(|line| line.starts_with("Found architecture")), "{name}: {log:?}");
+    assert!(log.iter().any(|line| line.starts_with("Architecture found")), "{name}: {log:?}");
 }
 
 #[test]
-fn a_run_goes_on_when_its_output_cannot_be_written() {
+fn run_continues_when_its_output_cannot_be_written() {
     let bench = Bench::get();
     for (name, stdout, stderr) in [
         ("closed-out", closed(), Stdio::piped()),
@@ -79,12 +79,12 @@ fn a_run_goes_on_when_its_output_cannot_be_written() {
         let child = bench.search(0, name, &SHORT).stdout(stdout).stderr(stderr).spawn().unwrap();
         assert_finished(name, &wait(child, LIMIT));
     }
-    // With the bar, which writes to the error stream.
+    // With the progress bar, which writes to standard error.
     let mut command = bench.search(0, "bar", &SHORT);
     command.env("DRNAS_PROGRESS", "bar").stdout(Stdio::piped()).stderr(full());
     assert_finished("bar", &wait(command.spawn().unwrap(), LIMIT));
-    // The streams of no process at all: `>&- 2>&-`.
-    let mut shell = bench.at_home("sh");
+    // Started with both streams closed.
+    let mut shell = bench.command("sh");
     let program = env!("CARGO_BIN_EXE_drnas-dist");
     let words = bench.search(0, "none", &SHORT);
     let words: Vec<_> = words.get_args().collect();
@@ -93,27 +93,27 @@ fn a_run_goes_on_when_its_output_cannot_be_written() {
 }
 
 #[test]
-fn ranks_go_on_when_the_output_of_mpirun_cannot_be_written() {
+fn ranks_continue_when_the_output_of_mpirun_cannot_be_written() {
     let bench = Bench::get();
     for (name, stdout) in [("mpirun-closed", closed()), ("mpirun-full", full().into())] {
         let child = bench.search(2, name, &SHORT).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
         let output = wait(child, LIMIT);
-        assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", said(&output));
-        assert!(!said(&output).contains("panicked"), "{name}: {}", said(&output));
+        assert!(bench.path(name).join("finished.json").exists(), "{name}: {}", output_text(&output));
+        assert!(!output_text(&output).contains("panicked"), "{name}: {}", output_text(&output));
     }
 }
 
 #[test]
-fn other_commands_end_quietly_when_nobody_reads() {
+fn other_commands_end_quietly_on_a_closed_pipe() {
     let bench = Bench::get();
     let golden = format!("{}/tests/golden/schedules.json", env!("CARGO_MANIFEST_DIR"));
-    bench.searched(0, "reported", &SHORT);
-    // Whether the command's result is what it prints.
+    bench.run_search(0, "reported", &SHORT);
+    // Arguments, and whether the printed text is the result of the command.
     let commands: [(&[&str], bool); 8] = [
         (&["doctor"], true),
         (&["verify", &golden], true),
         (&["report", "scaling", "reported"], true),
-        (&["--help"], false), // clap says nothing of it
+        (&["--help"], false), // clap ignores write errors
         (
             &["search-imagenet", "--train", "train", "--valid", "valid", "--out", "reported", "--resume"],
             false,
@@ -132,33 +132,37 @@ fn other_commands_end_quietly_when_nobody_reads() {
             wait(command.stdout(stdout).stderr(stderr).spawn().unwrap(), LIMIT)
         };
         let output = run(closed(), Stdio::piped());
-        assert!(output.status.success(), "{words:?}: {:?} {}", output.status, said(&output));
+        assert!(output.status.success(), "{words:?}: {:?} {}", output.status, output_text(&output));
         assert!(
-            !said(&output).contains("panicked") && !said(&output).contains("error:"),
+            !output_text(&output).contains("panicked") && !output_text(&output).contains("error:"),
             "{}",
-            said(&output)
+            output_text(&output)
         );
-        // Both closed: nobody is left to be told.
+        // Both closed: there is nowhere to report an error.
         let output = run(closed(), closed());
         assert!(output.status.success(), "{words:?}: {:?}", output.status);
-        // A full disk is not a reader that has seen enough: the result is incomplete.
+        // Unlike a reader that has closed the pipe, a full disk leaves the result incomplete.
         let output = run(full().into(), Stdio::piped());
-        assert_eq!(output.status.code(), Some(i32::from(prints)), "{words:?}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(i32::from(prints)), "{words:?}: {}", output_text(&output));
         let expected = if prints { "error: write standard output: " } else { "" };
-        assert!(said(&output).contains(expected) && !said(&output).contains("panicked"), "{}", said(&output));
+        assert!(
+            output_text(&output).contains(expected) && !output_text(&output).contains("panicked"),
+            "{}",
+            output_text(&output)
+        );
         let output = run(Stdio::piped(), full().into());
         assert!(output.status.success(), "{words:?}: {:?}", output.status);
     }
-    // An error that cannot be told is still one.
+    // An error that cannot be printed still sets the exit code.
     let mut wrong = bench.program();
     wrong.args(["verify", "no/such.file"]).stdout(closed()).stderr(full());
     assert_eq!(wait(wrong.spawn().unwrap(), LIMIT).status.code(), Some(1));
 }
 
 #[test]
-fn every_line_of_a_log_says_when() {
+fn every_log_line_has_a_timestamp() {
     let bench = Bench::get();
-    let name = "timed";
+    let name = "timestamps";
     let more = ["--set", "run.checkpoint_every=1", "--set", "run.log_every=1", "--resume"];
     let child = bench.search(2, name, &more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let run = bench.run(name);
@@ -169,45 +173,45 @@ fn every_line_of_a_log_says_when() {
     }
     signal(child.id(), "USR1");
     let output = wait(child, LIMIT);
-    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(75), "{}", output_text(&output));
     let messages = run.folder.join("messages.log");
-    assert!(untimed(&messages).iter().any(|line| line.contains("stopped; the newest checkpoint")));
+    assert!(lines_without_time(&messages).iter().any(|line| line.contains("stopped; newest checkpoint")));
     let output = finish(bench.search(2, name, &more), LIMIT);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
 
-    let told = untimed(&messages);
-    assert!(told.iter().any(|line| line.starts_with("resumed after step ")), "{told:?}");
-    assert_eq!(told.last().unwrap(), &format!("finished after step {}", bench::STEPS), "{told:?}");
+    let lines = lines_without_time(&messages);
+    assert!(lines.iter().any(|line| line.starts_with("resumed after step ")), "{lines:?}");
+    assert_eq!(lines.last().unwrap(), &format!("finished after step {}", bench::STEPS), "{lines:?}");
 
-    // The run folder holds what rank 0 printed, of both parts of the run.
-    let console = untimed(&run.folder.join("console.log"));
+    // console.log holds everything that rank 0 printed, in both parts of the run.
+    let console = lines_without_time(&run.folder.join("console.log"));
     for line in String::from_utf8_lossy(&output.stdout).lines() {
-        assert!(console.iter().any(|kept| kept == line), "{line:?} is not in {console:?}");
+        assert!(console.iter().any(|kept| kept == line), "no {line:?} in {console:?}");
     }
     for words in
-        ["stage 1/2: k 6", "epoch 1: ", "stopped; the newest checkpoint", "resumed after", "Found arch"]
+        ["stage 1/2: k 6", "epoch 1: ", "stopped; newest checkpoint", "resumed after", "Architecture found"]
     {
-        assert!(console.iter().any(|line| line.starts_with(words)), "{words:?} is not in {console:?}");
+        assert!(console.iter().any(|line| line.starts_with(words)), "no {words:?} in {console:?}");
     }
-    // What is for programs has times too, which do not go backwards.
+    // metrics.jsonl has timestamps too, in order.
     let log = text(&run.folder.join("metrics.jsonl"));
     let time = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        line["time"].as_str().unwrap_or_else(|| panic!("no time in {line}")).to_owned()
+        line["time"].as_str().unwrap_or_else(|| panic!("no timestamp in {line}")).to_owned()
     };
     let times: Vec<String> = log.lines().map(time).collect();
     assert!(times.iter().all(|time| is_time(time)) && times.is_sorted(), "{times:?}");
 }
 
-/// Packs the training images anew as the set `name`, with one that cannot be decoded; its name.
-fn with_a_cut_image(name: &str) -> String {
+/// Packs the training images again as the data set `name`, with one truncated image, whose name is returned.
+fn pack_with_truncated_image(name: &str) -> String {
     let bench = Bench::get();
     let images = format!("{name}-images");
     let copied = Command::new("cp").arg("-r").args([bench.path("images"), bench.path(&images)]).status();
     assert!(copied.unwrap().success());
     let list = text(&bench.path("lists/train.txt"));
-    let cut = list.lines().filter(|line| !line.starts_with('#')).nth(30).unwrap().to_owned();
-    let path = bench.path(&images).join(&cut);
+    let truncated = list.lines().filter(|line| !line.starts_with('#')).nth(30).unwrap().to_owned();
+    let path = bench.path(&images).join(&truncated);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 40]).unwrap();
     let output = bench
@@ -215,14 +219,14 @@ fn with_a_cut_image(name: &str) -> String {
         .args(["pack", &images, name, "--list", "lists/train.txt", "--shard-images", "40", "--no-decode"])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    cut
+    assert!(output.status.success(), "{}", output_text(&output));
+    truncated
 }
 
 #[test]
-fn replaced_images_are_counted_and_named_and_damage_is_not_passed_over() {
+fn replaced_images_are_counted_and_named_and_corrupt_shards_are_not_skipped() {
     let bench = Bench::get();
-    let cut = with_a_cut_image("cut");
+    let truncated = pack_with_truncated_image("truncated");
     // Two epochs that see nearly all of the 168 images, on one rank and on two.
     let sets = ["data.skip_bad=true", "search.stage=[{k=6,ops_kept=7,epochs=2}]", "run.checkpoint_every=3"];
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
@@ -231,14 +235,22 @@ fn replaced_images_are_counted_and_named_and_damage_is_not_passed_over() {
         if ranks > 0 {
             command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_drnas-dist")]);
         }
-        command.args(["search-imagenet", "--config", "search.toml", "--train", "cut", "--valid", "valid"]);
+        command.args([
+            "search-imagenet",
+            "--config",
+            "search.toml",
+            "--train",
+            "truncated",
+            "--valid",
+            "valid",
+        ]);
         command.args(["--out", run]).args(&sets).args(more);
         finish(command, LIMIT)
     };
     let mut reports = Vec::new();
     for (ranks, run) in [(0, "replaced-1"), (2, "replaced-2")] {
         let output = search(ranks, run, &[]);
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_text(&output));
         let folder = bench.path(run);
         let log: Vec<serde_json::Value> = text(&folder.join("metrics.jsonl"))
             .lines()
@@ -246,36 +258,38 @@ fn replaced_images_are_counted_and_named_and_damage_is_not_passed_over() {
             .collect();
         let of = |event: &str| log.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
         let epochs: u64 = of("epoch").iter().map(|epoch| epoch["skipped_images"].as_u64().unwrap()).sum();
-        assert!(epochs >= 1, "{}", said(&output));
+        assert!(epochs >= 1, "{}", output_text(&output));
         assert_eq!(of("finish")[0]["replaced_images"], epochs);
-        // Named once, with the reason, in every place.
+        // Named once in each file, with the reason.
         let named = of("replaced");
         assert_eq!(named.len(), 1, "{named:?}");
         let image = named[0]["images"][0].as_str().unwrap();
         assert!(
-            image.contains(&cut) && image.contains("shard shard-0000") && image.contains("cut short"),
+            image.contains(&truncated)
+                && image.contains("shard shard-0000")
+                && image.contains("the JPEG is truncated"),
             "{image}"
         );
-        for (place, times) in [(said(&output), 2), (text(&folder.join("report.txt")), 1)] {
+        for (place, times) in [(output_text(&output), 2), (text(&folder.join("report.txt")), 1)] {
             assert_eq!(place.matches(image).count(), times, "{place}");
         }
         assert_eq!(text(&folder.join("messages.log")).matches(image).count(), 1);
         let report = text(&folder.join("report.txt"));
         let counted = format!("{epochs} time{}", if epochs == 1 { "" } else { "s" });
-        assert!(report.contains(&counted), "{counted} is not in {report}");
+        assert!(report.contains(&counted), "no {counted} in {report}");
         reports.push((epochs, image.to_owned()));
     }
     assert_eq!(reports[0], reports[1]);
 
-    // A damaged shard ends the run all the same.
-    for shard in fs::read_dir(bench.path("cut")).unwrap().flatten().map(|entry| entry.path()) {
+    // A corrupt shard still ends the run.
+    for shard in fs::read_dir(bench.path("truncated")).unwrap().flatten().map(|entry| entry.path()) {
         if shard.extension().is_some_and(|extension| extension == "bin") {
             let mut bytes = fs::read(&shard).unwrap();
             *bytes.last_mut().unwrap() ^= 1;
             fs::write(&shard, bytes).unwrap();
         }
     }
-    let output = search(0, "damaged", &[]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("is damaged (checksum "), "{}", said(&output));
+    let output = search(0, "corrupt", &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", output_text(&output));
+    assert!(output_text(&output).contains("is corrupt (expected checksum "), "{}", output_text(&output));
 }

@@ -1,5 +1,5 @@
-//! `bench` on the CPU: what it measures is trained as a search trains, on any ranks, precision and layout. And the
-//! tools of launch/gpu that count, record and time what a card does, as far as they go without one.
+//! `bench` on the CPU: it measures real training steps, in any precision and layout. Also tests the tools of launch/gpu
+//! that count, record and time GPU work, as far as possible without a GPU.
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ lr = 0.01
 threads = 1
 ";
 
-/// What `bench` writes, with `more` options, in `folder`, with `variables` in its environment.
+/// Runs `bench` in `folder` with `more` options and `variables` in its environment; returns the record that it writes.
 fn measured(folder: &Path, more: &[&str], variables: &[(&str, &Path)]) -> Value {
     let config = folder.join("tiny.toml");
     std::fs::write(&config, TINY).unwrap();
@@ -38,7 +38,7 @@ fn measured(folder: &Path, more: &[&str], variables: &[(&str, &Path)]) -> Value 
 }
 
 #[test]
-fn the_same_steps_whatever_is_kept() {
+fn recomputed_cells_train_identically() {
     let folder = tempfile::tempdir().unwrap();
     let plain = measured(folder.path(), &["--stage", "2"], &[]);
     assert_eq!(plain["what"], "supernet, stage 2");
@@ -48,34 +48,35 @@ fn the_same_steps_whatever_is_kept() {
     assert!((plain["images_per_s"].as_f64().unwrap() * step_ms / 16e3 - 1.0).abs() < 1e-9, "{plain}");
     assert!(plain["calls_per_step"].is_null() && plain["card_memory_mib"].is_null());
 
-    // Cells are computed again segment by segment: there have to be some.
+    // Cells are recomputed by segment, so there must be several segments.
     let cut = ["--stage", "2", "--set", "run.bucket_mib=0.001"];
     let kept = measured(folder.path(), &cut, &[]);
     let again = measured(folder.path(), &[&cut[..], &["--set", "checkpoint_cells=true"]].concat(), &[]);
-    assert_eq!(kept["loss"], again["loss"], "recomputed cells train bit for bit as kept ones");
+    assert_eq!(kept["loss"], again["loss"], "recomputed cells change the loss");
     let short = measured(folder.path(), &["--stage", "2", "--set", "precision=bf16"], &[]);
     assert_ne!(plain["loss"], short["loss"]);
-    let told = |measured: &Value| [measured["precision"].clone(), measured["checkpoint_cells"].clone()];
-    assert_eq!(told(&plain), ["fp32".into(), Value::from(false)]);
-    assert_eq!((told(&again), told(&short)), (["fp32".into(), true.into()], ["bf16".into(), false.into()]));
-    // Another stage is another network; without architecture steps the warming-up step leaves eta alone.
+    let settings = |result: &Value| [result["precision"].clone(), result["checkpoint_cells"].clone()];
+    assert_eq!(settings(&plain), [Value::from("fp32"), false.into()]);
+    assert_eq!(settings(&again), [Value::from("fp32"), true.into()]);
+    assert_eq!(settings(&short), [Value::from("bf16"), false.into()]);
+    // Each stage has its own network; without architecture steps the warm-up step does not change eta.
     let first = measured(folder.path(), &[], &[]);
     let weights_only = measured(folder.path(), &["--weights-only"], &[]);
     assert_eq!((&first["images_per_step"], &weights_only["images_per_step"]), (&16.into(), &8.into()));
     assert!(first["loss"] != plain["loss"] && first["loss"] != weights_only["loss"]);
 }
 
-/// Most memory that `bench` had, MiB.
-#[allow(clippy::zombie_processes, reason = "wait4 is a wait, and tells the memory")]
+/// Peak memory of `bench`, MiB.
+#[allow(clippy::zombie_processes, reason = "wait4 waits for the child and returns its memory usage")]
 fn peak_mib(config: &Path, more: &[&str]) -> f64 {
     let mut command = Command::new(env!("CARGO_BIN_EXE_drnas-dist"));
     command.args(["bench", "--warmup", "1", "--steps", "1", "--blocks", "1", "--weights-only"]);
     command.arg("--config").arg(config).args(["--set", "device=cpu"]).args(more);
     let child = command.stdout(Stdio::null()).spawn().unwrap();
     let mut status = 0;
-    // SAFETY: a struct of numbers.
+    // SAFETY: a struct of integers, for which all zeros is valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: a child of this process that nobody else waits for; live out pointers.
+    // SAFETY: our child, which is waited for only here; valid out pointers.
     let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
     assert!(waited == child.id() as i32 && status == 0, "{more:?}: {status}");
     usage.ru_maxrss as f64 / 1024.0
@@ -91,16 +92,16 @@ fn recomputed_cells_take_less_memory() {
         sets.iter().chain(&["run.bucket_mib=0.001"]).flat_map(|set| ["--set", set]).collect();
     let kept = peak_mib(&config, &sets);
     let again = peak_mib(&config, &[&sets[..], &["--set", "checkpoint_cells=true"]].concat());
-    // 400 and 255, of which the program itself is 170.
+    // Measured: 400 and 255 MiB, of which the program itself takes 170.
     assert!(again < 0.85 * kept, "{again} MiB, {kept} MiB with all activations kept");
 }
 
-/// A file of this package.
+/// The path of a file of this package.
 fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Compiles with the C compiler, in `folder`.
+/// Runs the C compiler in `folder`.
 fn compile(folder: &Path, arguments: &[&str]) {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
     let mut command = Command::new(compiler);
@@ -109,7 +110,7 @@ fn compile(folder: &Path, arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// launch/gpu/count.c as a library in `folder`.
+/// Compiles launch/gpu/count.c as a library in `folder`.
 fn counter(folder: &Path) -> PathBuf {
     let library = folder.join("libcount.so");
     let file = source("launch/gpu/count.c");
@@ -118,16 +119,16 @@ fn counter(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn calls_of_the_runtime_are_counted_and_networks_measured() {
+fn runtime_calls_are_counted_and_networks_measured() {
     let folder = tempfile::tempdir().unwrap();
     let library = counter(folder.path());
-    // The CUPTI that comes with libtorch refuses where there is no driver.
+    // libtorch's CUPTI refuses to work without a driver.
     let variables: [(&str, &Path); 2] = [("LD_PRELOAD", &library), ("DRNAS_COUNT_DRIVER", Path::new("1"))];
     let result = measured(folder.path(), &["--weights-only"], &variables);
     assert_eq!(result["images_per_step"], 8);
     let calls = result["calls_per_step"].as_object().unwrap();
     let launches = ["__cudaLaunchKernel", "cudaLaunchKernel", "cudaLaunchKernelExC", "cudaGraphLaunch"];
-    let others = ["cudaMemsetAsync", "cudaMemcpyAsync, host to card", "cudaStreamSynchronize", "cudaFree"];
+    let others = ["cudaMemsetAsync", "cudaMemcpyAsync, host to device", "cudaStreamSynchronize", "cudaFree"];
     for name in launches.iter().chain(&others) {
         assert_eq!(calls.get(*name), Some(&0.0.into()), "{name}: {calls:?}");
     }
@@ -142,18 +143,18 @@ fn calls_of_the_runtime_are_counted_and_networks_measured() {
         .arg(&config)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && said.starts_with("network: fp32, channels last"), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.starts_with("network: fp32, channels last"), "{output:?}");
 }
 
 #[test]
-fn every_call_is_counted_and_handed_on() {
+fn every_call_is_counted_and_forwarded() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let library = counter(here);
     let double = source("tests/double/counted.c");
     let double = double.to_str().unwrap();
-    // Versioned, as the real one: the references of libtorch_cuda are to cudaMalloc@libcudart.so.13 and so on.
+    // Versioned symbols as in the real library: libtorch_cuda refers to cudaMalloc@libcudart.so.13 and so on.
     std::fs::write(here.join("versions"), "libcudart.so.13 { global: *; };").unwrap();
     let named = |name: &str| format!("-Wl,-soname,{name}");
     let (runtime, cupti) = ("libcudart.so.13", "libcupti.so.13");
@@ -185,20 +186,20 @@ fn every_call_is_counted_and_handed_on() {
     let of_the_runtime = [
         ("__cudaLaunchKernel", 3),
         ("cudaDeviceSynchronize", 1),
-        // Called although no library has it: 302, cudaErrorSharedObjectSymbolNotFound.
+        // Called although no library defines it: returns 302, cudaErrorSharedObjectSymbolNotFound.
         ("cudaFreeHost", 1),
         ("missing", 302),
         ("cudaLaunchKernel", 1),
         ("cudaLaunchKernelExC", 2),
-        ("cudaMemcpyAsync, card to host", 1),
-        ("cudaMemcpyAsync, host to card", 1),
+        ("cudaMemcpyAsync, device to host", 1),
+        ("cudaMemcpyAsync, host to device", 1),
         ("cudaMemcpyAsync, other", 1),
         ("cudaMemsetAsync", 1),
         ("cudaStreamWaitEvent", 1),
     ];
     let of_the_driver = [
-        ("driver: copies, card to host", 1),
-        ("driver: copies, host to card", 1),
+        ("driver: copies, device to host", 1),
+        ("driver: copies, host to device", 1),
         ("driver: copies, other", 1),
         ("driver: cuStreamSynchronize", 1),
         ("driver: graph launches", 1),
@@ -218,7 +219,7 @@ fn every_call_is_counted_and_handed_on() {
     assert_eq!(run(&[preload, driver, refused]), (returned, false, expected(&[&of_the_runtime])));
 }
 
-/// launch/gpu/record.cpp as a library in `folder`; `None`, with the reason printed, where it cannot be compiled.
+/// Compiles launch/gpu/record.cpp as a library in `folder`; `None`, with the reason printed, if that is not possible.
 fn recorder(folder: &Path) -> Option<PathBuf> {
     let torch = std::env::var_os("LIBTORCH").map_or_else(|| source("native/torch"), PathBuf::from);
     if !torch.join("include/ATen/record_function.h").exists() {
@@ -260,7 +261,7 @@ fn convolutions_are_recorded_and_probed() {
     let operators = totals["operators"].as_object().unwrap();
     let counts: Vec<u64> = serde_json::from_value(totals["convolutions"].clone()).unwrap();
     assert!(counts.len() == lines.len() && lines.len() > 20, "{} {}", counts.len(), lines.len());
-    // Warming up, measured, two traced; each for two replicas.
+    // One warm-up step, one measured, two traced; each for two replicas.
     let (steps, replicas) = (4, 2);
     assert!(counts.iter().all(|count| count % (steps * replicas) == 0), "{counts:?}");
     for (backward, name) in [(false, "aten::convolution"), (true, "aten::convolution_backward")] {
@@ -269,7 +270,7 @@ fn convolutions_are_recorded_and_probed() {
     }
     assert_eq!(operators["aten::conv2d"], operators["aten::convolution"]);
     assert!(operators["aten::batch_norm"].as_u64().unwrap() > 8 * steps * replicas);
-    // The first layer: forward for the weights and for the architecture, backward for the weights alone.
+    // The first layer: forward in weight and architecture steps, backward only in weight steps.
     let stem: Vec<(&Value, &u64)> =
         lines.iter().zip(&counts).filter(|(line, _)| line["input"] == json!([4, 3, 32, 32])).collect();
     let [(forward, &forward_count), (backward, &backward_count)] = stem[..] else { panic!("{stem:?}") };
@@ -284,18 +285,18 @@ fn convolutions_are_recorded_and_probed() {
     expected["backward"] = true.into();
     expected["gradients"] = json!([false, true]);
     assert_eq!(backward, &expected);
-    probed(folder.path(), &record, lines.iter().filter(|line| line["backward"] == false).count());
+    assert_probed(folder.path(), &record, lines.iter().filter(|line| line["backward"] == false).count());
 }
 
-/// launch/gpu/probe.py on `record` with `num_shapes` forward convolutions, and on a record of a process that crashed.
-fn probed(folder: &Path, record: &Path, num_shapes: usize) {
+/// Runs launch/gpu/probe.py on `record` with `num_shapes` forward convolutions and on the record of a crashed process.
+fn assert_probed(folder: &Path, record: &Path, num_shapes: usize) {
     let line = |number: u64, weight: [i64; 4], groups: i64| {
         json!({
             "process": 1, "convolution": number, "backward": false, "input": [2, 6, 5, 5], "weight": weight,
             "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "transposed": false, "groups": groups,
         })
     };
-    // A grouped 1x1 one, one that nothing can compute, and the beginning of a line.
+    // A grouped 1x1 convolution, an invalid one, and a truncated line.
     let crashed = folder.join("crashed.jsonl");
     let (good, bad) = (line(0, [9, 2, 1, 1], 3), line(1, [4, 5, 1, 1], 1));
     std::fs::write(&crashed, format!("{good}\n{bad}\n{{\"process\": 1, \"conv")).unwrap();
@@ -319,17 +320,17 @@ fn probed(folder: &Path, record: &Path, num_shapes: usize) {
         let result: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
         Some((String::from_utf8(output.stdout).unwrap(), result))
     };
-    let Some((said, result)) = run("100") else { return };
+    let Some((printed, result)) = run("100") else { return };
     let shapes = result["shapes"].as_array().unwrap();
-    assert!(shapes.len() == num_shapes + 2 && result["stopped"].is_null(), "{said}");
+    assert!(shapes.len() == num_shapes + 2 && result["stopped"].is_null(), "{printed}");
     let named = |words: &str| {
-        shapes.iter().find(|entry| entry["words"] == words).unwrap_or_else(|| panic!("{words}: {said}"))
+        shapes.iter().find(|entry| entry["words"] == words).unwrap_or_else(|| panic!("{words}: {printed}"))
     };
     let stem = named("4x3x32x32 * 18x3x3x3 stride 2 padding 1");
     assert_eq!(stem["per_step"][record.to_str().unwrap()], 4.0);
     let grouped = named("2x6x5x5 * 9x2x1x1 groups 3");
     let cases = grouped["cases"].as_array().unwrap();
-    // Two precisions and layouts, two ways each; float64 in two layouts.
+    // Two precisions in two layouts with two methods each; float64 in two layouts.
     assert_eq!(cases.len(), 10, "{grouped}");
     for case in cases {
         assert!(case["error"].is_null(), "{case}");
@@ -355,29 +356,30 @@ fn probed(folder: &Path, record: &Path, num_shapes: usize) {
         "2x6x5x5 * 4x5x1x1: Given groups=1",
         "; fp64 last convolution; fp64 first convolution)",
     ] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(printed.contains(words), "{words}: {printed}");
     }
-    // Without time: all is listed.
-    let (said, result) = run("0").expect("it has run before");
-    assert_eq!(result["stopped"], "the time is up");
-    assert!(said.contains(&format!("alone, {} not run in any precision", num_shapes + 2)), "{said}");
+    // Without time, all shapes are listed as not run.
+    let (printed, result) = run("0").expect("PyTorch is available");
+    assert_eq!(result["stopped"], "time limit reached");
+    assert!(printed.contains(&format!("only, {} not run in all precisions", num_shapes + 2)), "{printed}");
 }
 
 #[test]
-fn wrong_words_are_told() {
+fn invalid_options_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("tiny.toml");
     std::fs::write(&config, TINY).unwrap();
-    for (more, code, expected) in
-        [(["--stage", "3"], 1, "--stage 3 of 2 stages"), (["--steps", "0"], 2, "a whole number from 1 on")]
-    {
+    for (more, code, expected) in [
+        (["--stage", "3"], 1, "--stage must be in 1..=2, found 3"),
+        (["--steps", "0"], 2, "expected an integer of at least 1"),
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_drnas-dist"))
             .args(["bench", "--set", "device=cpu", "--config"])
             .arg(&config)
             .args(more)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(code) && said.contains(expected), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && printed.contains(expected), "{printed}");
     }
 }

@@ -1,4 +1,4 @@
-//! The benchmark table: what goes in comes out, what is wrong is named, and the facts of the published benchmark.
+//! The NAS-Bench-201 table: import and queries, error messages, and known values of the published benchmark.
 
 #[path = "common/shared.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -11,8 +11,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// A benchmark of our own as CSV: `c10_test_200` counts the operations (weights 0..5 percent, four decimals), the
-/// order is that of the codes backwards, and `params` has no unit.
+/// Rows of a synthetic benchmark: `c10_test_200` is the sum of the operation indices in percent, with four decimals;
+/// `params` has no unit. Indices are in the reverse order of the codes.
 fn csv_rows() -> Vec<String> {
     let row = |(index, architecture): (usize, Architecture)| {
         let sum: usize = architecture.0.iter().sum();
@@ -37,7 +37,7 @@ fn imported(folder: &Path, text: &str) -> Result<Table, String> {
 }
 
 #[test]
-fn what_goes_in_comes_out() {
+fn imported_values_are_returned() {
     let folder = tempfile::tempdir().unwrap();
     let table = imported(folder.path(), &csv(&csv_rows())).unwrap();
     let columns: Vec<_> = table.columns().iter().map(|c| (&c.name[..], &c.unit[..], c.decimals)).collect();
@@ -55,7 +55,7 @@ fn what_goes_in_comes_out() {
 }
 
 #[test]
-fn ranks_optimum_and_median_are_those_of_a_slow_sort() {
+fn ranks_optimum_and_median_equal_those_of_a_full_sort() {
     let folder = tempfile::tempdir().unwrap();
     let table = imported(folder.path(), &csv(&csv_rows())).unwrap();
     for column in 0..2 {
@@ -68,14 +68,14 @@ fn ranks_optimum_and_median_are_those_of_a_slow_sort() {
             assert_eq!(table.row_at(index).unwrap().rank(column), rank);
         }
         let best = (0..NUM_ARCHITECTURES).find(|index| values[*index] == sorted[0]).unwrap();
-        assert_eq!(table.optimum(column).index, best, "of equals the first");
+        assert_eq!(table.optimum(column).index, best, "the first of equal values is the optimum");
         let top: Vec<f64> = table.top(column, 50).iter().map(|row| row.value(column)).collect();
         assert_eq!(top, sorted[..50]);
     }
 }
 
 #[test]
-fn json_and_csv_make_the_same_table() {
+fn json_and_csv_give_the_same_table() {
     let folder = tempfile::tempdir().unwrap();
     let rows = csv_rows();
     let quoted = rows.iter().map(|row| {
@@ -88,7 +88,7 @@ fn json_and_csv_make_the_same_table() {
     );
     imported(folder.path(), &json).unwrap();
     let from_json = fs::read(folder.path().join("table")).unwrap();
-    // Rows in another order: the index decides.
+    // Rows in a different order: the index determines the result.
     let mut shuffled = rows.clone();
     shuffled.rotate_left(1234);
     imported(folder.path(), &csv(&shuffled)).unwrap();
@@ -97,7 +97,7 @@ fn json_and_csv_make_the_same_table() {
 }
 
 #[test]
-fn what_is_wrong_with_a_source_is_named() {
+fn errors_in_a_source_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let good = csv_rows();
     let with_row = |row: usize, text: &str| {
@@ -106,45 +106,45 @@ fn what_is_wrong_with_a_source_is_named() {
         csv(&rows)
     };
     for (text, what) in [
-        (csv(&good[1..]), "SOURCE: all 15625 architectures expected, 15624 found; |avg_pool_3x3~0|+|avg"),
-        (String::new(), "a column \"arch\" expected, found "),
+        (csv(&good[1..]), "SOURCE: expected 15625 architectures, found 15624; |avg_pool_3x3~0|+|avg"),
+        (String::new(), "expected a column \"arch\", found "),
         ("{\"columns\":[\"arch\"]".into(), "SOURCE line 1: "),
         (
             "{\"columns\":[\"arch\",\"x\"],\"rows\":[[\"|none~0|\",1]]}".into(),
-            "SOURCE row 1: architecture \"|none~0|\": 3 nodes",
+            "SOURCE row 1: architecture \"|none~0|\": expected 3 nodes",
         ),
         (
             csv(&good).replacen("arch,", "architecture,", 1),
-            "a column \"arch\" expected, found architecture, index, ",
+            "expected a column \"arch\", found architecture, index, ",
         ),
-        (csv(&good).replacen("params", "index", 1), "the column \"index\" is there twice"),
-        (with_row(3, "ARCH,3,1.0"), "SOURCE line 5: 4 cells expected, 3 found"),
+        (csv(&good).replacen("params", "index", 1), "duplicate column \"index\""),
+        (with_row(3, "ARCH,3,1.0"), "SOURCE line 5: expected 4 cells, found 3"),
         (
             with_row(3, "ARCH,3,1.0,"),
-            "SOURCE line 5: column \"params\": a number from 0 to 4294967294 expected, '' found",
+            "SOURCE line 5: column \"params\": expected a number from 0 to 4294967294, found ''",
         ),
-        (with_row(3, "ARCH,3,-1.0,1"), "'-1.0' found; leave the column out with --skip c10_test_200"),
-        (with_row(3, "ARCH,3,NaN,1"), "'NaN' found"),
-        (with_row(3, "ARCH,2,1.0,1"), "SOURCE line 5: index 2 again"),
-        (with_row(3, "ARCH,15625,1.0,1"), "SOURCE line 5: an index from 0 to 15624 expected, '15625' found"),
-        (with_row(3, &good[2]), "SOURCE line 5: the architecture of line 4 again"),
+        (with_row(3, "ARCH,3,-1.0,1"), "found '-1.0'; omit the column with --skip c10_test_200"),
+        (with_row(3, "ARCH,3,NaN,1"), "found 'NaN'"),
+        (with_row(3, "ARCH,2,1.0,1"), "SOURCE line 5: duplicate index 2"),
+        (with_row(3, "ARCH,15625,1.0,1"), "SOURCE line 5: expected an index from 0 to 15624, found '15625'"),
+        (with_row(3, &good[2]), "SOURCE line 5: duplicate architecture, first in line 4"),
         (
             csv(&good).replace("\n", "\r\n\n").replacen(",3,", ",x,", 1),
-            "SOURCE line 9: an index from 0 to 15624",
+            "SOURCE line 9: expected an index from 0 to 15624",
         ),
-        (with_row(3, "\"ARCH,3,1.0,1"), "a quotation mark without its second"),
+        (with_row(3, "\"ARCH,3,1.0,1"), "unterminated quotation mark"),
         (with_row(3, &"1,".repeat(200)), "SOURCE line 5: too many columns"),
-        (with_row(3, "|none~0|+,3,1.0,1"), "SOURCE line 5: architecture \"|none~0|+\": 3 nodes"),
+        (with_row(3, "|none~0|+,3,1.0,1"), "SOURCE line 5: architecture \"|none~0|+\": expected 3 nodes"),
     ] {
         let error = imported(folder.path(), &text).unwrap_err();
-        assert!(error.contains(what), "{what} is not in {error}");
+        assert!(error.contains(what), "no {what} in {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
-        assert!(!folder.path().join("table").exists(), "a refused import leaves nothing behind");
+        assert!(!folder.path().join("table").exists(), "a refused import created the table");
     }
 }
 
 #[test]
-fn numbers_are_rounded_to_what_a_column_holds() {
+fn values_are_rounded_to_the_resolution_of_a_column() {
     let folder = tempfile::tempdir().unwrap();
     let mut rows = csv_rows();
     rows[0] = format!("{},0,94.37333333333,4294967294", rows[0].split(',').next().unwrap());
@@ -157,7 +157,7 @@ fn drnas(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_drnas-dist")).args(arguments).output().expect("the program starts")
 }
 
-fn said(arguments: &[&str]) -> String {
+fn stdout_of(arguments: &[&str]) -> String {
     let output = drnas(arguments);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -172,13 +172,13 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_commands_answer_people_and_programs() {
+fn commands_print_text_and_json() {
     let folder = tempfile::tempdir().unwrap();
     imported(folder.path(), &csv(&csv_rows())).unwrap();
     let table = folder.path().join("table");
     let table = table.to_str().unwrap();
     assert_eq!(
-        said(&["nb201", "query", "15624", "--table", table]),
+        stdout_of(&["nb201", "query", "15624", "--table", table]),
         "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|\n\
          index 15624, one of 15625 architectures\n\n\
          \u{20}                              value   rank  better than   median            largest\n\
@@ -187,49 +187,51 @@ fn the_commands_answer_people_and_programs() {
     );
     let text = "|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|";
     let answer: serde_json::Value =
-        serde_json::from_str(&said(&["nb201", "query", text, "--table", table, "--json"])).unwrap();
+        serde_json::from_str(&stdout_of(&["nb201", "query", text, "--table", table, "--json"])).unwrap();
     assert_eq!(answer["index"], 15623);
     assert_eq!(answer["architecture"], text);
     assert_eq!(answer["values"]["c10_test_200"], 1.0001);
     assert_eq!(answer["optima"]["params"]["index"], 0);
-    let top = said(&["nb201", "top", "2", "--by", "c10_test_200", "--table", table]);
+    let top = stdout_of(&["nb201", "top", "2", "--by", "c10_test_200", "--table", table]);
     let lines: Vec<&str> = top.lines().collect();
     assert_eq!(lines.len(), 3);
     assert!(lines[0].starts_with("rank  index  c10_test_200  architecture"), "{top}");
     assert!(lines[1].starts_with("   1      0       24.0000  |avg_pool_3x3~0|+"), "{top}");
     let top: serde_json::Value =
-        serde_json::from_str(&said(&["nb201", "top", "3", "--table", table, "--json"])).unwrap();
+        serde_json::from_str(&stdout_of(&["nb201", "top", "3", "--table", table, "--json"])).unwrap();
     assert_eq!(top.as_array().unwrap().len(), 3);
     assert_eq!(top[0]["values"]["c10_test_200"], 24.0);
 
-    assert!(refused(&["nb201", "query", "15625", "--table", table]).contains("from 0 to 15624"));
-    assert!(refused(&["nb201", "query", "none", "--table", table]).contains("3 nodes, joined by '+'"));
+    assert!(refused(&["nb201", "query", "15625", "--table", table]).contains("expected 0 to 15624"));
+    assert!(
+        refused(&["nb201", "query", "none", "--table", table]).contains("expected 3 nodes joined by '+'")
+    );
     assert!(
         refused(&["nb201", "top", "1", "--by", "cifar100", "--table", table])
-            .contains("there are c10_test_200")
+            .contains("available: c10_test_200")
     );
     let source = folder.path().join("source");
     let source = source.to_str().unwrap();
     assert!(refused(&["nb201", "query", "1", "--table", source]).contains("not a drnas-dist table"));
     assert!(
-        refused(&["nb201", "import", source, "--out", source]).contains("is no table, so it is not replaced")
+        refused(&["nb201", "import", source, "--out", source]).contains("already exists and is not a table")
     );
-    // The same table again is no change, another one is refused unless it was asked for.
+    // Importing the same table again is accepted; a different one needs --overwrite.
     let before = fs::read(table).unwrap();
-    said(&["nb201", "import", source, "--out", table]);
+    stdout_of(&["nb201", "import", source, "--out", table]);
     let error = refused(&["nb201", "import", source, "--out", table, "--skip", "params"]);
-    assert!(error.contains("is there already with another content"), "{error}");
+    assert!(error.contains("already exists with different content"), "{error}");
     assert_eq!(fs::read(table).unwrap(), before);
-    let answer = said(&["nb201", "import", source, "--out", table, "--skip", "params", "--overwrite"]);
+    let answer = stdout_of(&["nb201", "import", source, "--out", table, "--skip", "params", "--overwrite"]);
     assert!(
-        answer.ends_with("15625 architectures, 1 columns\n  c10_test_200   largest 24.0000 % (index 0)\n"),
+        answer.ends_with("15625 architectures, 1 column\n  c10_test_200   largest 24.0000 % (index 0)\n"),
         "{answer}"
     );
 }
 
 const ACCURACIES: &str = "data/nasbench201_accuracy.json";
 
-/// The published benchmark, imported once; none where `../shared` is not there.
+/// The published benchmark, imported once; `None` if `../shared` does not exist.
 fn published() -> Option<&'static Table> {
     static TABLE: OnceLock<Option<Table>> = OnceLock::new();
     TABLE
@@ -239,14 +241,14 @@ fn published() -> Option<&'static Table> {
             let out = folder.path().join("table");
             import(&source, &out, &[], true).unwrap();
             assert_eq!(fs::metadata(&out).unwrap().len(), 594_390);
-            // The map outlives the file's name.
+            // The map stays valid after the file is removed.
             Some(Table::open(&out).unwrap())
         })
         .as_ref()
 }
 
 #[test]
-fn the_published_optima_and_the_architecture_of_drnas() {
+fn published_optima_and_the_architecture_of_drnas() {
     let Some(table) = published() else { return };
     assert_eq!(table.columns().len(), 9);
     let optimum = |dataset| {

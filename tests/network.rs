@@ -1,5 +1,5 @@
-//! The final network with itself: however its backward pass is cut or repeated, gradients and statistics are the same.
-//! (Beside PyTorch: tests/torch.rs; beside the published code: tests/golden.rs.)
+//! Self-consistency of the final network: gradients and statistics do not depend on how the backward pass is split or
+//! recomputed. (For comparisons with PyTorch and the published code see tests/torch.rs and tests/golden.rs.)
 
 use drnas_dist::config::Precision;
 use drnas_dist::net::loss::smoothed_cross_entropy;
@@ -11,7 +11,7 @@ use drnas_dist::space::SearchSpace;
 use drnas_dist::space::genotype::Genotype;
 use tch::{Device, Kind, Tensor};
 
-/// Every operation in both kinds of cells.
+/// Every operation, in normal and reduction cells.
 const GENOTYPE: &str = "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('max_pool_3x3', 0), \
     ('skip_connect', 1), ('dil_conv_5x5', 2), ('sep_conv_5x5', 1), ('dil_conv_3x3', 2), ('avg_pool_3x3', 4)], \
     normal_concat=[2, 4, 5], reduce=[('skip_connect', 0), ('skip_connect', 1), ('sep_conv_5x5', 1), ('dil_conv_3x3', 0), \
@@ -31,7 +31,7 @@ fn shape(genotype: &str) -> NetworkShape {
     }
 }
 
-/// Gradients, statistics and logits of one training pass.
+/// Gradients, running statistics and logits of one training pass.
 fn pass(
     precision: Precision,
     drop_path: f64,
@@ -83,16 +83,16 @@ fn distance(a: &Named, b: &Named) -> f64 {
 }
 
 #[test]
-fn cuts_do_not_show() {
+fn splitting_backward_does_not_change_gradients() {
     let (whole, _, logits) = pass(Precision::Fp64, 0.3, usize::MAX, false);
     let (cut, _, same) = pass(Precision::Fp64, 0.3, 1, false);
     assert!(logits.equal(&same));
     assert!(distance(&cut, &whole) < 1e-12, "{}", distance(&cut, &whole));
-    assert!(whole.values().all(|grad| grad.norm().double_value(&[]) > 0.0), "every weight gets a gradient");
+    assert!(whole.values().all(|grad| grad.norm().double_value(&[]) > 0.0), "a weight has no gradient");
 }
 
 #[test]
-fn cells_that_are_computed_again_are_bit_equal() {
+fn recomputed_cells_are_bit_identical() {
     for precision in [Precision::Fp32, Precision::Fp64] {
         let (plain, statistics, logits) = pass(precision, 0.3, 1, false);
         let (again, repeated, same) = pass(precision, 0.3, 1, true);
@@ -103,8 +103,8 @@ fn cells_that_are_computed_again_are_bit_equal() {
 }
 
 #[test]
-fn what_nothing_is_made_of_has_no_gradient() {
-    // Node 4, and with it all that two of the edges of a normal cell compute.
+fn unused_nodes_have_zero_gradients() {
+    // Node 4, and therefore two edges of each normal cell, become unused.
     let [edges, loose] = [
         "('dil_conv_3x3', 2), ('avg_pool_3x3', 4)], normal_concat=[2, 4, 5]",
         "('sep_conv_3x3', 2), ('avg_pool_3x3', 3)], normal_concat=[2, 3, 5]",
@@ -115,14 +115,14 @@ fn what_nothing_is_made_of_has_no_gradient() {
         let (grads, _, _) = pass_of(&genotype, Precision::Fp64, 0.0, bucket_bytes, checkpoint_cells);
         for (name, grad) in &grads {
             let parts: Vec<&str> = name.split('.').collect();
-            let nothing = matches!(parts[..], ["cells", "0" | "3", "_ops", "4" | "5", ..]);
-            assert_eq!(grad.norm().double_value(&[]) == 0.0, nothing, "{name}");
+            let unused = matches!(parts[..], ["cells", "0" | "3", "_ops", "4" | "5", ..]);
+            assert_eq!(grad.norm().double_value(&[]) == 0.0, unused, "{name}");
         }
     }
 }
 
 #[test]
-fn drop_path_changes_the_pass() {
+fn drop_path_changes_the_logits() {
     let logits = |probability| pass(Precision::Fp64, probability, usize::MAX, false).2;
     assert!(logits(0.3).equal(&logits(0.3)));
     assert!(!logits(0.3).equal(&logits(0.0)));
@@ -130,7 +130,7 @@ fn drop_path_changes_the_pass() {
     assert!(shape.is_reduction(1) && shape.is_reduction(2) && !shape.is_reduction(3));
 }
 
-/// Weights under the right names that have the shape of another network, and weights that lack one.
+/// Refuses weights with matching names and different shapes, and incomplete weights.
 #[test]
 fn weights_of_another_network_are_refused() {
     let network = |channels| {
@@ -146,11 +146,11 @@ fn weights_of_another_network_are_refused() {
         Err(why) => why.to_string(),
     };
     assert_eq!(why(&named, 8), "loaded");
-    assert!(why(&named, 4).contains("the network expects ["), "{}", why(&named, 4));
-    // One row would be copied to all of them.
+    assert!(why(&named, 4).contains(": expected shape ["), "{}", why(&named, 4));
+    // A single row must not be broadcast to all rows.
     let classifier = named["classifier.weight"].narrow(0, 0, 1);
     named.insert("classifier.weight".into(), classifier);
-    assert!(why(&named, 8).contains("classifier.weight has shape [1, "), "{}", why(&named, 8));
+    assert!(why(&named, 8).contains("classifier.weight: expected shape [5, "), "{}", why(&named, 8));
     named.remove("classifier.weight");
     assert!(why(&named, 8).contains("classifier.weight is missing"), "{}", why(&named, 8));
 }

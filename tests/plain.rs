@@ -1,6 +1,5 @@
-//! The plain PyTorch networks of benches/plain, which this program is timed against: they compute what the published
-//! code does, and their timing is written as `bench` writes its own. PyTorch is the one in native/, see
-//! `tests/python/torch.sh`.
+//! The plain PyTorch networks of benches/plain, the baseline of our benchmarks: they match the published code, and
+//! their timings have the format of `bench`. Uses the PyTorch of native/, see `tests/python/torch.sh`.
 
 #[path = "common/torch.rs"]
 mod torch;
@@ -9,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 use torch::torch;
 
-/// Runs a script of benches/plain to its good end: what it printed; `None` where there is no PyTorch.
+/// Runs a script of benches/plain, which must succeed, and returns its output; `None` if PyTorch is not available.
 fn run(script: &str, arguments: &[&str]) -> Option<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/plain").join(script);
     let arguments = arguments.iter().map(Path::new);
@@ -28,7 +27,7 @@ fn check(options: &[&str]) {
     let paths = names.map(|name| folder.join(format!("{name}.safetensors")).display().to_string());
     let arguments: Vec<&str> = options.iter().copied().chain(paths.iter().map(String::as_str)).collect();
     let Some(printed) = run("check.py", &arguments) else { return };
-    assert_eq!(printed.matches(": good: ").count(), names.len(), "{printed}");
+    assert_eq!(printed.matches(": ok: ").count(), names.len(), "{printed}");
 }
 
 #[test]
@@ -46,7 +45,7 @@ fn golden_files_channels_last() {
     check(&["--channels-last"]);
 }
 
-/// What time_steps.py writes with `options`, of networks that are small enough for a test.
+/// Runs time_steps.py with `options` on small networks and returns the record that it writes.
 fn measured(options: &[&str]) -> Option<Value> {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("result.jsonl").display().to_string();
@@ -66,11 +65,11 @@ fn steps_are_timed() {
     assert!(plain["card_memory_mib"].is_null(), "{plain}");
     let step_ms: Vec<f64> = serde_json::from_value(plain["step_ms"].clone()).unwrap();
     assert_eq!(step_ms.len(), 2);
-    // Of two blocks the slower one counts, as in `bench`.
+    // The slower of the two blocks counts, as in `bench`.
     let slower = step_ms[0].max(step_ms[1]);
     assert!((plain["images_per_s"].as_f64().unwrap() * slower / 8e3 - 1.0).abs() < 1e-9, "{plain}");
 
-    // The gradients that are left out are used by nobody.
+    // The omitted gradients are never used.
     let needed = measured(&["--space", "cifar", "--stage", "2", "--needed-gradients-only"]).unwrap();
     assert_eq!(plain["loss"], needed["loss"]);
 

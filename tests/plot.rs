@@ -1,4 +1,4 @@
-//! `plot trajectory` on run folders as a search leaves them: the figure, its numbers, and what it refuses.
+//! `plot trajectory` on run folders of searches: figures, values, and error messages.
 
 use drnas_dist::nb201::{Table, import};
 use drnas_dist::random::{Purpose, stream};
@@ -11,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A benchmark in which an architecture's accuracy is its operations' mean index times 20 percent (0 to 80), and 1
-/// more on CIFAR-100.
+/// A benchmark in which the accuracy of an architecture is the mean index of its operations times 20 percent (0 to 80),
+/// and 1 percentage point more on CIFAR-100.
 fn table(folder: &Path) -> PathBuf {
     let line = |architecture: Architecture| {
         let percent = accuracy(&architecture);
@@ -29,7 +29,7 @@ fn accuracy(architecture: &Architecture) -> f64 {
     (architecture.0.iter().sum::<usize>() as f64 / 6.0 * 20.0 * 1e4).round() / 1e4
 }
 
-/// An eta table in which one operation of every edge has another value than the rest.
+/// An eta table in which `operation` has `value` on every edge and the rest have `others`.
 fn eta(operation: usize, value: f64, others: f64) -> Value {
     let row: Vec<f64> = (0..5).map(|o| if o == operation { value } else { others }).collect();
     json!([vec![row; 6]])
@@ -40,7 +40,7 @@ fn epoch(stage: u64, epoch: u64, eta: Value) -> Value {
         "masks": [vec![[true; 5]; 6]]})
 }
 
-/// A run of two stages: from even over leaning to decided.
+/// A run of two stages whose distribution goes from nearly uniform to a single architecture.
 fn lines() -> Vec<Value> {
     vec![
         json!({"event": "stage", "stage": 1, "step": 0, "k": 4, "ops_kept": 5, "epochs": 2, "num_weights": 7}),
@@ -62,7 +62,7 @@ fn write_run(folder: &Path, lines: &[Value]) -> PathBuf {
 }
 
 #[test]
-fn the_numbers_of_a_run() {
+fn values_of_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let table = Table::open(&table(folder.path())).unwrap();
     let run = write_run(folder.path(), &lines());
@@ -73,8 +73,8 @@ fn the_numbers_of_a_run() {
     assert_eq!(epochs, [(1, 40.0), (2, 60.0), (3, 80.0)]);
     let stages: Vec<_> = trajectory.stages.iter().map(|s| (s.stage, s.first_epoch, s.k_and_ops)).collect();
     assert_eq!(stages, [(1, 1, Some((4, 5))), (2, 3, Some((2, 3)))]);
-    let drawn: Vec<_> = trajectory.epochs.iter().map(|epoch| epoch.drawn).collect();
-    // At first nearly even: mean 40, standard deviation 11.5; at last only one architecture is left.
+    let drawn: Vec<_> = trajectory.epochs.iter().map(|epoch| epoch.sampled).collect();
+    // Nearly uniform at first (mean 40, standard deviation 11.5); a single architecture at the end.
     assert!(drawn[0].min < 25.0 && drawn[0].max > 55.0, "{:?}", drawn[0]);
     assert!((drawn[0].median - 40.0).abs() < 5.0, "{:?}", drawn[0]);
     assert!(drawn[0].lower_quartile < drawn[0].median && drawn[0].median < drawn[0].upper_quartile);
@@ -82,58 +82,68 @@ fn the_numbers_of_a_run() {
 
     assert_eq!(read(Dataset::Cifar10, 100, 0), trajectory);
     assert_ne!(read(Dataset::Cifar10, 100, 1).epochs[0], trajectory.epochs[0]);
-    // The same architectures, whatever is looked at.
+    // The same architectures are drawn for every data set.
     let other = read(Dataset::Cifar100, 100, 0);
-    assert!((other.epochs[0].drawn.max - trajectory.epochs[0].drawn.max - 1.0).abs() < 1e-9);
-    // Drawn and then summed up slowly.
+    assert!((other.epochs[0].sampled.max - trajectory.epochs[0].sampled.max - 1.0).abs() < 1e-9);
+    // Drawn again and summarised with a full sort.
     let mut random = stream(0, Purpose::Trajectory, &[2]);
     let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
-    let draw = |_| accuracy(&drnas_dist::report::plot::draw(&table_of_epoch, &Mask::full(6, 5), &mut random));
+    let draw = |_| {
+        accuracy(&drnas_dist::report::plot::sample_architecture(
+            &table_of_epoch,
+            &Mask::full(6, 5),
+            &mut random,
+        ))
+    };
     let mut accuracies: Vec<f64> = (0..100).map(draw).collect();
     accuracies.sort_by(f64::total_cmp);
     assert_eq!((drawn[1].min, drawn[1].max), (accuracies[0], accuracies[99]));
-    // 99 gaps: a quarter is at 24.75, the half at 49.5.
+    // 99 intervals: the lower quartile is at 24.75, the median at 49.5.
     assert!((drawn[1].lower_quartile - (0.25 * accuracies[24] + 0.75 * accuracies[25])).abs() < 1e-9);
     assert!((drawn[1].median - (accuracies[49] + accuracies[50]) / 2.0).abs() < 1e-9);
     let [least, largest] = [accuracies[0], accuracies[99]];
-    let told = format!("epoch   2: chosen 60.00 %, drawn {least:.2} to {largest:.2} %, quartiles ");
+    let told = format!("epoch   2: selected 60.00 %, sampled {least:.2} to {largest:.2} %, quartiles ");
     assert!(least < largest && trajectory.text().contains(&told), "{told} {}", trajectory.text());
 }
 
-/// Pixels of the colour of what was selected in the bytes of a PNG file.
+/// Number of pixels in the colour of the selected architectures, in the bytes of a PNG file.
 fn orange(bytes: &[u8]) -> usize {
     let pixels = image::load_from_memory(bytes).unwrap().into_rgb8();
     pixels.pixels().filter(|p| p.0[0] > 180 && p.0[2] < 60).count()
 }
 
 #[test]
-fn a_running_search_is_drawn_as_far_as_it_is() {
+fn unfinished_search_is_plotted_up_to_its_last_epoch() {
     let folder = tempfile::tempdir().unwrap();
     let table = Table::open(&table(folder.path())).unwrap();
     let read = |run: &Path| Trajectory::read(run, &table, Dataset::Cifar10, 100, 0);
     let whole = read(&write_run(folder.path(), &lines())).unwrap();
-    // The first epoch has ended; the second stage has begun.
+    // After the first epoch; after the start of the second stage.
     for (num_lines, num_epochs) in [(3, 1), (5, 2)] {
         let run = write_run(folder.path(), &lines()[..num_lines]);
         let mut text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
         text += "{\"event\":\"epoch\",\"stage\":1,\"ep";
         fs::write(run.join("metrics.jsonl"), text).unwrap();
-        let begun = read(&run).unwrap();
-        assert_eq!(begun.epochs, whole.epochs[..num_epochs], "the same draws as when it has ended");
-        let picture = svg(&begun, Path::new("f.svg")).unwrap();
-        assert!(
-            picture.contains("k = 4, 5 operations") && !picture.contains("stage"),
-            "one stage needs no number"
+        let partial = read(&run).unwrap();
+        assert_eq!(
+            partial.epochs,
+            whole.epochs[..num_epochs],
+            "the draws differ from those of the finished run"
         );
-        // More than the legend's piece, though a lone epoch has no extent.
-        let drawn = orange(&png(&begun, Path::new("f.png")).unwrap());
-        assert!(drawn > 1000, "the line of what was selected, {drawn} pixels");
+        let figure = svg(&partial, Path::new("f.svg")).unwrap();
+        assert!(
+            figure.contains("k = 4, 5 operations") && !figure.contains("stage"),
+            "a single stage must not be numbered"
+        );
+        // More than the sample in the legend, although a single epoch has no extent.
+        let drawn = orange(&png(&partial, Path::new("f.png")).unwrap());
+        assert!(drawn > 1000, "the line of the selected architectures has {drawn} pixels");
     }
 }
 
-/// The record as a search writes it has what is read here.
+/// The epoch records of a search contain all fields that the plot reads.
 #[test]
-fn a_search_writes_what_is_drawn() {
+fn records_of_a_search_can_be_plotted() {
     let folder = tempfile::tempdir().unwrap();
     let table = Table::open(&table(folder.path())).unwrap();
     let mut mask = Mask::full(6, 5);
@@ -165,12 +175,12 @@ fn a_search_writes_what_is_drawn() {
     };
     let run = write_run(folder.path(), &[serde_json::to_value(LogRecord::Epoch(record)).unwrap()]);
     let trajectory = Trajectory::read(&run, &table, Dataset::Cifar10, 100, 0).unwrap();
-    assert_eq!(trajectory.epochs[0].chosen, Architecture([3; 6]), "the pruned one does not count");
-    assert!(trajectory.epochs[0].drawn.max <= 60.0);
+    assert_eq!(trajectory.epochs[0].selected, Architecture([3; 6]), "a pruned operation was chosen");
+    assert!(trajectory.epochs[0].sampled.max <= 60.0);
 }
 
 #[test]
-fn what_cannot_be_drawn_is_said() {
+fn unusable_runs_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let table = Table::open(&table(folder.path())).unwrap();
     let refusal = |lines: &[Value], text: &str| {
@@ -181,7 +191,7 @@ fn what_cannot_be_drawn_is_said() {
         assert_eq!(error.lines().count(), 1, "{error}");
         error.replace(path.to_str().unwrap(), "METRICS")
     };
-    let expected = "METRICS: line 1: one table of 6 edges and 5 operations expected";
+    let expected = "METRICS: line 1: expected one table of 6 edges and 5 operations";
     for another_space in [
         json!([vec![[0.0; 7]; 14], vec![[0.0; 7]; 14]]),
         json!([vec![[0.0; 5]; 6], vec![[0.0; 5]; 6]]),
@@ -195,47 +205,54 @@ fn what_cannot_be_drawn_is_said() {
     masked["masks"] = json!([vec![[false; 5]; 6]]);
     let without = json!({"event": "epoch", "stage": 1, "epoch": 1, "step": 1});
     for (lines, text, what) in [
-        (&lines()[..2], "", "METRICS: no epoch has ended yet"),
-        (&[without], "", "METRICS: none of its 1 epochs holds eta"),
+        (&lines()[..2], "", "METRICS: no epoch has finished yet"),
+        (&[without], "", "METRICS: no epoch contains eta"),
         (&[masked], "", "METRICS: line 1: an edge has no operation left"),
         (&[epoch(1, 1, json!([vec![[None::<f64>; 5]; 6]]))], "", "not finite"),
-        (&[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))], "", "line 2: epoch 2 comes after"),
+        (
+            &[epoch(1, 2, eta(0, 0.0, 0.0)), epoch(1, 2, eta(0, 0.0, 0.0))],
+            "",
+            "line 2: epoch 2 is out of order",
+        ),
         (&lines()[..3], "no JSON\n", "METRICS: line 4: "),
     ] {
         let error = refusal(lines, text);
-        assert!(error.contains(what), "{what} is not in {error}");
+        assert!(error.contains(what), "no {what} in {error}");
     }
     let error = Trajectory::read(&folder.path().join("none"), &table, Dataset::Cifar10, 10, 0).unwrap_err();
     assert!(error.to_string().starts_with("read "), "{error}");
     let run = write_run(folder.path(), &lines());
     let error = Trajectory::read(&run, &table, Dataset::ImageNet16, 10, 0).unwrap_err().to_string();
-    assert!(error.contains("no column \"in16_test_200\"; there are c10_test_200, c100_test_200"), "{error}");
+    assert!(error.contains("no column \"in16_test_200\"; available: c10_test_200, c100_test_200"), "{error}");
 }
 
 #[test]
-fn the_command_writes_both_pictures() {
+fn command_writes_svg_and_png() {
     let folder = tempfile::tempdir().unwrap();
     let table = table(folder.path());
     let run = write_run(folder.path(), &lines());
     let plot = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drnas-dist"));
-        let output = command.args(["plot", "trajectory"]).arg(&run).args(more).output().expect("it starts");
-        let (said, error) =
+        let output =
+            command.args(["plot", "trajectory"]).arg(&run).args(more).output().expect("the program starts");
+        let (stdout, stderr) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-        (output.status.code(), said, error)
+        (output.status.code(), stdout, stderr)
     };
     let table = table.to_str().unwrap();
     assert_eq!(plot(&[]).0, Some(2), "without a table");
-    // What the run searched on is the default.
+    // The default is the data set of the run.
     fs::write(run.join("config.toml"), "seed = 3\n[model]\nnum_classes = 100\n").unwrap();
-    let (code, said, error) = plot(&["--table", table]);
+    let (code, stdout, error) = plot(&["--table", table]);
     assert_eq!(code, Some(0), "{error}");
-    assert!(said.starts_with(
-        "CIFAR-100 test accuracy, 100 architectures drawn at every epoch (best of the space 81.00 %, its median 41.00 %)\n"
+    assert!(stdout.starts_with(
+        "CIFAR-100 test accuracy, 100 architectures sampled per epoch (search space: best 81.00 %, median 41.00 %)\n"
     ));
     assert!(
-        said.contains("\nepoch   3: chosen 81.00 %, drawn 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"),
-        "{said}"
+        stdout.contains(
+            "\nepoch   3: selected 81.00 %, sampled 81.00 to 81.00 %, quartiles 81.00 81.00 81.00 %\n"
+        ),
+        "{stdout}"
     );
     assert!(run.join("trajectory-cifar100.svg").exists() && run.join("trajectory-cifar100.png").exists());
 
@@ -244,45 +261,48 @@ fn the_command_writes_both_pictures() {
     assert!(code == Some(1) && error.contains("no column \"in16_test_200\""), "{error}");
 
     let out = folder.path().join("figures/v1.2.svg");
-    // With the ending or without, the same two files.
+    // The same two files with and without the extension.
     for out in [&out, &out.with_extension("")] {
         let (code, _, error) =
             plot(&["--dataset", "cifar10", "--out", out.to_str().unwrap(), "--table", table]);
         assert_eq!(code, Some(0), "{error}");
     }
-    // Other figures under that name stay, unless they are to go; those of the run folder are drawn anew.
+    // A different figure of that name is replaced only with --overwrite; figures in the run folder are always replaced.
     let before = fs::read(&out).unwrap();
     let other = ["--dataset", "cifar100", "--out", out.to_str().unwrap(), "--table", table];
     let (code, _, error) = plot(&other);
-    assert!(code == Some(1) && error.contains("v1.2.svg is there already with another content"), "{error}");
+    assert!(code == Some(1) && error.contains("v1.2.svg already exists with different content"), "{error}");
     assert_eq!(fs::read(&out).unwrap(), before);
     assert_eq!(plot(&[&other[..], &["--overwrite"]].concat()).0, Some(0));
     assert_ne!(fs::read(&out).unwrap(), before);
     assert_eq!(plot(&["--dataset", "cifar100", "--table", table, "--seed", "1"]).0, Some(0));
     let again = ["--dataset", "cifar10", "--out", out.to_str().unwrap(), "--table", table, "--overwrite"];
     assert_eq!(plot(&again).0, Some(0));
-    let picture = fs::read_to_string(&out).unwrap();
-    assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"));
+    let figure = fs::read_to_string(&out).unwrap();
+    assert!(figure.starts_with("<svg ") && figure.trim_end().ends_with("</svg>"));
     for text in [
         "CIFAR-10: search trajectory",
         "Search epoch",
         "Test accuracy (%)",
         "stage 1: k = 4, 5 operations",
         "stage 2: k = 2, 3 operations",
-        "selected by the Dirichlet mean, at last 80.00 %",
-        "100 drawn architectures: least to largest",
-        "their middle half (quartiles)",
+        "selected by the Dirichlet mean (last: 80.00 %)",
+        "100 sampled architectures: min to max",
+        "quartiles of the samples",
         "best of the space, 80.00 %",
         "median of the space, 40.00 %",
     ] {
-        assert!(picture.contains(text), "{text} is not in the picture");
+        assert!(figure.contains(text), "no {text} in the figure");
     }
-    assert_eq!(picture.matches("<polygon").count(), 4, "range and quartiles, in both frames");
+    assert_eq!(figure.matches("<polygon").count(), 4, "range and quartiles, in both panels");
     let bytes = fs::read(folder.path().join("figures/v1.2.png")).unwrap();
     let pixels = image::load_from_memory(&bytes).unwrap().into_rgb8();
     assert_eq!(pixels.dimensions().0, 1720);
     let orange = orange(&bytes);
-    assert!(orange > 1000, "the line of what was selected, {orange} pixels");
-    assert!(pixels.pixels().filter(|p| p.0 == [255; 3]).count() > pixels.len() / 3 / 4, "white behind all");
-    assert_eq!(fs::read_dir(folder.path().join("figures")).unwrap().count(), 2, "no temporary file stays");
+    assert!(orange > 1000, "the line of the selected architectures has {orange} pixels");
+    assert!(
+        pixels.pixels().filter(|p| p.0 == [255; 3]).count() > pixels.len() / 3 / 4,
+        "the background is not white"
+    );
+    assert_eq!(fs::read_dir(folder.path().join("figures")).unwrap().count(), 2, "a temporary file remains");
 }

@@ -1,4 +1,4 @@
-//! What the precision, the memory layout and the recomputation of cells change in what a network computes, and what not.
+//! Effects of precision, memory layout and recomputation of cells on the results of a network.
 
 use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
@@ -19,7 +19,7 @@ const PLACEMENT: Placement = Placement {
     bucket_bytes: 20_000, // buckets of one cell and of several
 };
 
-/// Everything that one weight step and one architecture step compute.
+/// The results of one weight step and one architecture step.
 struct Computed {
     logits: [Tensor; 2],
     grads: Named,
@@ -35,7 +35,7 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     let shape = SupernetShape {
         space,
         init_channels: 12,
-        // Of NAS-Bench-201 in each of three groups.
+        // NAS-Bench-201: cells in each of three groups.
         layers: if tables == 2 { 6 } else { 2 },
         num_classes: 5,
         k: 3,
@@ -54,7 +54,7 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     let tape = net.forward(&images, &theta, 1);
     let weight_logits = tape.logits().detach();
     let loss = cross_entropy(tape.logits(), &labels);
-    assert_eq!(loss.kind(), kind, "losses are never short");
+    assert_eq!(loss.kind(), kind, "losses are never in bf16");
     let buckets = &net.params.buckets;
     let mut order = Vec::new();
     for segment in tape.backward(&loss) {
@@ -76,9 +76,9 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     Computed { logits, grads, grads_theta, running }
 }
 
-/// The same step, twice: nothing, not one bit, may tell whether activations were kept.
+/// Recomputing activations must not change a single bit of a step.
 #[test]
-fn recomputed_cells_are_bit_equal() {
+fn recomputed_cells_are_bit_identical() {
     for space in [SearchSpace::DartsImagenet, SearchSpace::DartsCifar, SearchSpace::NasBench201] {
         for precision in [Precision::Fp32, Precision::Fp64, Precision::Bf16] {
             let kept = compute(space, Placement { precision, ..PLACEMENT });
@@ -92,7 +92,10 @@ fn recomputed_cells_are_bit_equal() {
             }
             for (table, (kept, again)) in kept.grads_theta.iter().zip(&again.grads_theta).enumerate() {
                 assert!(kept.equal(again), "{what}: gradient of theta {table}");
-                assert!(kept.abs().max().double_value(&[]) > 0.0, "{what}: theta {table} has one");
+                assert!(
+                    kept.abs().max().double_value(&[]) > 0.0,
+                    "{what}: the gradient of theta {table} is zero"
+                );
             }
             for (name, kept) in &kept.running {
                 assert!(kept.equal(&again.running[name]), "{what}: statistics {name}");
@@ -101,9 +104,9 @@ fn recomputed_cells_are_bit_equal() {
     }
 }
 
-/// A pass computes with the weights as they are, whoever changed them: in bf16 with a fresh copy.
+/// A forward pass uses the current weights, however they were changed; in bf16 it makes a fresh copy.
 #[test]
-fn a_pass_sees_every_change_of_the_weights() {
+fn forward_uses_the_current_weights() {
     tch::set_num_threads(1);
     let shape = || SupernetShape {
         space: SearchSpace::DartsCifar,

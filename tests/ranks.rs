@@ -1,6 +1,6 @@
-//! Several ranks under mpirun: right numbers, and no way to end that leaves the others waiting.
+//! Several ranks under mpirun: collectives return correct values, and no failure of one rank leaves the others waiting.
 //!
-//! The tests start this very program again under mpirun; `rank_program` is what each rank then runs.
+//! The tests start this test program again under mpirun; each rank runs `rank_program`.
 
 #[path = "common/mpirun.rs"]
 mod mpirun;
@@ -9,31 +9,31 @@ use drnas_dist::comm;
 use drnas_dist::process::phase::{self, Phase};
 use drnas_dist::world::{Limits, World};
 use drnas_dist::{Result, files};
-use mpirun::{Ended, SCENE, lives, rank_program as command, run_with};
+use mpirun::{Outcome, SCENARIO, is_alive, rank_program as command, run_with};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
-/// Time limit of the scenes in which ranks are missing.
+/// Time limit of the scenarios in which ranks are missing.
 const LIMIT: Duration = Duration::from_secs(3);
-/// How long a rank may be silent where ranks are watched.
+/// Heartbeat timeout of the scenarios that watch ranks.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Time limit of the others: a busy machine must not fail them.
+/// Time limit of the other scenarios, which must not fail on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-// -- what a rank does -----------------------------------------------------------------------------
+// -- the rank program -----------------------------------------------------------------------------
 
 #[test]
-#[ignore = "the other tests start it under mpirun"]
+#[ignore = "run under mpirun by the other tests"]
 fn rank_program() {
-    let Ok(scene) = std::env::var(SCENE) else {
+    let Ok(scenario) = std::env::var(SCENARIO) else {
         return;
     };
-    let limit = match scene.as_str() {
+    let limit = match scenario.as_str() {
         "absent" | "signal" | "hangs" => LIMIT,
         _ => PATIENCE,
     };
-    if scene == "doctor" {
+    if scenario == "doctor" {
         if let Err(why) = drnas_dist::commands::doctor::run(limit, None) {
             eprintln!("{why}");
             std::process::exit(2);
@@ -41,10 +41,10 @@ fn rank_program() {
         return;
     }
     let rank: usize = std::env::var("OMPI_COMM_WORLD_RANK").map_or(0, |rank| rank.parse().unwrap());
-    if scene == "unstarted" && rank == 1 {
+    if scenario == "unstarted" && rank == 1 {
         stop();
     }
-    let limits = match scene.as_str() {
+    let limits = match scenario.as_str() {
         "unstarted" | "unwatched" | "patient" => Limits { start: LIMIT, operation: PATIENCE },
         _ => limit.into(),
     };
@@ -55,7 +55,7 @@ fn rank_program() {
             std::process::exit(2);
         }
     };
-    let outcome = match scene.as_str() {
+    let outcome = match scenario.as_str() {
         "numbers" => numbers(&world),
         "repeat" => repeat(&world),
         "refusals" => refusals(&world),
@@ -70,14 +70,14 @@ fn rank_program() {
         "signal" => wait_for_signal(&world, true),
         "deaf" => wait_for_signal(&world, false),
         "place" => place(&world),
-        "killed" | "crashed" | "stopped" | "slow" | "hangs" => watched(&world, &scene),
+        "killed" | "crashed" | "stopped" | "slow" | "hangs" => watched(&world, &scenario),
         "agreed" => agreed(&world),
         "cost" => cost(&world),
-        "unstarted" | "unwatched" | "patient" => starts(&world, &scene),
-        other => panic!("no scene {other}"),
+        "unstarted" | "unwatched" | "patient" => starts(&world, &scenario),
+        other => panic!("unknown scenario {other}"),
     };
     match world.end(outcome) {
-        Ok(()) => println!("good end"),
+        Ok(()) => println!("rank done"),
         Err(why) => {
             eprintln!("error: {why}");
             std::process::exit(1);
@@ -85,10 +85,10 @@ fn rank_program() {
     }
 }
 
-/// This process does nothing more, and nobody is told. Continued by mpirun, which is about to end it, it still does nothing:
-/// over a rank that goes on into MPI_Init and ends there, mpirun itself can hang (PMIx 5).
+/// Stops this process without any message. It stays idle even when mpirun sends SIGCONT before it terminates the job:
+/// if a rank went on into MPI_Init and died there, mpirun itself could hang (PMIx 5).
 fn stop() -> ! {
-    // SAFETY: stops this process.
+    // SAFETY: signals this process; no pointers are involved.
     unsafe {
         libc::kill(libc::getpid(), libc::SIGSTOP);
     }
@@ -97,19 +97,19 @@ fn stop() -> ! {
     }
 }
 
-/// Rank 1 stops, or comes late, around the moment when heartbeats begin.
-fn starts(world: &World, scene: &str) -> Result<()> {
-    if scene == "unwatched" && world.rank() == 1 {
+/// Rank 1 stops, or is late, around the time when heartbeats start.
+fn starts(world: &World, scenario: &str) -> Result<()> {
+    if scenario == "unwatched" && world.rank() == 1 {
         stop();
     }
-    world.keep_watch(PATIENCE)?;
-    if scene == "patient" && world.rank() == 1 {
+    world.start_heartbeats(PATIENCE)?;
+    if scenario == "patient" && world.rank() == 1 {
         std::thread::sleep(LIMIT + Duration::from_secs(1));
     }
     Ok(world.communicator().barrier()?)
 }
 
-/// What `rank` gives to reduction `bucket`: not exact in f32, different everywhere.
+/// The contribution of `rank` to reduction `bucket`: inexact in f32, different in every element.
 fn content(rank: usize, bucket: usize, length: usize, kind: Kind) -> Tensor {
     let places = Tensor::arange(length as i64, (Kind::Double, tch::Device::Cpu));
     ((places * (0.37 + bucket as f64) + (1 + rank) as f64 * 1.7).sin() * 10f64.powi(bucket as i32 - 2))
@@ -122,7 +122,8 @@ fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// Means against an f64 oracle, several in flight, one longer than what one MPI call takes; the other operations.
+/// Compares means with an f64 oracle, several in flight and one longer than a single MPI call allows; then tests the
+/// other operations.
 fn numbers(world: &World) -> Result<()> {
     let comm = world.communicator();
     let (rank, size) = (comm.rank(), comm.size());
@@ -133,7 +134,7 @@ fn numbers(world: &World) -> Result<()> {
         (9_000_001, Kind::Float),
         (70_000, Kind::Double),
     ];
-    // Twice, in another order, so that receive buffers are used again and exchanged.
+    // Twice, in a different order, so that receive buffers are reused and swapped.
     for round in 0..2 {
         let mut buckets: Vec<usize> = (0..shapes.len()).collect();
         buckets.rotate_left(round);
@@ -159,7 +160,7 @@ fn numbers(world: &World) -> Result<()> {
                 let allowed = if kind == Kind::Float { 3e-7 } else { 1e-15 };
                 assert!(off <= allowed, "bucket {bucket}: {off:e} from the oracle");
             }
-            // Every rank has the same bits, else weights drift apart.
+            // Bit-identical on every rank, or the weights would diverge.
             let hash = xxhash_rust::xxh3::xxh3_64(&bytes_of(&mean)).to_le_bytes();
             assert!(comm.all_gather(&hash)?.iter().all(|other| *other == hash));
         }
@@ -181,11 +182,11 @@ fn numbers(world: &World) -> Result<()> {
     assert_eq!(i64::try_from(long.min()).unwrap(), size as i64 - 1);
     assert_eq!(i64::try_from(long.max()).unwrap(), size as i64 - 1);
 
-    let told = comm.all_gather(&[rank as u8, 7])?;
-    assert_eq!(told, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
+    let gathered = comm.all_gather(&[rank as u8, 7])?;
+    assert_eq!(gathered, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
     assert_eq!(comm.all_gather(&[])?, vec![Vec::<u8>::new(); size]);
 
-    // Nobody leaves the barrier before the last has come.
+    // No rank leaves the barrier before the last one arrives.
     let started = Instant::now();
     if rank == size - 1 {
         std::thread::sleep(Duration::from_millis(300));
@@ -195,7 +196,7 @@ fn numbers(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Prints a hash of means; the test compares two runs.
+/// Prints a hash of means; the test compares the hashes of two runs.
 fn repeat(world: &World) -> Result<()> {
     let comm = world.communicator();
     let buffers: Vec<_> =
@@ -214,16 +215,19 @@ fn repeat(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What cannot be sent is refused on the spot, and the run can go on.
+/// Tensors that cannot be sent are refused immediately, and the communicator stays usable.
 fn refusals(world: &World) -> Result<()> {
     let comm = world.communicator();
-    let turned = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
-    let said = |outcome: comm::Result<()>| outcome.unwrap_err().to_string();
-    assert!(said(comm.start_mean(&turned)).contains("contiguous tensor expected"));
-    assert!(said(comm.broadcast(&turned, 0)).contains("contiguous tensor expected"));
-    let whole = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(said(comm.start_mean(&whole)).contains("kind Float or Double expected, Int64 found"));
-    assert!(said(comm.broadcast(&whole, 9)).contains("root below"));
+    let transposed = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
+    let message = |outcome: comm::Result<()>| outcome.unwrap_err().to_string();
+    assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
+    assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
+    let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
+    assert!(
+        message(comm.start_mean(&integers))
+            .contains("expected a tensor of kind Float or Double, found Int64")
+    );
+    assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
     Ok(comm.barrier()?)
 }
 
@@ -237,12 +241,12 @@ fn absent(world: &World) -> Result<()> {
     comm.start_mean(&Tensor::zeros([1_000_000], tch::kind::FLOAT_CPU))?;
     let outcome = comm.finish();
     let waited = started.elapsed();
-    if let Err(comm::Error::Stalled { waited_s, .. }) = &outcome {
+    if let Err(comm::Error::TimedOut { waited_s, .. }) = &outcome {
         let within = waited < LIMIT + Duration::from_secs(2) && *waited_s >= LIMIT.as_secs_f64();
         println!("stalled {} within {within}", comm.rank());
-        // What comes after is refused at once: it could not be matched.
-        assert!(matches!(comm.barrier(), Err(comm::Error::RanksLost { .. })));
-        // Rank 0 ends all ranks: let every one of them say its line first.
+        // Later collectives are refused immediately, since they could not be matched.
+        assert!(matches!(comm.barrier(), Err(comm::Error::EarlierFailure { .. })));
+        // Rank 0 ends all ranks: let each of them print its line first.
         std::thread::sleep(Duration::from_millis(700));
     }
     outcome?;
@@ -252,11 +256,11 @@ fn absent(world: &World) -> Result<()> {
 fn panic_in_one(world: &World) -> Result<()> {
     let comm = world.communicator();
     comm.barrier()?;
-    assert!(comm.rank() != 1, "a planned\nmistake");
+    assert!(comm.rank() != 1, "injected\npanic");
     Ok(comm.barrier()?)
 }
 
-/// A panic of another thread is told, but it is up to the one who joins it.
+/// A panic of a worker thread is printed, but the thread that joins it decides what follows.
 fn panic_in_a_worker(world: &World) -> Result<()> {
     let comm = world.communicator();
     if comm.rank() == 1 {
@@ -273,7 +277,7 @@ fn error_in_one(world: &World) -> Result<()> {
     Ok(comm.barrier()?)
 }
 
-/// One rank drops the world in the middle of a reduction, the others wait for it.
+/// Rank 1 drops the world during a reduction for which the others wait.
 fn dropped(world: World) {
     let comm = world.communicator();
     comm.start_mean(&Tensor::zeros([100_000], tch::kind::FLOAT_CPU)).unwrap();
@@ -283,7 +287,7 @@ fn dropped(world: World) {
     }
 }
 
-/// Ranks in different branches.
+/// Ranks take different branches and call different collectives.
 fn differ(world: &World) -> Result<()> {
     let comm = world.communicator();
     match comm.rank() {
@@ -292,7 +296,7 @@ fn differ(world: &World) -> Result<()> {
     }
 }
 
-/// Ranks with models of different sizes.
+/// Ranks have models of different sizes.
 fn lengths(world: &World) -> Result<()> {
     let comm = world.communicator();
     let length = if comm.rank() == 0 { 100_000 } else { 99_999 };
@@ -302,7 +306,7 @@ fn lengths(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// One rank believes that the run is over.
+/// Rank 0 ends the run while the others are in a barrier.
 fn early(world: &World) -> Result<()> {
     match world.rank() {
         0 => Ok(()),
@@ -310,34 +314,34 @@ fn early(world: &World) -> Result<()> {
     }
 }
 
-/// The search loop, which reads `stop_requested` between steps or, deaf, is in a long one.
+/// Imitates the training loop: checks `stop_requested` between steps, or never if `listens` is false (a long step).
 fn wait_for_signal(world: &World, listens: bool) -> Result<()> {
-    world.set_farewell("checkpoint of step 7 is good; go on with: PROGRAM --resume");
+    world.set_exit_message("checkpoint of step 7 is complete; to resume: PROGRAM --resume");
     println!("ready {}", std::process::id());
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(30) {
         if listens && world.stop_requested() {
             println!("a checkpoint is written");
-            world.leave();
+            world.exit_stopped();
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
 
-/// One rank, 1 or the one of `DRNAS_TEST_RANK`, meets with `fate` while the others wait for it.
-fn watched(world: &World, fate: &str) -> Result<()> {
-    world.keep_watch(HEARTBEAT)?;
+/// `fault` happens on rank `DRNAS_TEST_RANK` (default 1) while the others wait for it.
+fn watched(world: &World, fault: &str) -> Result<()> {
+    world.start_heartbeats(HEARTBEAT)?;
     println!("ready {}", std::process::id());
-    let odd = std::env::var("DRNAS_TEST_RANK").map_or(1, |rank| rank.parse().unwrap());
+    let victim = std::env::var("DRNAS_TEST_RANK").map_or(1, |rank| rank.parse().unwrap());
     phase::set_step(7);
     phase::enter(Phase::Backward);
     world.communicator().barrier()?;
-    // Time for a beat that tells it.
+    // Leave time for a heartbeat that reports this step and phase.
     std::thread::sleep(HEARTBEAT / 2);
-    if world.rank() == odd {
-        match fate {
-            // SAFETY: a plain call on this very process.
+    if world.rank() == victim {
+        match fault {
+            // SAFETY: signals this process; no pointers are involved.
             "killed" => unsafe { libc::kill(libc::getpid(), libc::SIGKILL) },
             "crashed" => std::process::abort(),
             "stopped" => stop(),
@@ -355,10 +359,10 @@ fn watched(world: &World, fate: &str) -> Result<()> {
     Ok(world.communicator().barrier()?)
 }
 
-/// All ranks stop at one step, for a signal that one of them got.
+/// All ranks stop at the same step after one of them received a signal.
 fn agreed(world: &World) -> Result<()> {
-    world.keep_watch(HEARTBEAT)?;
-    world.set_farewell("checkpoint of step 7 is good; go on with: PROGRAM --resume");
+    world.start_heartbeats(HEARTBEAT)?;
+    world.set_exit_message("checkpoint of step 7 is complete; to resume: PROGRAM --resume");
     println!("ready {}", std::process::id());
     let comm = world.communicator();
     let started = Instant::now();
@@ -368,14 +372,14 @@ fn agreed(world: &World) -> Result<()> {
         }
         comm.finish()?;
         if comm.stop_requested() {
-            world.leave();
+            world.exit_stopped();
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
 
-/// What a `finish` costs, once a step, beside the reductions.
+/// Times a `finish` without reductions: what agreeing to continue costs, once per step.
 fn cost(world: &World) -> Result<()> {
     let mut us = Vec::new();
     for _ in 0..2000 {
@@ -406,34 +410,34 @@ fn place(world: &World) -> Result<()> {
 
 // -- the tests ------------------------------------------------------------------------------------
 
-fn run(scene: &str, size: usize) -> Ended {
-    run_with(scene, size, &[])
+fn run(scenario: &str, size: usize) -> Outcome {
+    run_with(scenario, size, &[])
 }
 
-fn good(scene: &str, size: usize) -> Ended {
-    run(scene, size).good(size)
+fn succeeds(scenario: &str, size: usize) -> Outcome {
+    run(scenario, size).expect_success(size)
 }
 
-fn bad(scene: &str, size: usize, expected: &[&str]) -> Ended {
-    run(scene, size).bad(expected)
+fn fails(scenario: &str, size: usize, expected: &[&str]) -> Outcome {
+    run(scenario, size).expect_failure(expected)
 }
 
-/// Well below every time limit of its scene: the others were ended, they did not give up.
-fn at_once(ended: &Ended) {
-    assert!(ended.wall < PATIENCE / 2, "{:?}: {}", ended.wall, ended.output);
+/// Asserts that the scenario ended well below its time limits: the other ranks were killed and did not time out.
+fn assert_prompt(outcome: &Outcome) {
+    assert!(outcome.wall < PATIENCE / 2, "{:?}: {}", outcome.wall, outcome.output);
 }
 
 #[test]
 fn means_broadcasts_gathers_and_barriers_on_1_to_4_ranks() {
     for size in [0, 1, 2, 3, 4] {
-        good("numbers", size);
+        succeeds("numbers", size);
     }
 }
 
 #[test]
-fn two_runs_are_bit_equal() {
+fn two_runs_are_bit_identical() {
     let hashes = |_| {
-        let output = good("repeat", 3).output;
+        let output = succeeds("repeat", 3).output;
         let mut lines: Vec<String> =
             (output.lines()).filter_map(|line| line.find("hash ").map(|at| line[at..].to_string())).collect();
         lines.sort();
@@ -445,113 +449,115 @@ fn two_runs_are_bit_equal() {
 }
 
 #[test]
-fn what_cannot_be_sent_is_refused() {
-    good("refusals", 0);
-    good("refusals", 2);
+fn unsupported_tensors_are_refused() {
+    succeeds("refusals", 0);
+    succeeds("refusals", 2);
 }
 
 #[test]
-fn ranks_know_their_place() {
-    let output = good("place", 3).output;
+fn ranks_know_their_rank_host_and_threads() {
+    let output = succeeds("place", 3).output;
     for rank in 0..3 {
         let line = format!("rank {rank} of 3 local {rank} of 3 hosts 1 threads");
         assert!(output.contains(&line), "{output}");
     }
-    assert!(good("place", 0).output.contains("rank 0 of 1 local 0 of 1 hosts 1"));
-    let told = run_with("place", 2, &[("OMP_NUM_THREADS", "3")]).output;
-    assert!(told.contains("rank 1 of 2 local 1 of 2 hosts 1 threads 3"), "{told}");
+    assert!(succeeds("place", 0).output.contains("rank 0 of 1 local 0 of 1 hosts 1"));
+    let output = run_with("place", 2, &[("OMP_NUM_THREADS", "3")]).output;
+    assert!(output.contains("rank 1 of 2 local 1 of 2 hosts 1 threads 3"), "{output}");
 }
 
 #[test]
-fn a_rank_that_never_arrives_is_told_by_all_others_within_the_limit() {
-    let ended = bad(
+fn missing_rank_is_reported_by_all_others_within_the_time_limit() {
+    let outcome = fails(
         "absent",
         3,
         &[
             "stalled 0 within true",
             "stalled 1 within true",
-            "in operation 4 (1 means of 1000000 (1000000 Float))",
+            "in operation 4 (mean of 1 tensor, 1000000 elements (1000000 Float))",
             "rank 0 on ",
         ],
     );
-    assert!(ended.wall < Duration::from_secs(30), "{:?}", ended.wall);
+    assert!(outcome.wall < Duration::from_secs(30), "{:?}", outcome.wall);
 }
 
 #[test]
-fn a_rank_that_stops_before_there_are_heartbeats_is_missed_within_the_start_limit() {
-    let ended = bad(
+fn rank_that_stops_before_the_first_heartbeat_is_detected_within_the_start_limit() {
+    let outcome = fails(
         "unstarted",
         3,
-        &["MPI_Init did not return within 3 s, not every rank has started", "raise run.start_limit_s"],
+        &["MPI_Init did not return within 3 s: not all ranks have started", "increase run.start_limit_s"],
     );
-    at_once(&ended);
-    let ended = bad("unwatched", 3, &["waited 3.", "not every rank came"]);
-    at_once(&ended);
-    // Once watched, the ranks wait as long as an operation may take.
-    good("patient", 3);
+    assert_prompt(&outcome);
+    let outcome = fails("unwatched", 3, &["timed out after 3.", "not all ranks arrived"]);
+    assert_prompt(&outcome);
+    // Once heartbeats run, the ranks wait for the whole time limit of an operation.
+    succeeds("patient", 3);
 }
 
 #[test]
-fn a_panic_ends_all_ranks_and_names_its_own() {
-    let ended = bad("panic", 3, &["rank 1 on ", "panicked at tests/ranks.rs", "a planned mistake"]);
-    at_once(&ended);
+fn panic_ends_all_ranks_and_is_reported_with_its_rank() {
+    let outcome = fails("panic", 3, &["rank 1 on ", "panicked at tests/ranks.rs", "injected panic"]);
+    assert_prompt(&outcome);
 }
 
 #[test]
-fn a_panic_of_a_worker_thread_is_told_and_does_not_end_the_run() {
-    let ended = good("worker-panic", 2);
-    assert!(ended.output.contains("rank 1 on ") && ended.output.contains("in a worker"));
+fn panic_of_a_worker_thread_is_reported_and_does_not_end_the_run() {
+    let outcome = succeeds("worker-panic", 2);
+    assert!(outcome.output.contains("rank 1 on ") && outcome.output.contains("in a worker"));
 }
 
 #[test]
-fn an_error_of_one_rank_ends_all() {
-    let ended = bad("error", 2, &["rank 1 on ", "read /nonexistent/shard: No such file"]);
-    assert_eq!(ended.code, Some(1), "{}", ended.output);
-    at_once(&ended);
+fn error_on_one_rank_ends_all_ranks() {
+    let outcome = fails("error", 2, &["rank 1 on ", "read /nonexistent/shard: No such file"]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.output);
+    assert_prompt(&outcome);
 }
 
 #[test]
-fn a_world_dropped_with_operations_under_way_ends_all() {
-    at_once(&bad("dropped", 2, &["rank 1 on ", "operations under way"]));
+fn dropping_the_world_during_an_operation_ends_all_ranks() {
+    assert_prompt(&fails("dropped", 2, &["rank 1 on ", "operations under way"]));
 }
 
 #[test]
-fn ranks_that_do_different_things_are_told_so() {
-    let ended = bad(
+fn mismatched_collectives_are_reported() {
+    let outcome = fails(
         "differ",
         3,
         &[
-            "operation 3: the ranks do not do the same (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
+            "operation 3: the ranks call different operations (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
         ],
     );
-    at_once(&ended);
-    at_once(&bad(
+    assert_prompt(&outcome);
+    assert_prompt(&fails(
         "lengths",
         2,
-        &["rank 0: 1 means of 100000 (100000 Float); rank 1: 1 means of 99999 (99999 Float)"],
+        &[
+            "rank 0: mean of 1 tensor, 100000 elements (100000 Float); rank 1: mean of 1 tensor, 99999 elements (99999 Float)",
+        ],
     ));
-    at_once(&bad("early", 2, &["rank 0: end of the run; rank 1: barrier"]));
+    assert_prompt(&fails("early", 2, &["rank 0: shutdown; rank 1: barrier"]));
 }
 
 #[test]
-fn separate_worlds_of_one_are_refused() {
-    // srun without its MPI plugin: only Slurm's variables are there.
-    let ended = run_with("numbers", 0, &[("SLURM_NTASKS", "4")]);
-    assert_eq!(ended.code, Some(2), "{}", ended.output);
-    assert!(ended.output.contains("SLURM_NTASKS says 4 ranks, MPI says 1"), "{}", ended.output);
-    assert!(ended.output.contains("srun --mpi=pmix"), "{}", ended.output);
+fn ranks_started_as_separate_worlds_are_refused() {
+    // srun without its MPI plugin: only Slurm's variables are set.
+    let outcome = run_with("numbers", 0, &[("SLURM_NTASKS", "4")]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.output);
+    assert!(outcome.output.contains("SLURM_NTASKS says 4 ranks, MPI says 1"), "{}", outcome.output);
+    assert!(outcome.output.contains("srun --mpi=pmix"), "{}", outcome.output);
     // The launcher of another MPI.
-    let ended = run_with("numbers", 0, &[("PMI_SIZE", "2"), ("PMI_RANK", "0")]);
-    assert_eq!(ended.code, Some(2), "{}", ended.output);
-    assert!(ended.output.contains("PMI_SIZE says 2 ranks, MPI says 1"), "{}", ended.output);
+    let outcome = run_with("numbers", 0, &[("PMI_SIZE", "2"), ("PMI_RANK", "0")]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.output);
+    assert!(outcome.output.contains("PMI_SIZE says 2 ranks, MPI says 1"), "{}", outcome.output);
     // mpirun with fewer ranks than the allocation has tasks.
-    let ended = run_with("refusals", 2, &[("SLURM_NTASKS", "4")]);
-    assert_eq!(ended.code, Some(0), "{}", ended.output);
+    let outcome = run_with("refusals", 2, &[("SLURM_NTASKS", "4")]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.output);
 }
 
-/// Who gets a signal.
+/// The process that a signal is sent to.
 #[derive(Clone, Copy)]
-enum To {
+enum Recipient {
     Launcher,
     Mpirun,
     LastRank,
@@ -562,16 +568,16 @@ fn parent_of(pid: i32) -> i32 {
     status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
 }
 
-/// Starts `scene`, waits until its ranks are ready, sends the signal `times` times and returns how it ended.
-fn signalled(scene: &str, size: usize, signal: i32, times: usize) -> Ended {
-    signalled_to(To::Launcher, scene, size, signal, times)
+/// Starts `scenario`, waits until its ranks are ready, sends the signal `times` times and returns the outcome.
+fn signalled(scenario: &str, size: usize, signal: i32, times: usize) -> Outcome {
+    signalled_to(Recipient::Launcher, scenario, size, signal, times)
 }
 
-fn signalled_to(to: To, scene: &str, size: usize, signal: i32, times: usize) -> Ended {
+fn signalled_to(to: Recipient, scenario: &str, size: usize, signal: i32, times: usize) -> Outcome {
     use std::io::{BufRead, BufReader, Read};
     let folder = tempfile::tempdir().unwrap();
     let started = Instant::now();
-    let mut command = command(scene, size, folder.path());
+    let mut command = command(scenario, size, folder.path());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut output = String::new();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -584,135 +590,139 @@ fn signalled_to(to: To, scene: &str, size: usize, signal: i32, times: usize) -> 
     }
     for time in 0..times {
         if time > 0 {
-            // Two signals at once may be seen as one.
+            // Two pending signals may be merged into one.
             std::thread::sleep(Duration::from_millis(300));
         }
-        // With several ranks as a terminal or a scheduler does it: to `timeout`, which hands it to mpirun.
+        // With several ranks, as from a terminal or a scheduler: to `timeout`, which forwards it to mpirun.
         let to = match to {
-            To::Launcher if size > 1 => child.id() as i32,
-            // `timeout` hands on no SIGUSR1.
-            To::Mpirun => parent_of(pids[0]),
-            To::Launcher | To::LastRank => pids[pids.len() - 1],
+            Recipient::Launcher if size > 1 => child.id() as i32,
+            // `timeout` does not forward SIGUSR1.
+            Recipient::Mpirun => parent_of(pids[0]),
+            Recipient::Launcher | Recipient::LastRank => pids[pids.len() - 1],
         };
-        // SAFETY: a process of this test.
+        // SAFETY: signals a process of this test; no pointers are involved.
         unsafe { libc::kill(to, signal) };
     }
     stdout.read_to_string(&mut output).unwrap();
     child.stderr.take().unwrap().read_to_string(&mut output).unwrap();
-    Ended { what: scene.into(), output, code: child.wait().unwrap().code(), wall: started.elapsed() }
+    Outcome { what: scenario.into(), output, code: child.wait().unwrap().code(), wall: started.elapsed() }
 }
 
-const FAREWELL: &str = "checkpoint of step 7 is good; go on with: PROGRAM --resume";
+const EXIT_MESSAGE: &str = "checkpoint of step 7 is complete; to resume: PROGRAM --resume";
 
 #[test]
-fn alone_a_signal_asks_for_a_checkpoint_first() {
+fn single_process_writes_a_checkpoint_on_a_signal() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1] {
-        let ended = signalled("signal", 0, signal, 1);
-        assert_eq!(ended.code, Some(75), "{}", ended.output);
-        assert!(ended.output.contains("a checkpoint is written"), "{}", ended.output);
-        assert_eq!(ended.output.matches(FAREWELL).count(), 1, "{}", ended.output);
+        let outcome = signalled("signal", 0, signal, 1);
+        assert_eq!(outcome.code, Some(75), "{}", outcome.output);
+        assert!(outcome.output.contains("a checkpoint is written"), "{}", outcome.output);
+        assert_eq!(outcome.output.matches(EXIT_MESSAGE).count(), 1, "{}", outcome.output);
     }
 }
 
 #[test]
-fn alone_a_second_signal_leaves_at_once() {
-    let ended = signalled("deaf", 0, libc::SIGINT, 2);
-    assert!(ended.wall < Duration::from_secs(20), "{:?}", ended.wall);
-    assert_eq!(ended.code, Some(130), "{}", ended.output);
-    assert_eq!(ended.output.matches(FAREWELL).count(), 1, "{}", ended.output);
+fn single_process_exits_immediately_on_a_second_signal() {
+    let outcome = signalled("deaf", 0, libc::SIGINT, 2);
+    assert!(outcome.wall < Duration::from_secs(20), "{:?}", outcome.wall);
+    assert_eq!(outcome.code, Some(130), "{}", outcome.output);
+    assert_eq!(outcome.output.matches(EXIT_MESSAGE).count(), 1, "{}", outcome.output);
 }
 
 #[test]
-fn several_ranks_stop_together_for_one_signal() {
-    for to in [To::Mpirun, To::LastRank] {
-        let ended = signalled_to(to, "agreed", 3, libc::SIGUSR1, 1);
-        assert_eq!(ended.code, Some(75), "{}", ended.output);
-        assert!(ended.output.contains(FAREWELL), "{}", ended.output);
+fn several_ranks_stop_together_after_one_signal() {
+    for to in [Recipient::Mpirun, Recipient::LastRank] {
+        let outcome = signalled_to(to, "agreed", 3, libc::SIGUSR1, 1);
+        assert_eq!(outcome.code, Some(75), "{}", outcome.output);
+        assert!(outcome.output.contains(EXIT_MESSAGE), "{}", outcome.output);
     }
 }
 
 #[test]
-#[ignore = "a measurement: cargo test --release --test ranks -- --ignored --nocapture what_an_agreement_costs"]
-fn what_an_agreement_costs() {
+#[ignore = "a measurement: cargo test --release --test ranks -- --ignored --nocapture time_of_an_agreement"]
+fn time_of_an_agreement() {
     for size in [2, 4] {
-        println!("{}", good("cost", size).output);
+        println!("{}", succeeds("cost", size).output);
     }
 }
 
-/// Of the ranks that were ready nothing is left.
+/// Asserts that none of the three ranks that printed "ready" is still running.
 fn assert_gone(output: &str) {
     let words: Vec<&str> = output.split_whitespace().collect();
     let pids: Vec<&str> = words.windows(2).filter(|pair| pair[0] == "ready").map(|pair| pair[1]).collect();
     assert_eq!(pids.len(), 3, "{output}");
     let started = Instant::now();
-    while pids.iter().any(|pid| lives(pid)) {
-        assert!(started.elapsed() < Duration::from_secs(10), "ranks are left: {output}");
+    while pids.iter().any(|pid| is_alive(pid)) {
+        assert!(started.elapsed() < Duration::from_secs(10), "ranks are still running: {output}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
-fn a_rank_that_dies_or_stops_is_named_and_all_are_ended() {
-    let gone = "its process is gone";
-    for (fate, how) in [("killed", gone), ("crashed", gone), ("stopped", "no sign of life for 2 s")] {
-        for (odd, by) in [("1", "rank 0 on "), ("0", "rank 1 on ")] {
-            let ended = run_with(fate, 3, &[("DRNAS_TEST_RANK", odd)]);
-            assert!(!matches!(ended.code, Some(0 | 124)), "{:?}: {}", ended.code, ended.output);
-            let line = format!("lost rank {odd} on ");
-            let line = ended.output.lines().find(|text| text.contains(&line)).unwrap_or_default();
+fn lost_rank_is_reported_and_all_ranks_are_killed() {
+    let gone = "process died";
+    for (fault, how) in [("killed", gone), ("crashed", gone), ("stopped", "no heartbeat for 2 s")] {
+        for (victim, by) in [("1", "rank 0 on "), ("0", "rank 1 on ")] {
+            let outcome = run_with(fault, 3, &[("DRNAS_TEST_RANK", victim)]);
+            assert!(!matches!(outcome.code, Some(0 | 124)), "{:?}: {}", outcome.code, outcome.output);
+            let line = format!("lost rank {victim} on ");
+            let line = outcome.output.lines().find(|text| text.contains(&line)).unwrap_or_default();
             for part in [by, ", step 7, backward: ", how] {
-                assert!(line.contains(part), "{fate} {odd}: {}", ended.output);
+                assert!(line.contains(part), "{fault} {victim}: {}", outcome.output);
             }
-            assert!(!ended.output.contains("Process received signal"), "{}", ended.output);
-            assert_gone(&ended.output);
+            assert!(!outcome.output.contains("Process received signal"), "{}", outcome.output);
+            assert_gone(&outcome.output);
         }
     }
 }
 
 #[test]
-fn a_slow_rank_is_waited_for() {
-    good("slow", 3);
+fn slow_rank_is_tolerated() {
+    succeeds("slow", 3);
 }
 
 #[test]
-fn who_does_not_come_to_a_collective_is_named_by_those_who_wait() {
-    for odd in ["1", "0"] {
-        let missing = format!("not every rank came (missing: rank {odd} on ");
-        let ended = run_with("hangs", 3, &[("DRNAS_TEST_RANK", odd)]).bad(&[&missing]);
-        // The third one waits too, and all know it.
-        let line = ended.output.lines().find(|line| line.contains(&missing) && !line.contains("; rank "));
-        assert!(line.is_some_and(|line| line.contains(", step 7, backward for ")), "{odd}: {}", ended.output);
-        assert_gone(&ended.output);
+fn rank_missing_from_a_collective_is_named_by_the_waiting_ranks() {
+    for victim in ["1", "0"] {
+        let missing = format!("not all ranks arrived (missing: rank {victim} on ");
+        let outcome = run_with("hangs", 3, &[("DRNAS_TEST_RANK", victim)]).expect_failure(&[&missing]);
+        // The third rank is waiting too, and is not reported as missing.
+        let line = outcome.output.lines().find(|line| line.contains(&missing) && !line.contains("; rank "));
+        assert!(
+            line.is_some_and(|line| line.contains(", step 7, backward for ")),
+            "{victim}: {}",
+            outcome.output
+        );
+        assert_gone(&outcome.output);
     }
 }
 
 #[test]
-fn several_ranks_leave_at_once() {
+fn several_ranks_exit_promptly_on_a_signal() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let ended = signalled("signal", 2, signal, 1);
-        assert!(!matches!(ended.code, Some(0 | 124 | 137)), "{}", ended.output);
-        assert!(ended.wall < Duration::from_secs(25), "{:?}", ended.wall);
+        let outcome = signalled("signal", 2, signal, 1);
+        assert!(!matches!(outcome.code, Some(0 | 124 | 137)), "{}", outcome.output);
+        assert!(outcome.wall < Duration::from_secs(25), "{:?}", outcome.wall);
     }
 }
 
-/// Ctrl-C typed in a real terminal, as a person does it: rank 0 says which checkpoint is good.
+/// Ctrl-C typed in a real terminal: rank 0 prints the newest complete checkpoint and the command to resume.
 #[test]
-fn ctrl_c_of_two_ranks_says_how_to_go_on() {
+fn ctrl_c_on_two_ranks_prints_how_to_resume() {
     use std::fs::File;
     use std::io::{Read, Write};
     use std::os::fd::{FromRawFd, OwnedFd};
     use std::os::unix::process::CommandExt;
     let (mut master, mut slave) = (-1, -1);
     let null = std::ptr::null_mut();
-    // SAFETY: two live out pointers; names and settings are not asked for.
+    // SAFETY: two valid out pointers; name and settings are null, which openpty allows.
     let opened = unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), null.cast()) };
     assert_eq!(opened, 0);
-    // SAFETY: two new descriptors that nobody else owns.
+    // SAFETY: two new descriptors without another owner.
     let (mut master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
     let folder = tempfile::tempdir().unwrap();
     let mut command = command("signal", 2, folder.path());
     command.stdout(slave.try_clone().unwrap()).stderr(slave.try_clone().unwrap()).stdin(slave);
-    // SAFETY: only calls that are allowed between fork and exec.
+    // SAFETY: calls only async-signal-safe functions between fork and exec.
     unsafe {
         command.pre_exec(|| {
             libc::setsid();
@@ -724,7 +734,7 @@ fn ctrl_c_of_two_ranks_says_how_to_go_on() {
     drop(command);
     let (mut output, mut buffer) = (String::new(), [0u8; 4096]);
     let mut typed = false;
-    // Reading fails once the last process of the terminal is gone.
+    // Reading fails once the last process of the terminal has exited.
     while let Ok(count @ 1..) = master.read(&mut buffer) {
         output += &String::from_utf8_lossy(&buffer[..count]);
         if !typed && output.matches("ready").count() == 2 {
@@ -733,37 +743,37 @@ fn ctrl_c_of_two_ranks_says_how_to_go_on() {
         }
     }
     assert!(!child.wait().unwrap().success(), "{output}");
-    assert!(output.contains(FAREWELL), "{output}");
+    assert!(output.contains(EXIT_MESSAGE), "{output}");
 }
 
 #[test]
-fn doctor_names_libraries_and_ranks_alone_and_under_mpirun() {
+fn doctor_lists_libraries_and_ranks_with_and_without_mpirun() {
     for (size, ranks) in [(0, 1), (2, 2)] {
-        let ended = run("doctor", size);
-        assert_eq!(ended.code, Some(0), "{}", ended.output);
+        let outcome = run("doctor", size);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.output);
         for text in ["libtorch_cpu.so", "Open MPI v", "libmpi.so", "NCCL   ", "CUDA driver"] {
-            assert_eq!(ended.output.matches(text).count(), 1, "{text}: {}", ended.output);
+            assert_eq!(outcome.output.matches(text).count(), 1, "{text}: {}", outcome.output);
         }
         for rank in 0..ranks {
             let line = format!("rank {rank} of {ranks} on ");
-            assert!(ended.output.contains(&line), "{line}: {}", ended.output);
+            assert!(outcome.output.contains(&line), "{line}: {}", outcome.output);
         }
     }
-    // What stands in the way of starting is said after what is known.
-    let ended = run_with("doctor", 0, &[("SLURM_NTASKS", "4")]);
-    assert_eq!(ended.code, Some(2), "{}", ended.output);
-    assert!(ended.output.contains("libtorch_cpu.so") && ended.output.contains("MPI says 1"));
+    // The error that prevents the start is printed after the information already collected.
+    let outcome = run_with("doctor", 0, &[("SLURM_NTASKS", "4")]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.output);
+    assert!(outcome.output.contains("libtorch_cpu.so") && outcome.output.contains("MPI says 1"));
 }
 
-/// As services and agents start programs.
+/// Services and agents start programs without HOME.
 #[test]
-fn mpirun_starts_where_there_is_no_home() {
+fn mpirun_starts_without_home() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("bash");
     command
         .args(["-euc", ". launch/env.sh; mpirun -n 1 true"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_remove("HOME");
-    let output = mpirun::at_home(&mut command, folder.path()).output().unwrap();
+    let output = mpirun::configure_mpi(&mut command, folder.path()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }

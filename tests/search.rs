@@ -1,10 +1,10 @@
-//! Whole searches: any number of ranks gives the same result; interrupted ones end as if they had not been.
+//! Whole searches: the result does not depend on the number of ranks or on interruptions.
 
 #[path = "common/bench.rs"]
 mod bench;
 
-use bench::mpirun::{SCENE, run_with};
-use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_end, finish, kill_all, said, signal};
+use bench::mpirun::{SCENARIO, run_with};
+use bench::{Bench, Run, STAGE_CHANGE, STEPS, assert_same_result, finish, kill_all, output_text, signal};
 use drnas_dist::Settings;
 use drnas_dist::comm::Result;
 use drnas_dist::comm::{Communicator, ReduceWait};
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-/// Relative distance of two tensors.
+/// Relative distance between two tensors.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let norm = |x: Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
     let size = norm(b.shallow_clone());
@@ -28,17 +28,18 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     if off == 0.0 { 0.0 } else { off / size }
 }
 
-/// Losses within `losses`, weights and eta within `state`, relative; the same architecture.
+/// Asserts that losses agree within `losses` and weights and eta within `state`, both relative, and that the
+/// architectures are equal.
 fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
     for name in ["loss", "architecture_loss"] {
-        let (a, b) = (ours.of_steps(name), theirs.of_steps(name));
+        let (a, b) = (ours.step_values(name), theirs.step_values(name));
         assert_eq!((a.len(), b.len()), if name == "loss" { (20, 20) } else { (10, 10) });
         for (step, (a, b)) in a.iter().zip(&b).enumerate() {
             assert!((a - b).abs() <= losses * b.abs(), "{name} {step}: {a} and {b}");
         }
     }
     let (a, b) = (ours.state(STEPS), theirs.state(STEPS));
-    // All weights as one vector: single tensors can be next to nothing.
+    // All weights as one vector: single tensors can be almost zero.
     let all = |state: &std::collections::BTreeMap<String, Tensor>| {
         let weights = state.iter().filter(|(name, _)| name.starts_with("weights/"));
         Tensor::cat(&weights.map(|(_, tensor)| tensor.reshape([-1])).collect::<Vec<_>>(), 0)
@@ -50,43 +51,46 @@ fn assert_agree(ours: &Run, theirs: &Run, losses: f64, state: f64) {
 }
 
 #[test]
-fn any_number_of_ranks_gives_the_same_search() {
+fn search_does_not_depend_on_the_number_of_ranks() {
     let bench = Bench::get();
-    let one = bench.searched(0, "float-1", &[]);
+    let one = bench.run_search(0, "float-1", &[]);
     for ranks in [2, 4] {
-        let several = bench.searched(ranks, &format!("float-{ranks}"), &[]);
+        let several = bench.run_search(ranks, &format!("float-{ranks}"), &[]);
         assert_agree(&several, &one, 1e-4, 1e-3);
-        // More than that: gradients are summed in float64, where the order leaves no trace in float32.
-        assert_same_end(&several, &one);
+        // Even bit-identical: gradients are summed in float64, where the order does not affect the float32 result.
+        assert_same_result(&several, &one);
     }
     let double = ["--set", "precision=fp64"];
-    let one = bench.searched(1, "double-1", &double);
+    let one = bench.run_search(1, "double-1", &double);
     for ranks in [2, 4] {
-        let several = bench.searched(ranks, &format!("double-{ranks}"), &double);
+        let several = bench.run_search(ranks, &format!("double-{ranks}"), &double);
         assert_agree(&several, &one, 1e-9, 1e-9);
     }
-    let losses = one.of_steps("loss");
-    assert!(losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(), "it learns: {losses:?}");
+    let losses = one.step_values("loss");
+    assert!(
+        losses[15..].iter().sum::<f64>() < losses[..5].iter().sum::<f64>(),
+        "the loss does not decrease: {losses:?}"
+    );
 }
 
 #[test]
-fn a_shared_theta_is_another_search() {
+fn shared_theta_changes_the_search() {
     let bench = Bench::get();
     let shared = ["--set", "search.theta=shared", "--set", "precision=fp64"];
-    let one = bench.searched(0, "shared-1", &shared);
-    let two = bench.searched(2, "shared-2", &shared);
+    let one = bench.run_search(0, "shared-1", &shared);
+    let two = bench.run_search(2, "shared-2", &shared);
     assert_agree(&two, &one, 1e-9, 1e-9);
-    let own = bench.searched(0, "own-1", &["--set", "precision=fp64"]);
-    assert_ne!(one.of_steps("loss"), own.of_steps("loss"));
+    let per_replica = bench.run_search(0, "own-1", &["--set", "precision=fp64"]);
+    assert_ne!(one.step_values("loss"), per_replica.step_values("loss"));
 }
 
 #[test]
-fn killed_and_resumed_equals_never_stopped() {
+fn killed_and_resumed_equals_uninterrupted() {
     let bench = Bench::get();
-    let whole = bench.searched(2, "whole", &["--set", "run.checkpoint_every=1"]);
-    let again = bench.searched(2, "again", &["--set", "run.checkpoint_every=7"]);
-    assert_same_end(&again, &whole);
-    // In the middle of an epoch, before eta moves and after, just before, at and after the stage change.
+    let whole = bench.run_search(2, "whole", &["--set", "run.checkpoint_every=1"]);
+    let again = bench.run_search(2, "again", &["--set", "run.checkpoint_every=7"]);
+    assert_same_result(&again, &whole);
+    // Within an epoch before and after the first update of eta; just before, at and after the stage change; late.
     for kill_after in [2, 7, STAGE_CHANGE - 1, STAGE_CHANGE, STAGE_CHANGE + 1, 18] {
         let name = format!("killed-{kill_after}");
         let more = ["--set", "run.checkpoint_every=1", "--resume"];
@@ -100,22 +104,22 @@ fn killed_and_resumed_equals_never_stopped() {
         }
         kill_all(child, &run.folder);
         let found = run.checkpoints();
-        println!("killed after step {kill_after} was saved; whole checkpoints: {found:?}");
-        assert!(!run.folder.join("genotype.json").exists(), "it was killed before the end");
+        println!("killed after step {kill_after} was saved; complete checkpoints: {found:?}");
+        assert!(!run.folder.join("genotype.json").exists(), "the run finished before it was killed");
         let output = finish(bench.search(2, &name, &more), Duration::from_secs(300));
-        assert!(output.status.success(), "{}", said(&output));
-        assert!(said(&output).contains("resumed after step"), "{}", said(&output));
-        assert_same_end(&run, &whole);
+        assert!(output.status.success(), "{}", output_text(&output));
+        assert!(output_text(&output).contains("resumed after step"), "{}", output_text(&output));
+        assert_same_result(&run, &whole);
     }
 }
 
 #[test]
-fn a_damaged_checkpoint_is_skipped() {
+fn corrupt_checkpoint_is_skipped() {
     let bench = Bench::get();
     let every = ["--set", "run.checkpoint_every=3"];
-    let whole = bench.searched(0, "undamaged", &every);
-    bench.searched(0, "damaged", &every);
-    let run = bench.run("damaged");
+    let whole = bench.run_search(0, "intact", &every);
+    bench.run_search(0, "corrupt", &every);
+    let run = bench.run("corrupt");
     let steps = run.checkpoints();
     assert_eq!(steps, [15, 18, 20], "the newest three are kept");
     let newest = run.folder.join("checkpoints/step-000000020/state.safetensors");
@@ -125,28 +129,32 @@ fn a_damaged_checkpoint_is_skipped() {
     std::fs::write(&newest, bytes).unwrap();
     std::fs::remove_file(run.folder.join("genotype.json")).unwrap();
     let output =
-        finish(bench.search(0, "damaged", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("warning: "), "{}", said(&output));
-    assert!(said(&output).contains("resumed after step 18"), "{}", said(&output));
-    assert_same_end(&run, &whole);
+        finish(bench.search(0, "corrupt", &[&every[..], &["--resume"]].concat()), Duration::from_secs(300));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(output_text(&output).contains("warning: "), "{}", output_text(&output));
+    assert!(output_text(&output).contains("resumed after step 18"), "{}", output_text(&output));
+    assert_same_result(&run, &whole);
 }
 
 #[test]
-fn nothing_of_an_old_run_is_lost_by_resuming() {
+fn resuming_keeps_the_results_of_the_old_run() {
     let bench = Bench::get();
     let resume = |run: &str| finish(bench.search(0, run, &["--resume"]), Duration::from_secs(300));
-    // A finished run is shown, not touched.
-    let run = bench.searched(0, "done", &[]);
+    // A finished run is reported and left unchanged.
+    let run = bench.run_search(0, "done", &[]);
     let files = |run: &Run| {
         ["metrics.jsonl", "report.txt", "genotype.json"]
             .map(|name| std::fs::read(run.folder.join(name)).unwrap())
     };
     let before = files(&run);
     let output = resume("done");
-    assert!(output.status.success() && said(&output).contains("this run has finished"), "{}", said(&output));
+    assert!(
+        output.status.success() && output_text(&output).contains("this run has finished"),
+        "{}",
+        output_text(&output)
+    );
     assert_eq!(files(&run), before);
-    // With no checkpoint that can be read it does not begin again by itself.
+    // Without a readable checkpoint the run does not restart from the beginning.
     for step in run.checkpoints() {
         let marker = run.folder.join(format!("checkpoints/step-{step:09}/DONE"));
         std::fs::write(marker, "{}").unwrap();
@@ -154,32 +162,32 @@ fn nothing_of_an_old_run_is_lost_by_resuming() {
     let output = resume("done");
     assert!(!output.status.success());
     let none = "none of the 2 checkpoints in done/checkpoints can be read";
-    assert!(said(&output).contains(none), "{}", said(&output));
+    assert!(output_text(&output).contains(none), "{}", output_text(&output));
     assert_eq!(files(&run), before);
-    // A run that was killed before its first checkpoint begins again, with one log.
+    // A run that was killed before its first checkpoint restarts, with a single log.
     std::fs::create_dir_all(bench.path("early")).unwrap();
     std::fs::write(bench.path("early/metrics.jsonl"), "{\"event\":\"stage\",\"step\":0}\n").unwrap();
     let output = resume("early");
-    assert!(output.status.success(), "{}", said(&output));
-    assert_same_end(&bench.run("early"), &bench.searched(0, "early-whole", &[]));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_same_result(&bench.run("early"), &bench.run_search(0, "early-whole", &[]));
 }
 
 #[test]
-fn a_clip_of_0_is_none() {
+fn clip_norm_of_0_disables_clipping() {
     let bench = Bench::get();
     let losses = |clip: &str| {
         let set = format!("search.grad_clip={clip}");
-        bench.searched(0, &format!("clip-{clip}"), &["--set", &set]).of_steps("loss")
+        bench.run_search(0, &format!("clip-{clip}"), &["--set", &set]).step_values("loss")
     };
     let unclipped = losses("0");
-    assert_eq!(unclipped, losses("1000000.0"), "no gradient is so large");
+    assert_eq!(unclipped, losses("1000000.0"), "no gradient is that large");
     assert_ne!(unclipped, losses("0.1"));
 }
 
 #[test]
-fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
+fn ctrl_c_writes_a_checkpoint_and_prints_how_to_resume() {
     let bench = Bench::get();
-    let whole = bench.searched(0, "uninterrupted", &[]);
+    let whole = bench.run_search(0, "uninterrupted", &[]);
     let child =
         bench.search(0, "interrupted", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let run = bench.run("interrupted");
@@ -191,52 +199,57 @@ fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
     }
     signal(child.id(), "INT");
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(75), "{}", output_text(&output));
     let command = "drnas-dist search-imagenet --config search.toml --train train --valid valid --out interrupted --resume";
-    assert!(said(&output).contains(command), "{}", said(&output));
+    assert!(output_text(&output).contains(command), "{}", output_text(&output));
     let steps = run.checkpoints();
     assert!(steps.len() == 1 && steps[0] < STEPS, "{steps:?}");
     let output = finish(bench.search(0, "interrupted", &["--resume"]), Duration::from_secs(300));
-    assert!(output.status.success(), "{}", said(&output));
-    assert_same_end(&run, &whole);
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_same_result(&run, &whole);
 }
 
 #[test]
-fn what_cannot_go_well_is_refused_before_the_first_step() {
+fn invalid_runs_are_refused_before_the_first_step() {
     let bench = Bench::get();
-    bench.searched(0, "first", &["--set", "search.stage.2.epochs=2"]);
+    bench.run_search(0, "first", &["--set", "search.stage.2.epochs=2"]);
     let refused = |ranks: usize, run: &str, more: &[&str], words: &[&str]| {
         let output = finish(bench.search(ranks, run, more), Duration::from_secs(100));
-        assert!(!output.status.success(), "{more:?} was accepted: {}", said(&output));
+        assert!(!output.status.success(), "{more:?} was accepted: {}", output_text(&output));
         for word in words {
-            assert!(said(&output).contains(word), "{more:?}: '{word}' is not in {}", said(&output));
+            assert!(output_text(&output).contains(word), "{more:?}: no '{word}' in {}", output_text(&output));
         }
     };
-    refused(0, "first", &[], &["first holds a run already", "--resume"]);
-    refused(0, "first", &["--resume", "--set", "weights.lr=0.02"], &["lr = 0.003", "now it is lr = 0.02"]);
+    refused(0, "first", &[], &["first already contains a run", "--resume"]);
+    refused(0, "first", &["--resume", "--set", "weights.lr=0.02"], &["lr = 0.003", "to lr = 0.02"]);
     refused(0, "first", &["--resume", "--train", "valid"], &["cannot be used multiple times"]);
-    refused(3, "three", &[], &["3 ranks cannot share search.replicas = 4"]);
-    refused(0, "classes", &["--set", "model.num_classes=7"], &["4 classes", "model.num_classes is 7"]);
+    refused(3, "three", &[], &["search.replicas = 4 is not divisible by 3 ranks"]);
+    refused(0, "classes", &["--set", "model.num_classes=7"], &["model.num_classes = 7", "found 4"]);
     refused(0, "large", &["--set", "search.global_batch=400"], &["168", "400"]);
     refused(0, "nan", &["--set", "weights.lr=1e30"], &["step ", "the loss is", "weights.lr"]);
     assert!(!bench.path("three").exists() && !bench.path("classes").exists());
 
-    // The same images on both sides.
+    // The same images in both data sets.
     let mut command = bench.program();
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "valid"]);
     let output = finish_with(command, &["--out", "same"]);
     assert!(
-        said(&output).contains("--train valid and --valid valid hold the same images"),
+        output_text(&output).contains("--train valid and --valid valid contain the same images"),
         "{}",
-        said(&output)
+        output_text(&output)
     );
 
-    // Other data under the same names.
+    // Different data under the same names.
     std::fs::rename(bench.path("first"), bench.path("moved")).unwrap();
     let mut command = bench.program();
     command.args(["search-imagenet", "--config", "search.toml", "--train", "valid", "--valid", "train"]);
     let output = finish_with(command, &["--out", "moved", "--resume"]);
-    assert!(said(&output).contains("the run began with --train with content"), "{}", said(&output));
+    assert!(
+        output_text(&output)
+            .contains("the configuration changed since the run started: content hash of --train"),
+        "{}",
+        output_text(&output)
+    );
 }
 
 fn finish_with(mut command: std::process::Command, more: &[&str]) -> std::process::Output {
@@ -245,7 +258,7 @@ fn finish_with(mut command: std::process::Command, more: &[&str]) -> std::proces
 }
 
 #[test]
-fn ranks_that_were_started_differently_are_told() {
+fn different_configurations_on_ranks_are_refused() {
     let bench = Bench::get();
     let mut command = bench.mpirun();
     for (index, seed) in ["seed=1", "seed=2"].iter().enumerate() {
@@ -265,16 +278,16 @@ fn ranks_that_were_started_differently_are_told() {
     let output = finish(command, Duration::from_secs(100));
     assert!(!output.status.success());
     assert!(
-        said(&output).contains("rank 1 and rank 0 do not have the same configuration"),
+        output_text(&output).contains("rank 1 and rank 0 were started with a different configuration"),
         "{}",
-        said(&output)
+        output_text(&output)
     );
     assert!(!bench.path("mixed").exists());
 }
 
 // -- when reductions start -----------------------------------------------------------------------------------------
 
-/// One process that writes down what it is asked to do, in order.
+/// A communicator of one rank that records its calls in order.
 #[derive(Default)]
 struct Recorder(RefCell<Vec<String>>);
 
@@ -311,11 +324,11 @@ impl Communicator for Recorder {
     }
 
     fn broadcast(&self, _: &Tensor, _: usize) -> Result<()> {
-        unreachable!("a step broadcasts nothing")
+        unreachable!("a step has no broadcast")
     }
 
     fn all_gather(&self, _: &[u8]) -> Result<Vec<Vec<u8>>> {
-        unreachable!("a step gathers nothing")
+        unreachable!("a step has no all-gather")
     }
 
     fn barrier(&self) -> Result<()> {
@@ -328,7 +341,7 @@ impl Communicator for Recorder {
 }
 
 #[test]
-fn reductions_start_while_backward_goes_on() {
+fn reductions_start_during_backward() {
     let bench = Bench::get();
     let sets = ["search.stage.1.epochs=1", "search.architecture_from_epoch=0", "run.bucket_mib=0.01"];
     let config = Config::load(&bench.path("search.toml"), &sets.map(String::from)).unwrap();
@@ -352,8 +365,8 @@ fn reductions_start_while_backward_goes_on() {
     let recorder = Recorder::default();
     search.bilevel_step(&mut weights, &mut architecture, &recorder).unwrap();
 
-    // eta first; then nothing for the first replica; for the last one each bucket as soon as its segment is done, the
-    // last segment first.
+    // eta first; no reduction during the first replica's backward; during the last replica's, each bucket as soon as
+    // its segment is done, last segment first.
     let buckets = &search.net().params.buckets;
     assert!(buckets.len() > 2);
     let mut expected = vec![format!("start {}", 2 * 14 * 7), "finish".to_string()];
@@ -365,13 +378,13 @@ fn reductions_start_while_backward_goes_on() {
     assert_eq!(*recorder.0.borrow(), expected);
 }
 
-// -- a rank that computes wrongly ----------------------------------------------------------------------------------
+// -- a rank with a wrong value -------------------------------------------------------------------------------------
 
-/// What each rank runs: a search of which rank 2 loses one bit of eta.
+/// A search in which one bit of eta flips on rank 2.
 #[test]
-#[ignore = "another test starts it under mpirun"]
+#[ignore = "run under mpirun by another test"]
 fn rank_program() {
-    if std::env::var(SCENE).is_err() {
+    if std::env::var(SCENARIO).is_err() {
         return;
     }
     let world = World::start(Duration::from_secs(60), Some(1)).expect("a world");
@@ -380,7 +393,7 @@ fn rank_program() {
     let timeline = Timeline::new(&config, 10);
     let mut search = Search::new(&config, timeline, world.rank()..world.rank() + 1, Device::Cpu);
     let outcome = search.compare_ranks(world.communicator()).and_then(|()| {
-        println!("equal at first");
+        println!("equal at the start");
         if world.rank() == 2 {
             let eta = search.eta_mut();
             let value = eta.double_value(&[1, 13, 6]) as f32;
@@ -388,11 +401,11 @@ fn rank_program() {
         }
         search.compare_ranks(world.communicator())
     });
-    world.end(outcome).expect("only a world of one comes here");
+    world.end(outcome).expect("ends the process unless the world has one rank");
 }
 
 #[test]
-fn one_wrong_bit_on_one_rank_ends_the_run() {
-    let differ = "after step 0 ranks [2] of 3 hold other weights, eta or masks";
-    run_with("one wrong bit", 3, &[]).bad(&["equal at first", differ]);
+fn flipped_bit_on_one_rank_ends_the_run() {
+    let differ = "after step 0: weights, eta or masks of ranks [2] (of 3) differ";
+    run_with("one wrong bit", 3, &[]).expect_failure(&["equal at the start", differ]);
 }

@@ -1,15 +1,16 @@
-//! Whole searches on NAS-Bench-201 and of CIFAR cells: ranks, interruptions, the table beside them.
+//! Whole searches on NAS-Bench-201 and of CIFAR cells: numbers of ranks, interruptions, and results from the benchmark
+//! table.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other test programs use the rest")]
 mod bench;
 
-use bench::{Bench, Run, STAGE_CHANGE, assert_same_end, finish, kill_all, said};
+use bench::{Bench, Run, STAGE_CHANGE, assert_same_result, finish, kill_all, output_text};
 use drnas_dist::space::nb201::{Architecture, DRNAS};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// Two stages of two epochs of five steps, as the other searches.
+/// Two stages of two epochs of five steps, as in tests/search.rs.
 const CONFIG: &str = "
 device = \"cpu\"
 [model]
@@ -47,7 +48,7 @@ time_limit_s = 100
 threads = 1
 ";
 
-/// Has the configuration written, and a table in which an architecture's accuracies are told by its code.
+/// Writes the configuration, and a table in which an architecture's accuracies follow from its code.
 fn bench() -> &'static Bench {
     static READY: std::sync::Once = std::sync::Once::new();
     let bench = Bench::get();
@@ -62,7 +63,7 @@ fn bench() -> &'static Bench {
         std::fs::write(bench.path("table.csv"), csv).unwrap();
         let output =
             bench.program().args(["nb201", "import", "table.csv", "--out", "nb201.table"]).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", output_text(&output));
     });
     bench
 }
@@ -72,61 +73,58 @@ fn accuracies(architecture: &Architecture) -> [f64; 3] {
     [code / 1000.0, code / 2000.0, code / 4000.0]
 }
 
-/// `--dataset` sets what the demonstration images are not.
+/// Overrides what `--dataset` sets and does not match the demonstration images.
 const SETS: [&str; 4] = ["--set", "model.num_classes=4", "--set", "data.px=16"];
 
-fn searched(ranks: usize, run: &str, more: &[&str]) -> Run {
+fn run_search(ranks: usize, run: &str, more: &[&str]) -> Run {
     let bench = bench();
     let words = ["search-nb201", "--dataset", "cifar10", "--config", "nb201.toml", "--table", "nb201.table"];
-    let command = bench.search_of(&words, ranks, run, &[&SETS, more].concat());
+    let command = bench.search_with(&words, ranks, run, &[&SETS, more].concat());
     let output = finish(command, Duration::from_secs(300));
-    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", said(&output));
+    assert!(output.status.success(), "{ranks} ranks, {more:?}: {}", output_text(&output));
     bench.run(run)
 }
 
 #[test]
-fn the_number_of_ranks_does_not_show_in_either_order() {
-    let one = searched(0, "one", &[]);
-    assert_same_end(&searched(2, "two", &[]), &one);
+fn search_does_not_depend_on_the_number_of_ranks_in_either_order() {
+    let one = run_search(0, "one", &[]);
+    assert_same_result(&run_search(2, "two", &[]), &one);
     let kl = ["--set", "eta.regulariser=kl"];
     let second = [&kl[..], &["--set", "search.order=2"]].concat();
-    let one_second = searched(0, "one-second", &second);
-    assert_same_end(&searched(2, "two-second", &second), &one_second);
-    let (plain, kl) = (one.of_steps("loss"), searched(0, "one-kl", &kl).of_steps("loss"));
-    let second = one_second.of_steps("loss");
-    // KL takes the place of the weight decay, which is gone as well.
-    let free = searched(0, "one-free", &["--set", "eta.weight_decay=0"]).of_steps("loss");
-    assert!(
-        plain != kl && kl != free && kl != second,
-        "the virtual step makes another search, and so does the regulariser"
-    );
-    // Until eta moves they are the same.
+    let one_second = run_search(0, "one-second", &second);
+    assert_same_result(&run_search(2, "two-second", &second), &one_second);
+    let (plain, kl) = (one.step_values("loss"), run_search(0, "one-kl", &kl).step_values("loss"));
+    let second = one_second.step_values("loss");
+    // KL replaces weight decay; it also differs from no weight decay.
+    let free = run_search(0, "one-free", &["--set", "eta.weight_decay=0"]).step_values("loss");
+    assert!(plain != kl && kl != free && kl != second, "second order or the regulariser has no effect");
+    // Identical until the first update of eta.
     assert!(plain[..5] == kl[..5] && kl[..5] == second[..5]);
-    assert_eq!(one_second.of_steps("architecture_loss").len(), 10);
+    assert_eq!(one_second.step_values("architecture_loss").len(), 10);
 }
 
 #[test]
-fn killed_behind_the_stage_change_and_resumed_equals_never_stopped() {
+fn killed_after_the_stage_change_and_resumed_equals_uninterrupted() {
     let bench = bench();
     let more = ["--set", "search.order=2", "--set", "run.checkpoint_every=1"];
-    let whole = searched(2, "whole", &more);
+    let whole = run_search(2, "whole", &more);
     let words = ["search-nb201", "--dataset", "cifar10", "--config", "nb201.toml", "--table", "nb201.table"];
-    let mut command = bench.search_of(&words, 2, "killed", &[&SETS[..], &more].concat());
+    let mut command = bench.search_with(&words, 2, "killed", &[&SETS[..], &more].concat());
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let run = bench.run("killed");
     let start = Instant::now();
     while run.checkpoints().last().is_none_or(|&step| step < STAGE_CHANGE + 1) {
-        assert!(start.elapsed() < Duration::from_secs(200), "no checkpoint behind the stage change");
+        assert!(start.elapsed() < Duration::from_secs(200), "no checkpoint after the stage change");
         std::thread::sleep(Duration::from_millis(1));
     }
     kill_all(child, &run.folder);
-    assert!(!run.folder.join("genotype.json").exists(), "it was killed before the end");
-    assert_same_end(&searched(2, "killed", &[&more[..], &["--resume"]].concat()), &whole);
+    assert!(!run.folder.join("genotype.json").exists(), "the run finished before it was killed");
+    assert_same_result(&run_search(2, "killed", &[&more[..], &["--resume"]].concat()), &whole);
 }
 
 #[test]
-fn every_epoch_tells_eta_and_what_the_table_knows() {
-    let run = searched(0, "told", &[]);
+fn every_epoch_logs_eta_and_the_benchmark_accuracies() {
+    let run = run_search(0, "epochs", &[]);
     let epochs: Vec<_> = run.log().into_iter().filter(|line| line["event"] == "epoch").collect();
     assert_eq!(epochs.len(), 4);
     for (number, epoch) in epochs.iter().enumerate() {
@@ -148,14 +146,14 @@ fn every_epoch_tells_eta_and_what_the_table_knows() {
     let found: serde_json::Value = serde_json::from_str(&run.genotype()).unwrap();
     assert_eq!(found["architecture"], epochs[3]["genotype"]);
     let report = std::fs::read_to_string(run.folder.join("report.txt")).unwrap();
-    // The best of this table is the last code; DrNAS has 3 * 3906 + 5 * 5 ... behind it.
+    // Accuracies of this table rise with the code, so the best architecture is the last one.
     let best = Architecture::all().last().unwrap();
     for words in [found["architecture"].as_str().unwrap(), &DRNAS.to_string(), &best.to_string()] {
-        assert!(report.contains(words), "{words} is not in {report}");
+        assert!(report.contains(words), "no {words} in {report}");
     }
     let rank = |architecture: &Architecture| 15625 - architecture.code();
     for words in [format!("({:>6})", rank(&DRNAS)), format!("({:>6})", 1), "median".into()] {
-        assert!(report.contains(&words), "{words} is not in {report}");
+        assert!(report.contains(&words), "no {words} in {report}");
     }
 }
 
@@ -169,15 +167,15 @@ fn cifar_cells_are_searched_in_two_stages() {
         .replace("ops_kept = 3", "ops_kept = 4");
     std::fs::write(bench.path("cifar.toml"), config).unwrap();
     let words = ["search-cifar", "--config", "cifar.toml"];
-    let output = finish(bench.search_of(&words, 0, "cifar", &[]), Duration::from_secs(300));
-    assert!(output.status.success(), "{}", said(&output));
-    let found = said(&output);
+    let output = finish(bench.search_with(&words, 0, "cifar", &[]), Duration::from_secs(300));
+    assert!(output.status.success(), "{}", output_text(&output));
+    let found = output_text(&output);
     assert!(found.contains("stage 2/2: k 2, 4 operations per edge"), "{found}");
     assert!(
         found.contains("Published result of DrNAS:\n\nGenotype(normal=[('sep_conv_3x3', 0), "),
         "{found}"
     );
     let words = ["search-cifar", "--config", "nb201.toml"];
-    let output = finish(bench.search_of(&words, 0, "wrong", &[]), Duration::from_secs(100));
-    assert!(said(&output).contains("this is search-cifar, the configuration is one for search-nb201"));
+    let output = finish(bench.search_with(&words, 0, "wrong", &[]), Duration::from_secs(100));
+    assert!(output_text(&output).contains("this is search-cifar, but the configuration is for search-nb201"));
 }

@@ -1,4 +1,5 @@
-//! The second-order architecture step against exact derivatives in float64: the obvious network, differentiated twice.
+//! Compares the second-order architecture step in float64 with exact derivatives of the naive network, differentiated
+//! twice.
 
 #[path = "common/naive.rs"]
 mod naive;
@@ -22,15 +23,15 @@ const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 const SGD: Sgd = Sgd { momentum: 0.9, weight_decay: 0.03 };
 const LR: f64 = 0.1;
 
-/// A tiny search in the middle: weights, momentum, eta, and what two replicas bring.
-struct Scene {
+/// A small search at mid-training: weights, momentum, eta, and the batches and samples of two replicas.
+struct Fixture {
     net: Supernet,
     eta: Tensor,
     shares: Vec<Share>,
 }
 
-impl Scene {
-    fn new(space: SearchSpace, k: i64) -> Scene {
+impl Fixture {
+    fn new(space: SearchSpace, k: i64) -> Fixture {
         tch::set_num_threads(1);
         let (edges, operations) = (space.num_edges(), space.operations().len());
         let tables = space.tables().len();
@@ -85,7 +86,7 @@ impl Scene {
                 valid_samples: samples(2 + replica as u64),
             })
             .collect();
-        Scene { net, eta, shares }
+        Fixture { net, eta, shares }
     }
 
     fn grad(&self, lr: f64, length: f64) -> Tensor {
@@ -94,7 +95,7 @@ impl Scene {
             / self.shares.len() as f64
     }
 
-    /// The same by double differentiation, nothing approximated.
+    /// The same gradient by double differentiation, without approximation.
     fn exact(&self, lr: f64) -> Tensor {
         let params = &self.net.params;
         let weights: Named = params
@@ -153,20 +154,20 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 fn compare(space: SearchSpace, k: i64) {
-    let scene = Scene::new(space, k);
-    let before: Vec<Tensor> = scene.net.params.buckets.iter().map(|bucket| bucket.weights.copy()).collect();
-    let exact = scene.exact(LR);
-    // The difference becomes the derivative once no ReLU switches in between. In so small a network many do over the
-    // published length, and their jumps are most of the difference.
-    let errors = [LENGTH, 1e-5, 1e-6].map(|length| distance(&scene.grad(LR, length), &exact));
+    let fixture = Fixture::new(space, k);
+    let before: Vec<Tensor> = fixture.net.params.buckets.iter().map(|bucket| bucket.weights.copy()).collect();
+    let exact = fixture.exact(LR);
+    // The finite difference equals the derivative if no ReLU switches along it. In such a small network many switch
+    // over the published length, and their jumps dominate the difference.
+    let errors = [LENGTH, 1e-5, 1e-6].map(|length| distance(&fixture.grad(LR, length), &exact));
     println!("{space:?} k {k}: relative errors {errors:?} for the published length, 1e-5 and 1e-6");
     assert!(errors[1] < 1e-6 && errors[2] < 1e-6, "{errors:?}");
-    // The step matters, and so does its second part: a virtual step that changes nothing would go unnoticed else.
-    let first_order = scene.exact(0.0);
-    assert!(distance(&scene.grad(0.0, LENGTH), &first_order) < 1e-9);
+    // The second-order term is not negligible; otherwise a virtual step without effect would pass this test.
+    let first_order = fixture.exact(0.0);
+    assert!(distance(&fixture.grad(0.0, LENGTH), &first_order) < 1e-9);
     assert!(distance(&exact, &first_order) > 0.1, "{}", distance(&exact, &first_order));
-    for (bucket, before) in scene.net.params.buckets.iter().zip(&before) {
-        assert!(bucket.weights.equal(before), "the weights are put back");
+    for (bucket, before) in fixture.net.params.buckets.iter().zip(&before) {
+        assert!(bucket.weights.equal(before), "the weights were not restored");
     }
 }
 
@@ -182,12 +183,12 @@ fn equals_the_exact_gradient_on_darts_cells() {
 }
 
 #[test]
-fn one_draw_serves_all_passes_and_statistics_stay() {
-    let scene = Scene::new(SearchSpace::NasBench201, 2);
-    // Nothing is drawn inside: the same twice.
-    assert!(scene.grad(LR, LENGTH).equal(&scene.grad(LR, LENGTH)));
-    // Running statistics move with the pass at the real weights, as in any training pass, and with no other.
-    let other = Scene::new(SearchSpace::NasBench201, 2);
+fn step_draws_no_samples_and_updates_statistics_once() {
+    let fixture = Fixture::new(SearchSpace::NasBench201, 2);
+    // No random draws inside: two calls agree.
+    assert!(fixture.grad(LR, LENGTH).equal(&fixture.grad(LR, LENGTH)));
+    // Only the pass with the real weights updates the running statistics, as any training pass does.
+    let other = Fixture::new(SearchSpace::NasBench201, 2);
     for _ in 0..2 {
         for (local, share) in other.shares.iter().enumerate() {
             let theta: Vec<Tensor> = share.train_samples.iter().map(|s| s.theta.shallow_clone()).collect();
@@ -195,7 +196,7 @@ fn one_draw_serves_all_passes_and_statistics_stay() {
         }
     }
     for local in 0..2 {
-        let [moved, expected] = [&scene, &other].map(|scene| scene.net.params.export_running(local));
+        let [moved, expected] = [&fixture, &other].map(|fixture| fixture.net.params.export_running(local));
         assert!(moved.iter().all(|(name, tensor)| tensor.equal(&expected[name])), "replica {local}");
     }
 }

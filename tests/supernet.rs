@@ -1,4 +1,4 @@
-//! The stacked supernet against the obvious one, in float64: logits, every gradient, running statistics.
+//! Compares the stacked supernet with the naive one in float64: logits, every gradient, running statistics.
 
 #[path = "common/naive.rs"]
 mod naive;
@@ -107,7 +107,7 @@ fn compare_shape(shape: SupernetShape, px: i64, bucket_bytes: usize, channels_la
         );
     }
     for (name, ours) in net.params.export_running(0) {
-        // An edge that pruned the pooling has no statistics of its own in the obvious network.
+        // In the naive network, an edge with a pruned pooling leaves its statistics untouched.
         let theirs = &running[&name];
         let untouched = theirs.equal(&net_initial(&name, theirs));
         let off = relative(&ours, theirs, 1e-3);
@@ -127,14 +127,15 @@ fn net_initial(name: &str, like: &Tensor) -> Tensor {
 }
 
 #[test]
-fn equals_the_obvious_network() {
+fn equals_the_naive_network() {
     tch::set_num_threads(1);
+    // Bucket sizes, bytes.
     let many = 1;
     let one = usize::MAX;
     compare(SearchSpace::DartsImagenet, 64, 6, 7, many, true);
     compare(SearchSpace::DartsImagenet, 64, 3, 4, one, true);
     compare(SearchSpace::DartsImagenet, 64, 3, 1, 40_000, false);
-    // Odd sizes, many pixels in images that are lower than a kernel.
+    // Odd sizes: many pixels in total, although feature maps are smaller than a kernel.
     compare(SearchSpace::DartsImagenet, 160, 3, 4, many, true);
     compare(SearchSpace::DartsCifar, 16, 6, 7, 40_000, true);
     compare(SearchSpace::DartsCifar, 16, 3, 2, many, true);
@@ -143,14 +144,14 @@ fn equals_the_obvious_network() {
 }
 
 #[test]
-fn nas_bench_201_equals_the_obvious_network() {
+fn nas_bench_201_equals_the_naive_network() {
     tch::set_num_threads(1);
     let space = SearchSpace::NasBench201;
     compare(space, 16, 4, 5, 1, true);
     compare(space, 16, 2, 3, usize::MAX, true);
     compare(space, 12, 1, 5, 40_000, false);
     compare(space, 16, 1, 2, 1, true);
-    // Cells of which nothing is left but `none`, and of which only one state gives something.
+    // Cells with only `none` left, and cells in which only one edge has another operation.
     let mut bare = shape(space, 1, 5);
     bare.masks[0].0.iter_mut().for_each(|row| row[1..].fill(false));
     compare_shape(bare.clone(), 16, 1, true);
@@ -173,7 +174,7 @@ fn published_parameter_counts() {
         };
         let net = Supernet::new(shape, placement(1 << 20, true));
         assert_eq!(net.params.num_elements(), count, "k = {k}");
-        // Buckets follow cells, so that a reduction can travel while the cells before are differentiated.
+        // Buckets follow cells, so that a reduction overlaps with backward of the preceding cells.
         assert!(net.params.segments().len() > 8, "{:?}", net.params.segments());
     }
 }
@@ -186,7 +187,7 @@ fn widening_copies_channels_and_aligns_them() {
     small.params.initialise(3);
     let images = torch_seeded(4, || Tensor::randn([2, 3, 64, 64], F64));
     let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
-    small.forward(&images, &theta, 0); // moves the running statistics
+    small.forward(&images, &theta, 0); // updates the running statistics
     let (weights, running) = (small.params.export(|bucket| &bucket.weights), small.params.export_running(0));
 
     let indices = draw_indices(&weights, &running, 6, 3, 9, 1);
@@ -198,7 +199,7 @@ fn widening_copies_channels_and_aligns_them() {
     large.params.import(&wide, |bucket| &bucket.weights).unwrap();
     large.params.import_running(0, &wide_running).unwrap();
 
-    // What was there stays; what is new is a copy; a convolution takes from its input what the one before put there.
+    // Old channels stay, new ones are copies; a convolution's new input channels match the outputs of its predecessor.
     let name = |rest: &str| format!("cells.0._ops.0._ops.3.op.{rest}");
     let (old, new) = (&weights[&name("2.weight")], &wide[&name("2.weight")]);
     assert!(new.narrow(0, 0, 2).narrow(1, 0, 2).equal(old));
@@ -218,7 +219,7 @@ fn widening_copies_channels_and_aligns_them() {
         let inner = new.narrow(1, at, 1);
         assert!(inner.equal(&new.narrow(1, depthwise.output[at as usize - 2], 1)));
     }
-    // Halves of a factorized reduction keep their places.
+    // The two halves of a factorized reduction stay separate.
     let reduce = "cells.1._ops.0._ops.2";
     let (old, new) =
         (&running[&format!("{reduce}.bn.running_mean")], &wide_running[&format!("{reduce}.bn.running_mean")]);
@@ -236,7 +237,7 @@ fn a_stage_change_carries_momentum_and_every_replicas_statistics() {
     net.params.initialise(3);
     let images = torch_seeded(4, || Tensor::randn([2, 3, 16, 16], F64));
     let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
-    // Only the second replica has seen something.
+    // Only the second replica has seen images.
     net.forward(&images, &theta, 1);
     let momentum: Named = net
         .params
@@ -252,7 +253,7 @@ fn a_stage_change_carries_momentum_and_every_replicas_statistics() {
     let indices = draw_indices(&momentum, &net.params.export_running(0), 6, 3, 9, 1);
     let expected = widen(&momentum, &indices);
     let carried = next.params.export(|bucket| &bucket.momentum);
-    assert!(carried.len() < expected.len(), "pruned operations have no weights");
+    assert!(carried.len() < expected.len(), "pruned operations still have weights");
     assert!(carried.iter().all(|(name, tensor)| tensor.equal(&expected[name])));
     for replica in 0..2 {
         let expected = widen_running(&net.params.export_running(replica), &indices);

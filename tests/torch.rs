@@ -1,5 +1,5 @@
-//! The final network beside PyTorch: an exported network loads there and computes the same, and 20 training steps from one
-//! state end in the same weights. PyTorch is the one in native/, see `tests/python/torch.sh`.
+//! Compares the final network with PyTorch: an exported network gives the same logits there, and 20 training steps from
+//! the same state give the same weights. Uses the PyTorch of native/, see `tests/python/torch.sh`.
 
 #[path = "common/torch.rs"]
 mod torch;
@@ -17,14 +17,14 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use torch::torch;
 
-/// Every operation in both kinds of cells, some of them twice from one state, one node left out of an output.
+/// Every operation in normal and reduction cells; some states feed several edges, and one node is not in the output.
 const GENOTYPE: &str = "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('max_pool_3x3', 0), \
     ('skip_connect', 1), ('dil_conv_5x5', 2), ('sep_conv_5x5', 1), ('dil_conv_3x3', 2), ('avg_pool_3x3', 4)], \
     normal_concat=[2, 4, 5], reduce=[('skip_connect', 0), ('skip_connect', 1), ('sep_conv_5x5', 1), ('dil_conv_3x3', 0), \
     ('max_pool_3x3', 1), ('avg_pool_3x3', 0), ('dil_conv_5x5', 1), ('sep_conv_3x3', 2)], reduce_concat=range(2, 6))";
 
 const STEPS: usize = 20;
-/// Batches, which the steps take in turn.
+/// Number of batches; the steps use them in turn.
 const BATCHES: i64 = 4;
 const STEPS_PER_EPOCH: u64 = 4;
 
@@ -39,34 +39,35 @@ fn config(space: SearchSpace, precision: Precision) -> EvaluateConfig {
     config.evaluate.replicas = 1;
     config.evaluate.epochs = STEPS as u64 / STEPS_PER_EPOCH;
     config.evaluate.decay = DecayKind::Cosine;
-    // Gradients are of length 5 to 20 here: some are clipped, some are not.
+    // Gradient norms are 5 to 20 here, so only some are clipped.
     config.evaluate.grad_clip = 10.0;
-    // The published rate. In float32 a small one: a rounding flips a ReLU in every other step, that moves the weights by the
-    // rate times one pixel's gradient, and so on. At the published rate PyTorch's own float32 comes to be 6e-2 (CIFAR) and
-    // 7e-2 (ImageNet) off its float64 in the weights and statistics, 0.15 and 0.85 in the logits; this program 6e-2 and
-    // 1e-1, 0.3 and 0.9. At the small one: see `float32_on_imagenet`. Measured by `float32_beside_float64_of_pytorch`.
+    // Float64 uses the published learning rate, float32 a small one: in every other step rounding flips a ReLU, which
+    // moves the weights by the rate times one pixel's gradient, and the error grows. At the published rate, the float32
+    // of PyTorch differs from its float64 by 6e-2 (CIFAR) and 7e-2 (ImageNet) in weights and statistics and by 0.15 and
+    // 0.85 in the logits; this program by 6e-2 and 1e-1, 0.3 and 0.9. For the small rate see `float32_on_imagenet`.
+    // Measured by `float32_errors_against_float64_of_pytorch`.
     config.weights.lr = if precision == Precision::Fp64 { 0.025 } else { 2e-5 };
     config.weights.warmup_epochs = 2;
     config.check().unwrap();
     config
 }
 
-/// Relative error, Frobenius, in float64.
+/// Relative error in the Frobenius norm, computed in float64.
 fn error(ours: &Tensor, theirs: &Tensor) -> f64 {
     let (ours, theirs) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
     assert_eq!(ours.size(), theirs.size());
     (ours - &theirs).norm().double_value(&[]) / theirs.norm().double_value(&[]).max(1e-30)
 }
 
-/// A network in the middle of a training, images [B, N, 3, px, px] and labels [B, N] for it, drawn by `seed`; the same in
+/// A network at mid-training with images [B, N, 3, px, px] and labels [B, N], drawn from `seed`; also written to
 /// `folder` for tests/python/steps.py.
-fn scene(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tensor, Tensor) {
+fn fixture(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tensor, Tensor) {
     tch::set_num_threads(1);
     let genotype = Genotype::read(GENOTYPE).unwrap();
     let (kind, px, n) = (config.precision.weights(), config.data.px, config.evaluate.global_batch);
     let mut random = stream(seed, Purpose::Demo, &[]);
-    // Coarse pictures: of fine noise the heads see the same mean in every image, and a batch norm over a few nearly equal
-    // values makes rounding large.
+    // Coarse images: fine noise has almost the same mean in every image, and a batch norm over a few nearly equal
+    // values amplifies rounding.
     let tile = px / 4;
     let coarse: Vec<f64> = (0..BATCHES * n * 3 * 16).map(|_| random.random_range(-2.0..2.0)).collect();
     let coarse = Tensor::from_slice(&coarse).view([BATCHES, n, 3, 4, 1, 4, 1].as_slice());
@@ -78,7 +79,8 @@ fn scene(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tens
     let labels: Vec<i64> = (0..BATCHES * n).map(|_| random.random_range(0..7)).collect();
     let labels = Tensor::from_slice(&labels).view([BATCHES, n]);
     let evaluation = Evaluation::new(config, &genotype, STEPS_PER_EPOCH, 0..1, Device::Cpu);
-    // Statistics as they are after some steps: with the initial ones activations fade and the logits are the last bias.
+    // Running statistics as after some steps: with the initial ones, activations vanish and the logits equal the last
+    // bias.
     for pass in 0..12 {
         tch::no_grad(|| drop(evaluation.net().forward(&images.get(pass % BATCHES), None, 0)));
     }
@@ -103,7 +105,7 @@ fn scene(config: &EvaluateConfig, seed: u64, folder: &Path) -> (Evaluation, Tens
     (evaluation, images, labels)
 }
 
-/// What PyTorch makes of `folder`; `None` where there is none.
+/// The results of tests/python/steps.py in `folder`; `None` if PyTorch is not available.
 fn steps_of_torch(folder: &Path, more: &[&str]) -> Option<BTreeMap<String, Tensor>> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/steps.py");
     let more = more.iter().map(Path::new);
@@ -112,7 +114,7 @@ fn steps_of_torch(folder: &Path, more: &[&str]) -> Option<BTreeMap<String, Tenso
     Some(Tensor::read_safetensors(folder.join("torch.safetensors")).unwrap().into_iter().collect())
 }
 
-/// The steps of this program, with the names of tests/python/steps.py.
+/// The results of this program, with the names of tests/python/steps.py.
 fn steps(evaluation: &mut Evaluation, images: &Tensor, labels: &Tensor) -> BTreeMap<String, Tensor> {
     let logits = |evaluation: &Evaluation| tch::no_grad(|| evaluation.net().logits(&images.get(0), 0));
     let before = logits(evaluation);
@@ -133,7 +135,7 @@ fn steps(evaluation: &mut Evaluation, images: &Tensor, labels: &Tensor) -> BTree
     numbers.map(|(name, tensor)| (name.to_string(), tensor)).into_iter().chain(after).collect()
 }
 
-/// How far apart two programs are: logits before, losses, weights and statistics as one tensor, logits after.
+/// Relative errors between two programs: logits before, losses, weights and statistics as one tensor, logits after.
 fn distances(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>) -> [f64; 4] {
     assert!(ours.keys().eq(theirs.keys()), "a tensor is not compared");
     let after = |all: &BTreeMap<String, Tensor>| {
@@ -145,11 +147,11 @@ fn distances(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>)
     [off("logits.before"), off("losses"), error(&after(ours), &after(theirs)), off("logits.after")]
 }
 
-/// `tolerance`: of losses, and of weights and statistics; `logits`: of the logits after all steps.
+/// `tolerance` applies to losses and to weights and statistics; `logits` to the logits after all steps.
 fn compare(space: SearchSpace, precision: Precision, channels_last: bool, [tolerance, logits]: [f64; 2]) {
     let folder = tempfile::tempdir().unwrap();
     let config = EvaluateConfig { channels_last, ..config(space, precision) };
-    let (mut evaluation, images, labels) = scene(&config, 3, folder.path());
+    let (mut evaluation, images, labels) = fixture(&config, 3, folder.path());
     let Some(theirs) = steps_of_torch(folder.path(), &[]) else { return };
     let counted = std::fs::read_to_string(folder.path().join("torch.json")).unwrap();
     let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
@@ -186,17 +188,18 @@ fn float64_on_imagenet() {
 #[test]
 fn float32_on_imagenet() {
     compare(SearchSpace::DartsImagenet, Precision::Fp32, false, [1e-4; 2]);
-    // Channels last, libtorch's batch norm on a CPU sums in float32 (channels first in float64): the running variances over
-    // 8 x 112 x 112 values are off by 2e-5. For six draws of images the logits come to be 3e-7 to 3e-5 off PyTorch's float64
-    // in PyTorch's float32, 2e-5 to 1e-4 here, and 9e-7 to 3e-5 here channels first.
+    // With channels last, libtorch's CPU batch norm sums in float32 (in float64 with channels first): the error of
+    // running variances over 8 x 112 x 112 values is 2e-5. Over six draws of images, the error of the logits against
+    // PyTorch's float64 is 3e-7 to 3e-5 for PyTorch's float32, 2e-5 to 1e-4 for this program, and 9e-7 to 3e-5 for this
+    // program with channels first.
     compare(SearchSpace::DartsImagenet, Precision::Fp32, true, [1e-4, 1e-3]);
 }
 
-/// No test: how far this program's float32, and PyTorch's own, come to be from PyTorch's float64, for a few draws of images.
+/// A measurement: float32 errors of this program and of PyTorch against PyTorch's float64, for several draws of images.
 /// `cargo test --release --test torch -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
-fn float32_beside_float64_of_pytorch() {
+fn float32_errors_against_float64_of_pytorch() {
     for (space, lr) in [2e-5, 0.025]
         .into_iter()
         .flat_map(|lr| [SearchSpace::DartsImagenet, SearchSpace::DartsCifar].map(|space| (space, lr)))
@@ -205,12 +208,12 @@ fn float32_beside_float64_of_pytorch() {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(space, Precision::Fp32);
             config.weights.lr = lr;
-            let (mut evaluation, images, labels) = scene(&config, seed, folder.path());
+            let (mut evaluation, images, labels) = fixture(&config, seed, folder.path());
             let Some(long) = steps_of_torch(folder.path(), &["float64"]) else { return };
             let short = steps_of_torch(folder.path(), &[]).unwrap();
             let ours = steps(&mut evaluation, &images, &labels);
             config.channels_last = false;
-            let (mut evaluation, images, labels) = scene(&config, seed, folder.path());
+            let (mut evaluation, images, labels) = fixture(&config, seed, folder.path());
             let first = steps(&mut evaluation, &images, &labels);
             for (name, short) in
                 [("PyTorch", short), ("this program", ours), ("this program, channels first", first)]

@@ -1,8 +1,8 @@
-"""Compares these networks with golden files of the published code: check.py [OPTIONS] GOLDEN...
+"""Compares the networks of this folder with golden files of the published code: check.py [OPTIONS] GOLDEN...
 
-Of a supernet: logits, loss, gradients of weights and theta, running statistics, logits in evaluation mode. Of
-dirichlet.safetensors: theta of a given sample and the gradient of eta. Prints a line per file; the exit code is 1 if a
-figure is off.
+Supernet: logits, loss, gradients of weights and theta, running statistics, logits in evaluation mode.
+dirichlet.safetensors: theta for a given sample and the gradient of eta. Prints one line per file; the exit code is 1 if a
+value is outside its tolerance.
 """
 
 import argparse
@@ -17,16 +17,15 @@ import nb201
 import search
 import supernet
 
-# Relative errors, Frobenius norm per tensor. float64 is nearer: what is left is the rounding of the files, which are
-# float32.
+# Tolerances: relative error, Frobenius norm per tensor. In float64 only the rounding of the float32 files remains.
 VALUES = {torch.float32: 1e-4, torch.float64: 2e-5}
 GRADIENTS = {torch.float32: 1e-3, torch.float64: 2e-4}
-# dirichlet.safetensors is float64 and so is its check.
+# dirichlet.safetensors is float64 and is checked in float64.
 DIRICHLET = 1e-10
 
 
 def read_safetensors(path):
-    """Tensors by name, and the settings in the file's metadata."""
+    """Returns the tensors by name, and the settings in the file's metadata."""
     data = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -42,37 +41,38 @@ def read_safetensors(path):
 
 
 class Golden:
-    """A golden file, and how far this code was from it: the largest error of each group of tensors."""
+    """A golden file, and the largest error of each group of its tensors."""
 
     def __init__(self, path):
         self.name = path.name
         self.tensors, self.settings = read_safetensors(path)
-        self.worst, self.off = {}, []
+        self.worst, self.problems = {}, []
 
     def group(self, prefix):
         return {name[len(prefix) :]: x for name, x in self.tensors.items() if name.startswith(prefix)}
 
-    def compare(self, what, ours, theirs, allowed, least=1e-30):
-        """`least`: of the norm that an error is relative to."""
+    def compare(self, what, ours, theirs, tolerance, min_norm=1e-30):
+        """`min_norm`: lower bound of the norm that the error is divided by."""
         ours, theirs = ours.detach().cpu().double(), theirs.double()
         error = float("inf")
         if ours.shape == theirs.shape:
-            error = ((ours - theirs).norm() / theirs.norm().clamp(min=least)).item()
+            error = ((ours - theirs).norm() / theirs.norm().clamp(min=min_norm)).item()
         group = what.split("/")[0]
-        # `not <`, so that NaN is off.
-        if not error < allowed:
-            self.off.append(f"{what} is off by {error:.1e}, allowed {allowed:.0e}")
+        # `not <`, so that NaN fails.
+        if not error < tolerance:
+            self.problems.append(f"{what}: error {error:.1e}, tolerance {tolerance:.0e}")
         if not error <= self.worst.setdefault(group, error):
             self.worst[group] = error
 
-    def tell(self, how):
-        figures = ", ".join(f"{group} {error:.1e}" for group, error in self.worst.items())
-        print(f"{self.name} {how}: {'OFF' if self.off else 'good'}: {figures}")
-        for line in self.off[:5]:
+    def print_result(self, how):
+        """Prints the errors; returns whether all are within tolerance."""
+        errors = ", ".join(f"{group} {error:.1e}" for group, error in self.worst.items())
+        print(f"{self.name} {how}: {'FAILED' if self.problems else 'ok'}: {errors}")
+        for line in self.problems[:5]:
             print(f"  {line}")
-        if len(self.off) > 5:
-            print(f"  and {len(self.off) - 5} more")
-        return not self.off
+        if len(self.problems) > 5:
+            print(f"  and {len(self.problems) - 5} more")
+        return not self.problems
 
 
 def network(settings, masks):
@@ -93,14 +93,14 @@ def check_supernet(golden, kind, device, layout):
     try:
         net.load_state_dict(golden.group("weights/"))
     except RuntimeError as error:
-        golden.off.append(" ".join(str(error).split())[:400])
+        golden.problems.append(" ".join(str(error).split())[:400])
         return
     net.to(device, kind, memory_format=layout)
     images = golden.tensors["input"].to(device, kind, memory_format=layout)
     labels = golden.tensors["target"].to(device)
     theta = [golden.tensors[f"theta{table}"].to(device, kind).requires_grad_() for table in tables]
 
-    # Running statistics of pruned operations are not updated, and in the golden files they need not agree.
+    # Running statistics of pruned operations are not updated; the golden files may differ there.
     pruned = []
     for name, module in net.named_modules():
         if isinstance(module, (supernet.MixedOp, nb201.Edge)):
@@ -114,20 +114,21 @@ def check_supernet(golden, kind, device, layout):
     golden.compare("loss", loss, golden.tensors["loss"], values)
     loss.backward()
 
-    # Some gradients are zero but for rounding (a scale in front of another batch norm): compared with the largest one.
+    # Some gradients are zero up to rounding (a scale before another batch norm): compared relative to the largest one.
     theirs = golden.group("grad/")
     parameters = dict(net.named_parameters())
     if theirs.keys() != parameters.keys():
-        golden.off.append(f"parameters and gradients differ in {sorted(theirs.keys() ^ parameters.keys())[:3]}")
-    least = 1e-5 * max(grad.double().norm().item() for grad in theirs.values())
+        different = sorted(theirs.keys() ^ parameters.keys())[:3]
+        golden.problems.append(f"the names of parameters and gradients differ: {different}")
+    min_norm = 1e-5 * max(grad.double().norm().item() for grad in theirs.values())
     for name in [name for name in theirs if name in parameters]:
         grad = parameters[name].grad
         if grad is None and name.startswith(tuple(pruned)):
             grad = torch.zeros_like(parameters[name])
         if grad is None:
-            golden.off.append(f"no gradient of {name}")
+            golden.problems.append(f"no gradient of {name}")
         else:
-            golden.compare(f"gradients/{name}", grad, theirs[name], gradients, least)
+            golden.compare(f"gradients/{name}", grad, theirs[name], gradients, min_norm)
     for table, weights in zip(tables, theta):
         name = f"grad.theta{table}"
         golden.compare(f"gradients of theta/{name}", weights.grad, golden.tensors[name], gradients)
@@ -147,7 +148,7 @@ def check_dirichlet(golden):
         tensors = golden.group(prefix)
         eta = tensors["eta"].clone().requires_grad_()
         mask = tensors["mask"].to(eta.dtype) if prefix else None
-        # The sample is the file's, everything around it is PyTorch's.
+        # The sample comes from the file, everything else from PyTorch.
         torch._sample_dirichlet = lambda *_, **__: golden.tensors[drawn].clone()
         theta = search.draw_theta(eta, mask)
         torch._sample_dirichlet = sample_dirichlet
@@ -170,20 +171,20 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = False
     kind = torch.float64 if args.float64 else torch.float32
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    # With channels last, kernels of oneDNN write beyond their memory on some CPUs (an AMD EPYC with AVX2 and AVX-512, but
-    # not with ONEDNN_MAX_CPU_ISA=SSE41): "free(): invalid next size" at the end.
+    # With channels last, oneDNN kernels write out of bounds on some CPUs (an AMD EPYC with AVX2 and AVX-512, but not with
+    # ONEDNN_MAX_CPU_ISA=SSE41), which ends in "free(): invalid next size".
     torch.backends.mkldnn.set_flags(_enabled=not args.channels_last)
-    good = True
+    ok = True
     for path in args.golden:
         golden = Golden(path)
         if "space" in golden.settings:
             check_supernet(golden, kind, args.device, layout)
-            order = ", channels last" if args.channels_last else ""
-            good &= golden.tell(f"{str(kind).removeprefix('torch.')} on {args.device}{order}")
+            suffix = ", channels last" if args.channels_last else ""
+            ok &= golden.print_result(f"{str(kind).removeprefix('torch.')} on {args.device}{suffix}")
         else:
             check_dirichlet(golden)
-            good &= golden.tell("float64 on cpu")
-    return 0 if good else 1
+            ok &= golden.print_result("float64 on cpu")
+    return 0 if ok else 1
 
 
 if __name__ == "__main__":

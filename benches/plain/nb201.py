@@ -1,6 +1,6 @@
 """The supernet of DrNAS in the NAS-Bench-201 space (ICLR 2020), in plain PyTorch: see supernet.py.
 
-Shapes: N batch, C channels, H W, E = 6 edges, O = 5 operations. Edges in the order 1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2.
+Shapes: N batch, C channels, H W, E = 6 edges, O = 5 operations. Edges are ordered 1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2.
 """
 
 from torch import nn
@@ -41,7 +41,7 @@ def operation(name, c):
 
 
 class Edge(nn.ModuleList):
-    """The operations of an edge; in the published names they are children of the edge itself: `edges.1<-0.2`."""
+    """The operations of an edge. As in the published names, they are direct children of the edge: `edges.1<-0.2`."""
 
     def __init__(self, c, k, kept):
         super().__init__(operation(name, c // k) for name in OPERATIONS)
@@ -68,7 +68,7 @@ class Cell(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Between the groups of cells: halves H and W."""
+    """Residual block between the groups of cells; halves H and W."""
 
     def __init__(self, c_in, c_out):
         super().__init__()
@@ -81,9 +81,9 @@ class ResidualBlock(nn.Module):
 
 
 class Supernet(nn.Module):
-    """Images to logits, for mixing weights that are given.
+    """Maps images to logits for given mixing weights.
 
-    `masks`: of the only table, which operations are kept, [1][E][O] of bool; None: all.
+    `masks`: kept operations of the single table, bool [1][E][O]; None: all.
     """
 
     def __init__(self, init_channels, cells_per_group, num_classes, k, masks=None):
@@ -102,7 +102,7 @@ class Supernet(nn.Module):
         self.classifier = nn.Linear(c, num_classes)
 
     def forward(self, images, theta):
-        """`images` [N, 3, H, W], theta [E, O]; logits [N, classes]."""
+        """Shapes: `images` [N, 3, H, W], `theta` [E, O], result [N, classes]."""
         x = self.stem(images)
         for cell in self.cells:
             x = cell(x, theta)

@@ -14,11 +14,11 @@ def initial_eta(num_edges, num_operations):
 
 
 def draw_theta(eta, mask=None):
-    """theta ~ Dirichlet(ELU(eta) + 1) per edge, differentiable by eta along the sample's path (DrNAS, section 2).
+    """Draws theta ~ Dirichlet(ELU(eta) + 1) per edge, with the pathwise gradient with respect to eta (DrNAS, section 2).
 
-    `mask` [E, O], 0 or 1: pruned operations get 0 and the rest of a row is divided by its sum.
+    `mask` [E, O], 0 or 1: pruned operations get 0, and the rest of a row is renormalised to sum 1.
     """
-    # Validation would read the device in every step.
+    # Validation of arguments would synchronise with the device in every step.
     theta = Dirichlet(F.elu(eta) + 1, validate_args=False).rsample()
     if mask is None:
         return theta
@@ -27,17 +27,16 @@ def draw_theta(eta, mask=None):
 
 
 class Search:
-    """A supernet, its eta, and the optimisers of both.
+    """A supernet, its eta, and the optimisers for both.
 
-    `etas`: one per table. `lr`: of the weights. `masks`: as the supernet has them, or None. `autocast`: the kind of
-    activations, None for that of the weights.
+    `etas`: one per table. `lr`: learning rate of the weights. `masks`: those of the supernet, or None. `autocast`: dtype
+    of activations, None for that of the weights.
 
-    `needed_gradients_only`: the architecture step computes no gradients of weights and the weight step none of eta. The
-    published code calls `loss.backward()` in both, which computes all of them, and discards those; so does this by
-    default.
+    `needed_gradients_only`: the architecture step computes no gradients of weights, and the weight step none of eta. By
+    default all gradients are computed and the unneeded ones discarded, like `loss.backward()` in the published code.
     """
 
-    # The published ImageNet search.
+    # Settings of the published ImageNet search.
     GRAD_CLIP = 5.0
     ETA = {"lr": 6e-3, "betas": (0.5, 0.999), "weight_decay": 1e-3}
     WEIGHTS = {"momentum": 0.9, "weight_decay": 3e-4}
@@ -55,7 +54,7 @@ class Search:
         self.weight_optimiser = torch.optim.SGD(net.parameters(), lr=lr, **self.WEIGHTS)
 
     def loss(self, images, labels, architecture):
-        """Each forward pass draws its own theta."""
+        """Returns the loss of one batch; every call draws a new theta."""
         theta = [draw_theta(eta, mask) for eta, mask in zip(self.etas, self.masks)]
         if self.needed_gradients_only and not architecture:
             theta = [table.detach() for table in theta]
@@ -63,7 +62,7 @@ class Search:
             return F.cross_entropy(self.net(images, *theta), labels)
 
     def architecture_step(self, images, labels):
-        """First order: the weights as they are (DARTS, section 2.3)."""
+        """Updates eta, first order: with the current weights (DARTS, section 2.3)."""
         self.eta_optimiser.zero_grad()
         loss = self.loss(images, labels, architecture=True)
         loss.backward(inputs=self.etas if self.needed_gradients_only else None)
@@ -71,7 +70,7 @@ class Search:
         self.eta_optimiser.step()
 
     def weight_step(self, images, labels):
-        # Also of what the architecture step left in the weights.
+        # Also clears the gradients that the architecture step left in the weights.
         self.weight_optimiser.zero_grad()
         loss = self.loss(images, labels, architecture=False)
         loss.backward()
@@ -80,8 +79,8 @@ class Search:
         return loss.detach()
 
     def bilevel_step(self, train, valid):
-        """eta on a batch of the second set (None: no architecture step), then the weights on one of the first. Returns
-        the loss of the latter, on the device.
+        """Updates eta on batch `valid` (None: no architecture step), then the weights on batch `train`. Returns the loss of
+        the weight step, on the device.
         """
         if valid is not None:
             self.architecture_step(*valid)

@@ -1,11 +1,10 @@
 """The supernet of DrNAS in the DARTS space, in plain PyTorch: one module per operation, one operation at a time.
 
-The baseline that drnas-dist is timed against. Written from the papers, DrNAS (ICLR 2021), DARTS (ICLR 2019) and
-PC-DARTS (ICLR 2020), with the parameter names of the published DrNAS code, so that its weights load. Nothing is batched
-across edges or operations.
+Speed baseline for drnas-dist. Written from the papers DrNAS (ICLR 2021), DARTS (ICLR 2019) and PC-DARTS (ICLR 2020), with
+the parameter names of the published DrNAS code, so that its weights load. Nothing is batched across edges or operations.
 
 Shapes: N batch, C channels, H W, E = 14 edges, O = 7 operations. Edges of a cell are numbered node by node: node i (of
-4) takes states 0 to i + 1; states 0 and 1 are the outputs of the two cells before.
+4) takes states 0 to i + 1; states 0 and 1 are the outputs of the two previous cells.
 """
 
 from functools import reduce
@@ -37,7 +36,7 @@ def search_norm(c):
 
 
 def add_up(terms):
-    # Not the builtin sum, whose first addition, to the number 0, is one more operation on the device.
+    # Not the builtin sum, which starts with an addition to 0: one more kernel on the device.
     return reduce(torch.add, terms)
 
 
@@ -46,7 +45,7 @@ def channel_shuffle(x, groups):
     n, c, h, w = x.shape
     if x.is_contiguous():
         return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
-    # The same on [N, H, W, C], so that channels last stay channels last: above, the copy would be channels first.
+    # The same on [N, H, W, C], which keeps channels last: the code above would copy to channels first.
     x = x.permute(0, 2, 3, 1).reshape(n, h, w, groups, c // groups)
     return x.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
 
@@ -67,7 +66,7 @@ class Pool(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves H and W: two 1x1 convolutions of stride 2, the second one pixel further right and down."""
+    """Halves H and W with two 1x1 convolutions of stride 2, the second one shifted by one pixel in H and W."""
 
     def __init__(self, c_in, c_out):
         super().__init__()
@@ -91,7 +90,7 @@ class ReLUConvBN(nn.Module):
 
 
 class SepConv(nn.Module):
-    """ReLU, depthwise, pointwise, batch norm, twice; the stride is in the first."""
+    """Twice: ReLU, depthwise, pointwise, batch norm; only the first has a stride."""
 
     def __init__(self, c, kernel, stride):
         super().__init__()
@@ -111,7 +110,7 @@ class SepConv(nn.Module):
 
 
 class DilConv(nn.Module):
-    """ReLU, depthwise of dilation 2, pointwise, batch norm."""
+    """ReLU, depthwise convolution with dilation 2, pointwise convolution, batch norm."""
 
     def __init__(self, c, kernel, stride):
         super().__init__()
@@ -139,22 +138,22 @@ def operation(name, c, stride):
 
 
 def mix(operations, x, weights, k, kept, bypass):
-    """The sum of an edge's operations, weighted by `weights` [O], on the first 1/k of the channels; the others go
+    """Returns the sum of an edge's operations, weighted by `weights` [O], on the first 1/k of the channels; the others go
     through `bypass` (partial channels: PC-DARTS, section 3.2). `x` [N, C, H, W].
 
-    `kept[o]` says whether operation o is computed. It is known on the host. (The published code reads each weight back
-    and compares it with 0, which on a GPU waits for the device once per operation; this baseline does not.)
+    `kept[o]`: whether operation o is computed, known on the host. (The published code reads each weight back and compares
+    it with 0, which on a GPU synchronises once per operation; this baseline does not.)
     """
-    share = x.shape[1] // k
-    head = x[:, :share]
+    num_mixed = x.shape[1] // k
+    head = x[:, :num_mixed]
     terms = [weight * op(head) for weight, op, keep in zip(weights.unbind(), operations, kept) if keep]
     if k == 1:
         return add_up(terms)
-    return channel_shuffle(torch.cat([add_up(terms), bypass(x[:, share:])], dim=1), k)
+    return channel_shuffle(torch.cat([add_up(terms), bypass(x[:, num_mixed:])], dim=1), k)
 
 
 class MixedOp(nn.Module):
-    """An edge, with one module per operation."""
+    """An edge with one module per operation."""
 
     def __init__(self, c, stride, k, kept):
         super().__init__()
@@ -191,10 +190,10 @@ class Cell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """Images to logits, for mixing weights that are given.
+    """Maps images to logits for given mixing weights.
 
-    `space`: "imagenet" (a stem that divides H and W by 8) or "cifar". `masks`: for normal and for reduction cells,
-    which operations are kept, [E][O] of bool; None: all.
+    `space`: "imagenet" (its stem divides H and W by 8) or "cifar". `masks`: kept operations of normal and of reduction
+    cells, bool [2][E][O]; None: all.
     """
 
     def __init__(self, space, init_channels, layers, num_classes, k, masks=None):
@@ -217,7 +216,7 @@ class Supernet(nn.Module):
 
         self.cells = nn.ModuleList()
         self.reductions = []
-        # The second ImageNet stem halves H and W as a reduction cell does.
+        # The second ImageNet stem halves H and W like a reduction cell.
         c_prev_prev, c_prev, reduction_prev = c_stem, c_stem, self.imagenet
         for layer in range(layers):
             reduction = layer in (layers // 3, 2 * layers // 3)
@@ -230,7 +229,7 @@ class Supernet(nn.Module):
         self.classifier = nn.Linear(c_prev, num_classes)
 
     def forward(self, images, theta_normal, theta_reduce):
-        """`images` [N, 3, H, W], each theta [E, O]; logits [N, classes]."""
+        """Shapes: `images` [N, 3, H, W], each theta [E, O], result [N, classes]."""
         if self.imagenet:
             s0 = self.stem0(images)
             s1 = self.stem1(s0)

@@ -1,8 +1,8 @@
-"""How fast search steps of plain PyTorch are, on synthetic images: measured as `drnas-dist bench` does, same JSON keys.
+"""Times search steps of plain PyTorch on synthetic images, like `drnas-dist bench` and with the same JSON keys.
 
     time_steps.py --px 224 --batch 64 --stage 2 --precision tf32 --channels-last --device cuda --json results.jsonl
 
-The images stay on the device, the same in every step: reading, augmenting and copying them is not in these figures.
+The images stay on the device and are the same in every step: reading, augmenting and copying are not measured.
 """
 
 import argparse
@@ -18,16 +18,16 @@ import nb201
 import supernet
 from search import Search, initial_eta
 
-# Channels, layers (NAS-Bench-201: cells per group), classes, px, and k and operations kept by stage, of the published
-# searches. NAS-Bench-201: the progressive one.
+# Channels, layers (NAS-Bench-201: cells per group), classes, px, and (k, operations kept) per stage of the published
+# searches; for NAS-Bench-201 of the progressive one.
 SPACES = {
     "imagenet": (48, 14, 1000, 224, [(6, 7), (3, 4)]),
     "cifar": (36, 20, 10, 32, [(6, 7), (4, 4)]),
     "nas-bench-201": (16, 5, 10, 32, [(4, 5), (2, 3)]),
 }
 
-# Of the weights. Small: at a rate of 0.1 the loss on two images that stay the same was exactly 0 after ten steps, and
-# then the gradients are not those of a search.
+# Learning rate of the weights. Small: with 0.1 the loss on two fixed images was exactly 0 after ten steps, which makes the
+# gradients unlike those of a search.
 LR = 1e-3
 
 
@@ -36,29 +36,29 @@ def arguments():
     parser.add_argument("--space", choices=SPACES, default="imagenet")
     parser.add_argument("--stage", type=int, choices=(1, 2), default=1)
     for name in ("channels", "layers", "classes", "px"):
-        parser.add_argument(f"--{name}", type=int, help="default: of the published search")
+        parser.add_argument(f"--{name}", type=int, help="default: as in the published search")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's")
     parser.add_argument("--weights-only", action="store_true", help="no architecture steps")
     parser.add_argument(
         "--needed-gradients-only",
         action="store_true",
-        help="leave out the gradients that the published code computes and discards: of weights in the architecture "
-        "step, of eta in the weight step",
+        help="skip the gradients that the published code computes and discards: of weights in the architecture step, "
+        "of eta in the weight step",
     )
     parser.add_argument(
-        "--no-cudnn-benchmark", action="store_true", help="cuDNN does not try its algorithms, as in drnas-dist"
+        "--no-cudnn-benchmark", action="store_true", help="disable cuDNN's algorithm search, as in drnas-dist"
     )
     parser.add_argument("--warmup", type=int, default=3, help="steps before the measurement")
-    parser.add_argument("--steps", type=int, default=10, help="steps of one block")
-    parser.add_argument("--blocks", type=int, default=3, help="blocks; the median counts")
-    parser.add_argument("--json", type=Path, help="append the result to this file, one JSON object a line")
+    parser.add_argument("--steps", type=int, default=10, help="steps per block")
+    parser.add_argument("--blocks", type=int, default=3, help="number of blocks; the median is reported")
+    parser.add_argument("--json", type=Path, help="append the result to this file, one JSON object per line")
     args = parser.parse_args()
     if min(args.batch, args.warmup, args.steps, args.blocks) < 1:
-        parser.error("--batch, --warmup, --steps and --blocks are numbers from 1 on")
+        parser.error("--batch, --warmup, --steps and --blocks must be at least 1")
     *sizes, stages = SPACES[args.space]
     for name, size in zip(("channels", "layers", "classes", "px"), sizes):
         if getattr(args, name) is None:
@@ -68,14 +68,14 @@ def arguments():
 
 
 def build(args):
-    """A search at the start of a stage: new weights, and in stage 2 masks as a pruning could leave them."""
+    """Returns a search at the start of a stage (new weights; in stage 2 masks as after pruning), and its batches."""
     if args.space == "nas-bench-201":
         tables, num_edges, num_operations = 1, len(nb201.EDGES), len(nb201.OPERATIONS)
     else:
         tables, num_edges, num_operations = 2, supernet.EDGES, len(supernet.OPERATIONS)
     masks = None
     if args.ops_kept < num_operations:
-        # Every operation is kept on the same share of the edges: which ones are kept matters for the time.
+        # Keeps every operation on the same fraction of the edges, since the kept operations determine the time.
         kept = lambda edge, op: (op + edge) % num_operations < args.ops_kept
         mask = [[kept(edge, op) for op in range(num_operations)] for edge in range(num_edges)]
         masks = [mask] * tables
@@ -104,7 +104,7 @@ def main():
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
-    # As the published code does: convolutions try their algorithms in the first steps, which are not timed.
+    # As in the published code: cuDNN tries its algorithms in the first steps, which are not timed.
     torch.backends.cudnn.benchmark = not args.no_cudnn_benchmark
     search, train, valid = build(args)
     search.net.train()
@@ -128,10 +128,11 @@ def main():
 
     images_per_step = args.batch * (1 if args.weights_only else 2)
     images_per_s = images_per_step / sorted(step_ms)[len(step_ms) // 2] * 1e3
-    device, card_memory_mib = f"CPU, {torch.get_num_threads()} threads", None
+    threads = torch.get_num_threads()
+    device, card_memory_mib = f"CPU, {threads} thread{'s' if threads != 1 else ''}", None
     if args.device == "cuda":
         device = torch.cuda.get_device_name()
-        # In use on the card, by every process: what PyTorch's allocator holds counts, used or not.
+        # Memory in use on the GPU by all processes, including unused memory held by PyTorch's allocator.
         free, total = torch.cuda.mem_get_info()
         card_memory_mib = (total - free) / 2**20
     program = f"plain PyTorch {torch.__version__}"
@@ -157,11 +158,11 @@ def main():
         "trace": None,
     }
     if not math.isfinite(loss):
-        sys.exit(f"time_steps.py: the loss is {loss}: these steps are no measure of a search")
+        sys.exit(f"time_steps.py: the loss is {loss}, expected a finite one: these steps do not represent a search")
     layout = "channels last" if args.channels_last else "channels first"
     print(
         f"{program}, {what}: {args.precision}, {layout}, {device}: {images_per_s:.1f} images/s"
-        f" (least step {min(step_ms):.1f} ms)"
+        f" (fastest block {min(step_ms):.1f} ms per step)"
     )
     if args.json:
         with args.json.open("a") as file:

@@ -1,7 +1,7 @@
-"""The checks of launch/gpu-check.sh: what is run on a card, in which order, for how long by plan.
+"""The checks of launch/gpu-check.sh, their order and their planned times.
 
-Order: what decides whether anything else means something (numbers in float64), then speed, alone on the card, then what
-several ranks do. Correctness checks run side by side: most of their time is the start of CUDA.
+Order: correctness in float64, without which nothing else is meaningful; then speed, with nothing else on the GPU; then
+several ranks. Correctness checks run in parallel: most of their time is CUDA initialisation.
 """
 
 import argparse
@@ -17,39 +17,51 @@ from pathlib import Path
 
 import machine
 import report
-from runner import PARENT, Check, Differs, Failed, Group, Interrupted, Runner, Skipped, ending, planned_wall, processes
+from runner import (
+    PARENT,
+    Check,
+    Differs,
+    Failed,
+    Group,
+    Interrupted,
+    Runner,
+    Skipped,
+    describe_exit,
+    planned_total_s,
+    processes,
+)
 
 BUNDLE = Path(__file__).resolve().parent
 PROGRAM = BUNDLE / "drnas-dist"
 PLAIN = BUNDLE / "plain"
-# Processes that share the card at a time.
+# Number of processes that may share the GPU.
 WIDTH = 4
-# In the checks of faults: when a rank that gives no sign of life is lost, and how long the others may take to end.
+# Fault checks: heartbeat timeout, and how long the other ranks may take to exit.
 HEARTBEAT_S = 10
 SURVIVORS_S = 60
-# Ways between ranks that share a card: by memory of the card (cudaIpc), of the host, of files, by the loopback
-# interface. What NCCL is told where its own choice fails.
-WAYS = [
+# NCCL settings to try if ranks that share the GPU cannot communicate by default: device memory (cudaIpc), host memory,
+# files, loopback interface.
+TRANSPORTS = [
     {"NCCL_CUMEM_ENABLE": "0"},
     {"NCCL_P2P_DISABLE": "1"},
     {"NCCL_P2P_DISABLE": "1", "NCCL_CUMEM_HOST_ENABLE": "0"},
     {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
 ]
-# Unpacking and looking around, on a card.
+# Unpacking and inspection of the machine.
 PREPARE_S = 10
-ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Images of a step while calls are counted, which do not depend on them: that may run beside other checks.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Images per step when calls are counted. The counts do not depend on it; a small batch can run beside other checks.
 COUNTED_BATCH = 8
-# Of `bench`: one to warm up, one to measure, two that are traced.
+# Steps of `bench`: one warm-up, one measured, two traced.
 COUNTED_STEPS = 4
-MOST_PROBED_S = 120
-# The check that tries the WAYS, and how long it tries each.
-FIRST_TOGETHER = "ranks-2"
-WAY_S = 30
+MAX_PROBE_S = 120
+# The check that tries the TRANSPORTS, and the time limit of each.
+FIRST_MULTI_RANK = "ranks-2"
+TRANSPORT_S = 30
 
 
 class Plan:
-    """The checks, for a card or (dry) for the CPU."""
+    """The checks, on a GPU or (dry) on the CPU."""
 
     def __init__(self, work, dry, torch, batch):
         self.work, self.dry = work, dry
@@ -57,44 +69,44 @@ class Plan:
         self.device = "cpu" if dry else "cuda"
         self.read_bytes = [0]
         self.reading = threading.Thread(target=machine.read_ahead, args=(torch, self.read_bytes), daemon=True)
-        # "", or why several ranks cannot be started.
-        self.obstacle = machine.raise_loopback() or machine.make_shared_memory() or self.other_card()
-        # What torch's own Python needs: nothing of the bundle.
+        # Why several ranks cannot be started, or "".
+        self.obstacle = machine.bring_up_loopback() or machine.create_dev_shm() or self.architecture_mismatch()
+        # Environment of torch's own Python: nothing from the bundle.
         self.python = {**os.environ, "TMPDIR": str(work / "tmp")}
         self.program = machine.environment(BUNDLE, work, torch, dry)
-        # The published evaluation.
+        # An empty configuration is the published evaluation.
         (work / "network.toml").touch()
         names = ["darts_imagenet_stage1", "eval_cifar"] if dry else ["*"]
         self.golden = [path for name in names for path in sorted((BUNDLE / "golden").glob(f"{name}.safetensors"))]
         tiny = ["model.init_channels=12", "model.layers=3", "model.num_classes=4", "data.px=32", "run.threads=1"]
         self.tiny = tiny if dry else []
 
-    def other_card(self):
-        """Empty, or why the bundle's NCCL has no code for this card."""
-        built, found = (BUNDLE / "architecture").read_text().strip(), machine.ask_card("compute_cap").replace(".", "")
+    def architecture_mismatch(self):
+        """Returns an error message if the bundle's NCCL has no code for this GPU, or ""."""
+        built, found = (BUNDLE / "architecture").read_text().strip(), machine.query_gpu("compute_cap").replace(".", "")
         if self.dry or not found or built in found.splitlines():
             return ""
-        return f"the bundle's NCCL is for architecture {built}; make one for this card with ARCHITECTURE={found}"
+        return f"NCCL of the bundle: expected architecture {found}, found {built}; rebuild with ARCHITECTURE={found}"
 
     def preloading(self, *libraries, **variables):
-        """The program's variables, with libraries of the bundle loaded before the others."""
+        """Returns the program's environment with libraries of the bundle preloaded."""
         loaded = [str(BUNDLE / "lib" / library) for library in libraries]
         before = self.program.get("LD_PRELOAD")
         return {**self.program, **variables, "LD_PRELOAD": ":".join([before] * bool(before) + loaded)}
 
     def groups(self):
-        """All checks, in order."""
-        look = [
+        """Returns all checks, in order."""
+        setup = [
             Check("libraries", 5, self.libraries),
-            # The first to load them all.
+            # The first process to load all libraries.
             Check("doctor", 5, self.doctor, limit_s=240),
         ]
         numbers = [
-            # First: it alone tells wrong code from rounding.
+            # First: only float64 distinguishes wrong code from rounding.
             self.verify("golden-fp64", "--precision", "fp64", planned_s=10),
             self.verify("golden-fp32", "--precision", "fp32", planned_s=30),
-            # Channels last: the first steps are slow.
-            self.verify("golden-bf16-cells-again", "--precision", "bf16", "--checkpoint-cells", planned_s=65),
+            # With channels last the first steps are slow.
+            self.verify("golden-bf16-checkpoint-cells", "--precision", "bf16", "--checkpoint-cells", planned_s=65),
             self.verify("golden-tf32-channels-first", "--precision", "tf32", "--channels-first"),
             self.search("ranks-1", 1, "fp64", planned_s=5),
             self.search("ranks-2", 2, "fp64", planned_s=6),
@@ -122,12 +134,12 @@ class Plan:
             Check("rank-stopped", 35, lambda job: self.fault(job, signal.SIGSTOP), processes=2),
         ]
         more = [
-            self.supernet(1, "bf16", "first", cells_again=True),
-            # Takes the time that is left.
-            Check("probe", 75, self.probe, limit_s=MOST_PROBED_S + 30),
+            self.supernet(1, "bf16", "first", checkpoint_cells=True),
+            # Uses the remaining time.
+            Check("probe", 75, self.probe, limit_s=MAX_PROBE_S + 30),
         ]
         return [
-            Group("look", 1, look),
+            Group("setup", 1, setup),
             Group("numbers", WIDTH, numbers),
             Group("speed", 1, speed),
             Group("ranks", WIDTH, ranks),
@@ -135,88 +147,88 @@ class Plan:
             Group("more", 1, more),
         ]
 
-    # -- what is there ---------------------------------------------------------------------------------------------
+    # -- setup -----------------------------------------------------------------------------------------------------
 
     def libraries(self, job):
-        """Waits for `read_ahead`, but not for ever: the disk may be slow."""
+        """Waits for `read_ahead`, at most 60 s: the disk may be slow."""
         deadline = time.monotonic() + 60
         while self.reading.is_alive() and time.monotonic() < deadline:
-            job.runner.stop_if_asked()
+            job.runner.raise_if_stopping()
             time.sleep(0.1)
         return f"{self.read_bytes[0] >> 20} MiB read{' so far' if self.reading.is_alive() else ''}"
 
     def doctor(self, job):
-        def line(start):
+        def line_starting(start):
             return next((line.strip() for line in job.lines() if line.strip().startswith(start)), "")
 
-        job.run([PROGRAM, "doctor"], done=lambda: line("rank 0 of"))
-        rank, libtorch, nccl = line("rank 0 of"), line("libtorch_cuda"), line("NCCL")
+        job.run([PROGRAM, "doctor"], done=lambda: line_starting("rank 0 of"))
+        rank, libtorch, nccl = (line_starting(start) for start in ("rank 0 of", "libtorch_cuda", "NCCL"))
         if not self.dry:
             if "GPU 0" not in rank or "not found" in libtorch or "cannot be opened" in libtorch:
-                raise Failed(f"no card can be used: {rank}; {libtorch}")
+                raise Failed(f"no usable GPU: {rank}; {libtorch}")
             if "not found" in nccl:
                 self.obstacle = nccl
-        # What the process that holds the card takes: `card_memory_mib` of everything else counts it too.
-        job.runner.facts["held_mib"] = machine.ask_card("memory.used")
+        # Memory of the process that holds the context, which every `card_memory_mib` includes.
+        job.runner.facts["held_mib"] = machine.query_gpu("memory.used")
         return rank
 
-    # -- numbers ---------------------------------------------------------------------------------------------------
+    # -- correctness -----------------------------------------------------------------------------------------------
 
     def verify(self, name, *options, planned_s=25):
-        """Golden files on the device. Where some cannot be computed, all are tried once more: in the other layout; in
-        float64, which cuDNN computes channels first in any case, without cuDNN."""
-        last = "--channels-first" in options
-        retry = ["--no-cudnn"] if "fp64" in options else [] if last else ["--channels-first"]
-        how = "without cuDNN" if "fp64" in options else "with channels last" if last else "with channels first"
+        """Compares golden files on the device. If some cannot be computed, all are retried in the other layout, or in
+        float64, which cuDNN always computes channels first, without cuDNN."""
+        first = "--channels-first" in options
+        retry = ["--no-cudnn"] if "fp64" in options else [] if first else ["--channels-first"]
+        how = "without cuDNN" if "fp64" in options else "with channels last" if first else "with channels first"
 
         def work(job):
             problems = self.verified(job, name, options)
             if not problems:
                 return report.golden(self.work / f"{name}.jsonl")[2]
             others = [word for word in options if word != "--channels-first"]
-            again = self.verified(job, f"{name}-again", [*others, *retry], record=f"record-{name}.jsonl")
-            text = f"not {how} either: {again[0]}" if again else f"only {how}: {problems[0]}"
-            if again or name != report.EXACT:
+            still = self.verified(job, f"{name}-retry", [*others, *retry], record=f"record-{name}.jsonl")
+            text = f"also fails {how}: {still[0]}" if still else f"works only {how}: {problems[0]}"
+            if still or name != report.EXACT:
                 raise Failed(text)
-            # Float64 is here for its numbers.
+            # In float64 only the values matter, not the kernels.
             return text
 
         return Check(name, planned_s, work, limit_s=120)
 
     def verified(self, job, name, options, record=None):
-        """What cannot be computed. Raises Differs for numbers that are not those of the files."""
+        """Returns the files that cannot be computed. Raises Differs if an error is above its tolerance."""
         found = self.work / f"{name}.jsonl"
-        # Its last line is the convolution that failed, where one did.
+        # If a convolution fails, it is the last line of the record.
         environment = self.preloading("librecord.so", DRNAS_RECORD=str(self.work / record)) if record else None
         command = [PROGRAM, "verify", "--device", self.device, *options, "--json", found, *self.golden]
         code = job.wait(job.start(command, environment))
         problems, excesses, _ = report.golden(found)
-        whole = len(report.lines(found)) == len(self.golden)
-        if not whole:
-            problems.append(f"{ending(code)}: {job.last_line()}")
+        complete = len(report.lines(found)) == len(self.golden)
+        if not complete:
+            problems.append(f"{describe_exit(code)}: {job.last_line()}")
         elif code not in (0, 1):
-            job.remarks.append(f"{ending(code)} after all was done")
-        # A small one does not hide what cannot be computed.
+            job.notes.append(f"{describe_exit(code)} after completion")
+        # A small error must not hide files that cannot be computed.
         if excesses and (not problems or excesses[0][0] >= report.ROUNDING):
             raise Differs(*excesses[0])
         return problems
 
     def gate(self, outcomes):
-        """Without a card nothing can be checked; and numbers that are wrong in float64 are wrong code: nothing else is
-        worth the time of the card then. (A kernel that the libraries lack is no such reason.)"""
+        """Returns a reason to skip all further checks, or "". Reasons: no usable GPU, or wrong values in float64, which
+        mean wrong code. (A kernel missing from the libraries is no reason.)"""
         for outcome in outcomes:
             if (outcome.name, outcome.state) in (("doctor", "failed"), (report.EXACT, "differs")):
-                return f"not tried: {outcome.name} failed, which comes first"
+                return f"not run because {outcome.name} failed"
         return ""
 
     def run(self, command, config, out, second, *options):
-        """The command of a run, with the bundle's shards; `second`: the name of those that are not trained on."""
+        """Returns the command of a run on the bundle's shards; `second`: the option for the second shard set."""
         shards = ["--train", BUNDLE / "shards/train", second, BUNDLE / "shards/valid"]
         own = ["--config", BUNDLE / "configs" / config, "--out", f"runs/{out}", *sets(f"device={self.device}")]
         return [PROGRAM, command, *own, *shards, *options]
 
     def mpirun(self, count, command):
-        """`command` on `count` ranks, which may have to share the card. Raises Skipped if they cannot get through."""
+        """Returns `command` on `count` ranks that share the GPU. Raises Skipped if ranks cannot communicate."""
         if count == 1:
             return command
         if self.obstacle:
@@ -225,84 +237,85 @@ class Plan:
         return [BUNDLE / "openmpi/bin/mpirun", "--bind-to", "none", "-n", count, *command, *share]
 
     def small_search(self, count, precision, out, *options):
-        """The command of a small search on `count` ranks."""
+        """Returns the command of a small search on `count` ranks."""
         own = sets(f"precision={precision}", *options)
         return self.mpirun(count, self.run("search-imagenet", "ranks.toml", out, "--valid", *own))
 
     def search(self, name, count, precision, planned_s):
-        """A small search of four replicas on `count` ranks; in float64 it is compared with that on one rank."""
+        """Runs a small search with four replicas on `count` ranks; in float64 compares it with one rank."""
 
         def work(job):
-            if name == FIRST_TOGETHER and not self.dry:
-                run, how = self.joined(job, count, precision, name)
+            if name == FIRST_MULTI_RANK and not self.dry:
+                run, how = self.first_multi_rank_search(job, count, precision, name)
             else:
                 run, how = name, ""
                 job.run(self.small_search(count, precision, name), done=self.completion(name).exists)
             if precision != "fp64" or count == 1:
                 return f"{len(report.steps(self.work / 'runs' / run))} steps"
-            return self.agree(job, run) + how
+            return self.compare_with_one_rank(job, run) + how
 
         return Check(name, planned_s, work, processes=count)
 
-    def joined(self, job, count, precision, name):
-        """Makes the first search on several ranks. Where they do not get through on a card, other ways of NCCL are
-        tried; the first that works is taken from then on. The run's name, and which way it took."""
+    def first_multi_rank_search(self, job, count, precision, name):
+        """Runs the first search on several ranks. If NCCL fails on the GPU, tries other transports and keeps the first
+        one that works. Returns the run's name and a text about the transport."""
         job.run(self.small_search(count, precision, name), done=self.completion(name).exists, may_fail=True)
         if self.completion(name).exists():
             return name, ""
         problem = job.last_line()
-        if self.alone(job) == "failed":
-            raise Failed(f"as on one rank: {problem}")
-        for number, way in enumerate(WAYS, 1):
+        if self.one_rank_state(job) == "failed":
+            raise Failed(f"also fails on one rank: {problem}")
+        for number, transport in enumerate(TRANSPORTS, 1):
             run = f"{name}-{number}"
-            command = self.small_search(count, precision, run, f"run.time_limit_s={WAY_S}")
-            job.run(
-                command, {**self.program, **way}, done=self.completion(run).exists, may_fail=True, limit_s=WAY_S + 15
-            )
+            command = self.small_search(count, precision, run, f"run.time_limit_s={TRANSPORT_S}")
+            environment = {**self.program, **transport}
+            done = self.completion(run).exists
+            job.run(command, environment, done=done, may_fail=True, limit_s=TRANSPORT_S + 15)
             if self.completion(run).exists():
-                self.program = {**self.program, **way}
+                self.program = {**self.program, **transport}
                 job.runner.environment = self.program
-                words = " ".join(f"{key}={value}" for key, value in way.items())
-                return run, f"; only with {words}, else: {problem}"
-        self.obstacle = f"ranks do not get through to one another: {problem}"
-        raise Failed(f"in no way of NCCL: {problem}")
+                words = " ".join(f"{key}={value}" for key, value in transport.items())
+                return run, f"; works only with {words}, otherwise: {problem}"
+        self.obstacle = f"ranks cannot communicate: {problem}"
+        raise Failed(f"with no NCCL transport: {problem}")
 
-    def alone(self, job):
-        """Waits for the search on one rank, which begins earlier; what came of it, None where it is not made."""
+    def one_rank_state(self, job):
+        """Waits for the search on one rank, which starts earlier; returns its state, None if it does not run."""
         deadline = time.monotonic() + job.limit_s()
-        while "ranks-1" in job.runner.begun and not job.runner.state_of("ranks-1"):
-            job.runner.stop_if_asked()
+        while "ranks-1" in job.runner.started and not job.runner.state_of("ranks-1"):
+            job.runner.raise_if_stopping()
             if time.monotonic() > deadline:
-                raise Failed("ranks-1 does not end: nothing to compare with")
+                raise Failed("ranks-1, the run to compare with, does not end")
             time.sleep(0.1)
         return job.runner.state_of("ranks-1")
 
     def completion(self, run):
-        """The file that is there when a run has finished."""
+        """Returns the path of the file that marks a finished run."""
         return self.work / "runs" / run / "finished.json"
 
     def measured(self, job, command, file, environment=None):
-        """Runs what appends what it measured to `file`; its last line."""
+        """Runs a command that appends its measurement to `file`; returns the last line of its output."""
         path = self.work / file
         before = len(report.lines(path))
         job.run([*command, "--json", path], environment, done=lambda: len(report.lines(path)) > before)
         return job.last_line()
 
-    def agree(self, job, name):
-        """Compares a run with that of one rank."""
-        one, state = self.work / "runs/ranks-1", self.alone(job)
+    def compare_with_one_rank(self, job, name):
+        """Compares the losses of a run with those on one rank."""
+        one, state = self.work / "runs/ranks-1", self.one_rank_state(job)
         if state != "ok":
-            raise Skipped(f"the run is done, but ranks-1, to compare it with, is {state or 'not made'}")
+            raise Skipped(f"the run is done, but ranks-1, the run to compare with, is {state or 'not run'}")
         try:
             worst, steps = report.agreement([one, self.work / "runs" / name])
         except ValueError as why:
             raise Failed(str(why)) from None
         if worst > report.AGREEMENT:
-            raise Failed(f"losses of {steps} steps differ from one rank's by {worst:.1e}, {report.AGREEMENT} allowed")
-        return f"losses of {steps} steps equal one rank's to {worst:.1e}"
+            text = f"losses of {steps} steps differ from those on one rank by {worst:.1e}"
+            raise Failed(f"{text}, tolerance {report.AGREEMENT}")
+        return f"losses of {steps} steps equal those on one rank to {worst:.1e}"
 
     def search_kl(self, job):
-        # The gradient of the KL regulariser is compiled for the card when it is first needed.
+        # The gradient of the KL regulariser is compiled for the GPU at first use.
         own = ["--dataset", "cifar10", *sets("model.num_classes=4", "data.px=16", "data.pad=0")]
         job.run(self.run("search-nb201", "kl.toml", "kl", "--valid", *own), done=self.completion("kl").exists)
         return f"{len(report.steps(self.work / 'runs/kl'))} steps, two stages"
@@ -315,7 +328,7 @@ class Plan:
         return f"{len(report.steps(self.work / 'runs/evaluation'))} steps, two tests"
 
     def count(self, stage):
-        """Counts calls of CUDA and of libtorch's dispatcher in a step; lists the convolutions that the probe times."""
+        """Counts CUDA and libtorch calls per step, and records the convolutions that the probe times."""
         record = self.work / f"record-stage{stage}.jsonl"
 
         def counted(job, *libraries, **variables):
@@ -323,15 +336,15 @@ class Plan:
             command = [*self.bench(stage, "bf16", "last", batch), *blocks(1, 1, 1)]
             environment = self.preloading(*libraries, "librecord.so", DRNAS_RECORD=str(record), **variables)
             self.measured(job, command, f"calls-stage{stage}.jsonl", environment)
-            return f"{sum('convolution' in line for line in report.lines(record))} kinds of convolutions"
+            return f"{sum('convolution' in line for line in report.lines(record))} distinct convolutions"
 
         def work(job):
             try:
                 return counted(job, "libcount.so", DRNAS_COUNT_DRIVER="1")
             except Failed as why:
-                # Counting must not cost the list.
+                # The record must not be lost if counting fails.
                 record.unlink(missing_ok=True)
-                return f"{counted(job)}; no calls counted: {why}"
+                return f"{counted(job)}; calls not counted: {why}"
 
         return Check(f"count-stage{stage}", 30, work)
 
@@ -343,25 +356,25 @@ class Plan:
     # -- speed -----------------------------------------------------------------------------------------------------
 
     def bench(self, stage, precision, layout, batch, replicas=1):
-        """The command that times steps of the published supernet."""
+        """Returns the command that times steps of the published supernet."""
         own = [f"device={self.device}", f"precision={precision}", f"channels_last={str(layout == 'last').lower()}"]
         own += [f"search.global_batch={batch}", f"search.replicas={replicas}"]
         own += ["run.time_limit_s=60", "run.start_limit_s=60", *self.tiny]
         return [PROGRAM, "bench", "--config", BUNDLE / "configs/search-imagenet.toml", "--stage", stage, *sets(*own)]
 
     def times(self):
-        """Kernels are loaded when they are first used: three steps go before those that count."""
+        """Returns the options of a timing. Three warm-up steps, since kernels are loaded at first use."""
         return blocks(1, 1, 1) if self.dry else blocks(3, 3, 2)
 
-    def supernet(self, stage, precision, layout, cells_again=False):
+    def supernet(self, stage, precision, layout, checkpoint_cells=False):
         def work(job):
-            more = sets("checkpoint_cells=true") if cells_again else []
+            more = sets("checkpoint_cells=true") if checkpoint_cells else []
             command = [*self.bench(stage, precision, layout, self.batch), *more, *self.times()]
             return self.measured(job, command, "speed.jsonl")
 
-        # Channels last: the first steps are slow.
+        # With channels last the first steps are slow.
         planned_s = 6 if layout == "first" else 38 if precision == "bf16" else 19
-        name = f"speed-stage{stage}-{precision}-{layout}" + ("-cells-again" if cells_again else "")
+        name = f"speed-stage{stage}-{precision}-{layout}" + ("-checkpoint-cells" if checkpoint_cells else "")
         return Check(name, planned_s, work)
 
     def network(self, job):
@@ -372,12 +385,12 @@ class Plan:
         return self.measured(job, [*command, *self.times()], "speed.jsonl")
 
     def plain(self, precision, layout):
-        """Plain PyTorch, edge by edge: what the same steps cost without this program."""
+        """Times the same steps in plain PyTorch, edge by edge, as a baseline."""
 
         def work(job):
             command = [sys.executable, PLAIN / "time_steps.py", "--device", self.device, "--precision", precision]
             command += ["--stage", 1, "--batch", self.batch, *(["--channels-last"] if layout == "last" else [])]
-            # To try all algorithms would take longer than the steps.
+            # cuDNN's algorithm search would take longer than the steps.
             command += ["--no-cudnn-benchmark"]
             if self.dry:
                 command += "--px 32 --channels 12 --layers 3 --classes 4 --threads 1".split()
@@ -387,24 +400,24 @@ class Plan:
         return Check(f"plain-stage1-{precision}", 20, work)
 
     def probe(self, job):
-        """Every kind of convolution of both stages, in both layouts and precisions: which layout is faster where."""
+        """Times every distinct convolution of both stages in both layouts and precisions."""
         records = sorted(self.work.glob("record-stage?.jsonl"))
         if not records:
             raise Skipped("no convolutions were recorded (count-stage1, count-stage2)")
         scale = 1 if self.dry else self.batch // COUNTED_BATCH
         left_s = job.runner.budget_s - job.runner.elapsed_s() - 10
-        seconds = 5 if self.dry else round(min(MOST_PROBED_S, left_s))
+        seconds = 5 if self.dry else round(min(MAX_PROBE_S, left_s))
         options = ["--seconds", seconds, "--scale", scale, "--steps", COUNTED_STEPS]
         command = [sys.executable, BUNDLE / "probe.py", "--device", self.device, *options, "--json", "probe.json"]
         try:
             job.run([*command, *records], self.python)
         except Failed as why:
-            # There while a convolution runs: the one in which it ended.
+            # Exists while a convolution runs, and names it.
             case = self.work / "probe.json.case"
             raise Failed(f"{why}; in {case.read_text().strip()}" if case.exists() else str(why)) from None
         return report.figures(self.work)["probe"][0]
 
-    # -- several ranks on the card -------------------------------------------------------------------------------------
+    # -- several ranks on the GPU --------------------------------------------------------------------------------------
 
     def overlap(self, job):
         command = [*self.bench(1, "fp32", "first", self.batch, replicas=2), "--weights-only"]
@@ -412,12 +425,12 @@ class Plan:
         self.measured(job, self.mpirun(2, [*command, *times]), "overlap.jsonl")
         steps = report.overlap(report.lines(self.work / "overlap.jsonl"))
         if self.dry:
-            return "not traced on the CPU"
+            return "no trace on the CPU"
         if not steps:
             raise Failed("no reduction was traced")
         fraction = min(step["fraction"] for step in steps)
-        text = f"{fraction:.2f} of the groups of reductions began before the backward pass ended"
-        # Two processes take turns on the card: less than all is no fault yet.
+        text = f"{fraction:.2f} of the groups of reductions started before the end of the backward pass"
+        # Two processes take turns on the GPU, so not every group can start early.
         if fraction < 0.5:
             raise Failed(text)
         return text
@@ -425,24 +438,24 @@ class Plan:
     # -- faults --------------------------------------------------------------------------------------------------------
 
     def fault(self, job, number):
-        """Of two ranks one is killed, or stops, while it trains: the other names it and ends, and mpirun with it."""
+        """Kills or stops one of two ranks during training: the other must name it and exit, and so must mpirun."""
         name = job.check.name
-        # Channels first: what is checked is who notices, not what cuDNN can compute.
+        # Channels first: this check does not depend on the layout.
         endless = ["search.steps_per_epoch=0", "search.stage.1.epochs=100000", "channels_last=false"]
         limits = ["run.time_limit_s=45", f"run.heartbeat_s={HEARTBEAT_S}"]
         launcher = job.start(self.small_search(2, "fp32", name, *endless, *limits))
         try:
             deadline = time.monotonic() + job.limit_s()
             while not report.steps(self.work / "runs" / name):
-                job.runner.stop_if_asked()
+                job.runner.raise_if_stopping()
                 if launcher.poll() is not None:
-                    raise Failed(f"no step was made, {ending(launcher.returncode)}: {job.last_line()}")
+                    raise Failed(f"no training step, {describe_exit(launcher.returncode)}: {job.last_line()}")
                 if time.monotonic() > deadline:
-                    raise Failed("no step was made")
+                    raise Failed("timed out: no training step")
                 time.sleep(0.2)
-            # Not one of the first steps, and the ranks have told one another of them.
+            # Past the first steps, and heartbeats have been exchanged.
             time.sleep(HEARTBEAT_S / 2)
-            # The ranks are children of mpirun; the last one is not rank 0, which tells of it.
+            # The ranks are children of mpirun; the last one is not rank 0, which reports the loss.
             victim = max(processes(PARENT, launcher.pid))
             sent = time.monotonic()
             os.kill(victim, number)
@@ -452,31 +465,31 @@ class Plan:
             job.end(launcher)
         named = [line for line in job.lines() if "lost rank" in line]
         if code == 0 or not named:
-            raise Failed(f"after {took:.0f} s {ending(code)}, and nobody named the lost rank: {job.last_line()}")
-        return f"ended {took:.0f} s after {number.name}: {named[0].strip()}"
+            raise Failed(f"after {took:.0f} s {describe_exit(code)}, and no rank named the lost one: {job.last_line()}")
+        return f"exited {took:.0f} s after {number.name}: {named[0].strip()}"
 
 
 def sets(*pairs):
-    """--set for each KEY=VALUE."""
+    """Returns --set for each KEY=VALUE."""
     return [word for pair in pairs for word in ("--set", pair)]
 
 
 def blocks(warmup, steps, count):
-    """How `bench` measures."""
+    """Returns the timing options of `bench`."""
     return ["--warmup", str(warmup), "--steps", str(steps), "--blocks", str(count)]
 
 
-def chosen(name, patterns):
-    """Whether one of the patterns, separated by commas, fits."""
+def matches(name, patterns):
+    """Whether `name` matches one of the comma-separated patterns."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split(","))
 
 
 def main():
     parser = argparse.ArgumentParser(prog="gpu-check.sh BUNDLE", description=__doc__.splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="on the CPU, at tiny sizes")
-    only = "checks to make, separated by commas; * and ? match"
+    only = "checks to run, separated by commas; * and ? are wildcards"
     parser.add_argument("--only", default="*", metavar="NAMES", help=only)
-    # What gpu-check.sh adds.
+    # Set by gpu-check.sh.
     parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
@@ -490,24 +503,24 @@ def main():
         if not options.keep:
             shutil.rmtree(options.work, ignore_errors=True)
     sys.stdout.flush()
-    # At once: to exit would wait for the libraries to be read.
+    # Exit at once: a normal exit would wait for the thread that reads the libraries.
     os._exit(code)
 
 
 def run(options, began):
-    """Makes the checks; the exit code."""
-    found = importlib.util.find_spec("torch")  # not imported: that alone takes seconds
+    """Runs the checks; returns the exit code."""
+    found = importlib.util.find_spec("torch")  # not imported, which takes seconds
     if found is None:
-        sys.exit(f"gpu-check: {sys.executable} has no torch; set PYTHON to one that has")
+        sys.exit(f"gpu-check: {sys.executable} has no torch; set PYTHON to a Python with torch")
     torch = Path(found.submodule_search_locations[0])
     plan = Plan(options.work, options.dry, torch, options.batch)
     groups = plan.groups()
     for group in groups:
-        group.checks = [check for check in group.checks if chosen(check.name, options.only)]
+        group.checks = [check for check in group.checks if matches(check.name, options.only)]
     if not any(group.checks for group in groups):
-        sys.exit(f"gpu-check: no check is called {options.only}; launch/gpu/check.py lists them")
+        sys.exit(f"gpu-check: no check matches {options.only}; launch/gpu/check.py lists the checks")
     runner = Runner(options.work, options.out, plan.program, options.seconds, began)
-    runner.facts = {"dry": options.dry, "planned_s": round(PREPARE_S + planned_wall(groups))}
+    runner.facts = {"dry": options.dry, "planned_s": round(PREPARE_S + planned_total_s(groups))}
     runner.gate = plan.gate
     runner.finish = lambda result: {
         **result,
@@ -519,15 +532,15 @@ def run(options, began):
         ignore_signals()
         raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
-    for number in ASKED_TO_END:
+    for number in STOP_SIGNALS:
         signal.signal(number, interrupted)
     holder = None
     try:
         if not options.dry:
             holder = machine.hold_context()
             plan.reading.start()
-        card = machine.ask_card("name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm")
-        runner.facts |= {"card": card or "none", "machine": machine.facts()}
+        gpu = machine.query_gpu("name,driver_version,memory.total,compute_cap,clocks.sm,clocks.max.sm")
+        runner.facts |= {"card": gpu or "none", "machine": machine.facts()}
         runner.write()
         for group in groups:
             runner.run(group)
@@ -547,8 +560,8 @@ def run(options, began):
 
 
 def ignore_signals():
-    """From here on it is only a moment to the end."""
-    for number in ASKED_TO_END:
+    """Ignores stop signals during the final steps."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -1,16 +1,16 @@
-/* Counts calls of the CUDA runtime that launch work on a card, that make the host wait for it, or might. To be
- * preloaded (LD_PRELOAD) into `drnas-dist bench`, which asks drnas_runtime_calls; every call is handed on. Built by
+/* Counts calls of the CUDA runtime that launch work on a GPU, or that make or may make the host wait for it. Preload
+ * (LD_PRELOAD) it into `drnas-dist bench`, which reads drnas_runtime_calls; every call is forwarded. Built by
  * gpu-bundle.sh:
  *
  *   cc -O2 -shared -fPIC launch/gpu/count.c -o libcount.so
  *
- * Copies are counted by direction: from pageable memory they wait, from pinned memory and on the card they do not; a
- * wait that libtorch adds is counted as cudaStreamSynchronize.
+ * Copies are counted by direction: those from pageable memory block, those from pinned memory and on the device do not;
+ * a wait added by libtorch is counted as cudaStreamSynchronize.
  *
- * cuDNN, cuBLAS and NCCL have the runtime linked in statically, so their launches are not seen here. With
- * DRNAS_COUNT_DRIVER=1 the calls of the driver are counted too, by CUPTI: from every library, those that the runtime
- * makes included. Where CUPTI is missing or refuses, these counts are absent and all else goes on. They slow the host
- * down: use them for counts, not for times. */
+ * cuDNN, cuBLAS and NCCL link the runtime statically, so their launches are not counted here. With
+ * DRNAS_COUNT_DRIVER=1 driver calls are counted too, through CUPTI: from every library, including those made by the
+ * runtime. If CUPTI is missing or refuses, only these counts are absent. They slow the host down: do not use them for
+ * timing. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stddef.h>
@@ -26,8 +26,8 @@ struct dim3 {
     unsigned x, y, z;
 };
 
-/* The calls that are only counted and handed on: name, parameters, arguments. What nvcc 13 generates for a kernel
- * launch is __cudaLaunchKernel, an older nvcc's is cudaLaunchKernel: the same but for what the first parameter is. */
+/* The calls that are only counted and forwarded: name, parameters, arguments. For a kernel launch nvcc 13 generates
+ * __cudaLaunchKernel, older versions cudaLaunchKernel; only the meaning of the first parameter differs. */
 #define CALLS(CALL)                                                                                                   \
     CALL(__cudaLaunchKernel,                                                                                          \
          (const void *kernel, struct dim3 grid, struct dim3 block, void **arguments, size_t shared, void *stream),    \
@@ -60,16 +60,16 @@ struct dim3 {
 #define NAME(name, parameters, arguments) #name,
 
 enum {
-    HOST_TO_CARD, CARD_TO_HOST, ON_CARD, CALLS(NUMBER)
-    /* The rest is of the driver. */
-    DRIVER_LAUNCH, DRIVER_GRAPH, DRIVER_HOST_TO_CARD, DRIVER_CARD_TO_HOST, DRIVER_COPY, DRIVER_SET,
+    HOST_TO_DEVICE, DEVICE_TO_HOST, OTHER_COPY, CALLS(NUMBER)
+    /* From here on: driver calls. */
+    DRIVER_LAUNCH, DRIVER_GRAPH, DRIVER_HOST_TO_DEVICE, DRIVER_DEVICE_TO_HOST, DRIVER_COPY, DRIVER_SET,
     DRIVER_STREAM, DRIVER_EVENT, DRIVER_CONTEXT, COUNT
 };
 
 static const char *const names[COUNT] = {
-    "cudaMemcpyAsync, host to card", "cudaMemcpyAsync, card to host", "cudaMemcpyAsync, other", CALLS(NAME)
-    "driver: kernel launches", "driver: graph launches", "driver: copies, host to card",
-    "driver: copies, card to host", "driver: copies, other", "driver: memory sets",
+    "cudaMemcpyAsync, host to device", "cudaMemcpyAsync, device to host", "cudaMemcpyAsync, other", CALLS(NAME)
+    "driver: kernel launches", "driver: graph launches", "driver: copies, host to device",
+    "driver: copies, device to host", "driver: copies, other", "driver: memory sets",
     "driver: cuStreamSynchronize", "driver: cuEventSynchronize", "driver: cuCtxSynchronize",
 };
 static unsigned long counts[COUNT];
@@ -78,16 +78,16 @@ static void count(int number) { __atomic_fetch_add(&counts[number], 1, __ATOMIC_
 
 /* -- the driver ---------------------------------------------------------------------------------------------------- */
 
-/* Beginnings of names, since they have endings like _v2, _ptsz, Async; the first one that fits counts. */
+/* Prefixes of names, which have suffixes like _v2, _ptsz, Async; the first match counts. */
 static const struct {
-    const char *start;
+    const char *prefix;
     int number;
 } driver_calls[] = {
     {"cuLaunchHostFunc", -1},
     {"cuLaunch", DRIVER_LAUNCH}, /* Kernel, KernelEx, CooperativeKernel */
     {"cuGraphLaunch", DRIVER_GRAPH},
-    {"cuMemcpyHtoD", DRIVER_HOST_TO_CARD},
-    {"cuMemcpyDtoH", DRIVER_CARD_TO_HOST},
+    {"cuMemcpyHtoD", DRIVER_HOST_TO_DEVICE},
+    {"cuMemcpyDtoH", DRIVER_DEVICE_TO_HOST},
     {"cuMemcpy", DRIVER_COPY},
     {"cuMemsetD", DRIVER_SET},
     {"cuStreamSynchronize", DRIVER_STREAM},
@@ -95,9 +95,9 @@ static const struct {
     {"cuCtxSynchronize", DRIVER_CONTEXT},
 };
 
-/* The head of CUpti_CallbackData, cupti_callbacks.h of CUDA 13.0. */
+/* The first fields of CUpti_CallbackData, cupti_callbacks.h of CUDA 13.0. */
 struct callback_data {
-    int site; /* 0: the call begins */
+    int site; /* 0: on entry */
     const char *function;
 };
 enum { CUPTI_DRIVER = 1 };
@@ -108,17 +108,17 @@ static void driver_call(void *data, int domain, uint32_t number, const void *abo
     if (domain != CUPTI_DRIVER || !call || call->site != 0 || !call->function)
         return;
     for (size_t i = 0; i < sizeof driver_calls / sizeof *driver_calls; i++)
-        if (!strncmp(call->function, driver_calls[i].start, strlen(driver_calls[i].start))) {
+        if (!strncmp(call->function, driver_calls[i].prefix, strlen(driver_calls[i].prefix))) {
             if (driver_calls[i].number >= 0)
                 count(driver_calls[i].number);
             return;
         }
 }
 
-/* 0: not tried, 1: tried, 2: the driver's calls are counted. */
+/* 0: not tried, 1: tried, 2: driver calls are counted. */
 static int driver_state;
 
-/* Called with every count, not when this library is loaded: CUPTI's own libraries may not be ready then. */
+/* Called for every count, not when this library is loaded: CUPTI's own libraries may not be initialised then. */
 static void count_driver(void) {
     int untried = 0;
     if (__atomic_load_n(&driver_state, __ATOMIC_RELAXED) ||
@@ -127,7 +127,7 @@ static void count_driver(void) {
     const char *wanted = getenv("DRNAS_COUNT_DRIVER");
     if (!wanted || strcmp(wanted, "1"))
         return;
-    /* libtorch_cpu needs it, so it is there, and only the one that is there can see libtorch's driver. */
+    /* Already loaded by libtorch_cpu; only that copy sees libtorch's driver calls. */
     void *cupti = dlopen("libcupti.so.13", RTLD_LAZY | RTLD_NOLOAD);
     if (!cupti)
         cupti = dlopen("libcupti.so.13", RTLD_LAZY);
@@ -138,13 +138,13 @@ static void count_driver(void) {
     *(void **)&subscribe = dlsym(cupti, "cuptiSubscribe");
     *(void **)&enable = dlsym(cupti, "cuptiEnableDomain");
     void *subscriber = NULL;
-    /* There is one subscriber in a process: a profiler that came first stays. */
+    /* CUPTI allows one subscriber per process: an earlier profiler keeps its subscription. */
     if (subscribe && enable && subscribe(&subscriber, driver_call, NULL) == 0 &&
         enable(1, subscriber, CUPTI_DRIVER) == 0)
         __atomic_store_n(&driver_state, 2, __ATOMIC_RELEASE);
 }
 
-/* The count of a number, and its name; no name: there are no more. */
+/* Returns the count of the call `number` and sets its name; `name` stays unset after the last one. */
 unsigned long drnas_runtime_calls(unsigned number, const char **name) {
     count_driver();
     unsigned end = __atomic_load_n(&driver_state, __ATOMIC_ACQUIRE) == 2 ? COUNT : DRIVER_LAUNCH;
@@ -156,9 +156,9 @@ unsigned long drnas_runtime_calls(unsigned number, const char **name) {
 
 /* -- the runtime --------------------------------------------------------------------------------------------------- */
 
-/* Hands the call on to the next library that has it; looked up once for each place. A function that is in no library is
- * an error of the call, not of this library: older and newer runtimes lack some, and nobody calls those. */
-#define HAND_ON(name, parameters, arguments)                                                                          \
+/* Forwards the call to the next library that defines it, looked up once per call site. If none does, the call returns
+ * an error: some runtime versions lack some of these functions, and nothing calls them there. */
+#define FORWARD(name, parameters, arguments)                                                                          \
     do {                                                                                                              \
         static int(*next) parameters;                                                                                 \
         int(*found) parameters = __atomic_load_n(&next, __ATOMIC_RELAXED);                                            \
@@ -173,14 +173,14 @@ unsigned long drnas_runtime_calls(unsigned number, const char **name) {
     int name parameters {                                                                                             \
         count_driver();                                                                                               \
         count(N_##name);                                                                                              \
-        HAND_ON(name, parameters, arguments);                                                                         \
+        FORWARD(name, parameters, arguments);                                                                         \
     }
 
 CALLS(DEFINE)
 
 int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream) {
     count_driver();
-    count(kind == 1 ? HOST_TO_CARD : kind == 2 ? CARD_TO_HOST : ON_CARD);
-    HAND_ON(cudaMemcpyAsync, (void *to, const void *from, size_t bytes, int kind, void *stream),
+    count(kind == 1 ? HOST_TO_DEVICE : kind == 2 ? DEVICE_TO_HOST : OTHER_COPY);
+    FORWARD(cudaMemcpyAsync, (void *to, const void *from, size_t bytes, int kind, void *stream),
             (to, from, bytes, kind, stream));
 }

@@ -1,4 +1,4 @@
-"""The machine of the checks: what it has, what it lacks that can be mended, and what the program is told of it."""
+"""Prepares and describes the machine: loopback interface, /dev/shm, GPU queries, environment of the program."""
 
 import fcntl
 import os
@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
-def raise_loopback():
-    """Sets the loopback interface up, as `ip link set lo up` does: ranks reach one another through it. "", or why it is
-    down."""
+def bring_up_loopback():
+    """Brings the loopback interface up, as `ip link set lo up` does; ranks connect through it. Returns an error
+    message, or ""."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as interface:
         try:
             request = struct.pack("16sh22x", b"lo", 0)
@@ -25,17 +25,18 @@ def raise_loopback():
     return ""
 
 
-def make_shared_memory():
-    """Makes /dev/shm where there is none: NCCL looks for it even if it does not use it. "", or why there is none."""
+def create_dev_shm():
+    """Creates /dev/shm if it is missing, since NCCL requires it even if it does not use it. Returns an error message,
+    or ""."""
     try:
         Path("/dev/shm").mkdir(mode=0o1777, exist_ok=True)
     except OSError as why:
-        return f"there is no /dev/shm, and it cannot be made: {why}"
+        return f"/dev/shm is missing and cannot be created: {why}"
     return ""
 
 
 def facts():
-    """What of the machine may matter later."""
+    """Returns properties of the machine that help to interpret the results."""
     memory = {line.split(":")[0]: line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines()}
     return {
         "cores": len(os.sched_getaffinity(0)),
@@ -47,8 +48,8 @@ def facts():
     }
 
 
-def ask_card(fields):
-    """What nvidia-smi says of the card; "" where it says nothing."""
+def query_gpu(fields):
+    """Returns the output of nvidia-smi for these fields, or "" if it fails."""
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
@@ -66,19 +67,19 @@ sys.stdin.read()
 
 
 def hold_context():
-    """A process that keeps the card's primary context for as long as this one lives: without one, the driver starts
-    anew with every process, which takes seconds."""
+    """Starts a process that keeps the GPU's primary context while this process runs. Without one, the driver would be
+    initialised again for every process, which takes seconds."""
     return subprocess.Popen(
         [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
 def read_ahead(torch, read_bytes):
-    """Reads the CUDA libraries from the disk, the first ones needed first: they are gigabytes, and every process loads
-    them. `read_bytes`[0] says how far it is."""
+    """Reads the CUDA libraries into the page cache in the order of use: they are gigabytes, and every process loads
+    them. `read_bytes`[0] counts the bytes read so far."""
     first = ["libtorch_cuda.", "libtorch_cpu", "libcudnn_", "libcudnn.", "libcublas", "libnvrtc"]
     libraries = [*(torch / "lib").glob("*.so*"), *torch.parent.glob("nvidia/*/lib/*.so*")]
-    # The others are hardly used.
+    # The other libraries are hardly used.
     libraries = [
         (number, path) for number, name in enumerate(first) for path in libraries if path.name.startswith(name)
     ]
@@ -88,32 +89,32 @@ def read_ahead(torch, read_bytes):
             while block := file.read(16 << 20):
                 read_bytes[0] += len(block)
 
-    # Disks that fetch what they are asked for are faster when asked by several.
+    # Network disks are faster with several reads in parallel.
     with ThreadPoolExecutor(4) as pool:
         for _, path in sorted(libraries):
             pool.submit(read, path)
 
 
 def environment(bundle, work, torch, dry):
-    """Variables of the program: the bundle's libraries, then torch's, and what ranks on one card need."""
+    """Returns the environment of the program: libraries of the bundle and of torch, settings for ranks on one GPU."""
     libraries = [bundle / "lib", torch / "lib", bundle / "openmpi/lib", *sorted(torch.parent.glob("nvidia/*/lib"))]
     temporary = work / "tmp"
     temporary.mkdir(exist_ok=True)
-    # The driver: by what was set before, or where containers have it. On the CPU the torch that is here counts alone.
+    # The driver: from the current environment, or where containers have it. A dry run uses only the local torch.
     driver = [os.environ.get("LD_LIBRARY_PATH"), "/usr/local/nvidia/lib64", "/usr/local/nvidia/lib"]
     earlier = [] if dry else [folders for folders in driver if folders]
     variables = {
         "LD_LIBRARY_PATH": ":".join([*map(str, libraries), *earlier]),
         "PATH": f"{bundle / 'openmpi/bin'}:{os.environ['PATH']}",
-        "HOME": os.environ.get("HOME", str(work)),  # Open MPI does not start without
+        "HOME": os.environ.get("HOME", str(work)),  # Open MPI does not start without HOME
         "TMPDIR": str(temporary),
         "PYTORCH_KERNEL_CACHE_PATH": str(temporary),
-        # libtorch may wait for its threads at the end of a process, 10 s by default.
+        # libtorch may wait for its threads at exit, 10 s by default.
         "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": "1",
         "OPAL_PREFIX": str(bundle / "openmpi"),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        # All ranks are on this machine: no search for networks, which takes a second and complains.
+        # All ranks are on this machine: skip the network search, which takes a second and prints warnings.
         "OMPI_MCA_pml": "ob1",
         "OMPI_MCA_btl": "self,sm",
         "OMPI_MCA_btl_sm_backing_directory": str(temporary),  # /dev/shm may be small
@@ -122,18 +123,18 @@ def environment(bundle, work, torch, dry):
     if not dry:
         nccl = bundle / "lib/libnccl.so.2"
         variables |= {
-            # The bundle's NCCL, not the one of torch, which is too old to share a card: named for the program, and
-            # loaded first, since libtorch_cuda's own search path would find torch's.
+            # The bundle's NCCL instead of torch's, which is too old to share a GPU. It is named for the program and
+            # preloaded, since libtorch_cuda's own search path would find torch's.
             "DRNAS_NCCL": str(nccl),
             "LD_PRELOAD": str(nccl),
             "NCCL_MULTI_RANK_GPU_ENABLE": "1",
-            # Ranks that share a card take turns: more channels cost memory and time to set up, and gain nothing.
+            # Ranks that share a GPU take turns: more channels only cost memory and set-up time.
             "NCCL_MAX_CTAS": "4",
             "NCCL_NVLS_ENABLE": "0",
             "NCCL_NET_GDR_LEVEL": "LOC",
             "NCCL_IB_DISABLE": "1",
             "NCCL_SOCKET_IFNAME": "lo",
-            # Which way it takes between ranks, too.
+            # The log shows the transport between ranks.
             "NCCL_DEBUG": "INFO",
             "NCCL_DEBUG_SUBSYS": "INIT,ENV,BOOTSTRAP,P2P,SHM,NET,GRAPH",
             "NCCL_DEBUG_FILE": str(work / "nccl.%h.%p.log"),

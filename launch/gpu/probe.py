@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""Times recorded convolutions one by one, in each precision and layout: which are fast on a card, which do not run.
+"""Times recorded convolutions one by one in each precision and layout, and finds those that fail.
 
     probe.py [--seconds 60] [--steps 1] [--scale 1] [--device cuda] [--json probe.json] RECORD...
 
-RECORD: what launch/gpu/record.cpp wrote, one file for each network; --steps: how many training steps that run took (of
-`bench`: warmup + steps * blocks + 2), so that totals are of one step; --scale: batches are made larger, since a record
-of a small batch counts the same calls. Needs PyTorch alone. Convolutions run in float32
-(without TF32) and bfloat16, channels last and channels first, as a convolution and, if they are grouped 1x1 ones, as a
-batched matrix product too; forward, and backward for input and weight. In float64, after all others, they only have to
-run. The heaviest come first: what does not fit into --seconds is listed. On the CPU everything runs once, which shows
-that it runs and no more.
+RECORD: output of launch/gpu/record.cpp, one file per network. --steps: number of training steps of that run (`bench`:
+warmup + steps * blocks + 2), so that totals are per step. --scale: factor of the batch, since a record made with a
+small batch has the same calls. Needs only PyTorch.
 
-Should the process die, JSON.case names the case that it died in.
+Convolutions run in float32 (without TF32) and bfloat16, channels last and channels first, as a convolution and, if
+they are grouped 1x1 ones, also as a batched matrix product; forward, and backward for input and weight. In float64,
+after all others, they are run but not timed. The most expensive come first; those that do not fit into --seconds are
+listed. On the CPU everything runs once, which only shows that it runs.
 
-Weights are contiguous in both layouts, as those of drnas-dist are: rows of a flat buffer.
+If the process crashes, JSON.case names the case that was running.
+
+Weights are contiguous in both layouts, as in drnas-dist, where they are rows of a flat buffer.
 """
 
 import argparse
@@ -29,27 +30,27 @@ import torch
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LAYOUTS = {"last": torch.channels_last, "first": torch.contiguous_format}
 WARMUPS, REPETITIONS = 2, 3
-# The card sleeps about 1 ms before each measurement, so that the host is ahead of it: kernels are timed, not calls.
+# The GPU sleeps about 1 ms before each measurement so that the host gets ahead: kernels are timed, not launches.
 SLEEP_CYCLES = 2_000_000
 
 
 def read(path, steps, scale):
-    """The convolutions of a record, for `scale` times its batch: shape to forward calls per step; 1 each without
-    totals, as after a crash."""
+    """Reads a record: maps the shape of each convolution, with `scale` times its batch, to its forward calls per step;
+    1 if there are no totals, as after a crash."""
     lines = {}
     with open(path, encoding="utf-8") as file:
         for text in file:
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
-                continue  # cut short
+                continue  # truncated
             lines.setdefault(line["process"], []).append(line)
     calls = {}
     for process in lines.values():
         seen = [line for line in process if "convolution" in line]
         totals = [line["convolutions"] for line in process if "convolutions" in line]
         if not totals:
-            print(f"{path}: a process did not end by itself, its counts are unknown", file=sys.stderr)
+            print(f"{path}: a process did not exit normally; its counts are unknown", file=sys.stderr)
         for line in seen:
             if line["backward"] or "input" not in line or line["transposed"]:
                 continue
@@ -68,7 +69,7 @@ def output_size(shape):
 
 
 def elements(shape):
-    """Of input and output: what a convolution of few channels per group costs is its memory traffic."""
+    """Returns the elements of input and output: few channels per group make a convolution memory-bound."""
     (n, channels, h, w), (rows, *_), *_ = shape
     out_h, out_w = output_size(shape)
     return n * (channels * h * w + rows * out_h * out_w)
@@ -80,7 +81,7 @@ def convolution(shape, layout):
 
 
 def matrix_product(shape, layout):
-    """As `pointwise` of src/net/ops.rs."""
+    """Like `pointwise` in src/net/ops.rs."""
     (n, _, h, w), (rows, c, *_), *_, groups = shape
 
     def forward(x, weight):
@@ -101,7 +102,7 @@ def methods(shape):
 
 
 def tensors(shape, kind, layout, device):
-    """Input, weight, gradient of the output. Small numbers: a deep sum has to stay finite."""
+    """Returns input, weight and gradient of the output. Small values keep long sums finite."""
     generator = torch.Generator(device).manual_seed(1)
     (n, *_), (rows, *_), *_ = shape
     made = [
@@ -114,7 +115,7 @@ def tensors(shape, kind, layout, device):
 
 
 def once(forward, x, weight, gradient, marks):
-    """One forward and one backward pass; `marks`: called before, between and after."""
+    """Runs one forward and one backward pass; `marks` are called before, between and after."""
     before, between, after = marks
     before()
     y = forward(x, weight)
@@ -124,7 +125,7 @@ def once(forward, x, weight, gradient, marks):
 
 
 def timed(forward, x, weight, gradient):
-    """Milliseconds forward and backward."""
+    """Returns the milliseconds of the forward and of the backward pass."""
     if x.device.type == "cpu":
         times = []
         once(forward, x, weight, gradient, [lambda: times.append(time.perf_counter())] * 3)
@@ -141,7 +142,7 @@ def timed(forward, x, weight, gradient):
 
 
 def run_case(case, shape, compare, device):
-    """Fills in `case`: times, or the error; `compare`: a matrix product with the convolution, too."""
+    """Fills in `case`: times, or the error. `compare`: also the difference from the convolution."""
     kind, layout = PRECISIONS.get(case["precision"], torch.float64), LAYOUTS[case["layout"]]
     try:
         x, weight, gradient = tensors(shape, kind, layout, device)
@@ -155,24 +156,24 @@ def run_case(case, shape, compare, device):
         if compare:
             ours, reference = (made(x, weight).detach().float() for made in (forward, convolution(shape, layout)))
             case["difference"] = ((ours - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
-    except Exception as error:  # of any kind: a card has many ways to refuse
+    except Exception as error:  # any kind: GPUs fail in many ways
         case["error"] = (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def lost(device):
-    """Whether the device is beyond use: after an illegal access every later call fails."""
+def is_lost(device):
+    """Whether the device is unusable: after an illegal access every later call fails."""
     if device == "cpu":
         return False
     try:
         torch.cuda.synchronize()
         return not (torch.ones(8, device=device) + 1).sum().item() == 16
     except Exception as error:
-        print(f"the card fails from here on: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"the GPU fails from here on: {str(error).splitlines()[0]}", file=sys.stderr)
         return True
 
 
 def jobs(shapes):
-    """What to run, in order: pairs of an entry of `shapes` and a case."""
+    """Yields the jobs in order: pairs of an entry of `shapes` and a case."""
     for entry in shapes:
         for precision in PRECISIONS:
             for layout in LAYOUTS:
@@ -184,7 +185,7 @@ def jobs(shapes):
 
 
 def probe(shapes, arguments, save):
-    """Runs all jobs until the time is up or the card is lost; says which. `save` writes down what is there."""
+    """Runs all jobs. Returns None, or why it stopped: time limit, or loss of the GPU. `save` writes the results."""
     end = time.monotonic() + arguments.seconds
     todo = list(jobs(shapes))
     for entry, _ in todo:
@@ -193,7 +194,7 @@ def probe(shapes, arguments, save):
     with open(arguments.json + ".case", "w", encoding="utf-8") as journal:
         for entry, case in todo:
             if time.monotonic() > end:
-                stopped = "the time is up"
+                stopped = "time limit reached"
                 break
             if entry is not current:
                 current = entry
@@ -216,8 +217,8 @@ def probe(shapes, arguments, save):
             entry["missing"] -= 1
             if "error" in case:
                 gc.collect()
-                if lost(arguments.device):
-                    stopped = f"the card was lost in {where}"
+                if is_lost(arguments.device):
+                    stopped = f"GPU lost in {where}"
                     break
     os.remove(arguments.json + ".case")
     return stopped
@@ -238,7 +239,7 @@ def words(shape):
 
 
 def times(entry, method):
-    """(precision, layout) to milliseconds forward and backward, where it ran."""
+    """Maps (precision, layout) to the milliseconds of both passes, for cases that ran."""
     return {
         (case["precision"], case["layout"]): case["forward_ms"] + case["backward_ms"]
         for case in entry["cases"]
@@ -247,16 +248,16 @@ def times(entry, method):
 
 
 def summary(shapes, records, stopped):
-    """The lines for people."""
+    """Returns the lines of the human-readable summary."""
     pairs = [(precision, layout) for precision in PRECISIONS for layout in LAYOUTS]
-    whole = [entry for entry in shapes if len(times(entry, "convolution")) == len(pairs)]
-    lines = [f"{len(whole)} of {len(shapes)} convolutions ran in both precisions and layouts; ms per step of those:"]
+    complete = [entry for entry in shapes if len(times(entry, "convolution")) == len(pairs)]
+    lines = [f"{len(complete)} of {len(shapes)} convolutions ran in both precisions and layouts; ms per step of those:"]
     columns = [f"{precision} {layout}" for precision, layout in pairs]
     width = max(len("record"), *(len(record) for record in records))
     lines.append("  ".join(["record".ljust(width), *(f"{column:>10}" for column in columns)]))
     for record in records:
         sums = [
-            sum(entry["per_step"].get(record, 0) * times(entry, "convolution")[pair] for entry in whole)
+            sum(entry["per_step"].get(record, 0) * times(entry, "convolution")[pair] for entry in complete)
             for pair in pairs
         ]
         lines.append("  ".join([record.ljust(width), *(f"{ms:10.2f}" for ms in sums)]))
@@ -273,15 +274,15 @@ def summary(shapes, records, stopped):
             f" {sum(gains):.2f} ms of the steps of all records"
         )
 
-    ratio = []
-    for entry in whole:
+    differences = []
+    for entry in complete:
         ms = times(entry, "convolution")
         for precision in PRECISIONS:
             last, first = ms[precision, "last"], ms[precision, "first"]
             gain = abs(last - first) * sum(entry["per_step"].values())
-            ratio.append((gain, precision, last, first, entry))
-    lines.append("layouts differ most (ms of one call, calls per step, forward and backward):")
-    for _, precision, last, first, entry in sorted(ratio, key=lambda row: -row[0])[:10]:
+            differences.append((gain, precision, last, first, entry))
+    lines.append("largest differences between layouts (ms per call, forward and backward; calls per step):")
+    for _, precision, last, first, entry in sorted(differences, key=lambda row: -row[0])[:10]:
         count = sum(entry["per_step"].values())
         lines.append(f"  {precision}  last {last:8.3f}  first {first:8.3f}  x {count:g}  {words(entry['shape'])}")
 
@@ -295,11 +296,11 @@ def summary(shapes, records, stopped):
         lines.append(f"  {shape}: {error} ({'; '.join(failed)})")
     if stopped:
         missing = [entry for entry in shapes if entry["missing"]]
-        # float64 comes after all others.
+        # float64 runs after all others.
         untimed = [entry for entry in missing if entry["missing"] > len(LAYOUTS)]
         lines.append(
-            f"stopped: {stopped}; {len(missing) - len(untimed)} convolutions not run in float64 alone,"
-            f" {len(untimed)} not run in any precision or not in all:"
+            f"stopped: {stopped}; {len(missing) - len(untimed)} convolutions not run in float64 only,"
+            f" {len(untimed)} not run in all precisions:"
         )
         lines.extend(f"  {words(entry['shape'])}" for entry in untimed)
     return lines
@@ -307,17 +308,17 @@ def summary(shapes, records, stopped):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="no case begins later")
+    parser.add_argument("--seconds", type=float, default=60, help="time limit for starting a case")
     parser.add_argument("--steps", type=float, default=1, help="training steps of each record")
-    parser.add_argument("--scale", type=int, default=1, help="how many times as large batches are as in the records")
+    parser.add_argument("--scale", type=int, default=1, help="factor of the batches of the records")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--json", default="probe.json")
     parser.add_argument("records", nargs="+", metavar="RECORD")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
-        torch.set_num_threads(1)  # small convolutions wait for threads longer than they compute
+        torch.set_num_threads(1)  # small convolutions are faster in one thread
     elif not torch.cuda.is_available():
-        sys.exit("no CUDA device; --device cpu runs everything once on the CPU")
+        sys.exit("no CUDA device found; --device cpu runs everything once on the CPU")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
 
@@ -353,8 +354,8 @@ def main():
     save(stopped)
     print("\n".join(result["summary"]))
     sys.stdout.flush()
-    # Without taking down a context that may be lost.
-    os._exit(1 if stopped and "lost" in stopped else 0)
+    # Skips the destruction of a context that may be lost.
+    os._exit(1 if stopped and "GPU lost" in stopped else 0)
 
 
 if __name__ == "__main__":

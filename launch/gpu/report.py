@@ -1,16 +1,16 @@
-"""What the checks found: judges golden files and runs, and makes figures and tables of what was measured."""
+"""Evaluates golden files and runs, and summarises measurements."""
 
 import json
 
-# Losses of runs in float64: another order of sums, and what some steps of training make of that.
+# Tolerance of float64 losses: a different order of summation, amplified by some training steps.
 AGREEMENT = 1e-6
-# A golden file that is not met by less than this is not met by rounding; unrelated tensors are off by 1 and more.
+# Larger errors of a golden file cannot be rounding; unrelated tensors have errors of 1 and more.
 ROUNDING = 0.5
 EXACT = "golden-fp64"
 
 
 def lines(path):
-    """The objects of a file of JSON lines; none where there is no file. A line that is being written is left out."""
+    """Returns the objects of a JSON-lines file, none if it is missing. An incomplete line is skipped."""
     found = []
     if path.exists():
         for line in path.read_text(errors="replace").splitlines():
@@ -22,7 +22,7 @@ def lines(path):
 
 
 def steps(run):
-    """Records of the steps of a run folder."""
+    """Returns the step records of a run folder."""
     return [line for line in lines(run / "metrics.jsonl") if line["event"] == "step"]
 
 
@@ -30,30 +30,30 @@ def steps(run):
 
 
 def golden(path):
-    """(problems, excesses, text) of what `verify --json` wrote: files that could not be computed; findings beyond what
-    is allowed; the worst of all in words."""
+    """Summarises the output of `verify --json`. Returns (problems, excesses, text): files that could not be computed,
+    errors above their tolerance (largest first), and a description of the worst error."""
     problems, excesses, worst = [], [], None
     for file in lines(path):
         if file["problem"]:
             problems.append(f"{file['file']}: {file['problem']}")
         for finding in file["findings"]:
-            # Not finite: worse than any number.
+            # A non-finite error is null.
             error = float("inf") if finding["error"] is None else finding["error"]
             if not finding["pass"]:
                 excesses.append(
-                    (error, f"{file['file']}: {finding['kind']} off by {error:.1e}, {finding['allowed']:.0e} allowed")
+                    (error, f"{file['file']}: {finding['kind']}: error {error:.1e}, tolerance {finding['allowed']:.0e}")
                 )
-            share = error / finding["allowed"] if finding["allowed"] else 0.0
-            if worst is None or share > worst[0]:
+            ratio = error / finding["allowed"] if finding["allowed"] else 0.0
+            if worst is None or ratio > worst[0]:
                 worst = (
-                    share,
-                    f"worst: {finding['kind']} {error:.1e} of {finding['allowed']:.0e} allowed ({file['file']})",
+                    ratio,
+                    f"worst: {finding['kind']}, error {error:.1e}, tolerance {finding['allowed']:.0e} ({file['file']})",
                 )
-    return problems, sorted(excesses, reverse=True), worst[1] if worst else "nothing was compared"
+    return problems, sorted(excesses, reverse=True), worst[1] if worst else "nothing compared"
 
 
 def settle(checks):
-    """Golden files that differ: rounding if float64 meets them and the difference is small, else failed."""
+    """Replaces state `differs` by `rounding` if float64 matches and the error is small, else by `failed`."""
     exact = any(check["name"].startswith(EXACT) and check["state"] == "ok" for check in checks)
     for check in checks:
         if check["state"] == "differs":
@@ -65,8 +65,8 @@ def settle(checks):
 
 
 def agreement(runs):
-    """(largest relative difference of a loss from the first run's, number of steps). Raises ValueError when runs differ
-    in length."""
+    """Returns the largest relative difference of a loss from that of the first run, and the number of steps. Raises
+    ValueError if the runs differ in length."""
     losses = [[(step["loss"], step["architecture_loss"] or 0.0) for step in steps(run)] for run in runs]
     if not losses[0] or any(len(other) != len(losses[0]) for other in losses):
         raise ValueError(f"steps of {', '.join(run.name for run in runs)}: {[len(one) for one in losses]}")
@@ -75,13 +75,13 @@ def agreement(runs):
         for one, two in zip(losses[0], other):
             for a, b in zip(one, two):
                 difference = abs(a - b) / max(abs(a), 1e-12)
-                # A NaN is no agreement.
+                # NaN never agrees.
                 worst = max(worst, difference if difference == difference else float("inf"))
     return worst, len(losses[0])
 
 
 def overlap(measured):
-    """Of each step of a trace: groups of reductions, and how many began before the step's backward pass had ended;
+    """Returns, for each traced step, the groups of reductions and how many started before the end of the backward pass;
     `fraction`, 0..1: of those that can."""
     found = []
     for trace in (line["trace"] for line in measured if line.get("trace")):
@@ -95,7 +95,7 @@ def overlap(measured):
                         "step": step,
                         "groups": len(begins),
                         "before_backward_ended": early,
-                        # Nothing of the backward pass is left to hide the last one.
+                        # The last group starts after the backward pass and cannot overlap it.
                         "fraction": min(1.0, early / (len(begins) - 1)) if len(begins) > 1 else 1.0,
                         "lead_ms": end - min(begins),
                     }
@@ -107,12 +107,12 @@ def overlap(measured):
 
 
 def median(values):
-    """The upper median."""
+    """Returns the upper median."""
     return sorted(values)[len(values) // 2]
 
 
 def figures(work):
-    """Everything that was measured, from the files of the work folder."""
+    """Collects all measurements from the files of the work folder."""
     probe = work / "probe.json"
     counts = ("what", "precision", "channels_last", "global_batch", "calls_per_step")
     return {
@@ -124,64 +124,64 @@ def figures(work):
             {key: line[key] for key in counts} for path in sorted(work.glob("calls-*.jsonl")) for line in lines(path)
         ],
         "dispatched": {path.stem: recorded(path) for path in sorted(work.glob("record-*.jsonl"))},
-        # All its figures are in the archive.
+        # The archive contains all its measurements.
         "probe": json.loads(probe.read_text()).get("summary") if probe.exists() else None,
     }
 
 
 def recorded(path):
-    """The totals of a record: its last line, where the program came to its end."""
+    """Returns the totals of a record, written when the program exits; None if there are none."""
     found = [line["operators"] for line in lines(path) if "operators" in line]
     return found[-1] if found else None
 
 
 def table(rows):
-    """Rows of texts as columns."""
+    """Formats rows of strings as an aligned table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def speeds(measured, plain):
-    """The table of speeds; beside what plain PyTorch does too, how many times as fast."""
+    """Returns the table of throughput, with the speed-up over plain PyTorch where both were measured."""
     key = lambda line: (line["what"], line["precision"], line["global_batch"])
-    rivals = {key(line): line["images_per_s"] for line in plain}
-    rows = [("", "precision", "layout", "images/s", "step ms", "card MiB", "to plain")]
+    baselines = {key(line): line["images_per_s"] for line in plain}
+    rows = [("", "precision", "layout", "images/s", "step ms", "GPU MiB", "vs plain")]
     for line in measured + plain:
         program = line.get("program")
-        memory, rival = line["card_memory_mib"], None if program else rivals.get(key(line))
+        memory, baseline = line["card_memory_mib"], None if program else baselines.get(key(line))
         rows.append(
             (
                 (f"{program}, " if program else "")
                 + line["what"]
-                + (", cells again" if line["checkpoint_cells"] else ""),
+                + (", recomputed cells" if line["checkpoint_cells"] else ""),
                 line["precision"],
                 "last" if line["channels_last"] else "first",
                 f"{line['images_per_s']:.1f}",
                 f"{median(line['step_ms']):.1f}",
                 f"{memory:.0f}" if memory else "-",
-                f"{line['images_per_s'] / rival:.2f}" if rival else "-",
+                f"{line['images_per_s'] / baseline:.2f}" if baseline else "-",
             )
         )
     return table(rows)
 
 
 def summary(result):
-    """The end, for people."""
+    """Returns the human-readable summary."""
     out = []
     measured = result["measured"]
     if measured["speed"] or measured["plain"]:
         out.append(speeds(measured["speed"], measured["plain"]))
     for step in measured["overlap"]:
         out.append(
-            f"reductions: {step['before_backward_ended']} of {step['groups']} groups began before the backward pass"
-            f" ended, the first one {step['lead_ms']:.1f} ms before"
+            f"reductions: {step['before_backward_ended']} of {step['groups']} groups started before the end of the"
+            f" backward pass, the first one {step['lead_ms']:.1f} ms before it"
         )
     for calls in measured["calls"]:
         counted = {name: round(count, 1) for name, count in (calls["calls_per_step"] or {}).items() if count}
-        out.append(f"calls per step, {calls['what']}, {calls['precision']}: {counted or 'none counted'}")
+        out.append(f"calls per step, {calls['what']}, {calls['precision']}: {counted or 'not counted'}")
     states = [check["state"] for check in result["checks"]]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    out.append(f"{counted or 'no check'}; {result['seconds']:.0f} s, planned {result['planned_s']:.0f} s on a card")
+    out.append(f"{counted or 'no checks'}; {result['seconds']:.0f} s, planned {result['planned_s']:.0f} s on a GPU")
     for state in "failed", "rounding", "skipped":
         named = [check["name"] for check in result["checks"] if check["state"] == state]
         if named:

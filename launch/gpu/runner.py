@@ -1,4 +1,4 @@
-"""Runs checks: some side by side, within a limit of time, each with its log. What is known is always on disk."""
+"""Runs checks, some in parallel, within a time limit and each with its log; keeps the results on disk up to date."""
 
 import datetime
 import io
@@ -15,19 +15,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable
 
-# What of the work folder is kept, and how much of one file.
+# Files of the work folder that go into the archive, and how much of each.
 KEPT = (".log", ".json", ".jsonl", ".toml", ".txt", ".case")
 KEPT_BYTES = 2 << 20
-# Between the end by plan and the end by force.
+# How long checks may exceed the time limit before they are killed.
 GRACE_S = 20
 
 
 class Failed(Exception):
-    """A check did not find what it should; the text says what it found."""
+    """A check failed; the text says why."""
 
 
 class Differs(Exception):
-    """A check is off by more than is allowed: by `error`, relative. What that means, report.settle knows."""
+    """An error is above its tolerance; `error` is relative. report.settle decides what it means."""
 
     def __init__(self, error, text):
         super().__init__(text)
@@ -35,19 +35,19 @@ class Differs(Exception):
 
 
 class Skipped(Exception):
-    """A check cannot be made; the text says why."""
+    """A check cannot run; the text says why."""
 
 
 class Interrupted(BaseException):
-    """A signal asks the whole to end."""
+    """A signal requests the end of all checks."""
 
 
 @dataclass
 class Check:
-    """One check. `work` does it: returns a text, or raises Failed or Skipped."""
+    """One check. `work` returns a description of the result, or raises Failed, Differs or Skipped."""
 
     name: str
-    planned_s: float  # on a card
+    planned_s: float  # on a GPU
     work: Callable[["Job"], str]
     processes: int = 1
     limit_s: float = 90  # for each of its commands
@@ -55,7 +55,7 @@ class Check:
 
 @dataclass
 class Group:
-    """Checks that may run side by side, up to `width` processes."""
+    """Checks that may run in parallel, up to `width` processes."""
 
     name: str
     width: int
@@ -64,7 +64,7 @@ class Group:
 
 @dataclass
 class Outcome:
-    """What came of a check: ok, failed, skipped, interrupted; or differs: report.settle makes it rounding or failed."""
+    """Result of a check. `state`: ok, failed, skipped, interrupted or differs (report.settle: rounding or failed)."""
 
     name: str
     state: str
@@ -77,8 +77,8 @@ class Outcome:
     log: list = field(default_factory=list)
 
 
-def planned_wall(groups):
-    """Seconds that the groups take if each check takes what is planned: as `Runner.run` starts them."""
+def planned_total_s(groups):
+    """Returns the planned seconds of all groups, with the scheduling of `Runner.run`."""
     total = 0.0
     for group in groups:
         now, running = 0.0, []
@@ -91,12 +91,12 @@ def planned_wall(groups):
     return total
 
 
-# What /proc/PID/stat has behind the name, which may hold anything.
+# Fields of /proc/PID/stat after the name, which may contain any character.
 STATE, PARENT, SESSION = 0, 1, 3
 
 
-def processes(which, value):
-    """Processes whose PARENT or SESSION is `value` and which still run, zombies apart."""
+def processes(field_index, value):
+    """Returns the processes whose field `field_index` (PARENT or SESSION) is `value`, without zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -104,18 +104,18 @@ def processes(which, value):
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if fields[which] == str(value) and fields[STATE] not in "ZX":
+            if fields[field_index] == str(value) and fields[STATE] not in "ZX":
                 found.append(int(entry.name))
     return found
 
 
 def end_session(session, grace_s=3.0):
-    """Ends every process of a session: by SIGTERM, and after a while by SIGKILL."""
+    """Terminates all processes of a session: by SIGTERM, and after `grace_s` by SIGKILL."""
     for number, wait_s in (signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0):
         for pid in processes(SESSION, session):
             try:
                 os.kill(pid, number)
-                # One that is stopped would not hear of it.
+                # A stopped process does not handle SIGTERM before SIGCONT.
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
                 pass
@@ -124,23 +124,23 @@ def end_session(session, grace_s=3.0):
             time.sleep(0.05)
 
 
-def ending(code):
-    """How a process ended, in words."""
-    return f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+def describe_exit(code):
+    """Describes an exit code of subprocess."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 class Job:
-    """What a check works with: its log, and commands that end with it."""
+    """The log and the commands of a running check."""
 
     def __init__(self, runner, check):
         self.runner, self.check = runner, check
         self.log = runner.work / f"{check.name}.log"
         self.began = time.monotonic()
-        self.remarks = []
+        self.notes = []
 
     def start(self, command, environment=None):
-        """Starts a command in a session of its own; its output goes to the log."""
-        self.runner.stop_if_asked()
+        """Starts a command in its own session; its output goes to the log."""
+        self.runner.raise_if_stopping()
         with open(self.log, "ab") as log:
             log.write(f"$ {' '.join(map(str, command))}\n".encode())
             log.flush()
@@ -155,118 +155,118 @@ class Job:
             )
         self.runner.sessions.add(process.pid)
         if self.runner.stopping:
-            # Asked in between: `interrupt` may not have seen this one.
+            # `interrupt` may have missed this process.
             end_session(process.pid)
-            self.runner.stop_if_asked()
+            self.runner.raise_if_stopping()
         return process
 
-    def limit_s(self, most_s=None):
-        """Seconds that one more command may run, `most_s` at most. Raises Failed when there are none."""
+    def limit_s(self, max_s=None):
+        """Returns the seconds that the next command may run, at most `max_s`. Raises Failed if none are left."""
         left_s = self.runner.budget_s + GRACE_S - self.runner.elapsed_s()
         if left_s <= 0:
-            raise Failed("the time is up")
-        return min(most_s or self.check.limit_s, left_s)
+            raise Failed("the time limit is reached")
+        return min(max_s or self.check.limit_s, left_s)
 
     def wait(self, process, limit_s=None):
-        """The exit code. Raises Failed, and ends the command, when it takes too long."""
+        """Waits for a command and returns its exit code. Raises Failed, and ends the command, after its time limit."""
         try:
             limit_s = self.limit_s(limit_s)
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            raise Failed(f"not done after {limit_s:.0f} s") from None
+            raise Failed(f"timed out after {limit_s:.0f} s") from None
         finally:
             self.end(process)
 
     def end(self, process):
-        """Ends a command and all that it left running."""
+        """Ends a command and all processes of its session."""
         end_session(process.pid)
         try:
             process.wait(5)
         except subprocess.TimeoutExpired:
-            # In the driver, from which not even SIGKILL brings it back.
-            self.remarks.append(f"process {process.pid} cannot be ended")
+            # Blocked in the driver, where SIGKILL has no effect.
+            self.notes.append(f"process {process.pid} cannot be killed")
         self.runner.sessions.discard(process.pid)
 
     def run(self, command, environment=None, done=None, may_fail=False, limit_s=None):
-        """Runs a command to its end. Raises Failed unless it ends with 0, or is `done()` all the same: libraries may
-        crash when a process lets go of a card. `may_fail`: the caller looks at what came of it."""
+        """Runs a command to its end. Raises Failed if its exit code is not 0 and `done()` is false: libraries may crash
+        when a process that has finished releases the GPU. `may_fail`: do not raise; the caller checks the outcome."""
         try:
             code = self.wait(self.start(command, environment), limit_s)
             if code != 0 and done and done():
-                self.remarks.append(f"{ending(code)} after all was done")
+                self.notes.append(f"{describe_exit(code)} after completion")
             elif code != 0:
-                raise Failed(f"{ending(code)}: {self.last_line()}")
+                raise Failed(f"{describe_exit(code)}: {self.last_line()}")
         except Failed:
-            self.runner.stop_if_asked()
+            self.runner.raise_if_stopping()
             if not may_fail:
                 raise
 
     def lines(self):
-        """The log so far, without empty lines."""
+        """Returns the lines of the log so far, without empty ones."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return [line for line in text.splitlines() if line.strip()]
 
     def last_line(self):
-        """The last line of the log that tells something: the program's own goes before mpirun's banners."""
+        """Returns the last informative line of the log, preferably a message of the program rather than of mpirun."""
         lines = [line.strip() for line in self.lines() if line.strip("-= ")]
         own = [line for line in lines if re.match(r"error: |rank \d+ on ", line)]
-        return (own or lines)[-1][:300] if lines else "it said nothing"
+        return (own or lines)[-1][:300] if lines else "no output"
 
 
 class Runner:
-    """Makes checks and keeps `out`/result.json and `out`/gpu-check.tar.gz true."""
+    """Runs checks and keeps `out`/result.json and `out`/gpu-check.tar.gz up to date."""
 
     def __init__(self, work, out, environment, budget_s, began):
         self.work, self.out, self.environment, self.budget_s, self.began = work, out, environment, budget_s, began
         self.facts = {}
-        self.begun = set()
+        self.started = set()
         self.outcomes = []
         self.sessions = set()
         self.stopping = ""
         self.state = "running"
-        # Given the outcomes: why no further check makes sense, or "".
+        # Maps the outcomes so far to a reason to skip all further checks, or "".
         self.gate = lambda outcomes: ""
-        # Given the result without its figures: adds them, and settles what is open.
+        # Completes the result: adds measurements and settles open states.
         self.finish = lambda result: result
         self._busy = 0
         self._changed = threading.Condition()
         self._writing = threading.Lock()
 
     def elapsed_s(self):
-        """Seconds since the beginning."""
+        """Returns the seconds since the start of gpu-check.sh."""
         return time.monotonic() - self.began
 
     def state_of(self, name):
-        """What came of the check `name`; None until it has ended."""
+        """Returns the state of check `name`; None until it has ended."""
         with self._changed:
             return next((outcome.state for outcome in self.outcomes if outcome.name == name), None)
 
-    def stop_if_asked(self):
-        """Raises Failed when everything is to end."""
+    def raise_if_stopping(self):
+        """Raises Failed if all checks are being stopped."""
         if self.stopping:
             raise Failed(self.stopping)
 
     def run(self, group):
-        """Makes the checks of a group, in order, as many at a time as its width allows."""
+        """Runs the checks of a group in order, in parallel up to its width."""
         for check in group.checks:
             with self._changed:
                 while self._busy and self._busy + check.processes > group.width:
                     self._changed.wait()
                 self._busy += check.processes
-            self.begun.add(check.name)
-            threading.Thread(target=self._make, args=(check, self.elapsed_s()), daemon=True).start()
+            self.started.add(check.name)
+            threading.Thread(target=self._run_check, args=(check, self.elapsed_s()), daemon=True).start()
         self.wait()
 
     def wait(self):
-        """Waits for the checks that run."""
+        """Waits for the running checks."""
         with self._changed:
             while self._busy:
                 self._changed.wait()
 
-    def _make(self, check, began_s):
+    def _run_check(self, check, began_s):
         outcome = Outcome(check.name, "ok", check.processes, check.planned_s, round(began_s, 2))
         try:
-            self._judge(check, outcome)
+            self._determine_outcome(check, outcome)
             outcome.seconds = round(self.elapsed_s() - began_s, 2)
             with self._changed:
                 self.outcomes.append(outcome)
@@ -274,19 +274,19 @@ class Runner:
             took = f"{outcome.seconds:6.1f} s (planned {check.planned_s:3.0f})"
             print(f"{outcome.state:8} {check.name:36} {took}  {outcome.text}", flush=True)
         except Exception:
-            # A full disk, a closed output: no reason to wait for this check for ever.
+            # For example a full disk or a closed output: must not block `wait`.
             traceback.print_exc()
         finally:
             with self._changed:
                 self._busy -= check.processes
                 self._changed.notify_all()
 
-    def _judge(self, check, outcome):
-        """Does the work of a check and notes what came of it."""
+    def _determine_outcome(self, check, outcome):
+        """Runs the work of a check and fills in its outcome."""
         job = Job(self, check)
         try:
-            self._may_begin(check)
-            outcome.text = "; ".join([check.work(job), *job.remarks])
+            self._raise_if_skipped(check)
+            outcome.text = "; ".join([check.work(job), *job.notes])
         except Skipped as why:
             outcome.state, outcome.text = "skipped", str(why)
         except Differs as why:
@@ -294,22 +294,22 @@ class Runner:
             outcome.state, outcome.text, outcome.error = "differs", str(why), min(why.error, 1e300)
         except Failed as why:
             outcome.state, outcome.text = "interrupted" if self.stopping else "failed", str(why)
-        except Exception as why:  # a mistake in a check is no reason to lose the others
-            outcome.state, outcome.text = "failed", f"in the check itself: {why!r}"
+        except Exception as why:  # a bug in one check must not stop the others
+            outcome.state, outcome.text = "failed", f"bug in the check: {why!r}"
         if outcome.state in ("failed", "differs"):
             outcome.log = [line[:500] for line in job.lines()[-12:]]
 
-    def _may_begin(self, check):
-        self.stop_if_asked()
-        closed = self.gate(self.outcomes)
-        if closed:
-            raise Skipped(closed)
+    def _raise_if_skipped(self, check):
+        self.raise_if_stopping()
+        reason = self.gate(self.outcomes)
+        if reason:
+            raise Skipped(reason)
         end_s = self.elapsed_s() + check.planned_s
         if end_s > self.budget_s:
-            raise Skipped(f"would end after {end_s:.0f} s by plan, the limit is {self.budget_s:.0f} s")
+            raise Skipped(f"would end after {end_s:.0f} s (planned), limit {self.budget_s:.0f} s")
 
     def result(self):
-        """All that is known."""
+        """Returns the result so far."""
         with self._changed:
             outcomes = [asdict(outcome) for outcome in self.outcomes]
         return self.finish(
@@ -324,7 +324,7 @@ class Runner:
         )
 
     def write(self):
-        """Writes result.json and the archive, each whole or not at all."""
+        """Writes result.json and the archive, each atomically."""
         with self._writing:
             result = json.dumps(self.result(), indent=1) + "\n"
             part = self.out / "result.json.part"
@@ -335,11 +335,11 @@ class Runner:
                 for path in sorted(self.kept()):
                     try:
                         with open(path, "rb") as file:
-                            # The end of a file tells more than its beginning.
+                            # Keep the end of a large file.
                             file.seek(max(0, os.fstat(file.fileno()).st_size - KEPT_BYTES))
                             content = file.read(KEPT_BYTES)
                     except FileNotFoundError:
-                        continue  # programs are at work
+                        continue  # deleted by a running program
                     member = tarfile.TarInfo(f"gpu-check/{path.relative_to(self.work)}")
                     member.size, member.mtime = len(content), int(time.time())
                     archive.addfile(member, io.BytesIO(content))
@@ -347,13 +347,13 @@ class Runner:
             os.replace(part, self.out / "gpu-check.tar.gz")
 
     def kept(self):
-        """Files of the work folder that belong into the archive: not the bundle, not checkpoints."""
+        """Yields the files of the work folder for the archive, without the bundle and checkpoints."""
         for folder, folders, files in os.walk(self.work):
             folders[:] = [name for name in folders if name not in ("gpu-bundle", "tmp", "checkpoints")]
             yield from (Path(folder) / name for name in files if name.endswith(KEPT))
 
     def interrupt(self, why):
-        """Ends what runs and notes it."""
+        """Stops the running checks and records the reason."""
         self.stopping = why
         for session in list(self.sessions):
             end_session(session, grace_s=1.0)

@@ -1,26 +1,26 @@
 #!/usr/bin/env python3
-"""Makes an NCCL library small enough to carry: keeps the device code of one GPU architecture.
+"""Shrinks an NCCL library for the bundle: keeps the device code of one GPU architecture.
 
     launch/gpu/slim-nccl.py libnccl.so.2 90 out/libnccl.so.2
 
-The library of the wheel holds code for every architecture, 300 MB. What is not for the given one (compute capability
-times 10: 90 for H100 and H200) is overwritten with zeros, which compress to nothing; the file keeps its size and its
-addresses. Errors: nothing in it is for that architecture.
+The library of the wheel contains code for all architectures, 300 MB. Code for architectures other than the given one
+(compute capability times 10: 90 for H100 and H200) is overwritten with zeros, which compress well; file size and
+addresses do not change. It is an error if the library has no code for the given architecture.
 """
 
 import struct
 import sys
 
-# A fat binary: magic, version, header size, size of the entries behind it.
+# A fat binary: magic, version, header size, size of the entries that follow.
 FATBIN = struct.Struct("<IHHQ")
 MAGIC = 0xBA55ED50
-# An entry: kind, version, header size, payload size; the architecture stands at byte 28.
+# An entry: kind, version, header size, payload size; the architecture is at byte 28.
 ENTRY = struct.Struct("<HHIQ")
 ARCHITECTURE = 28
 
 
 def entries(image, start, end):
-    """(architecture, start and end of the payload) of each entry of one fat binary."""
+    """Yields (architecture, start, end) of the payload of each entry of one fat binary."""
     while start < end:
         _, _, header, payload = ENTRY.unpack_from(image, start)
         if header < ARCHITECTURE + 4 or start + header + payload > end:
@@ -31,7 +31,7 @@ def entries(image, start, end):
 
 
 def slim(image, keep):
-    """Zeroes the code for all architectures but `keep` in place; bytes kept, bytes zeroed."""
+    """Zeroes in place the code for all architectures except `keep`; returns bytes kept and bytes zeroed."""
     kept = zeroed = 0
     magic = struct.pack("<I", MAGIC)
     at = image.find(magic)

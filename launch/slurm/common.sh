@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# To be sourced by the batch scripts beside it, in the folder that sbatch was called in: what they share.
+# Shared by the batch scripts in this folder, which source it from the directory that sbatch was called in.
 #
-#   submitted SCRIPT ARGUMENTS...   how this job was submitted: what an interrupted run is told to go on with
-#   ranks N                         what is started next has N ranks
-#   go RUN COMMAND...               trains until RUN has finished or the job ends, whatever comes first
+#   submitted SCRIPT ARGUMENTS...   records how this job was submitted: the command that an interrupted run prints
+#   ranks N                         sets the number of ranks of the next start
+#   go RUN COMMAND...               trains until RUN has finished or the job ends
 #
-# - Slurm warns this script before the time limit (--signal=B:USR1@120). The ranks are told, write a checkpoint and end;
-#   the job is put back into the queue and goes on where it was. So it does after a node was lost: Slurm requeues it.
-# - A run that fails is started again from its newest good checkpoint, RETRIES times.
-# - RUN/finished.json says that a run has finished. No exit code does.
-# - scancel, and pre-emption without that warning, cost the steps since the newest checkpoint (run.checkpoint_every).
+# - Slurm signals this script before the time limit (--signal=B:USR1@120). The signal is forwarded to the ranks, which write
+#   a checkpoint and exit; the job is requeued and resumes. After a lost node Slurm requeues the job as well.
+# - A run that fails is restarted from its newest valid checkpoint, up to RETRIES times.
+# - A run has finished when RUN/finished.json exists. Exit codes do not show it.
+# - scancel, and preemption without the signal, lose the steps since the newest checkpoint (run.checkpoint_every).
 
-: "${PMI:=pmix}"            # what srun speaks with MPI: pmix for Open MPI, pmi2 for MPICH
+: "${PMI:=pmix}"            # srun's MPI plugin: pmix for Open MPI, pmi2 for MPICH
 : "${RETRIES:=2}"
-: "${MAX_RESTARTS:=1000}"   # a job that gets nowhere does not stay in the queue for ever
+: "${MAX_RESTARTS:=1000}"   # so that a job without progress is not requeued forever
 
 # shellcheck source=launch/env.sh
 . launch/env.sh
@@ -22,7 +22,7 @@
 
 say() { printf '%(%F %T)T %s: %s\n' -1 "job ${SLURM_JOB_ID:-none}" "$*"; }
 
-# Settings that came from outside are exported, those that a script gave itself are not.
+# Settings of the user are exported, defaults of the script are not.
 submitted() {
     local name text=''
     for name in SEARCH EVALUATE CONFIG GENOTYPE TRAIN VALID TEST RUN RUNS RANKS STEPS BATCH LAUNCHER PMI; do
@@ -38,15 +38,15 @@ ranks() {
     case $LAUNCHER in
     mpirun) start=(mpirun --bind-to none -n "$1") ;;
     srun) start=(srun "--mpi=$PMI" --kill-on-bad-exit=1 -n "$1") ;;
-    *) say "LAUNCHER=$LAUNCHER: mpirun or srun is expected" && exit 2 ;;
+    *) say "LAUNCHER: expected mpirun or srun, found $LAUNCHER" && exit 2 ;;
     esac
 }
 
-# Signals: USR1 is Slurm's warning, TERM the end.
+# Signals: USR1 is sent before the time limit, TERM when the job ends.
 pid='' warned='' ended=''
-tell() { [ -z "$pid" ] || kill -s "$1" "$pid" 2>/dev/null || true; }
-trap 'warned=1; say "warned by Slurm: the ranks write a checkpoint"; tell USR1' USR1
-trap 'ended=1; say "ended by Slurm: the newest checkpoint stays good"; tell TERM' TERM
+forward() { [ -z "$pid" ] || kill -s "$1" "$pid" 2>/dev/null || true; }
+trap 'warned=1; say "time limit or preemption is near: the ranks write a checkpoint"; forward USR1' USR1
+trap 'ended=1; say "terminated by Slurm: the newest checkpoint stays valid"; forward TERM' TERM
 
 go() {
     local run=$1 rc failures=0
@@ -56,10 +56,10 @@ go() {
         "${start[@]}" "$@" --out "$run" --resume &
         pid=$!
         if [ "$LAUNCHER" = mpirun ]; then end_lingering "$run" "$pid" & fi
-        [ -z "$warned" ] || tell USR1
+        [ -z "$warned" ] || forward USR1
         rc=0
         wait "$pid" || rc=$?
-        # A signal ends `wait`, not what is waited for.
+        # A signal interrupts `wait`, not the process.
         while [ "$rc" -gt 128 ] && kill -0 "$pid" 2>/dev/null; do
             rc=0
             wait "$pid" || rc=$?
@@ -70,36 +70,36 @@ go() {
             return
         fi
         [ -z "$ended" ] || exit 143
-        # 75: stopped by a signal that somebody else sent.
+        # 75: stopped by a signal that did not come through this script.
         if [ -n "$warned" ] || [ "$rc" = 75 ]; then
-            again
+            requeue
         fi
-        # 1 and 2 are what the program says of a mistake. Another code is a crash, and mpirun says 0 when a daemon of its own
-        # was ended, by pre-emption with a GraceTime for one.
+        # The program exits with 1 or 2 on a user's mistake. Another code is a crash; mpirun returns 0 when one of its daemons
+        # was killed, e.g. by preemption with a GraceTime.
         if [[ $rc = [12] ]] && [ ! -d "$run/checkpoints" ]; then
-            say "$run failed before its first checkpoint, with exit code $rc: a mistake, told above"
+            say "$run failed before its first checkpoint, with exit code $rc; not restarted, see the error above"
             exit 1
         fi
         failures=$((failures + 1))
         if [ "$failures" -gt "$RETRIES" ]; then
-            say "$run failed $failures times, the last time with exit code $rc; go on with: $DRNAS_COMMAND"
+            say "$run failed $failures times, the last time with exit code $rc. To resume: $DRNAS_COMMAND"
             exit 1
         fi
-        say "$run failed with exit code $rc; start $((failures + 1)) of $((RETRIES + 1)) goes on where it was"
+        say "$run failed with exit code $rc; resuming (start $((failures + 1)) of $((RETRIES + 1)))"
     done
 }
 
-# Puts this job back into the queue, and ends it.
-again() {
+# Requeues this job and exits.
+requeue() {
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
-        say "restarted $SLURM_RESTART_COUNT times: that is enough. Go on with: $DRNAS_COMMAND"
+        say "not requeued: MAX_RESTARTS=$MAX_RESTARTS is reached. To resume: $DRNAS_COMMAND"
         exit 75
     fi
-    say "not finished: back into the queue"
-    # Slurm ends the job and all in it, scontrol too, at times before that has heard of its success.
+    say "not finished: requeueing the job"
+    # Slurm terminates the whole job, sometimes before scontrol has received the reply.
     trap '' TERM
     scontrol requeue "$SLURM_JOB_ID" || {
-        say "Slurm does not requeue it. Go on with: $DRNAS_COMMAND"
+        say "Slurm refused to requeue the job. To resume: $DRNAS_COMMAND"
         exit 75
     }
     exit 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Training of a found architecture from scratch as a Slurm job:  sbatch launch/slurm/evaluate.sh
-# Submit it in the checkout, where `cargo build --release` has been run and which all nodes see. What follows the script's
-# name goes to the program. Before its time limit it puts itself back into the queue and goes on.
+# Trains a found architecture from scratch as a Slurm job:  sbatch launch/slurm/evaluate.sh
+# Submit it from the checkout, after `cargo build --release`; all nodes must be able to read the checkout. Arguments go to
+# the program. Before its time limit the job requeues itself and resumes.
 #
 # -- change these lines --------------------------------------------------------------------------------------------
 #SBATCH --job-name=drnas-evaluate

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# How fast are 1, 2, 4 ... ranks? One short search for each number, one after another, and a table:
+# Measures the throughput of 1, 2, 4 ... ranks with one short search for each, one after another, and prints a table:
 #   sbatch launch/slurm/scaling.sh
-# Warned before its time limit, it goes on in the next job: what is measured already stays.
+# Before its time limit the job requeues itself and resumes; finished measurements are kept.
 #
 # -- change these lines --------------------------------------------------------------------------------------------
 #SBATCH --job-name=drnas-scaling
@@ -22,8 +22,8 @@ TRAIN=${TRAIN:-shards/train}
 VALID=${VALID:-shards/valid}
 RUNS=${RUNS:-runs/scaling}              # RUNS/1, RUNS/2 ...
 RANKS=${RANKS:-1 2 4 8 16}
-STEPS=${STEPS:-50}                      # measured; as many go before, which warm up
-BATCH=${BATCH:-}                        # images of a rank: the global batch grows. Empty: the batch of CONFIG is divided
+STEPS=${STEPS:-50}                      # measured steps, after as many warm-up steps
+BATCH=${BATCH:-}                        # images per rank: the global batch grows. Empty: CONFIG's global batch is divided
 LAUNCHER=${LAUNCHER:-mpirun}            # or srun
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ submitted launch/slurm/scaling.sh "$@"
 runs=()
 for n in $RANKS; do
     ranks "$n"
-    # The first stage alone, in two epochs: one of weight steps, then the one that counts, of whole steps.
+    # The first stage only, in two epochs: weight steps as warm-up, then full steps, which are measured.
     steps=(--set "search.steps_per_epoch=$STEPS" --set search.architecture_from_epoch=1 --set weights.warmup_epochs=0
         --set 'search.stage=[{ k = 6, ops_kept = 7, epochs = 2 }]' --set run.log_every=1 --set run.checkpoint_every="$STEPS")
     if [ -n "$BATCH" ]; then

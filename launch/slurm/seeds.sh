@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The same search with several seeds, an array of jobs:  sbatch launch/slurm/seeds.sh
-# Each number of the array is a seed and has a run folder of its own; each job requeues itself as search.sh does.
+# Runs the same search with several seeds as a job array:  sbatch launch/slurm/seeds.sh
+# Each array index is a seed with its own run folder; each job requeues itself like search.sh.
 #
 # -- change these lines --------------------------------------------------------------------------------------------
 #SBATCH --job-name=drnas-seeds

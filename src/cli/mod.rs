@@ -1,4 +1,4 @@
-//! What a user may type: every argument type is here, and nowhere else.
+//! Command line: all argument types.
 
 mod data;
 mod runs;
@@ -15,13 +15,13 @@ use clap::{Parser, Subcommand};
 
 /// Data-parallel Dirichlet neural architecture search (DrNAS).
 ///
-/// Searches a convolutional network directly on images: packs an ImageFolder into shards, trains the DrNAS supernet over
-/// any number of MPI ranks in progressive stages, and ends with a genotype.
+/// Searches for a convolutional architecture directly on the target images: packs an ImageFolder into shards, trains the
+/// DrNAS supernet on any number of MPI ranks in progressive stages, and writes the genotype it finds.
 #[derive(Debug, Parser)]
 #[command(name = "drnas-dist", version, after_help = EXAMPLES, after_long_help = EXAMPLES)]
 #[command(arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -29,36 +29,36 @@ pub struct Cli {
 /// One variant per subcommand, in the order of a first run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Draw a small labelled set of images to try everything on.
+    /// Generate a small labelled set of JPEG images for trying out the program.
     DemoData(DemoArgs),
-    /// Choose class-balanced subsets and write their lists.
+    /// Split a data set into disjoint, class-balanced lists of images.
     Split(SplitArgs),
-    /// Pack an ImageFolder, CIFAR or ImageNet16, whole or in part, into memory-mapped shards.
+    /// Pack all or part of an ImageFolder, CIFAR or ImageNet16 into memory-mapped shards.
     Pack(PackArgs),
-    /// Search an architecture on shards; under mpirun, over many ranks.
+    /// Search for DARTS cells on ImageNet-like shards; on several ranks under mpirun.
     SearchImagenet(SearchArgs),
-    /// Search DARTS cells on CIFAR-10 shards, in two stages.
+    /// Search for DARTS cells on CIFAR-like shards; on several ranks under mpirun.
     SearchCifar(SearchArgs),
-    /// Search a NAS-Bench-201 cell, and look up what it reaches.
+    /// Search for a NAS-Bench-201 cell and look up its accuracy; on several ranks under mpirun.
     SearchNb201(SearchNb201Args),
-    /// Train a found network from scratch on ImageNet-like images, and test it; under mpirun, over many ranks.
+    /// Train an architecture from scratch on ImageNet-like shards and test it; on several ranks under mpirun.
     EvaluateImagenet(EvaluateArgs),
-    /// The same on CIFAR-like images.
+    /// Train an architecture from scratch on CIFAR-like shards and test it; on several ranks under mpirun.
     EvaluateCifar(EvaluateArgs),
-    /// Take a trained network to PyTorch: weights, genotype, and one Python file that loads them.
+    /// Export a trained network to PyTorch: weights, genotype, and a Python file that loads them.
     Export(ExportArgs),
-    /// Compare finished runs.
+    /// Compare several runs.
     #[command(subcommand)]
     Report(ReportCommand),
-    /// Look up what architectures of NAS-Bench-201 reach.
+    /// Look up architectures in the NAS-Bench-201 table.
     Nb201(Nb201Args),
-    /// Draw a figure of a run.
+    /// Plot a figure of a run.
     Plot(PlotArgs),
-    /// Run golden files through the network and compare.
+    /// Compare the networks with golden files from the reference code.
     Verify(VerifyArgs),
-    /// Show libraries, ranks, threads and devices, and what is missing.
+    /// Check libraries, ranks, threads and devices, and report problems.
     Doctor,
-    /// Measure training steps on synthetic images; what is trained is thrown away.
+    /// Measure the training speed on synthetic images; the trained weights are discarded.
     Bench(BenchArgs),
 }
 
@@ -72,12 +72,12 @@ Examples:
       --train demo/train --valid demo/valid --out runs/first
 
 Exit codes:
-  0    done
-  1    error; one line on stderr says which
-  2    wrong usage
-  75   stopped by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM) with a checkpoint; go on with --resume
-  130  interrupted at once; go on with --resume from the newest checkpoint
-A run has finished when RUN/finished.json is there, whatever mpirun answers.";
+  0    success
+  1    error, reported in one line on stderr
+  2    usage error
+  75   stopped with a checkpoint by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM); use --resume
+  130  interrupted immediately; use --resume to continue from the newest checkpoint
+A run has finished if RUN/finished.json exists, whatever exit code mpirun returns.";
 
 #[cfg(test)]
 mod tests {

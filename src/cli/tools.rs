@@ -1,4 +1,4 @@
-//! Arguments of the commands that look at runs, networks and tables: `bench`, `export`, `report`, `plot`, `nb201`, `verify`.
+//! Arguments of the commands that do not train: `bench`, `export`, `report`, `plot`, `nb201`, `verify`.
 
 use crate::config::{DeviceChoice, Precision};
 use crate::space::nb201::Dataset;
@@ -8,34 +8,34 @@ use std::path::PathBuf;
 /// Arguments of `bench`.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// The configuration of a search or, with --genotype, of an evaluation.
+    /// Configuration file of a search or, with --genotype, of an evaluation.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Change one key of the configuration; may be repeated.
+    /// Override one key of the configuration; can be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
-    /// Stage of the search whose supernet is trained, from 1.
+    /// Stage of the search whose supernet is measured, counted from 1.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub stage: usize,
-    /// Train the final network of this architecture instead.
+    /// Measure the evaluation network of this architecture instead of a supernet.
     #[arg(long, value_name = "FILE|NAME|TEXT")]
     pub genotype: Option<String>,
-    /// No architecture steps.
+    /// Skip the architecture steps.
     #[arg(long)]
     pub weights_only: bool,
-    /// Steps before the measurement.
+    /// Warm-up steps before the measurement.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
     pub warmup: usize,
-    /// Steps of one block.
+    /// Steps per block.
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = at_least_one)]
     pub steps: usize,
-    /// Blocks; the median counts.
+    /// Number of blocks; the median over the blocks is reported.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
     pub blocks: usize,
     /// Let several ranks share one GPU, as in a search.
     #[arg(long)]
     pub share_gpu: bool,
-    /// Append the result to this file, one JSON object a line.
+    /// Append the result to this file as one line of JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
@@ -43,7 +43,7 @@ pub struct BenchArgs {
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
-        _ => Err("a whole number from 1 on is expected".into()),
+        _ => Err("expected an integer of at least 1".into()),
     }
 }
 
@@ -53,23 +53,23 @@ pub struct ExportArgs {
     /// Run folder of an evaluation.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Where to write; made if need be. The same export again changes nothing.
+    /// Output folder; created if missing. Repeating the same export changes nothing.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
-    /// The weights of the best test instead of the newest checkpoint's.
+    /// Export the weights with the best test accuracy instead of those of the newest checkpoint.
     #[arg(long)]
     pub best: bool,
-    /// Replace files of another export in DIR; without it they are refused.
+    /// Replace the files of a different export in DIR.
     #[arg(long)]
     pub overwrite: bool,
 }
 
-/// What `report` can tell.
+/// One variant per subcommand of `report`.
 #[derive(Debug, Subcommand)]
 pub enum ReportCommand {
-    /// How the speed grows with the ranks: images/s of the last epoch of each run, as a Markdown table.
+    /// Print the throughput of several runs as a Markdown table (images/s of the last epoch of each).
     Scaling {
-        /// Run folders, see launch/slurm/scaling.sh.
+        /// Run folders (see launch/slurm/scaling.sh).
         #[arg(required = true, value_name = "RUN")]
         runs: Vec<PathBuf>,
     },
@@ -78,7 +78,7 @@ pub enum ReportCommand {
 /// Arguments of `plot`.
 #[derive(Args, Debug)]
 pub struct PlotArgs {
-    /// Which figure.
+    /// The figure.
     #[command(subcommand)]
     pub figure: Figure,
 }
@@ -86,7 +86,8 @@ pub struct PlotArgs {
 /// One variant per figure.
 #[derive(Debug, Subcommand)]
 pub enum Figure {
-    /// How the accuracy of what the Dirichlet draws narrows over the epochs of a NAS-Bench-201 search (SVG and PNG).
+    /// Plot the test accuracy of architectures sampled from the Dirichlet in each epoch of a NAS-Bench-201 search (SVG
+    /// and PNG).
     Trajectory(TrajectoryArgs),
 }
 
@@ -97,27 +98,27 @@ Examples:
   drnas-dist plot trajectory runs/nb201 --table nb201.table
   drnas-dist plot trajectory runs/nb201 --table nb201.table --dataset cifar100 --out figures/cifar100
 
-A search that is still running is drawn as far as it is.")]
+A running search is plotted up to its newest epoch.")]
 pub struct TrajectoryArgs {
-    /// Folder of a NAS-Bench-201 search.
+    /// Run folder of a NAS-Bench-201 search.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// The table, as `nb201 import` wrote it.
+    /// Table written by `nb201 import`.
     #[arg(long, value_name = "FILE")]
     pub table: PathBuf,
-    /// Whose test accuracy is shown; left out: that of the data set searched on, by its number of classes.
+    /// Data set of the test accuracy; if omitted, the data set of the search, inferred from its number of classes.
     #[arg(long)]
     pub dataset: Option<Dataset>,
-    /// FILE.svg and FILE.png are written; left out: trajectory-DATASET in the run folder, drawn anew each time.
+    /// Write FILE.svg and FILE.png; if omitted, replace trajectory-DATASET in the run folder.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Replace other figures that --out names.
+    /// Replace existing figures at --out with different content.
     #[arg(long)]
     pub overwrite: bool,
-    /// Architectures drawn at every epoch.
+    /// Architectures sampled per epoch.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub samples: u32,
-    /// Another seed draws other architectures.
+    /// Random seed; a different seed samples different architectures.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
@@ -125,7 +126,7 @@ pub struct TrajectoryArgs {
 /// Arguments of `nb201`.
 #[derive(Args, Debug)]
 pub struct Nb201Args {
-    /// What to do with the table.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Nb201Command,
 }
@@ -133,46 +134,46 @@ pub struct Nb201Args {
 /// One variant per subcommand of `nb201`.
 #[derive(Debug, Subcommand)]
 pub enum Nb201Command {
-    /// Show what one architecture reaches, and its rank among all.
+    /// Show the results of one architecture and its place among all of them.
     #[command(after_help = QUERY_EXAMPLES)]
     Query {
-        /// The architecture's text, in quotes (it is full of '|'), or its index in the benchmark.
+        /// Architecture string, quoted because it contains '|', or its index in the benchmark.
         #[arg(value_name = "ARCH")]
         architecture: String,
-        /// The table, as `nb201 import` wrote it.
+        /// Table written by `nb201 import`.
         #[arg(long, value_name = "FILE")]
         table: PathBuf,
-        /// One JSON object instead of lines for people.
+        /// Print a JSON object instead of text.
         #[arg(long)]
         json: bool,
     },
     /// List the best architectures.
     Top {
-        /// How many.
+        /// Number of architectures.
         #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         count: u16,
-        /// The column that counts, or a data set for its test accuracy after 200 epochs.
+        /// Column to rank by; a data set stands for its test accuracy after 200 epochs.
         #[arg(long, value_name = "COLUMN", default_value = "cifar10")]
         by: String,
-        /// The table, as `nb201 import` wrote it.
+        /// Table written by `nb201 import`.
         #[arg(long, value_name = "FILE")]
         table: PathBuf,
-        /// A JSON array instead of lines for people.
+        /// Print a JSON array instead of text.
         #[arg(long)]
         json: bool,
     },
-    /// Make a table from a published file: JSON ("columns", "rows") or CSV with named columns.
+    /// Convert a published file into a table: JSON ("columns", "rows") or CSV with named columns.
     Import {
-        /// The JSON or CSV; a column "arch" is needed, "index" is the benchmark's index.
+        /// JSON or CSV file with a column "arch"; an optional column "index" is the index in the benchmark.
         #[arg(value_name = "FILE")]
         source: PathBuf,
-        /// The table to write. The same table again changes nothing.
+        /// Table to write. Repeating the same import changes nothing.
         #[arg(long, value_name = "TABLE")]
         out: PathBuf,
-        /// Replace another table.
+        /// Replace a table with different content.
         #[arg(long)]
         overwrite: bool,
-        /// A column to leave out; may be repeated.
+        /// Skip this column; can be repeated.
         #[arg(long, value_name = "COLUMN")]
         skip: Vec<String>,
     },
@@ -190,22 +191,22 @@ pub struct VerifyArgs {
     /// Golden files, safetensors or JSON.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// How exact the networks compute; what is allowed follows from it.
+    /// Numerical precision of the networks; it also determines the tolerances.
     #[arg(long, default_value_t = Precision::Fp32)]
     pub precision: Precision,
-    /// What to compute on.
+    /// Compute device.
     #[arg(long, default_value = "cpu")]
     pub device: DeviceChoice,
-    /// Activations lie in memory channel by channel, not pixel by pixel.
+    /// Use the contiguous (NCHW) instead of the channels-last (NHWC) memory format.
     #[arg(long)]
     pub channels_first: bool,
-    /// Compute cells again for the backward pass.
+    /// Recompute cells in the backward pass (activation checkpointing).
     #[arg(long)]
     pub checkpoint_cells: bool,
-    /// On cards, use libtorch's own convolutions instead of cuDNN's.
+    /// On GPUs, use libtorch's native convolutions instead of cuDNN.
     #[arg(long)]
     pub no_cudnn: bool,
-    /// Append what was found to this file, one JSON object per golden file.
+    /// Append the results to this file, one line of JSON per golden file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! The `Communicator`: the collective operations of a run, and what they refuse.
+//! The `Communicator` trait: the collective operations of a run, and the checks of their arguments.
 
 use super::error::{Error, Result};
 use crate::cuda::Event;
@@ -6,59 +6,58 @@ use serde::Serialize;
 use std::time::Instant;
 use tch::Tensor;
 
-/// The collective operations of a run. Collective methods are called by all ranks in the same order; none of them waits
-/// for ever: each ends with an error when the others do not come within the time limit.
+/// The collective operations of a run. Collective methods are called by all ranks in the same order. None of them
+/// hangs: each fails if the other ranks do not arrive within the time limit.
 pub trait Communicator {
-    /// This rank, 0..size. Local.
+    /// Returns this rank, 0..size. Local.
     fn rank(&self) -> usize;
 
-    /// Number of ranks; 1 means that nothing is ever sent. Local.
+    /// Returns the number of ranks; 1 means that nothing is ever sent. Local.
     fn size(&self) -> usize;
 
-    /// Starts to average `buffer` over the ranks, in place, and returns at once. The buffer must not be read or written
+    /// Starts averaging `buffer` over the ranks in place, without blocking. The buffer must not be read or written
     /// before `finish`. Shape: any, contiguous; kind: Float or Double; equal on all ranks. Collective.
     fn start_mean(&self, buffer: &Tensor) -> Result<()>;
 
-    /// Moves what is under way, without waiting: called between pieces of computation, so that messages travel
-    /// meanwhile. Local.
+    /// Makes progress on pending operations without blocking: called between pieces of computation, to overlap
+    /// communication with it. Local.
     fn progress(&self) -> Result<()>;
 
-    /// Ends every reduction that was started: what is read or computed from now on finds the means. On GPUs the host does
-    /// not wait for them. Returns how long the computation waited. Collective.
+    /// Completes every reduction that was started; work issued afterwards sees the means. On GPUs the host does not
+    /// wait for them. Returns how long the computation waited. Collective.
     fn finish(&self) -> Result<ReduceWait>;
 
-    /// This rank asks all to stop: travels with the next `finish`, at no cost. Local.
+    /// Asks all ranks to stop; the request travels with the next `finish`, at no cost. Local.
     fn request_stop(&self);
 
-    /// Whether a rank had asked to stop before the last `finish` (with NCCL: the one before it). The same on all ranks after
-    /// the same `finish`. Local.
+    /// Returns whether a rank had asked to stop before the last `finish` (with NCCL: before the one preceding it). Equal on
+    /// all ranks after the same `finish`. Local.
     fn stop_requested(&self) -> bool;
 
-    /// Copies `buffer` of rank `root` to all. Shape and kind as for `start_mean`. Collective.
+    /// Copies `buffer` of rank `root` to all ranks. Shape and kind as for `start_mean`. Collective.
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()>;
 
-    /// The bytes of every rank, in rank order, on every rank. All ranks give the same length. Collective.
+    /// Gathers the bytes of every rank on every rank, in rank order. The length is equal on all ranks. Collective.
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
 
     /// Returns when every rank has arrived. Collective.
     fn barrier(&self) -> Result<()>;
 
-    /// From now on the reductions are timed. Local.
+    /// Starts recording the times of reductions. Local.
     fn start_trace(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Times of the reductions since `start_trace`, where a card has timed them; the work of this rank's card is done.
-    /// Local.
+    /// Returns the times of the reductions since `start_trace` if recorded on a GPU; waits for this rank's GPU. Local.
     fn take_trace(&self) -> Result<Option<Trace>> {
         Ok(None)
     }
 
-    /// Ends all ranks at once: one rank's failure is everyone's. Not collective.
+    /// Terminates all ranks with the error `why`. Not collective.
     fn abort(&self, why: &dyn std::error::Error) -> !;
 }
 
-/// How long the computation waited for reductions in one `finish`.
+/// How long the computation waited for the reductions in one `finish`.
 pub enum ReduceWait {
     /// The host waited, milliseconds.
     Host(f64),
@@ -67,12 +66,12 @@ pub enum ReduceWait {
 }
 
 impl ReduceWait {
-    /// The host waited since `start`.
+    /// The host has waited since `start`.
     pub(super) fn since(start: Instant) -> ReduceWait {
         ReduceWait::Host(start.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// Milliseconds. The host waits until the GPU has come so far. Local.
+    /// Returns the milliseconds. The host waits until the GPU has reached that point. Local.
     pub fn ms(&self) -> Result<f64> {
         match self {
             ReduceWait::Host(ms) => Ok(*ms),
@@ -84,29 +83,29 @@ impl ReduceWait {
     }
 }
 
-/// When the reductions of some steps ran on the card, milliseconds since the trace was started.
+/// Times of the reductions of some steps on the GPU, in milliseconds since the trace was started.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Trace {
     /// In the order in which they were started.
     pub reductions: Vec<Reduction>,
-    /// When the gradients of each step were complete: the end of the backward pass.
+    /// End of the backward pass of each step, when its gradients were complete.
     pub backward_ends_ms: Vec<f64>,
 }
 
 /// One group of reductions.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reduction {
-    /// What it is.
+    /// Description of the operation.
     pub what: String,
-    /// First to last work on the communication stream.
+    /// Start on the communication stream.
     pub from_ms: f64,
-    /// The same.
+    /// End on the communication stream.
     pub to_ms: f64,
-    /// Which `backward_ends_ms` it belongs to.
+    /// Index of its step in `backward_ends_ms`.
     pub step: usize,
 }
 
-/// Refuses what no rank can average: so that a mistake shows in one process too.
+/// Rejects buffers that cannot be averaged. `Solo` checks too, so that mistakes show up in a single process.
 pub(super) fn reducible(operation: &'static str, buffer: &Tensor) -> Result<()> {
     contiguous(operation, buffer)?;
     match buffer.f_kind()? {

@@ -1,114 +1,114 @@
-//! What goes wrong between ranks.
+//! Errors of communication between ranks.
 
 use crate::files::IoError;
-use crate::process::phase::Whereabouts;
+use crate::process::phase::RankLocation;
 use std::path::PathBuf;
 
-/// The result of what can fail here.
+/// The result type of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What goes wrong between ranks.
+/// An error of communication between ranks.
 ///
-/// One line each: what, where, expected, found, and a way out.
+/// The message is one line: what, where, expected, found, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The other ranks did not come to a collective operation within the time limit.
+    /// The other ranks did not reach a collective operation within the time limit.
     #[error(
-        "rank {rank} on {host}: waited {waited_s:.1} s in operation {number} ({operation}) and not every rank \
-         came{missing}; look for a rank that hangs or a link that is cut, then go on with --resume"
+        "rank {rank} on {host}: timed out after {waited_s:.1} s in operation {number} ({operation}): not all ranks \
+         arrived{missing}; look for a rank that hangs or a broken network link, then resume with --resume"
     )]
-    Stalled {
+    TimedOut {
         /// The rank that waited.
         rank: usize,
         /// Its host.
         host: String,
-        /// What it waited in.
+        /// The operation.
         operation: String,
-        /// The how manyth collective call of this run it was, from 1.
+        /// Sequence number of this collective, from 1.
         number: u64,
-        /// Seconds waited.
+        /// Time waited, in seconds.
         waited_s: f64,
-        /// Who did not come and where they are, in brackets; empty if that is not known.
+        /// The missing ranks and their locations in parentheses; empty if unknown.
         missing: String,
     },
-    /// The ranks called different collective operations, or the same one with other lengths.
+    /// The ranks called different collective operations, or the same one with different sizes.
     #[error(
-        "operation {number}: the ranks do not do the same ({differ}); give all of them the same program, \
-         configuration and data"
+        "operation {number}: the ranks call different operations ({differ}); use the same program, configuration and \
+         data on all ranks"
     )]
     RanksDiffer {
-        /// The how manyth collective call of this run it was, from 1.
+        /// Sequence number of this collective, from 1.
         number: u64,
-        /// What the ranks do, one for each kind of difference.
+        /// The distinct operations, each with its first rank.
         differ: String,
     },
-    /// The MPI library refused or broke off an operation.
-    #[error("rank {rank} on {host}: MPI broke off operation {number} ({operation}): {text}")]
+    /// MPI reported an error.
+    #[error("rank {rank} on {host}: MPI failed in operation {number} ({operation}): {text}")]
     Mpi {
         /// The rank that got the error.
         rank: usize,
         /// Its host.
         host: String,
-        /// What it was doing.
+        /// The operation.
         operation: String,
-        /// The how manyth collective call of this run it was, from 1.
+        /// Sequence number of this collective, from 1.
         number: u64,
-        /// What the library said.
+        /// MPI's error message.
         text: String,
     },
-    /// A collective operation after one that failed.
-    #[error("rank {rank} on {host}: {operation} is not possible, an earlier operation failed")]
-    RanksLost {
-        /// The rank that asked.
+    /// A collective operation after a failed one.
+    #[error("rank {rank} on {host}: {operation} is not possible after an earlier failure")]
+    EarlierFailure {
+        /// The calling rank.
         rank: usize,
         /// Its host.
         host: String,
-        /// What it asked for.
+        /// The operation.
         operation: String,
     },
-    /// A buffer that cannot be sent.
-    #[error("{operation}: {expected} expected, {found} found")]
+    /// An invalid argument of a collective operation.
+    #[error("{operation}: expected {expected}, found {found}")]
     Buffer {
         /// The operation.
         operation: &'static str,
-        /// What it takes.
+        /// What it requires.
         expected: String,
-        /// What it got.
+        /// The actual argument.
         found: String,
     },
-    /// NCCL is not there.
-    #[error("NCCL is not found, ranks on several cards need it ({why}); {advice}")]
+    /// NCCL could not be loaded.
+    #[error("NCCL not found, but ranks on several GPUs require it ({why}); {advice}")]
     NcclMissing {
-        /// What the loader said.
+        /// The error of the dynamic loader.
         why: String,
-        /// How to get it.
+        /// How to install it.
         advice: &'static str,
     },
-    /// A library that is not NCCL, or an NCCL that lacks something.
-    #[error("{}: has no {symbol}, so this NCCL is too old or another library; {advice}", path.display())]
+    /// The library lacks a function.
+    #[error("{}: no {symbol}: NCCL is too old, or this is another library; {advice}", path.display())]
     NcclSymbol {
         /// The library.
         path: PathBuf,
         /// The missing function.
         symbol: &'static str,
-        /// How to get another.
+        /// How to install another version.
         advice: &'static str,
     },
-    /// An NCCL that lacks what is needed.
-    #[error("{}: NCCL {found} is too old, {oldest} or newer is needed; {advice}", path.display())]
+    /// NCCL is too old.
+    #[error("{}: expected NCCL {oldest} or newer, found {found}; {advice}", path.display())]
     NcclTooOld {
         /// The library.
         path: PathBuf,
         /// Its version.
         found: String,
-        /// The oldest that will do.
+        /// The oldest supported version.
         oldest: String,
-        /// How to get another.
+        /// How to install another version.
         advice: &'static str,
     },
-    /// Ranks with different versions of NCCL.
+    /// The ranks use different versions of NCCL.
     #[error(
-        "rank {rank} has NCCL {found}, rank 0 has {first}; give all hosts the same one (rank 0 or {rank} uses {})",
+        "rank {rank} has NCCL {found}, rank 0 has {first}; install the same version on all hosts (this rank uses {})",
         path.display()
     )]
     NcclVersions {
@@ -118,79 +118,81 @@ pub enum Error {
         first: String,
         /// Version of that rank.
         found: String,
-        /// The library of the rank that says it.
+        /// The library of the reporting rank.
         path: PathBuf,
     },
-    /// NCCL does not start.
-    #[error("{call}: {text}; NCCL_DEBUG=INFO makes NCCL say more, `drnas-dist doctor` shows what it runs on")]
+    /// NCCL failed to initialise.
+    #[error(
+        "{call}: {text}; set NCCL_DEBUG=INFO for details, `drnas-dist doctor` shows the libraries in use"
+    )]
     NcclStart {
         /// The call that failed.
         call: &'static str,
-        /// The library's words.
+        /// NCCL's error message.
         text: String,
     },
-    /// NCCL or the card failed in a collective operation.
+    /// NCCL or the GPU failed in a collective operation.
     #[error(
-        "{at}: {operation}: {call}: {text}; look at the cards and links of the hosts, then go on with --resume"
+        "{at}: {operation}: {call}: {text}; check the GPUs and network links of the hosts, then resume with --resume"
     )]
-    NcclLost {
-        /// The rank that found it, and where it was.
-        at: Box<Whereabouts>,
+    NcclFailed {
+        /// The rank that detected it, and its location.
+        at: Box<RankLocation>,
         /// The operation.
         operation: String,
-        /// The call that told it.
+        /// The call that returned the error.
         call: &'static str,
-        /// The library's words.
+        /// The error message.
         text: String,
     },
-    /// A collective operation on the cards that does not end.
+    /// A collective operation on the GPUs did not finish within the time limit.
     #[error(
-        "{at}: waited {waited_s:.1} s in {operation} and it does not end{behind}; \
-         look for a rank that hangs or a link that is cut, then go on with --resume"
+        "{at}: timed out after {waited_s:.1} s in {operation}{behind}; look for a rank that hangs or a broken network \
+         link, then resume with --resume"
     )]
-    NcclStalled {
-        /// The rank that waited, and where it was.
-        at: Box<Whereabouts>,
+    NcclTimedOut {
+        /// The rank that waited, and its location.
+        at: Box<RankLocation>,
         /// The operation.
         operation: String,
-        /// Seconds waited.
+        /// Time waited, in seconds.
         waited_s: f64,
-        /// Who was last heard of furthest behind, as the end of a sentence.
+        /// The rank furthest behind, as a suffix.
         behind: String,
     },
-    /// Two ranks with one card.
+    /// Two ranks use the same GPU.
     #[error(
-        "ranks {first} and {second} both have the card at {bus_id}; start as many ranks as there are cards, or let \
-         them share with --share-gpu"
+        "ranks {first} and {second} use the same GPU at {bus_id}; start at most one rank per GPU, or let ranks share \
+         GPUs with --share-gpu"
     )]
     SameCard {
         /// A rank.
         first: usize,
         /// The other.
         second: usize,
-        /// Where the card is plugged in.
+        /// PCI bus ID of the GPU.
         bus_id: String,
     },
-    /// Ranks may share a card, but NCCL will not let them.
+    /// Ranks may share a GPU, but NCCL does not allow it.
     #[error(
-        "ranks are to share the card at {bus_id} (--share-gpu): that needs NCCL {oldest} or newer and \
-         NCCL_MULTI_RANK_GPU_ENABLE=1 in the environment; this is NCCL {found}"
+        "sharing the GPU at {bus_id} (--share-gpu) requires NCCL {oldest} or newer and NCCL_MULTI_RANK_GPU_ENABLE=1 in \
+         the environment; found NCCL {found}"
     )]
     CannotShare {
-        /// Where the card is plugged in.
+        /// PCI bus ID of the GPU.
         bus_id: String,
         /// Version of NCCL.
         found: String,
-        /// The oldest that will do.
+        /// The oldest version that supports it.
         oldest: String,
     },
-    /// The card or its driver refused something.
+    /// The GPU or its driver reported an error.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::error::Error),
     /// A file or folder could not be read, written, renamed or removed.
     #[error(transparent)]
     Io(#[from] IoError),
-    /// libtorch refused an operation (out of memory, no such device ...).
+    /// libtorch rejected an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }

@@ -1,5 +1,5 @@
-//! What ranks say to one another: the `Communicator`; `Solo` for one process, `Mpi` for tensors in host memory, `Nccl` for
-//! tensors on cards.
+//! Communication between ranks: the `Communicator` trait, implemented by `Solo` for a single process, `Mpi` for tensors
+//! in host memory and `Nccl` for tensors on GPUs.
 
 mod communicator;
 pub(crate) mod error;
@@ -10,6 +10,6 @@ mod solo;
 pub use communicator::{Communicator, ReduceWait, Reduction, Trace};
 pub use error::{Error, Result};
 pub use mpi::Mpi;
-pub(crate) use nccl::Terms;
+pub(crate) use nccl::NcclOptions;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
 pub use solo::Solo;

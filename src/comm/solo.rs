@@ -1,13 +1,13 @@
-//! `Solo`: one process alone.
+//! `Solo`: the communicator of a single process.
 
 use super::communicator::{Communicator, ReduceWait, contiguous, reducible, root_within};
 use super::error::Result;
-use crate::process::exit::last_acts;
-use crate::process::messages::say;
+use crate::process::exit::run_exit_hooks;
+use crate::process::messages::print_stderr;
 use std::cell::Cell;
 use tch::Tensor;
 
-/// One process alone: nothing is ever sent.
+/// The communicator of a single process: nothing is sent.
 #[derive(Default)]
 pub struct Solo {
     stop_requested: Cell<bool>,
@@ -56,8 +56,8 @@ impl Communicator for Solo {
     }
 
     fn abort(&self, why: &dyn std::error::Error) -> ! {
-        say(&format!("error: {why}"));
-        last_acts();
+        print_stderr(&format!("error: {why}"));
+        run_exit_hooks();
         std::process::exit(1)
     }
 }

@@ -1,5 +1,5 @@
-//! `bench`: how fast training steps are on synthetic images, what cards do meanwhile, how often the host waits for them.
-//! For measurements: what is trained is thrown away.
+//! `bench`: measures training steps on synthetic images: throughput, GPU reductions, CUDA runtime calls. The trained
+//! weights are discarded.
 
 use crate::cli::BenchArgs;
 use crate::comm::{Communicator, Trace};
@@ -9,13 +9,13 @@ use crate::console;
 use crate::data::{Batch, Loader, LoaderSpec};
 use crate::error::Result;
 use crate::eval::Evaluation;
-use crate::report::append_json;
+use crate::report::{append_json, counted};
 use crate::search::Search;
 use crate::search::timeline::Timeline;
 use crate::space::genotype::Genotype;
 use crate::train;
 use crate::train::tally::StepOutcome;
-use crate::world::{World, within};
+use crate::world::{World, with_world};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_uint, c_ulong};
@@ -23,21 +23,21 @@ use std::ops::Range;
 use std::time::Instant;
 use tch::Device;
 
-/// More than anybody measures: all steps are in the first epoch.
+/// Large enough that all steps are in the first epoch.
 const STEPS_OF_DATA: u64 = 1 << 32;
 
-/// Steps whose reductions are timed, at the end.
+/// Steps at the end whose reductions are traced.
 const TRACED: usize = 2;
 
-/// A step of whatever is measured.
+/// A training step.
 type Step<'a> = Box<dyn FnMut(&dyn Communicator) -> Result<StepOutcome> + 'a>;
 
-/// What was measured: one JSON object.
+/// Result of a measurement, written as one JSON object.
 #[derive(Debug, Serialize)]
-struct Measured {
-    /// "supernet, stage 1" ...
+struct BenchResult {
+    /// "supernet, stage 1" or "network".
     what: String,
-    /// The card, or the CPU and its threads.
+    /// Name of the GPU, or the CPU and its number of threads.
     device: String,
     ranks: usize,
     replicas: i64,
@@ -46,41 +46,43 @@ struct Measured {
     precision: Precision,
     channels_last: bool,
     checkpoint_cells: bool,
-    /// Images that go through the network in one step, forward and backward: both sets of a search.
+    /// Images processed per step, forward and backward; both data sets of a search.
     images_per_step: i64,
-    /// Mean length of a step, for each block of steps.
+    /// Mean duration of a step in each block.
     step_ms: Vec<f64>,
-    /// Of the block with the median length.
+    /// Throughput of the block with the median duration.
     images_per_s: f64,
-    /// Loss of the last step: a number, not a result.
+    /// Loss of the last step; checked to be finite.
     loss: f64,
-    /// Memory in use on the card after all, by every process; libtorch gives nothing back.
+    /// Memory in use on the GPU at the end, by all processes; libtorch does not return memory.
     card_memory_mib: Option<f64>,
-    /// Calls of the CUDA runtime per step, by name; absent unless launch/gpu/count.c is preloaded.
+    /// CUDA runtime calls per step, by name; absent unless launch/gpu/count.c is preloaded.
     calls_per_step: Option<BTreeMap<String, f64>>,
     trace: Option<Trace>,
 }
 
-/// Every rank: load the configuration, join the world, measure.
+/// `drnas-dist bench`. Called by all ranks.
 pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.genotype {
         None => {
             let config = Config::load(&args.config, &args.sets)?;
-            within(&config, args.share_gpu, |world| search(&config, args, world))
+            with_world(&config, args.share_gpu, |world| search(&config, args, world))
         }
         Some(genotype) => {
             let config = EvaluateConfig::load(&args.config, &args.sets)?;
-            within(&config, args.share_gpu, |world| network(&config, genotype, args, world))
+            with_world(&config, args.share_gpu, |world| network(&config, genotype, args, world))
         }
     }
 }
 
-/// Measures as `args` say; rank 0 prints and writes. Called by all ranks.
+/// Measures the supernet of one stage; rank 0 prints and writes the result. Called by all ranks.
 fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
     config.check_ranks(world.size())?;
     if args.stage == 0 || args.stage > config.search.stages.len() {
         let count = config.search.stages.len();
-        return Err(config::Error::Check(format!("--stage {} of {count} stages", args.stage)).into());
+        return Err(
+            config::Error::Check(format!("--stage must be in 1..={count}, found {}", args.stage)).into()
+        );
     }
     let mut config = config.clone();
     config.search.steps_per_epoch = 0;
@@ -97,18 +99,18 @@ fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
         search.bilevel_step(weights, architecture, comm)
     });
     let batches = if args.weights_only { 1 } else { 2 };
-    let measured = Measured {
+    let measured = BenchResult {
         what: format!("supernet, stage {}", args.stage),
         images_per_step: batches * config.global_batch(),
         precision: config.precision,
         channels_last: config.channels_last,
         checkpoint_cells: config.checkpoint_cells,
-        ..measured(&config, world)
+        ..settings_of(&config, world)
     };
     measure(measured, step, args, world)
 }
 
-/// The same of the training of a final network.
+/// Measures the training of an evaluation network. Called by all ranks.
 fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world: &World) -> Result<()> {
     config.check_ranks(world.size())?;
     let genotype = Genotype::read(genotype)?;
@@ -116,31 +118,31 @@ fn network(config: &EvaluateConfig, genotype: &str, args: &BenchArgs, world: &Wo
     let mut evaluation = Evaluation::new(config, &genotype, STEPS_OF_DATA, replicas.clone(), world.device());
     let mut loader = loader(config, replicas, 0);
     let step: Step = Box::new(move |comm| evaluation.train_step(&mut loader, comm));
-    let measured = Measured {
+    let measured = BenchResult {
         what: "network".into(),
         images_per_step: config.global_batch(),
         precision: config.precision,
         channels_last: config.channels_last,
         checkpoint_cells: config.checkpoint_cells,
-        ..measured(config, world)
+        ..settings_of(config, world)
     };
     measure(measured, step, args, world)
 }
 
-/// The same images in every step.
+/// Returns a loader that repeats one batch of synthetic images.
 fn loader(settings: &impl Settings, replicas: Range<usize>, stream: u64) -> Loader {
     let batch =
         Batch::synthetic(settings.replica_batch() as usize, settings.data().px, settings.model().num_classes);
     Loader::repeat(batch, &LoaderSpec { stream, ..LoaderSpec::of(settings, replicas) })
 }
 
-/// What is known beforehand.
-fn measured(settings: &impl Settings, world: &World) -> Measured {
-    let device = match world.card() {
-        Some(card) => card.name.clone(),
-        None => format!("CPU, {} threads", world.threads()),
+/// Returns a result with the settings filled in.
+fn settings_of(settings: &impl Settings, world: &World) -> BenchResult {
+    let device = match world.gpu() {
+        Some(gpu) => gpu.name.clone(),
+        None => format!("CPU, {}", counted(world.threads() as u64, "thread")),
     };
-    Measured {
+    BenchResult {
         what: String::new(),
         device,
         ranks: world.size(),
@@ -160,10 +162,10 @@ fn measured(settings: &impl Settings, world: &World) -> Measured {
     }
 }
 
-/// Warms up, measures blocks of steps, then times the reductions of a few more. Collective.
-fn measure(mut measured: Measured, mut step: Step, args: &BenchArgs, world: &World) -> Result<()> {
+/// Warms up, measures blocks of steps, then traces the reductions of a few more steps. Collective.
+fn measure(mut measured: BenchResult, mut step: Step, args: &BenchArgs, world: &World) -> Result<()> {
     let comm = world.communicator();
-    // Reading a number waits for the card.
+    // Reading the loss synchronises with the GPU.
     let mut steps = |count: usize| -> Result<f64> {
         let mut loss = f64::NAN;
         for number in 0..count {
@@ -187,7 +189,7 @@ fn measure(mut measured: Measured, mut step: Step, args: &BenchArgs, world: &Wor
     let after = runtime_calls();
     measured.calls_per_step = before.zip(after).map(|(before, after)| {
         let steps = (args.blocks * args.steps) as f64;
-        // The look at the loss at the end of each block is not the step's.
+        // Reading the loss at the end of each block is included.
         let per_step = |(name, count): (String, u64)| {
             let earlier = before.get(&name).copied().unwrap_or(0);
             (name, (count - earlier) as f64 / steps)
@@ -210,25 +212,27 @@ fn measure(mut measured: Measured, mut step: Step, args: &BenchArgs, world: &Wor
             train::Error::LossNotFinite { step: 0, loss: measured.loss, architecture_loss: 0.0 }.into()
         );
     }
-    if world.rank() == 0 { tell(&measured, args) } else { Ok(()) }
+    if world.rank() == 0 { print(&measured, args) } else { Ok(()) }
 }
 
-/// One line for people, one for programs. Rank 0.
-fn tell(measured: &Measured, args: &BenchArgs) -> Result<()> {
-    let Measured { what, precision, channels_last, images_per_s, step_ms, ranks, device, .. } = measured;
+/// Prints the result and appends it to `--json`. Rank 0.
+fn print(measured: &BenchResult, args: &BenchArgs) -> Result<()> {
+    let BenchResult { what, precision, channels_last, images_per_s, step_ms, ranks, device, .. } = measured;
     let layout = if *channels_last { "channels last" } else { "channels first" };
-    let least = step_ms.iter().copied().fold(f64::INFINITY, f64::min);
-    console::answer(&format!(
-        "{what}: {precision}, {layout}, {ranks} ranks, {device}: {images_per_s:.1} images/s (least step {least:.1} ms)\n"
+    let fastest = step_ms.iter().copied().fold(f64::INFINITY, f64::min);
+    console::print_result(&format!(
+        "{what}: {precision}, {layout}, {}, {device}: {images_per_s:.1} images/s (fastest block {fastest:.1} ms/step)\n",
+        counted(*ranks as u64, "rank"),
     ))?;
     args.json.as_ref().map_or(Ok(()), |path| Ok(append_json(path, measured)?))
 }
 
-/// Calls of the CUDA runtime so far, by name: of launch/gpu/count.c, where that is preloaded.
+/// Returns the number of CUDA runtime calls so far, by name, if launch/gpu/count.c is preloaded.
 fn runtime_calls() -> Option<BTreeMap<String, u64>> {
-    // `unsigned long drnas_runtime_calls(unsigned, const char **)`: the count of a number and its name; no name: the end.
+    // `unsigned long drnas_runtime_calls(unsigned, const char **)` returns a counter and its name; a null name ends the
+    // list.
     type Count = unsafe extern "C" fn(c_uint, *mut *const c_char) -> c_ulong;
-    // SAFETY: a name that only that file has; the type is its own.
+    // SAFETY: only launch/gpu/count.c defines this symbol, with this type.
     let count: Count = unsafe {
         let found = libc::dlsym(libc::RTLD_DEFAULT, c"drnas_runtime_calls".as_ptr());
         if found.is_null() {
@@ -239,12 +243,12 @@ fn runtime_calls() -> Option<BTreeMap<String, u64>> {
     let mut calls = BTreeMap::new();
     for number in 0.. {
         let mut name = std::ptr::null();
-        // SAFETY: a live out pointer, left or set to a constant text.
+        // SAFETY: the out pointer is live; the function sets it to a static string or leaves it null.
         let value = unsafe { count(number, &mut name) };
         if name.is_null() {
             break;
         }
-        // SAFETY: not null, a constant text.
+        // SAFETY: not null, a static string.
         calls.insert(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned(), value);
     }
     Some(calls)

@@ -1,7 +1,7 @@
-//! `demo-data`: draws a small labelled ImageFolder, so that the program can be tried without a download.
+//! `demo-data`: generates a small labelled ImageFolder for trying out the program without a download.
 //!
-//! A class is a shape and the pattern it is filled with. Colours, place, size, angle, background, clutter, noise, picture
-//! size and JPEG quality are drawn for each image and say nothing about the class.
+//! A class is a shape and its fill pattern. Colours, position, size, angle, background, clutter, noise, image size and
+//! JPEG quality are random and independent of the class.
 
 use crate::cli::DemoArgs;
 use crate::commands::error::Error as CommandError;
@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::files::{self, NewFileError};
 use crate::process::console;
 use crate::random::{Purpose, stream};
+use crate::report::counted;
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 use rand::{Rng, RngExt};
 use std::f32::consts::{PI, TAU};
@@ -18,16 +19,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const SHAPES: [&str; 8] = ["disc", "ring", "square", "triangle", "star", "cross", "crescent", "bars"];
 const PATTERNS: [&str; 3] = ["solid", "striped", "checked"];
 
-/// Does `drnas-dist demo-data`. Files that are there are drawn again: the same arguments give the same bytes.
-/// Errors: impossible numbers, or an OUT that holds other classes or other pictures.
+/// `drnas-dist demo-data`. Repeating it with the same arguments produces the same bytes. Errors: arguments out of
+/// range, or an OUT that contains other classes or images.
 pub fn run(args: &DemoArgs) -> Result<()> {
     let (px_min, px_max) = px_range(&args.px)?;
     let num_classes = args.classes;
     if !(2..=SHAPES.len() * PATTERNS.len()).contains(&num_classes) || args.per_class == 0 {
         return Err(CommandError::Demo(format!(
-            "{num_classes} classes of {} images; 2 to {} classes of at least 1 expected",
-            args.per_class,
-            SHAPES.len() * PATTERNS.len()
+            "expected 2 to {} classes of 1 or more images, found --classes {num_classes} --per-class {}",
+            SHAPES.len() * PATTERNS.len(),
+            args.per_class
         ))
         .into());
     }
@@ -36,7 +37,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         let dir = args.out.join(name);
         std::fs::create_dir_all(&dir).map_err(files::io("create folder", &dir))?;
     }
-    // Leftovers of other arguments would be packed along.
+    // `pack` would include files of other arguments.
     for entry in std::fs::read_dir(&args.out).map_err(files::io("list folder", &args.out))? {
         let path = entry.map_err(files::io("list folder", &args.out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -61,7 +62,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
                 Ok(old) if old == bytes => {}
                 Ok(_) => {
                     return Err(CommandError::Demo(format!(
-                        "{} is there already with another content (another --seed, --px or version drew it); choose \
+                        "{} already exists with different content (from another --seed, --px or version); choose \
                          another folder, or remove this one",
                         path.display()
                     ))
@@ -84,7 +85,11 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(error) => Err(error),
         None => {
-            console::remark(&format!("{}: {total} images, {num_classes} classes", args.out.display()));
+            console::print_diagnostic(&format!(
+                "{}: {}, {num_classes} classes",
+                args.out.display(),
+                counted(total as u64, "image")
+            ));
             Ok(())
         }
     }
@@ -96,13 +101,13 @@ fn px_range(text: &str) -> Result<(u32, u32)> {
         .filter(|(a, b)| a <= b && *a >= 16 && *b <= 4096)
         .ok_or_else(|| {
             CommandError::Demo(format!(
-                "--px \"{text}\"; A..B with 16 <= A <= B <= 4096 expected, as 96..160"
+                "--px: expected A..B with 16 <= A <= B <= 4096, such as 96..160, found \"{text}\""
             ))
             .into()
         })
 }
 
-/// Shape and pattern of a class: every class has a neighbour with the same shape or the same pattern.
+/// Returns the shape and pattern of a class; every class shares its shape or its pattern with another class.
 fn shape_and_pattern(class: usize) -> (usize, usize) {
     let shape = class % SHAPES.len();
     (shape, (shape + class / SHAPES.len()) % PATTERNS.len())
@@ -113,7 +118,7 @@ fn class_name(class: usize) -> String {
     format!("{}-{}", PATTERNS[pattern], SHAPES[shape])
 }
 
-/// One JPEG file: a function of its arguments alone.
+/// Draws one image as JPEG; depends on the arguments only.
 fn draw(seed: u64, class: usize, image: usize, px: std::ops::RangeInclusive<u32>) -> Result<Vec<u8>> {
     let mut rng = stream(seed, Purpose::Demo, &[class as u64, image as u64]);
     let (width, height) = (rng.random_range(px.clone()), rng.random_range(px));
@@ -136,7 +141,7 @@ fn draw(seed: u64, class: usize, image: usize, px: std::ops::RangeInclusive<u32>
 
 type Colour = [f32; 3];
 
-/// Clutter: a straight line across the picture.
+/// Clutter: a straight line across the image.
 struct StraightLine {
     point: (f32, f32),
     direction: (f32, f32),
@@ -144,16 +149,16 @@ struct StraightLine {
     colour: Colour,
 }
 
-/// Everything drawn for one image; colours are 0..1, lengths are pixels.
+/// Random parameters of one image; colours are in 0..1, lengths in pixels.
 struct Scene {
     shape: usize,
     pattern: usize,
     centre: (f32, f32),
     radius: f32,
-    /// Cosine and sine of the object's angle, and of its pattern's.
+    /// Cosine and sine of the angles of the object and of its pattern.
     turn: (f32, f32),
     pattern_turn: (f32, f32),
-    /// Pattern periods per radius, and where they start.
+    /// Pattern periods per radius, and their phase.
     frequency: f32,
     phase: f32,
     colours: [Colour; 2],
@@ -225,7 +230,7 @@ impl Scene {
         let (dx, dy) = ((x - self.centre.0) / self.radius, (y - self.centre.1) / self.radius);
         let u = dx * self.turn.0 + dy * self.turn.1;
         let v = dy * self.turn.0 - dx * self.turn.1;
-        // Distances are in radii: times the radius gives pixels, half a pixel of softness at the rim.
+        // Distances are in radii: multiplied by the radius, they are pixels. The rim is antialiased over one pixel.
         let inside = (0.5 - distance(self.shape, u, v) * self.radius).clamp(0.0, 1.0);
         if inside == 0.0 {
             return colour;
@@ -250,7 +255,7 @@ impl Scene {
     }
 }
 
-/// Draws until the colour differs from all `others` by `least` (0..1 per channel, Euclidean), at most 50 times.
+/// Draws colours until one differs from all `others` by `least` (0..1 per channel, Euclidean), at most 50 times.
 fn far_from(colour: &mut impl FnMut() -> Colour, others: &[Colour], least: f32) -> Colour {
     let distance = |a: Colour, b: &Colour| (0..3).map(|c| (a[c] - b[c]).powi(2)).sum::<f32>().sqrt();
     let mut drawn = colour();
@@ -267,7 +272,7 @@ fn mix(a: Colour, b: Colour, part: f32) -> Colour {
     [0, 1, 2].map(|c| a[c] + (b[c] - a[c]) * part)
 }
 
-/// Signed distance (about) to the rim of a shape of radius 1: negative inside.
+/// Approximate signed distance to the rim of a shape of radius 1: negative inside.
 fn distance(shape: usize, u: f32, v: f32) -> f32 {
     let r = u.hypot(v);
     let frame = |u: f32, v: f32, a: f32, b: f32| (u.abs() - a).max(v.abs() - b);
@@ -282,7 +287,7 @@ fn distance(shape: usize, u: f32, v: f32) -> f32 {
             })
             .fold(f32::MIN, f32::max),
         "star" => {
-            // Five points: the rim runs in a straight line between the outer and the inner radius.
+            // Five points: the rim is a straight line between the outer and the inner radius.
             let sector = TAU / 5.0;
             let angle = (v.atan2(u).rem_euclid(sector) - sector / 2.0).abs();
             let (x, y) = (r * angle.cos(), r * angle.sin());
@@ -307,13 +312,13 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_a_function_of_its_arguments() {
+    fn an_image_depends_on_its_arguments_only() {
         let image = |seed, class, number| draw(seed, class, number, 40..=60).unwrap();
         assert_eq!(image(1, 2, 3), image(1, 2, 3));
         assert_ne!(image(1, 2, 3), image(2, 2, 3));
         assert_ne!(image(1, 2, 3), image(1, 2, 4));
-        let picture = crate::data::decode::decode(&image(1, 2, 3)).unwrap();
-        assert!((40..=60).contains(&picture.width) && (40..=60).contains(&picture.height));
+        let decoded = crate::data::decode::decode(&image(1, 2, 3)).unwrap();
+        assert!((40..=60).contains(&decoded.width) && (40..=60).contains(&decoded.height));
     }
 
     #[test]
@@ -329,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn px_ranges() {
+    fn px_ranges_are_parsed() {
         assert_eq!(px_range("96..160").unwrap(), (96, 160));
         assert_eq!(px_range("32..=32").unwrap(), (32, 32));
         for bad in ["96", "160..96", "4..8", "a..b", "96..99999"] {

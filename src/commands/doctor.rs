@@ -1,8 +1,9 @@
-//! `doctor`: what this program runs on: libraries and where they come from, ranks, threads, devices, and what is missing.
+//! `doctor`: reports libraries and their paths, ranks, threads and devices, and what is missing.
 
 use crate::console;
 use crate::cuda::{self, Driver, LibtorchCuda};
 use crate::error::Result;
+use crate::report::counted;
 use crate::world::World;
 use libloading::Library;
 use std::ffi::c_int;
@@ -10,50 +11,50 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// Bytes of the line that each rank contributes.
+/// Length of the line that each rank contributes, bytes.
 const LINE: usize = 1024;
-const FOR_GPU: &str = "needed for GPU ranks only";
+const FOR_GPU: &str = "required for GPU ranks only";
 const SETUP: &str = "run launch/setup.sh again on a machine with an NVIDIA driver";
 
-/// Prints the report. Under mpirun rank 0 prints and every rank contributes a line; alone, it is a world of one. Called
-/// before the first tensor. Errors: the ranks cannot be joined; what is known of the libraries is printed before.
+/// Prints the report. Under mpirun, every rank contributes a line and rank 0 prints; otherwise the world has one rank.
+/// Called before the first tensor. Errors: MPI does not start; the libraries have been printed by then.
 pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
     let libtorch_cuda = cuda::load();
     let started = World::start(limit, threads);
-    // What could not be printed shows at the end: the other ranks are waiting.
+    // A printing error is returned at the end, because the other ranks are waiting.
     let mut printed = Ok(());
     if started.as_ref().map_or(0, World::rank) == 0 {
         let lines =
             libraries(&libtorch_cuda).into_iter().map(|(name, found)| format!("{name:<14} {found}\n"));
-        printed = console::answer(&lines.collect::<String>());
+        printed = console::print_result(&lines.collect::<String>());
     }
     let world = started?;
-    let told = world.communicator().all_gather(&own_line(&world));
+    let lines = world.communicator().all_gather(&own_line(&world));
     let rank = world.rank();
     let level = world.threading();
     let hosts = world.num_hosts();
     let advice = advice(&world);
-    let told = world.end(told)?;
+    let lines = world.end(lines)?;
     printed?;
     if rank != 0 {
         return Ok(());
     }
     let level = match level {
         Some(level) => format!("{level:?}"),
-        None => "not started: this is one process (mpirun starts more)".into(),
+        None => "not started: a single process (mpirun starts more)".into(),
     };
     let mut text = format!("{:<14} {level}\n", "MPI threads");
-    text += &format!("{:<14} {} on {hosts} host{}\n", "ranks", told.len(), plural(hosts));
-    for line in &told {
+    text += &format!("{:<14} {} on {}\n", "ranks", lines.len(), counted(hosts as u64, "host"));
+    for line in &lines {
         text += &format!("  {}\n", String::from_utf8_lossy(line).trim_end());
     }
     advice.iter().for_each(|line| text += &format!("note: {line}\n"));
-    Ok(console::answer(&text)?)
+    Ok(console::print_result(&text)?)
 }
 
-/// (name, version and path or what to do) of everything that is loaded or could be.
+/// Returns name and version with path, or advice, of every library that is loaded or could be.
 fn libraries(libtorch_cuda: &LibtorchCuda) -> Vec<(&'static str, String)> {
-    let torch = cuda::mapped("libtorch_cpu.so");
+    let torch = cuda::mapped_library("libtorch_cpu.so");
     vec![
         ("drnas-dist", env!("CARGO_PKG_VERSION").to_string()),
         ("libtorch", found(torch.as_deref().and_then(torch_version), torch.as_deref())),
@@ -61,7 +62,7 @@ fn libraries(libtorch_cuda: &LibtorchCuda) -> Vec<(&'static str, String)> {
             "MPI",
             found(
                 mpi::environment::library_version().ok().map(|text| first_words(&text)),
-                cuda::mapped("libmpi.so").as_deref(),
+                cuda::mapped_library("libmpi.so").as_deref(),
             ),
         ),
         (
@@ -83,46 +84,45 @@ fn libraries(libtorch_cuda: &LibtorchCuda) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The driver's version and path.
+/// Returns the version and path of the CUDA driver.
 fn driver_text() -> String {
     match Driver::open().map(Driver::version) {
         Ok(version) => {
-            let version =
-                version.map_or_else(|why| why.to_string(), |version| format!("CUDA {}", thousands(version)));
-            found(Some(version), cuda::mapped("libcuda.so").as_deref())
+            let version = version
+                .map_or_else(|why| why.to_string(), |version| format!("CUDA {}", cuda_version(version)));
+            found(Some(version), cuda::mapped_library("libcuda.so").as_deref())
         }
         Err(why) => format!("not found ({FOR_GPU}): {why}; install the NVIDIA driver"),
     }
 }
 
-/// "GPU 0 NVIDIA H100 (80 GiB) at 0000:81:00.0" of every card that this process may see.
-fn cards() -> Vec<String> {
+/// Describes every visible GPU: "GPU 0 NVIDIA H100 (80 GiB) at 0000:81:00.0".
+fn gpu_texts() -> Vec<String> {
     let Ok(driver) = Driver::open() else {
         return Vec::new();
     };
-    let text = |index| match driver.card(index) {
-        Ok(card) => format!("GPU {index} {} ({} GiB) at {}", card.name, card.memory_bytes >> 30, card.bus_id),
+    let text = |index| match driver.gpu(index) {
+        Ok(gpu) => format!("GPU {index} {} ({} GiB) at {}", gpu.name, gpu.memory_bytes >> 30, gpu.bus_id),
         Err(why) => format!("GPU {index}: {why}"),
     };
-    (0..driver.num_cards()).map(text).collect()
+    (0..driver.num_gpus()).map(text).collect()
 }
 
-/// What this rank says of itself, padded: all ranks give the same length.
+/// Returns the line of this rank, padded so that all ranks contribute the same length.
 fn own_line(world: &World) -> Vec<u8> {
-    let cards = cards();
-    let devices = match cards.is_empty() {
+    let gpus = gpu_texts();
+    let devices = match gpus.is_empty() {
         true => "no GPU".to_string(),
-        false => cards.join(", "),
+        false => gpus.join(", "),
     };
     let mut line = format!(
-        "rank {} of {} on {}: local rank {} of {}, {} thread{}, {} of {} cores, {devices}",
+        "rank {} of {} on {}: local rank {} of {}, {}, {} of {} cores, {devices}",
         world.rank(),
         world.size(),
         world.host(),
         world.local_rank(),
         world.local_size(),
-        world.threads(),
-        plural(world.threads()),
+        counted(world.threads() as u64, "thread"),
         usable_cores(),
         machine_cores(),
     )
@@ -131,17 +131,21 @@ fn own_line(world: &World) -> Vec<u8> {
     line
 }
 
-/// What makes runs slow without being wrong.
+/// Lists settings that make runs slow.
 fn advice(world: &World) -> Vec<String> {
     let mut lines = Vec::new();
     let (usable, cores) = (usable_cores(), machine_cores());
     if world.size() > 1 && usable * world.local_size() < cores {
         lines.push(format!(
-            "a rank may use {usable} of {cores} cores only; `mpirun --bind-to none` lets it use its share"
+            "a rank can use only {usable} of {cores} cores; `mpirun --bind-to none` removes the limit"
         ));
     }
     if world.local_size() > cores {
-        lines.push(format!("{} ranks share {cores} cores of this machine", world.local_size()));
+        lines.push(format!(
+            "{} ranks share {} on this machine",
+            world.local_size(),
+            counted(cores as u64, "core")
+        ));
     }
     lines
 }
@@ -151,24 +155,24 @@ fn usable_cores() -> usize {
 }
 
 fn machine_cores() -> usize {
-    // SAFETY: asks for a number.
+    // SAFETY: sysconf has no preconditions.
     let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
     usize::try_from(cores).unwrap_or(1)
 }
 
-/// The version and path of a library: the one in use, else the first that can be opened.
+/// Returns the version and path of a library: the loaded one, or the first that can be opened.
 fn version_in(stem: &str, names: &[&str], version: fn(&Library) -> Result<String, String>) -> String {
     let mut why = String::new();
-    for path in cuda::candidates(stem, names) {
-        // SAFETY: a library of the vendor, opened as libtorch opens it; it stays open.
+    for path in cuda::library_candidates(stem, names) {
+        // SAFETY: a vendor library, opened as libtorch opens it; it stays open.
         match unsafe { Library::new(&path) } {
             Ok(library) => {
                 let text = version(&library);
                 std::mem::forget(library);
-                let path = cuda::mapped(stem).unwrap_or(path);
+                let path = cuda::mapped_library(stem).unwrap_or(path);
                 return found(Some(text.unwrap_or_else(|why| why)), Some(&path));
             }
-            // The first is the one that was meant to be used.
+            // Report the error of the first candidate, which takes precedence.
             Err(error) if why.is_empty() && path.is_absolute() => why = format!(" ({error})"),
             Err(_) => {}
         }
@@ -176,7 +180,7 @@ fn version_in(stem: &str, names: &[&str], version: fn(&Library) -> Result<String
     format!("not found{why} ({FOR_GPU}); {SETUP}")
 }
 
-/// The version and path of NCCL, as ranks on cards would open it.
+/// Returns the version and path of NCCL, as GPU ranks would open it.
 fn nccl() -> String {
     match crate::comm::nccl_library() {
         Ok((version, path)) => found(Some(version), Some(path)),
@@ -184,12 +188,12 @@ fn nccl() -> String {
     }
 }
 
-/// Calls `int name(int *)`, the way all three libraries tell a number.
+/// Calls `int name(int *)`, which returns a number through the pointer.
 fn number(library: &Library, name: &[u8]) -> Result<c_int, String> {
-    type Ask = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type Getter = unsafe extern "C" fn(*mut c_int) -> c_int;
     let mut number = 0;
-    // SAFETY: the type is that of the vendor's header for the names that are asked for here.
-    let code = unsafe { library.get::<Ask>(name).map_err(|error| error.to_string())?(&mut number) };
+    // SAFETY: the functions called by these names have this type in the vendor's headers.
+    let code = unsafe { library.get::<Getter>(name).map_err(|error| error.to_string())?(&mut number) };
     match code {
         0 => Ok(number),
         code => Err(format!("error {code}")),
@@ -197,15 +201,15 @@ fn number(library: &Library, name: &[u8]) -> Result<c_int, String> {
 }
 
 fn cuda_runtime(library: &Library) -> Result<String, String> {
-    number(library, b"cudaRuntimeGetVersion\0").map(thousands)
+    number(library, b"cudaRuntimeGetVersion\0").map(cuda_version)
 }
 
-/// 13020 is 13.2.
-fn thousands(number: c_int) -> String {
+/// Formats a CUDA version: 13020 is 13.2.
+fn cuda_version(number: c_int) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 
-/// 91900 is 9.19.0.
+/// Returns the cuDNN version: 91900 is 9.19.0.
 fn cudnn(library: &Library) -> Result<String, String> {
     type Version = unsafe extern "C" fn() -> usize;
     // SAFETY: size_t cudnnGetVersion(void).
@@ -214,7 +218,7 @@ fn cudnn(library: &Library) -> Result<String, String> {
     Ok(format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100))
 }
 
-/// The version that libtorch says of itself in the files beside it: the wheel's version.py or the archive's build-version.
+/// Returns the libtorch version from the files beside it: version.py of the wheel or build-version of the archive.
 fn torch_version(library: &Path) -> Option<String> {
     let folder = library.parent()?.parent()?;
     if let Ok(text) = fs::read_to_string(folder.join("version.py")) {
@@ -233,12 +237,8 @@ fn found(version: Option<String>, path: Option<&Path>) -> String {
     }
 }
 
-/// "Open MPI v5.0.11" of the long text a library gives.
+/// Returns the first words of a long version text: "Open MPI v5.0.11".
 fn first_words(text: &str) -> String {
     let line = text.split([',', '\n']).next().unwrap_or_default();
     line.trim_end_matches('\0').trim().to_string()
-}
-
-fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
 }

@@ -1,22 +1,22 @@
-//! What goes wrong in a command that makes no run.
+//! Errors of the commands that do not train.
 
-/// What goes wrong in a command that makes no run.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error of a command that does not train; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Images cannot be drawn or encoded as asked.
+    /// Images cannot be generated, encoded or written.
     #[error("demo-data: {0}")]
     Demo(String),
-    /// The network does not reproduce golden files.
-    #[error("{failed} of {files} golden files differ by more than is allowed; see the lines marked FAILED")]
+    /// Golden files are not reproduced.
+    #[error(
+        "{failed} of {files} golden files differ by more than the tolerance; see the lines marked FAILED"
+    )]
     NotGolden {
         /// Files that differ.
         failed: usize,
-        /// Files looked at.
+        /// Files compared.
         files: usize,
     },
-    /// A golden file that cannot be compared with.
+    /// A golden file that cannot be used.
     #[error("golden file {path}: {what}")]
     Golden {
         /// The file.

@@ -1,4 +1,4 @@
-//! Commands that make no run: each file is the command of its name.
+//! Commands that do not train, one per file.
 
 pub mod bench;
 pub mod demo_data;

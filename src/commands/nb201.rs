@@ -1,44 +1,53 @@
-//! `nb201 query`, `nb201 top`, `nb201 import`: the table on the command line, for people, and as JSON for programs.
+//! `nb201 query`, `nb201 top`, `nb201 import`: the NAS-Bench-201 table on the command line, as text or JSON.
 
 use crate::cli::{Nb201Args, Nb201Command};
 use crate::error::Result;
 use crate::nb201::{self, Column, Row, Table, import};
 use crate::process::console;
+use crate::report::counted;
 use crate::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Does `drnas-dist nb201`.
+/// `drnas-dist nb201`.
 pub fn run(args: &Nb201Args) -> Result<()> {
     match &args.command {
         Nb201Command::Query { architecture, table, json } => {
             let table = Table::open(table)?;
             let row = find(&table, architecture)?;
-            Ok(console::answer(&answer(*json, || row_json(&row, &table, true), || query_text(&row, &table)))?)
+            Ok(console::print_result(&render(
+                *json,
+                || row_json(&row, &table, true),
+                || query_text(&row, &table),
+            ))?)
         }
         Nb201Command::Top { count, by, table, json } => {
             let table = Table::open(table)?;
             let column = table.column(by)?;
             let rows = table.top(column, *count as usize);
             let as_json = || Value::Array(rows.iter().map(|row| row_json(row, &table, false)).collect());
-            Ok(console::answer(&answer(*json, as_json, || top_text(&rows, &table, column)))?)
+            Ok(console::print_result(&render(*json, as_json, || top_text(&rows, &table, column)))?)
         }
         Nb201Command::Import { source, out, overwrite, skip } => {
             import(source, out, skip, *overwrite)?;
             let table = Table::open(out)?;
-            Ok(console::answer(&columns_text(&table, out))?)
+            Ok(console::print_result(&columns_text(&table, out))?)
         }
     }
 }
 
-fn answer(json: bool, value: impl Fn() -> Value, text: impl Fn() -> String) -> String {
+fn render(json: bool, value: impl Fn() -> Value, text: impl Fn() -> String) -> String {
     if json { format!("{:#}\n", value()) } else { text() }
 }
 
-/// What a new table at `path` holds.
+/// Lists the columns of an imported table.
 fn columns_text(table: &Table, path: &Path) -> String {
-    let mut text =
-        format!("{}: {} architectures, {} columns\n", path.display(), table.len(), table.columns().len());
+    let mut text = format!(
+        "{}: {} architectures, {}\n",
+        path.display(),
+        table.len(),
+        counted(table.columns().len() as u64, "column")
+    );
     for (number, column) in table.columns().iter().enumerate() {
         let best = table.optimum(number);
         text += &format!(
@@ -52,7 +61,7 @@ fn columns_text(table: &Table, path: &Path) -> String {
     text
 }
 
-/// The line that a user named by text or by index.
+/// Finds a row by architecture string or index.
 fn find<'a>(table: &'a Table, name: &str) -> Result<Row<'a>> {
     if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
         let row = name.parse().ok().and_then(|index| table.row_at(index));
@@ -65,7 +74,7 @@ fn unit(column: &Column) -> &str {
     if column.unit == "percent" { " %" } else { &column.unit }
 }
 
-/// "CIFAR-10, test, 200 epochs" for a column that is known, else its name.
+/// Returns "CIFAR-10, test, 200 epochs" for a known column, otherwise its name.
 fn title(column: &Column) -> String {
     let known = |dataset: &Dataset| {
         let (_, rest) = column.name.split_once('_')?;
@@ -112,7 +121,7 @@ fn top_text(rows: &[Row], table: &Table, column: usize) -> String {
     aligned(&lines)
 }
 
-/// Columns side by side, numbers to the right; the first line is the heading.
+/// Aligns columns, numbers to the right; the first line is the heading.
 fn aligned<L: AsRef<[String]>>(lines: &[L]) -> String {
     let lines: Vec<&[String]> = lines.iter().map(AsRef::as_ref).collect();
     let num_cells = lines[0].len();
@@ -132,7 +141,8 @@ fn aligned<L: AsRef<[String]>>(lines: &[L]) -> String {
     text
 }
 
-/// `{"index", "architecture", "values": {column: number}}`, with `ranks`, `medians` and `optima` of each column too.
+/// Returns `{"index", "architecture", "values": {column: number}}`; if `compared`, also `ranks`, `medians` and `optima`
+/// by column.
 fn row_json(row: &Row, table: &Table, compared: bool) -> Value {
     let by_column = |value: &dyn Fn(usize) -> Value| -> Value {
         table

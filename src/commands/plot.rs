@@ -1,4 +1,4 @@
-//! `plot`: the paper's figures from a run folder, finished or not; reads only what the run has written.
+//! `plot`: plots the paper's figures from the run folder of a finished or running search.
 
 use crate::cli::{Figure, PlotArgs};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::space::nb201::Dataset;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Does `drnas-dist plot`.
+/// `drnas-dist plot`.
 pub fn run(args: &PlotArgs) -> Result<()> {
     let Figure::Trajectory(args) = &args.figure;
     let searched = || dataset_of(&args.run);
@@ -21,16 +21,21 @@ pub fn run(args: &PlotArgs) -> Result<()> {
     let (svg_path, png_path) = (with_extension(&stem, "svg"), with_extension(&stem, "png"));
     let figures =
         [(&svg_path, svg(&trajectory, &svg_path)?.into_bytes()), (&png_path, png(&trajectory, &png_path)?)];
-    // The figure of the run folder belongs to the run, which may have gone on.
+    // The figure in the run folder is always replaced, because the run may have progressed.
     let overwrite = args.overwrite || args.out.is_none();
     for (path, bytes) in &figures {
         files::check_new(path, bytes, overwrite)?;
     }
     figures.iter().try_for_each(|(path, bytes)| write(path, bytes))?;
-    Ok(console::answer(&format!("{}{}\n{}\n", trajectory.text(), svg_path.display(), png_path.display()))?)
+    Ok(console::print_result(&format!(
+        "{}{}\n{}\n",
+        trajectory.text(),
+        svg_path.display(),
+        png_path.display()
+    ))?)
 }
 
-/// What the run searches on, by `model.num_classes` of its configuration; CIFAR-10 if that does not say.
+/// Infers the data set of a search from `model.num_classes` in its configuration; CIFAR-10 if unknown.
 fn dataset_of(run: &Path) -> Result<Dataset> {
     let path = run.join("config.toml");
     let text = match fs::read_to_string(&path) {
@@ -47,7 +52,7 @@ fn dataset_of(run: &Path) -> Result<Dataset> {
     })
 }
 
-/// "a/b", "a/b.svg" and "a/b.png" all name a/b.svg and a/b.png; other dots belong to the name.
+/// Replaces or appends the extension: "a/b", "a/b.svg" and "a/b.png" all give a/b.svg and a/b.png; other dots are kept.
 fn with_extension(stem: &Path, extension: &str) -> PathBuf {
     let bare = match stem.extension().and_then(|extension| extension.to_str()) {
         Some("svg" | "png") => stem.with_extension(""),
@@ -58,7 +63,7 @@ fn with_extension(stem: &Path, extension: &str) -> PathBuf {
     name.into()
 }
 
-/// Only ever a whole figure under the name: somebody may be looking at the one of a minute ago.
+/// Writes a figure atomically, because an older version of it may be open in a viewer.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(files::io("create folder", folder))?;

@@ -1,10 +1,10 @@
-//! What can be known to be wrong before anything is opened or computed.
+//! Checks of a configuration that need neither data nor ranks.
 
 use super::{Config, DataSection, ModelSection, Regulariser, RunSection, Settings, WeightsSection};
 use crate::config::error::{Error, Result};
 use crate::space::SearchSpace;
 
-/// An error unless `holds`, with one line.
+/// Returns [`Error::Check`] with the formatted line unless `holds`.
 macro_rules! require {
     ($holds:expr, $($line:tt)*) => {
         let holds: bool = $holds;
@@ -16,7 +16,7 @@ macro_rules! require {
 
 pub(super) use require;
 
-/// The divisors of `number`, as text for an error.
+/// Lists the divisors of `number` for an error message.
 pub(super) fn divisors(number: i64) -> String {
     let all = (1..=number).filter(|n| number % n == 0);
     all.map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
@@ -32,62 +32,63 @@ impl Config {
         self.check_batch()
     }
 
-    /// KL takes the place of the weight decay.
-    pub(super) fn settle_keys(&mut self, given: &dyn Fn(&str) -> bool) {
+    /// With the KL regulariser, weight decay is 0 unless given.
+    pub(super) fn derive_keys(&mut self, given: &dyn Fn(&str) -> bool) {
         if self.eta.regulariser == Regulariser::Kl && !given("eta.weight_decay") {
             self.eta.weight_decay = 0.0;
         }
     }
 }
 
-/// A named value of a configuration, or several of one name.
+/// A configuration key with its value, or with the values of its list.
 type NamedNumbers<'a> = (&'a str, &'a [f64]);
 
-/// Rates, norms and weights: float32 holds it, and its product with a batch.
-const LARGEST: f64 = 1e30;
+/// Rates, norms and weights: float32 can represent it and its product with a batch.
+const MAX_NUMBER: f64 = 1e30;
 
-/// Times: thirty years. What a clock adds to now has a bound far above this and far below that of a float.
-const MOST_SECONDS: f64 = 1e9;
+/// Durations: thirty years. Adding a duration to the current time overflows far above this, but far below the largest
+/// float.
+const MAX_SECONDS: f64 = 1e9;
 
-/// Steps, epochs and checkpoints: a value that stands for "never", whose products still fit into 64 bits.
-const MOST: u64 = 1_000_000_000_000;
+/// Steps, epochs and checkpoints: large enough to mean "never"; products still fit into 64 bits.
+const MAX_COUNT: u64 = 1_000_000_000_000;
 
-/// Threads of one kind in one rank; no machine has more cores, and each takes memory.
-const MOST_THREADS: u64 = 1024;
+/// Threads per rank and purpose: more than the cores of any machine, and every thread takes memory.
+const MAX_THREADS: u64 = 1024;
 
-/// Batches that are decoded ahead.
-const MOST_BATCHES: u64 = 65_536;
+/// Prefetched batches.
+const MAX_BATCHES: u64 = 65_536;
 
-/// Images of a step, more than a whole ImageNet.
-pub(super) const MOST_IMAGES: i64 = 1 << 24;
+/// Images per step: more than all of ImageNet.
+pub(super) const MAX_IMAGES: i64 = 1 << 24;
 
 /// Replicas, and outputs of the head.
-const MOST_PARTS: i64 = 1 << 20;
+const MAX_PARTS: i64 = 1 << 20;
 
-/// Each is 0 or more.
+/// Requires 0 or more.
 pub(super) fn not_negative(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
-        let good = value.iter().all(|x| (0.0..=LARGEST).contains(x));
-        require!(good, "{name} must be 0 or more and at most {LARGEST:e}, found {value:?}");
+        let good = value.iter().all(|x| (0.0..=MAX_NUMBER).contains(x));
+        require!(good, "{name} must be 0 or more and at most {MAX_NUMBER:e}, found {value:?}");
     }
     Ok(())
 }
 
-/// Each is above 0.
+/// Requires values above 0.
 pub(super) fn positive(values: &[NamedNumbers]) -> Result<()> {
-    positive_to(LARGEST, values)
+    positive_up_to(MAX_NUMBER, values)
 }
 
-/// Each is above 0 and at most `most`.
-fn positive_to(most: f64, values: &[NamedNumbers]) -> Result<()> {
+/// Requires values above 0 and at most `max`.
+fn positive_up_to(max: f64, values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
-        let good = value.iter().all(|x| *x > 0.0 && *x <= most);
-        require!(good, "{name} must be above 0 and at most {most:e}, found {value:?}");
+        let good = value.iter().all(|x| *x > 0.0 && *x <= max);
+        require!(good, "{name} must be above 0 and at most {max:e}, found {value:?}");
     }
     Ok(())
 }
 
-/// Each is in [0, 1).
+/// Requires values in [0, 1).
 pub(super) fn below_one(values: &[NamedNumbers]) -> Result<()> {
     for (name, value) in values {
         let good = value.iter().all(|x| (0.0..1.0).contains(x));
@@ -96,62 +97,65 @@ pub(super) fn below_one(values: &[NamedNumbers]) -> Result<()> {
     Ok(())
 }
 
-/// Each is 1 or more.
+/// Requires 1 or more.
 pub(super) fn at_least_one(counts: &[(&str, u64)]) -> Result<()> {
     for (name, count) in counts {
-        require!((1..=MOST).contains(count), "{name} must be 1 or more and at most {MOST}, found {count}");
+        require!(
+            (1..=MAX_COUNT).contains(count),
+            "{name} must be 1 or more and at most {MAX_COUNT}, found {count}"
+        );
     }
     Ok(())
 }
 
-/// Each is 0, which stands for a default, or more.
+/// Requires 0, which selects a default, or more.
 pub(super) fn zero_or_more(counts: &[(&str, u64)]) -> Result<()> {
-    at_most(MOST, counts)
+    at_most(MAX_COUNT, counts)
 }
 
-fn at_most(most: u64, counts: &[(&str, u64)]) -> Result<()> {
+fn at_most(max: u64, counts: &[(&str, u64)]) -> Result<()> {
     for (name, count) in counts {
-        require!(*count <= most, "{name} must be at most {most}, found {count}");
+        require!(*count <= max, "{name} must be at most {max}, found {count}");
     }
     Ok(())
 }
 
-/// TOML holds the seed.
+/// TOML can represent the seed.
 pub(super) fn check_seed(seed: u64) -> Result<()> {
     require!(i64::try_from(seed).is_ok(), "seed = {seed} is above 2^63 - 1, the largest integer of TOML");
     Ok(())
 }
 
-/// The batch can be split over the replicas; `section` holds both numbers.
-pub(super) fn check_share<S: Settings>(settings: &S) -> Result<()> {
+/// The batch can be split over the replicas; both keys are in [`Settings::SECTION`].
+pub(super) fn check_batch_split<S: Settings>(settings: &S) -> Result<()> {
     let (replicas, batch, section) = (settings.replicas(), settings.global_batch(), S::SECTION);
     require!(
-        (1..=MOST_PARTS).contains(&replicas) && (1..=MOST_IMAGES).contains(&batch),
-        "{section}.replicas = {replicas} and {section}.global_batch = {batch} must be 1 or more, at most {MOST_PARTS} and \
-         {MOST_IMAGES}"
+        (1..=MAX_PARTS).contains(&replicas) && (1..=MAX_IMAGES).contains(&batch),
+        "{section}.replicas = {replicas} and {section}.global_batch = {batch} must be 1 or more and at most \
+         {MAX_PARTS} and {MAX_IMAGES}"
     );
     require!(
         batch % replicas == 0,
-        "{section}.replicas = {replicas} does not divide {section}.global_batch = {batch}; the next batch that fits is {}",
+        "{section}.replicas = {replicas} does not divide {section}.global_batch = {batch}; the next multiple is {}",
         (batch / replicas + 1) * replicas
     );
     Ok(())
 }
 
 impl DataSection {
-    /// Every key for itself; what fits the network is the network's business.
+    /// Checks every key by itself. [`ModelSection::check`] checks `px` against the network.
     pub(super) fn check(&self) -> Result<()> {
         not_negative(&[("data.mean", &self.mean)])?;
         positive(&[("data.std", &self.std)])?;
         at_least_one(&[("data.prefetch", self.prefetch as u64)])?;
-        at_most(MOST_BATCHES, &[("data.prefetch", self.prefetch as u64)])?;
-        at_most(MOST_THREADS, &[("data.decode_threads", self.decode_threads as u64)])?;
+        at_most(MAX_BATCHES, &[("data.prefetch", self.prefetch as u64)])?;
+        at_most(MAX_THREADS, &[("data.decode_threads", self.decode_threads as u64)])?;
         require!(
             self.crop_area_min > 0.0 && self.crop_area_min <= 1.0,
             "data.crop_area_min must be above 0 and at most 1, found {}",
             self.crop_area_min
         );
-        // First of the sizes: others are computed from it.
+        // Before the other sizes, which are derived from it.
         require!((0..=4096).contains(&self.px), "data.px = {} must be in 1..=4096", self.px);
         require!(self.pad <= 4096, "data.pad must be at most 4096, found {}", self.pad);
         require!(
@@ -161,7 +165,7 @@ impl DataSection {
         );
         require!(
             self.jitter.iter().all(|x| (0.0..=1000.0).contains(x)) && self.jitter[3] <= 0.5,
-            "data.jitter must be 0 or more and at most 1000, the hue at most 0.5, found {:?}",
+            "data.jitter must be 0 or more and at most 1000, with the hue at most 0.5, found {:?}",
             self.jitter
         );
         require!(
@@ -179,20 +183,20 @@ impl DataSection {
         Ok(())
     }
 
-    /// Threads that decode images, of a rank that has `threads`.
+    /// Number of decoding threads of a rank that has `threads` cores.
     pub fn threads(&self, threads: usize) -> usize {
         if self.decode_threads == 0 { threads } else { self.decode_threads }
     }
 
-    /// What decodes images may change in a run that goes on.
-    pub(super) fn take_free_keys(&mut self, now: &DataSection) {
-        self.decode_threads = now.decode_threads;
-        self.prefetch = now.prefetch;
+    /// Copies the keys of the decoder, which may change when a run resumes.
+    pub(super) fn take_runtime_keys(&mut self, other: &DataSection) {
+        self.decode_threads = other.decode_threads;
+        self.prefetch = other.prefetch;
     }
 }
 
 impl WeightsSection {
-    /// Every key for itself, and the warm-up against the `epochs` of the run.
+    /// Checks every key by itself, and the warm-up against the `epochs` of the run.
     pub(super) fn check(&self, epochs: u64) -> Result<()> {
         not_negative(&[("weights.weight_decay", &[self.weight_decay]), ("weights.lr_min", &[self.lr_min])])?;
         positive(&[("weights.lr", &[self.lr])])?;
@@ -213,17 +217,17 @@ impl WeightsSection {
 }
 
 impl ModelSection {
-    /// Every key for itself, and the side of the images, `px`.
+    /// Checks every key by itself, and the side `px` of the images.
     pub(super) fn check(&self, px: i64) -> Result<()> {
         let model = self;
         require!(
-            (2..=MOST_PARTS).contains(&model.num_classes),
-            "model.num_classes must be 2 or more and at most {MOST_PARTS}, found {}",
+            (2..=MAX_PARTS).contains(&model.num_classes),
+            "model.num_classes must be 2 or more and at most {MAX_PARTS}, found {}",
             model.num_classes
         );
         require!(
             model.layers >= 3 || model.space == SearchSpace::NasBench201,
-            "model.layers must be 3 or more (two cells reduce, one comes first), found {}",
+            "model.layers must be 3 or more (one normal cell and two reduction cells), found {}",
             model.layers
         );
         require!(
@@ -236,8 +240,9 @@ impl ModelSection {
             "model.init_channels must be in 1..=65536, found {}",
             model.init_channels
         );
-        // Strided operations round a map's side up, the bypass of partial channels rounds it down, and the two halves of
-        // a FactorizedReduce must agree: whatever is halved must be even. ImageNet: stem / 8, then two reductions.
+        // Strided operations round the side of a map up, the bypass of partial channels rounds it down, and the two
+        // halves of a FactorizedReduce must match: a map must be even before it is halved. ImageNet: stem / 8, then two
+        // reductions.
         let multiple = match model.space {
             SearchSpace::DartsImagenet => 32,
             SearchSpace::DartsCifar | SearchSpace::NasBench201 => 4,
@@ -251,20 +256,20 @@ impl ModelSection {
 }
 
 impl RunSection {
-    /// Every key for itself.
+    /// Checks every key by itself.
     pub(super) fn check(&self) -> Result<()> {
         not_negative(&[("run.heartbeat_s", &[self.heartbeat_s])])?;
         require!(
             self.heartbeat_s == 0.0 || (1.0..=3600.0).contains(&self.heartbeat_s),
-            "run.heartbeat_s must be 0 (nobody is watched) or in 1..=3600 seconds, found {}",
+            "run.heartbeat_s must be 0 (off) or in 1..=3600 seconds, found {}",
             self.heartbeat_s
         );
-        positive_to(1e6, &[("run.bucket_mib", &[self.bucket_mib])])?;
-        positive_to(
-            MOST_SECONDS,
+        positive_up_to(1e6, &[("run.bucket_mib", &[self.bucket_mib])])?;
+        positive_up_to(
+            MAX_SECONDS,
             &[("run.start_limit_s", &[self.start_limit_s]), ("run.time_limit_s", &[self.time_limit_s])],
         )?;
-        at_most(MOST_THREADS, &[("run.threads", self.threads as u64)])?;
+        at_most(MAX_THREADS, &[("run.threads", self.threads as u64)])?;
         at_least_one(&[
             ("run.log_every", self.log_every),
             ("run.compare_every", self.compare_every),
@@ -275,7 +280,7 @@ impl RunSection {
 }
 
 impl Config {
-    /// Whether the configuration is one of `space`: each has a command of its own.
+    /// Checks that the configuration is for `space`; each space has its own command.
     pub fn check_space(&self, space: SearchSpace) -> Result<()> {
         let command = |space| match space {
             SearchSpace::DartsImagenet => "search-imagenet",
@@ -284,7 +289,7 @@ impl Config {
         };
         require!(
             self.model.space == space,
-            "this is {}, the configuration is one for {}: give it to that, or set model.space",
+            "this is {}, but the configuration is for {}; use that command or change model.space",
             command(space),
             command(self.model.space)
         );
@@ -305,7 +310,7 @@ impl Config {
         below_one(&[("eta.betas", &eta.betas)])?;
         require!(
             eta.regulariser == Regulariser::L2 || eta.weight_decay == 0.0,
-            "eta.weight_decay = {} beside eta.regulariser = \"kl\": one of the two pulls eta; leave weight_decay out",
+            "eta.weight_decay = {} cannot be combined with eta.regulariser = \"kl\"; remove eta.weight_decay",
             eta.weight_decay
         );
         self.data.check()?;
@@ -316,7 +321,7 @@ impl Config {
         let model = &self.model;
         require!(
             model.space != SearchSpace::DartsImagenet || model.init_channels % 2 == 0,
-            "model.init_channels = {} must be even: the ImageNet stem begins with 3/2 of it",
+            "model.init_channels = {} must be even: the ImageNet stem begins with half as many channels",
             model.init_channels
         );
         Ok(())
@@ -327,19 +332,19 @@ impl Config {
         let operations = self.model.space.operations().len();
         require!(
             !search.stages.is_empty(),
-            "there is no stage; write one or more [[search.stage]] with k, ops_kept and epochs"
+            "no search stage; add one or more [[search.stage]] with k, ops_kept and epochs"
         );
         for (index, stage) in search.stages.iter().enumerate() {
             let number = index + 1;
             require!(
                 stage.k >= 1 && channels % stage.k == 0,
-                "stage {number}: k = {} does not divide model.init_channels = {channels}; possible: {}",
+                "stage {number}: k = {} does not divide model.init_channels = {channels}; its divisors are {}",
                 stage.k,
                 divisors(channels)
             );
             require!(
                 (1..=operations).contains(&stage.ops_kept),
-                "stage {number}: ops_kept = {} must be in 1..={operations}, the operations of the {} space",
+                "stage {number}: ops_kept = {} must be in 1..={operations}, the number of operations of the {} space",
                 stage.ops_kept,
                 self.model.space.name()
             );
@@ -350,28 +355,28 @@ impl Config {
             );
             require!(
                 stage.epochs > search.architecture_from_epoch,
-                "stage {number} has {} epochs and architecture steps begin at epoch {} of each stage: eta would stay \
-                 as it was; lower search.architecture_from_epoch or add epochs",
+                "stage {number}: epochs = {} must be above search.architecture_from_epoch = {}, or eta is not trained; \
+                 add epochs or lower search.architecture_from_epoch",
                 stage.epochs,
                 search.architecture_from_epoch
             );
         }
         require!(
             search.stages[0].ops_kept == operations,
-            "stage 1: ops_kept = {} must be {operations}: nothing is known yet that could be pruned",
+            "stage 1: ops_kept = {} must be {operations}: pruning begins with stage 2",
             search.stages[0].ops_kept
         );
         for (index, pair) in search.stages.windows(2).enumerate() {
             let (number, old, new) = (index + 2, pair[0], pair[1]);
             require!(
                 new.k <= old.k,
-                "stage {number}: k = {} is above k = {} of the stage before; the network can only be widened",
+                "stage {number}: k = {} is above k = {} of the previous stage; the network can only be widened",
                 new.k,
                 old.k
             );
             require!(
                 new.ops_kept <= old.ops_kept,
-                "stage {number}: ops_kept = {} is above {} of the stage before; pruned operations do not come back",
+                "stage {number}: ops_kept = {} is above {} of the previous stage; pruned operations cannot be restored",
                 new.ops_kept,
                 old.ops_kept
             );
@@ -380,14 +385,14 @@ impl Config {
     }
 
     fn check_batch(&self) -> Result<()> {
-        check_share(self)?;
+        check_batch_split(self)?;
         let deepest = match self.model.space {
             SearchSpace::DartsImagenet => self.data.px / 32,
             SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.data.px / 4,
         };
         require!(
             self.replica_batch() * deepest * deepest >= 2,
-            "one image per replica and a last map of one pixel give batch norm a single value; \
+            "batch norm would see a single value per channel: one image per replica and a last map of one pixel; \
              raise search.global_batch or data.px"
         );
         Ok(())

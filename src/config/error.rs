@@ -1,34 +1,32 @@
-//! What is wrong with a configuration.
+//! Configuration errors.
 
 use crate::files::IoError;
 
-/// The result of what can fail here.
+/// Result with the [`Error`] of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with a configuration.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error in a configuration; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file or a `--set` that cannot be read, or a value of the wrong kind.
+    /// A file or a `--set` that cannot be parsed, or a value of the wrong type.
     #[error("{place}: {message}")]
     Syntax {
         /// "FILE line N", or the `--set`.
         place: String,
-        /// What is wrong there.
+        /// The parser's message.
         message: String,
     },
-    /// A key that does not exist.
+    /// An unknown key.
     #[error("unknown key \"{key}\" in {place}{}", did_you_mean(nearest))]
     UnknownKey {
         /// The key, dotted.
         key: String,
         /// "FILE line N", or the `--set`.
         place: String,
-        /// The known key that is most like it, if any is.
+        /// The most similar known key, if any is similar.
         nearest: Option<String>,
     },
-    /// Values that do not fit together; the line says which and what would fit.
+    /// A value out of range, or values that contradict each other.
     #[error("configuration: {0}")]
     Check(String),
     /// A file or folder could not be read, written, renamed or removed.

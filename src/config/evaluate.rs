@@ -1,7 +1,7 @@
-//! The configuration of an evaluation: a found network trained from scratch, and tested.
+//! Configuration of an evaluation, which trains a found architecture from scratch and tests it.
 
 use super::check::{
-    MOST_IMAGES, at_least_one, below_one, check_seed, check_share, not_negative, require, zero_or_more,
+    MAX_IMAGES, at_least_one, below_one, check_batch_split, check_seed, not_negative, require, zero_or_more,
 };
 use super::shared::configuration;
 use super::{DataSection, Settings, WeightsSection};
@@ -10,8 +10,8 @@ use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 
 configuration! {
-    /// An evaluation, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet run. The model
-    /// is the network apart from its genotype.
+    /// Resolved and checked configuration of an evaluation. [`Settings::load`] returns one; `Default` is the published
+    /// ImageNet run. The genotype is not part of it.
     pub struct EvaluateConfig {
         /// The training: replicas, batch, epochs.
         evaluate: EvaluateSection,
@@ -30,28 +30,29 @@ pub struct EvaluateSection {
     pub global_batch: i64,
     /// Epochs of the run.
     pub epochs: u64,
-    /// Steps of one epoch; 0 = the whole set, less the last incomplete batch.
+    /// Steps per epoch; 0 = the whole data set without the last incomplete batch.
     pub steps_per_epoch: u64,
-    /// How the learning rate falls.
+    /// Decay of the learning rate.
     pub decay: DecayKind,
-    /// The batch that `weights.lr` is meant for: with another global batch the rate is multiplied by
-    /// global_batch / lr_batch (the linear rule). 0 = the rate is meant for the batch of this run.
+    /// Reference batch of `weights.lr`: the learning rate is multiplied by global_batch / lr_batch (linear scaling
+    /// rule). 0 = no scaling.
     pub lr_batch: i64,
     /// Largest norm of the averaged gradients; 0 = no clipping.
     pub grad_clip: f64,
-    /// Part of a training label that is spread over all classes, in [0, 1).
+    /// Label smoothing: fraction of the target spread over all classes, in [0, 1).
     pub label_smoothing: f64,
-    /// Weight of the auxiliary head's loss; 0 = no such head.
+    /// Weight of the auxiliary head's loss; 0 = no auxiliary head.
     pub auxiliary_weight: f64,
-    /// Drop path: probability, in [0, 1), that the last epoch would reach; it rises linearly from 0, epoch by epoch.
+    /// Drop-path probability, in [0, 1): rises linearly per epoch from 0 and would reach this value after the last
+    /// epoch.
     pub drop_path: f64,
-    /// Epochs between two tests; the last epoch is always tested.
+    /// Epochs between tests; the last epoch is always tested.
     pub test_every: u64,
-    /// Images per batch of a test.
+    /// Images per test batch.
     pub test_batch: i64,
 }
 
-/// How the learning rate falls.
+/// Decay of the learning rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DecayKind {
@@ -92,7 +93,7 @@ impl Default for EvaluateSection {
 }
 
 impl EvaluateConfig {
-    /// The highest learning rate: `weights.lr`, scaled by the linear rule if `evaluate.lr_batch` says so.
+    /// Peak learning rate: `weights.lr`, scaled by the linear rule unless `evaluate.lr_batch` is 0.
     pub fn lr(&self) -> f64 {
         match self.evaluate.lr_batch {
             0 => self.weights.lr,
@@ -102,14 +103,15 @@ impl EvaluateConfig {
 }
 
 impl EvaluateConfig {
-    /// Whether the configuration is for `evaluate-imagenet` or `evaluate-cifar`, as `command` says.
+    /// Checks that the configuration is for the space of the command (`evaluate-imagenet` or `evaluate-cifar`).
     pub fn check_space(&self, command: SearchSpace) -> Result<()> {
         let (space, other) = match self.model.space {
-            SearchSpace::DartsImagenet => ("darts-imagenet", "belongs to the command evaluate-imagenet"),
-            SearchSpace::DartsCifar => ("darts-cifar", "belongs to the command evaluate-cifar"),
-            SearchSpace::NasBench201 => {
-                ("nas-bench-201", "is not trained here: its benchmark has; see `nb201 query`")
-            }
+            SearchSpace::DartsImagenet => ("darts-imagenet", "requires the command evaluate-imagenet"),
+            SearchSpace::DartsCifar => ("darts-cifar", "requires the command evaluate-cifar"),
+            SearchSpace::NasBench201 => (
+                "nas-bench-201",
+                "cannot be evaluated: its benchmark holds the accuracies; see `nb201 query`",
+            ),
         };
         require!(self.model.space == command, "model.space = \"{space}\" {other}");
         Ok(())
@@ -117,8 +119,8 @@ impl EvaluateConfig {
 }
 
 impl EvaluateConfig {
-    /// Nothing follows from other keys.
-    fn settle_keys(&mut self, _given: &dyn Fn(&str) -> bool) {}
+    /// No key is derived from others.
+    fn derive_keys(&mut self, _given: &dyn Fn(&str) -> bool) {}
 
     /// [`Settings::check`].
     fn check_keys(&self) -> Result<()> {
@@ -148,23 +150,23 @@ impl EvaluateConfig {
             evaluate.test_batch
         );
         require!(
-            (0..=MOST_IMAGES).contains(&evaluate.lr_batch),
-            "evaluate.lr_batch = {} must be 0 (no scaling) or the batch that weights.lr is meant for, at most {MOST_IMAGES}",
+            (0..=MAX_IMAGES).contains(&evaluate.lr_batch),
+            "evaluate.lr_batch = {} must be 0 (no scaling) or the reference batch of weights.lr, at most {MAX_IMAGES}",
             evaluate.lr_batch
         );
         self.weights.check(evaluate.epochs)?;
-        check_share(self)?;
+        check_batch_split(self)?;
         self.check_maps()
     }
 }
 
 impl EvaluateConfig {
-    /// The maps are large enough for what works on them.
+    /// Checks that the feature maps are large enough for the layers that use them.
     fn check_maps(&self) -> Result<()> {
         let (space, px) = (self.model.space, self.data.px);
         require!(
             self.model.init_channels % 2 == 0,
-            "model.init_channels = {} must be even: a reduction makes half of them by each of two convolutions",
+            "model.init_channels = {} must be even: each convolution of a FactorizedReduce computes half of them",
             self.model.init_channels
         );
         let deepest = match space {
@@ -175,14 +177,14 @@ impl EvaluateConfig {
         let smallest = space.smallest_auxiliary_side();
         require!(
             !auxiliary || deepest >= smallest,
-            "data.px = {px} leaves {deepest} x {deepest} pixels to the auxiliary head, which needs {smallest} x {smallest}; \
+            "data.px = {px}: the auxiliary head gets a {deepest} x {deepest} map and requires {smallest} x {smallest}; \
              use --set data.px={} or --set evaluate.auxiliary_weight=0",
             smallest * px / deepest
         );
         require!(
             self.replica_batch() * deepest * deepest >= 2 && (!auxiliary || self.replica_batch() >= 2),
-            "one image per replica gives a batch norm over the last map, or over the auxiliary head's one pixel, a \
-             single value; raise evaluate.global_batch"
+            "batch norm would see a single value per channel: one image per replica, and one pixel in the last map or \
+             in the auxiliary head; raise evaluate.global_batch"
         );
         let test = self.data.test_crop_px();
         let multiple = px / deepest;

@@ -1,4 +1,4 @@
-//! From a TOML file and `--set key=value` to checked settings, with the place of every mistake.
+//! Loads settings from a TOML file and `--set key=value`, and reports the place of every error.
 
 use super::Settings;
 use crate::config::error::{Error, Result};
@@ -8,48 +8,48 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// [`Settings::load`].
-pub fn load<S: Settings>(path: &Path, sets: &[String]) -> Result<S> {
+pub fn load<S: Settings>(path: &Path, overrides: &[String]) -> Result<S> {
     let text = fs::read_to_string(path).map_err(files::io("read", path))?;
-    parse(&text, &path.display().to_string(), sets)
+    parse(&text, &path.display().to_string(), overrides)
 }
 
 /// [`Settings::parse`].
-pub fn parse<S: Settings>(text: &str, name: &str, sets: &[String]) -> Result<S> {
+pub fn parse<S: Settings>(text: &str, name: &str, overrides: &[String]) -> Result<S> {
     let place = |span: Option<Range<usize>>| match span.and_then(|span| text.get(..span.start)) {
         Some(before) => format!("{name} line {}", before.matches('\n').count() + 1),
         None => name.to_owned(),
     };
-    let syntax = |error: toml::de::Error| wrong(place(error.span()), &error);
+    let syntax = |error: toml::de::Error| syntax_error(place(error.span()), &error);
     let mut all = Value::try_from(S::default()).expect("the defaults are valid TOML");
 
     let known = keys(&all, false);
     let spanned = DeTable::parse(text).map_err(syntax)?;
     refuse_unknown(spanned.get_ref(), "", &known, &|span| place(Some(span)))?;
-    toml::from_str::<S>(text).map_err(syntax)?; // values of the wrong kind, with their line
+    toml::from_str::<S>(text).map_err(syntax)?; // values of the wrong type, with their line
     let written: Table = toml::from_str(text).map_err(syntax)?;
     let mut given = keys(&Value::Table(written.clone()), false);
     merge(&mut all, Value::Table(written));
 
-    for set in sets {
+    for set in overrides {
         given.push(apply(&mut all, set)?.to_owned());
-        // One at a time, so that a value of the wrong kind is blamed on the right one.
+        // One at a time, so that a value of the wrong type is attributed to the right override.
         let read: Result<S, _> = all.clone().try_into();
-        read.map_err(|error| wrong(format!("--set {set}"), &error))?;
+        read.map_err(|error| syntax_error(format!("--set {set}"), &error))?;
     }
 
     let mut settings: S = all.try_into().map_err(syntax)?;
-    settings.settle(&|key| given.iter().any(|given| given == key));
+    settings.derive(&|key| given.iter().any(|given| given == key));
     settings.check()?;
     Ok(settings)
 }
 
-fn wrong(place: String, error: &toml::de::Error) -> Error {
+fn syntax_error(place: String, error: &toml::de::Error) -> Error {
     let message = error.message().replace('\n', "; ");
     Error::Syntax { place, message }
 }
 
-/// Every dotted key below `value`, tables included. `indexed`: the entries of a list count from 1 in the key; else they
-/// share one key.
+/// Lists every dotted key below `value`, tables included. `indexed`: keys number the entries of a list from 1;
+/// otherwise the entries share one key.
 fn keys(value: &Value, indexed: bool) -> Vec<String> {
     fn walk(value: &Value, at: &str, indexed: bool, keys: &mut Vec<String>) {
         let below: Vec<(String, &Value)> = match value {
@@ -100,15 +100,15 @@ fn refuse_unknown(
     Ok(())
 }
 
-/// The error for `key`, with the nearest key: by its last part, since many a key stands in the wrong table; the whole
-/// dotted name decides between equals.
+/// Returns the error for `key` with the most similar known key. The last part counts most, because a key is often
+/// written in the wrong table; the whole dotted name breaks ties.
 fn unknown(key: String, place: String, known: &[String]) -> Error {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let likeness = |other: &String| {
         strsim::jaro_winkler(&last(&key), &last(other)) + 0.2 * strsim::normalized_levenshtein(&key, other)
     };
     let nearest = (known.iter())
-        .filter(|_| key.len() < 100) // no misspelling, and a comparison takes as long as the key
+        .filter(|_| key.len() < 100) // too long for a misspelling, and the cost of a comparison grows with the key
         .map(|other| (likeness(other), other))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(likeness, _)| *likeness > 0.8)
@@ -116,7 +116,7 @@ fn unknown(key: String, place: String, known: &[String]) -> Error {
     Error::UnknownKey { key, place, nearest }
 }
 
-/// Lays `over` on `under`, table by table; lists are replaced as a whole.
+/// Merges `over` into `under` table by table; lists are replaced as a whole.
 fn merge(under: &mut Value, over: Value) {
     match (under, over) {
         (Value::Table(under), Value::Table(over)) => {
@@ -131,7 +131,7 @@ fn merge(under: &mut Value, over: Value) {
     }
 }
 
-/// Puts one `key=value` into `all`; the key.
+/// Applies one `key=value` to `all` and returns the key.
 fn apply<'a>(all: &mut Value, set: &'a str) -> Result<&'a str> {
     let place = format!("--set {set}");
     let refuse = |message: &str| Error::Syntax { place: place.clone(), message: message.to_owned() };
@@ -151,7 +151,7 @@ fn apply<'a>(all: &mut Value, set: &'a str) -> Result<&'a str> {
     });
     match target {
         None => Err(unknown(key.to_owned(), place, &known)),
-        Some(Value::Table(_)) => Err(refuse("this is a table: set its keys one by one")),
+        Some(Value::Table(_)) => Err(refuse("this key is a table; set its keys one by one")),
         Some(target) => {
             *target = value.unwrap_or_else(|| Value::String(text.to_owned()));
             Ok(key)

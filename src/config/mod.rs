@@ -1,7 +1,6 @@
-//! The configuration: the types as written in a TOML file, their defaults, and `Config` as resolved and checked.
+//! Configuration: the sections of a TOML file, their defaults, and the resolved and checked settings.
 //!
-//! Every key is explained in `configs/README.md`. The defaults are the published ImageNet search (DrNAS, ICLR 2021):
-//! an empty file is that run.
+//! `configs/README.md` documents every key. An empty file is the published ImageNet search (DrNAS, ICLR 2021).
 
 mod check;
 pub(crate) mod error;
@@ -25,7 +24,8 @@ pub use settings::Settings;
 use shared::configuration;
 
 configuration! {
-    /// A search, resolved and checked. [`Settings::load`] makes one; `Default` is the published ImageNet search.
+    /// Resolved and checked configuration of a search. [`Settings::load`] returns one; `Default` is the published
+    /// ImageNet search.
     pub struct Config {
         /// The search: replicas, batch, stages.
         search: SearchSection,

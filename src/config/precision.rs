@@ -1,22 +1,22 @@
-//! Precision: the floating-point kinds that a network computes in.
+//! Numerical precision of a network.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tch::Kind;
 
-/// How exact a network computes. Weights, batch-norm statistics, mixing weights, losses and gradient sums are float32 in
-/// all of them but `Fp64`.
+/// Numerical precision of a network. Weights, batch-norm statistics, mixing weights, losses and gradient sums are
+/// float32 except with `Fp64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// float32, on GPUs too: TensorFloat-32, which libtorch lets cuDNN use otherwise, is off.
+    /// float32. TensorFloat-32, which libtorch enables for cuDNN by default, is off.
     Fp32,
-    /// float32 whose products a GPU rounds to TensorFloat-32 (10 bits of mantissa); on CPUs the same as `Fp32`.
+    /// float32, with products rounded to TensorFloat-32 (10 bits of mantissa) on GPUs; on CPUs the same as `Fp32`.
     Tf32,
     /// Convolutions and activations in bfloat16 (7 bits of mantissa).
     Bf16,
-    /// float64, for checks: slower, and differences between orders of summation vanish.
+    /// float64, for checks: slower, but the order of summation makes hardly any difference.
     Fp64,
 }
 
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_convolutions_and_activations_are_short() {
+    fn only_convolutions_and_activations_use_bfloat16() {
         for precision in [Precision::Fp32, Precision::Tf32] {
             assert_eq!((precision.weights(), precision.activations()), (Kind::Float, Kind::Float));
         }

@@ -1,4 +1,4 @@
-//! The published runs, as the files in `configs/` have them: name and text.
+//! Published configurations from `configs/`: name and text of each file.
 
 use crate::space::nb201::Dataset;
 
@@ -8,22 +8,22 @@ pub const IMAGENET: (&str, &str) =
 /// DARTS cells on CIFAR-10.
 pub const CIFAR: (&str, &str) =
     ("configs/search-cifar.toml", include_str!("../../configs/search-cifar.toml"));
-/// NAS-Bench-201, plain.
+/// NAS-Bench-201, single stage.
 pub const NB201: (&str, &str) =
     ("configs/search-nb201.toml", include_str!("../../configs/search-nb201.toml"));
 /// NAS-Bench-201, progressive.
 pub const NB201_PROGRESSIVE: (&str, &str) =
     ("configs/search-nb201-progressive.toml", include_str!("../../configs/search-nb201-progressive.toml"));
-/// The network found on ImageNet, trained there.
+/// Evaluation on ImageNet of the architecture found there.
 pub const EVALUATE_IMAGENET: (&str, &str) =
     ("configs/evaluate-imagenet.toml", include_str!("../../configs/evaluate-imagenet.toml"));
-/// The network found on CIFAR-10, trained there.
+/// Evaluation on CIFAR-10 of the architecture found there.
 pub const EVALUATE_CIFAR: (&str, &str) =
     ("configs/evaluate-cifar10.toml", include_str!("../../configs/evaluate-cifar10.toml"));
 
-/// What `--dataset` says, as `--set` would.
-pub fn sets_of(dataset: Dataset) -> Vec<String> {
-    let sets = match dataset {
+/// Returns the `--set` overrides that `--dataset` implies.
+pub fn dataset_overrides(dataset: Dataset) -> Vec<String> {
+    let overrides = match dataset {
         Dataset::Cifar10 => [
             "model.num_classes=10",
             "data.px=32",
@@ -47,5 +47,5 @@ pub fn sets_of(dataset: Dataset) -> Vec<String> {
             "data.std=[0.24792156862745098, 0.24023529411764705, 0.2552549019607843]",
         ],
     };
-    sets.map(String::from).to_vec()
+    overrides.map(String::from).to_vec()
 }

@@ -1,29 +1,29 @@
-//! The sections of a configuration file, as they are written there, with their defaults.
+//! Sections of a configuration file and their defaults.
 
 use crate::space::SearchSpace;
 use serde::{Deserialize, Serialize};
 
-/// In which kind gradients travel between cards.
+/// Data type of gradients in transfers between GPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reduce {
-    /// As they are.
+    /// float32, unchanged.
     #[default]
     Fp32,
-    /// Rounded to bfloat16 before they are summed: half the bytes.
+    /// Rounded to bfloat16 before the sum: half the bytes.
     Bf16,
 }
 
-/// Where a rank computes.
+/// Device of a rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
-    /// On cards if every rank has one, else on the CPU.
+    /// A GPU if every rank has one, otherwise the CPU.
     #[default]
     Auto,
-    /// On a card, or not at all.
+    /// A GPU; an error if a rank has none.
     Cuda,
-    /// On the CPU.
+    /// The CPU.
     Cpu,
 }
 
@@ -31,13 +31,13 @@ pub enum DeviceChoice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelSection {
-    /// Family of networks.
+    /// Search space.
     pub space: SearchSpace,
     /// C, channels of the first cell's nodes; doubled at each of the two reduction cells.
     pub init_channels: i64,
-    /// Number of cells; those at layers / 3 and 2 layers / 3 (rounded down) reduce.
+    /// Number of cells; those at layers / 3 and 2 layers / 3 (rounded down) are reduction cells.
     pub layers: i64,
-    /// Outputs of the head; the shards must hold as many classes.
+    /// Outputs of the head; must equal the number of classes in the shards.
     pub num_classes: i64,
 }
 
@@ -45,54 +45,54 @@ pub struct ModelSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataSection {
-    /// Side of the square that the network sees, pixels.
+    /// Side of the square network input, pixels.
     pub px: i64,
-    /// Which part of a training picture is taken.
+    /// Random crop of a training image.
     pub crop: CropKind,
-    /// RandomResizedCrop: smallest part of the picture's area, in (0, 1].
+    /// RandomResizedCrop: smallest fraction of the image area, in (0, 1].
     pub crop_area_min: f64,
     /// `CropKind::Pad`: black pixels on each side.
     pub pad: u32,
-    /// Mirror half of the images left to right.
+    /// Flip half of the training images horizontally.
     pub flip: bool,
     /// Colour jitter: strength of brightness, contrast, saturation, hue; 0 = none.
     pub jitter: [f64; 4],
-    /// Side of the square that is cut out of a training picture, pixels; 0 = none.
+    /// Side of the Cutout square in a training image, pixels; 0 = none.
     pub cutout: u32,
-    /// The shorter side of a test picture becomes so long, pixels; 0 = automatic, see `test_resize_px`.
+    /// Test images are resized so that their shorter side has this length, pixels; 0 = automatic, see `test_resize_px`.
     pub test_resize: i64,
-    /// Side of the centre of it that is tested, pixels; 0 = px.
+    /// Side of the centre crop of a test image, pixels; 0 = px.
     pub test_crop: i64,
-    /// Subtracted from each channel (red, green, blue, in 0..1).
+    /// Mean subtracted from each channel (red, green, blue, in 0..1).
     pub mean: [f64; 3],
-    /// Each channel is divided by this.
+    /// Standard deviation by which each channel is divided.
     pub std: [f64; 3],
-    /// Threads that decode and augment, per rank; 0 = automatic.
+    /// Threads per rank that decode and augment; 0 = automatic.
     pub decode_threads: usize,
-    /// Batches made ahead, per stream; bounds the memory of the loader.
+    /// Batches prefetched per stream; bounds the memory of the loader.
     pub prefetch: usize,
-    /// Replace an undecodable image by another one and count it, instead of ending the run.
+    /// Replace an undecodable image by another image and count it instead of ending the run.
     pub skip_bad: bool,
 }
 
-/// Which part of a training picture is taken.
+/// Random crop of a training image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CropKind {
     /// A random rectangle, resized (ImageNet).
     RandomResized,
-    /// A random square of the padded picture, not resized (CIFAR).
+    /// A random square of the padded image, not resized (CIFAR).
     Pad,
 }
 
 impl DataSection {
-    /// Side of a test picture, pixels.
+    /// Side of the centre crop of a test image, pixels.
     pub fn test_crop_px(&self) -> i64 {
         if self.test_crop > 0 { self.test_crop } else { self.px }
     }
 
-    /// Length that the shorter side of a test picture gets, pixels. Automatic: the published proportion 256 : 224 where
-    /// training resizes, nothing is cut off where it does not.
+    /// Shorter side of a resized test image, pixels. Automatic: the published ratio 256 : 224 if training resizes,
+    /// otherwise equal to the crop.
     pub fn test_resize_px(&self) -> i64 {
         match (self.test_resize, self.crop) {
             (0, CropKind::RandomResized) => (self.test_crop_px() * 8 + 3) / 7,
@@ -102,23 +102,23 @@ impl DataSection {
     }
 }
 
-/// How often theta is drawn in one step.
+/// How theta is drawn in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Theta {
     /// Each replica draws its own (published behaviour).
     PerReplica,
-    /// One draw for all replicas: another estimator of the same gradient, with more variance.
+    /// One draw for all replicas: an estimator of the same gradient with a higher variance.
     Shared,
 }
 
-/// What the architecture's gradient knows of the weights' training.
+/// Order of the architecture gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "u8", try_from = "u8")]
 pub enum GradientOrder {
-    /// 1: the weights are as they are.
+    /// 1: at the current weights, taken as constant.
     First,
-    /// 2: the weights after one virtual step, which depends on eta; four passes instead of one.
+    /// 2: at the weights after one virtual step, which depends on eta; four passes instead of one.
     Second,
 }
 
@@ -152,15 +152,15 @@ pub struct SearchSection {
     pub replicas: i64,
     /// Images per step, over all replicas.
     pub global_batch: i64,
-    /// How often theta is drawn.
+    /// How theta is drawn.
     pub theta: Theta,
-    /// Whether an architecture step differentiates through a virtual weight step.
+    /// Order of the architecture gradient; 2 differentiates through a virtual weight step.
     pub order: GradientOrder,
     /// Largest norm of the averaged gradients of the weights; 0 = no clipping.
     pub grad_clip: f64,
-    /// Architecture steps begin at this epoch **of each stage**, counted from 0: so many epochs train weights only.
+    /// First epoch **of each stage**, counted from 0, with architecture steps; earlier epochs train only the weights.
     pub architecture_from_epoch: u64,
-    /// Steps of one epoch; 0 = the whole set, less the last incomplete batch.
+    /// Steps per epoch; 0 = the whole data set without the last incomplete batch.
     pub steps_per_epoch: u64,
     /// The stages, in order (`[[search.stage]]` in the file).
     #[serde(rename = "stage")]
@@ -170,9 +170,9 @@ pub struct SearchSection {
 /// One stage of the progressive search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageSection {
-    /// Partial-channel divisor: 1/k of the channels go through the operations; 1 = all.
+    /// Partial-channel divisor: 1/k of the channels pass through the operations; 1 = all.
     pub k: i64,
-    /// Operations left on every edge, 1..=7.
+    /// Operations kept on every edge, 1..=7.
     pub ops_kept: usize,
     /// Epochs of the stage.
     pub epochs: u64,
@@ -182,9 +182,9 @@ pub struct StageSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WeightsSection {
-    /// Learning rate at the top of the cosine.
+    /// Peak learning rate of the schedule.
     pub lr: f64,
-    /// Learning rate at its foot.
+    /// Final learning rate of the cosine.
     pub lr_min: f64,
     /// Momentum, in [0, 1).
     pub momentum: f64,
@@ -194,11 +194,11 @@ pub struct WeightsSection {
     pub warmup_epochs: u64,
 }
 
-/// What pulls eta towards the uniform Dirichlet.
+/// Regulariser that pulls eta towards the uniform Dirichlet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Regulariser {
-    /// Weight decay of Adam (the only one that was published for ImageNet).
+    /// Weight decay of Adam (the only regulariser published for ImageNet).
     L2,
     /// `kl_scale` * the sum over edges of KL(Dirichlet(beta) || Dirichlet(1)); weight decay is then 0.
     Kl,
@@ -214,7 +214,7 @@ pub struct EtaSection {
     pub betas: [f64; 2],
     /// L2 weight decay; 0 when `regulariser` is `Kl`.
     pub weight_decay: f64,
-    /// What pulls eta towards the uniform Dirichlet.
+    /// Regulariser that pulls eta towards the uniform Dirichlet.
     pub regulariser: Regulariser,
     /// Weight of the KL term.
     pub kl_scale: f64,
@@ -226,25 +226,25 @@ pub struct EtaSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunSection {
-    /// Steps between two looks at the losses: the progress moves, the log gets its lines, a NaN ends the run.
+    /// Steps between read-backs of the losses: updates the progress line, writes the log, and ends the run on a NaN.
     pub log_every: u64,
-    /// Steps between comparisons of the hash of eta, masks and weights over the ranks.
+    /// Steps between comparisons of the hash of eta, masks and weights across ranks.
     pub compare_every: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
-    /// Newest checkpoints kept.
+    /// Number of newest checkpoints kept.
     pub checkpoints_kept: usize,
-    /// Size of a gradient bucket, MiB: what travels at once while backward goes on.
+    /// Size of a gradient bucket, MiB; a bucket is reduced while the backward pass continues.
     pub bucket_mib: f64,
-    /// In which kind gradients travel between cards.
+    /// Data type of gradients in transfers between GPUs.
     pub reduce: Reduce,
-    /// libtorch threads per rank; 0 = automatic. Another number adds in another order: results differ by rounding.
+    /// libtorch threads per rank; 0 = automatic. The number changes the order of summation: results differ by rounding.
     pub threads: usize,
-    /// A rank that has not started so long after another ends the run, seconds.
+    /// Time after the start of the first rank by which all ranks must have started, seconds.
     pub start_limit_s: f64,
-    /// A collective that takes longer ends the run, seconds.
+    /// Time limit of a collective, seconds.
     pub time_limit_s: f64,
-    /// A rank that gives no sign of life for so long ends the run, seconds; 0 = it is not watched.
+    /// Time without a heartbeat after which a rank counts as lost and the run ends, seconds; 0 = off.
     pub heartbeat_s: f64,
 }
 

@@ -1,9 +1,9 @@
-//! The keys that every kind of run has: they, and what asks for them, are written once.
+//! Keys that searches and evaluations share, with their accessors.
 
-/// Declares the configuration of one kind of run: the shared keys around the section of its own, which holds `replicas`
-/// and `global_batch`, and any more sections. The order is that of the file. (`#[serde(flatten)]` would do without a
-/// macro, but changes that order and takes the line numbers from the errors of wrong values.) `check_keys` and
-/// `settle_keys` are what [`Settings`](super::Settings) asks of it.
+/// Declares a configuration: the shared keys, a specific section that holds `replicas` and `global_batch`, and further
+/// sections, in the order of the file. (`#[serde(flatten)]` would replace the macro, but changes that order and loses
+/// the line numbers in errors.) The type must have the methods `check_keys` and `derive_keys`, which implement
+/// [`Settings`](super::Settings).
 macro_rules! configuration {
     (
         $(#[$doc:meta])*
@@ -18,15 +18,15 @@ macro_rules! configuration {
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default)]
         pub struct $name {
-            /// Everything random in a run is a function of this number; at most 2^63 - 1 (TOML has no larger ones).
+            /// Seed of everything random in a run; at most 2^63 - 1, the largest integer of TOML.
             pub seed: u64,
-            /// What ranks compute on.
+            /// Device of the ranks.
             pub device: $crate::config::DeviceChoice,
-            /// How exact the network computes.
+            /// Numerical precision of the network.
             pub precision: $crate::config::Precision,
-            /// Channels last in memory.
+            /// Channels-last memory format of activations.
             pub channels_last: bool,
-            /// Keep only the inputs of cells for the backward pass and compute the rest again.
+            /// Keep only the inputs of cells for the backward pass and recompute the rest.
             pub checkpoint_cells: bool,
             /// The network.
             pub model: $crate::config::ModelSection,
@@ -42,7 +42,7 @@ macro_rules! configuration {
         }
 
         impl $name {
-            /// The defaults of the shared keys, with the sections whose defaults differ between kinds of runs.
+            /// Combines the defaults of the shared keys with the given sections.
             fn with(
                 data: $crate::config::DataSection,
                 $section: $Section,
@@ -72,8 +72,8 @@ macro_rules! configuration {
                 self.check_keys()
             }
 
-            fn settle(&mut self, given: &dyn Fn(&str) -> bool) {
-                self.settle_keys(given);
+            fn derive(&mut self, given: &dyn Fn(&str) -> bool) {
+                self.derive_keys(given);
             }
 
             fn seed(&self) -> u64 {
@@ -116,11 +116,11 @@ macro_rules! configuration {
                 &self.run
             }
 
-            fn take_free_keys(&mut self, now: &Self) {
-                self.device = now.device;
-                self.checkpoint_cells = now.checkpoint_cells;
-                self.run = now.run.clone();
-                self.data.take_free_keys(&now.data);
+            fn take_runtime_keys(&mut self, other: &Self) {
+                self.device = other.device;
+                self.checkpoint_cells = other.checkpoint_cells;
+                self.run = other.run.clone();
+                self.data.take_runtime_keys(&other.data);
             }
         }
     };

@@ -1,4 +1,4 @@
-//! The NVIDIA driver: its version and its cards, asked of the driver itself without a context on any card.
+//! The NVIDIA driver: its version and GPUs, queried without creating a context.
 
 use super::library::{symbol, table};
 use crate::cuda::error::{Error, Result};
@@ -9,11 +9,11 @@ use std::fmt;
 use std::fs::File;
 use std::sync::OnceLock;
 
-/// The name under which every driver installs itself.
+/// File name of the driver library.
 pub const DRIVER_FILE: &str = "libcuda.so.1";
 
 table! {
-    /// The calls of the driver that are made here.
+    /// The driver functions in use.
     Calls, header cudarc::driver::sys, code CUresult;
     fn cuInit(flags: c_uint);
     fn cuDriverGetVersion(version: *mut c_int);
@@ -40,74 +40,75 @@ table! {
 
 type CuErrorString = unsafe extern "C" fn(u32, *mut *const c_char) -> u32;
 
-/// The driver, initialised. It has threads of its own and stays until the process ends.
+/// The initialised driver. It has its own threads and is never unloaded.
 pub struct Driver {
     pub(super) calls: Calls,
     error_string: CuErrorString,
-    num_cards: usize,
+    num_gpus: usize,
 }
 
-/// What is known of one card.
+/// Properties of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Card {
-    /// Number among the cards that this process may see.
+pub struct Gpu {
+    /// Index among the GPUs visible to this process.
     pub index: usize,
-    /// As the vendor calls it.
+    /// Product name.
     pub name: String,
-    /// All of its memory.
+    /// Total memory.
     pub memory_bytes: usize,
-    /// One card has one, however processes number it; parts of a card have their own.
+    /// Unique and independent of the index; a MIG instance has its own.
     pub uuid: [u8; 16],
-    /// Where it is plugged in, "0000:81:00.0".
+    /// PCI bus ID, such as "0000:81:00.0".
     pub bus_id: String,
 }
 
 /// Why the driver cannot be used.
 #[derive(Clone, Debug)]
-pub enum NoDriver {
-    /// There is no driver on this machine.
+pub enum DriverUnavailable {
+    /// No driver is installed.
     Absent(String),
-    /// There is one, but it is too old or it refuses.
+    /// The driver is too old or failed to initialise.
     Unusable(String),
 }
 
-impl fmt::Display for NoDriver {
+impl fmt::Display for DriverUnavailable {
     fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
-        let (NoDriver::Absent(why) | NoDriver::Unusable(why)) = self;
+        let (DriverUnavailable::Absent(why) | DriverUnavailable::Unusable(why)) = self;
         out.write_str(why)
     }
 }
 
-/// Whether this process may use an NVIDIA card of this machine, whatever libraries there are: its device file can be
-/// opened. (In a container the file may be there without the driver's library.)
-pub fn card_is_present() -> bool {
+/// Returns whether this process may use an NVIDIA GPU of this machine, whichever libraries are installed: its device
+/// file can be opened. (A container may have the file without the driver library.)
+pub fn gpu_is_present() -> bool {
     let openable = |path: String| File::options().read(true).write(true).open(path).is_ok();
     (0..16).any(|number| openable(format!("/dev/nvidia{number}")))
 }
 
 impl Driver {
-    /// The driver; the reason if there is none that can be used. The first call opens it.
-    pub fn open() -> Result<&'static Driver, NoDriver> {
-        static DRIVER: OnceLock<Result<Driver, NoDriver>> = OnceLock::new();
-        DRIVER.get_or_init(Driver::new).as_ref().map_err(NoDriver::clone)
+    /// Returns the driver, or the reason why it is unavailable. The first call loads it.
+    pub fn open() -> Result<&'static Driver, DriverUnavailable> {
+        static DRIVER: OnceLock<Result<Driver, DriverUnavailable>> = OnceLock::new();
+        DRIVER.get_or_init(Driver::new).as_ref().map_err(DriverUnavailable::clone)
     }
 
-    fn new() -> Result<Driver, NoDriver> {
-        // SAFETY: the driver's library runs no code of ours when opened.
+    fn new() -> Result<Driver, DriverUnavailable> {
+        // SAFETY: the constructors of the driver library have no preconditions.
         let library = unsafe { Library::new(DRIVER_FILE) }
-            .map_err(|error| NoDriver::Absent(format!("no NVIDIA driver ({error})")))?;
-        let lacks =
-            |name| NoDriver::Unusable(format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}"));
-        let calls = Calls::of(&library).map_err(lacks)?;
+            .map_err(|error| DriverUnavailable::Absent(format!("no NVIDIA driver ({error})")))?;
+        let missing = |name| {
+            DriverUnavailable::Unusable(format!("the NVIDIA driver is too old: {DRIVER_FILE} has no {name}"))
+        };
+        let calls = Calls::of(&library).map_err(missing)?;
         // SAFETY: CUresult cuGetErrorString(CUresult, const char **).
-        let error_string = unsafe { symbol(&library, "cuGetErrorString") }.map_err(lacks)?;
-        // Never unloaded: once initialised it has threads of its own.
+        let error_string = unsafe { symbol(&library, "cuGetErrorString") }.map_err(missing)?;
+        // Never unloaded: once initialised it has its own threads.
         std::mem::forget(library);
-        let mut driver = Driver { calls, error_string, num_cards: 0 };
+        let mut driver = Driver { calls, error_string, num_gpus: 0 };
         let mut count = 0;
         // SAFETY: no argument.
         let started = unsafe { (driver.calls.cuInit)(0) };
-        // A driver without a card does not start.
+        // Without a GPU, cuInit fails.
         if started == sys::CUresult::CUDA_ERROR_NO_DEVICE as u32 {
             return Ok(driver);
         }
@@ -115,17 +116,17 @@ impl Driver {
         let counted = driver.check("cuInit", started).and_then(|()| unsafe {
             driver.check("cuDeviceGetCount", (driver.calls.cuDeviceGetCount)(&mut count))
         });
-        counted.map_err(|error| NoDriver::Unusable(format!("the NVIDIA driver answers: {error}")))?;
-        driver.num_cards = count as usize;
+        counted.map_err(|error| DriverUnavailable::Unusable(format!("the NVIDIA driver failed: {error}")))?;
+        driver.num_gpus = count as usize;
         Ok(driver)
     }
 
-    /// Cards that this process may see.
-    pub fn num_cards(&self) -> usize {
-        self.num_cards
+    /// Returns the number of GPUs visible to this process.
+    pub fn num_gpus(&self) -> usize {
+        self.num_gpus
     }
 
-    /// The CUDA version that the driver serves, 13000 for 13.0.
+    /// Returns the CUDA version supported by the driver, 13000 for 13.0.
     pub fn version(&self) -> Result<i32> {
         let mut version = 0;
         // SAFETY: a live out pointer.
@@ -134,12 +135,12 @@ impl Driver {
         Ok(version)
     }
 
-    /// What card `index` is.
-    pub fn card(&self, index: usize) -> Result<Card> {
+    /// Returns the properties of GPU `index`.
+    pub fn gpu(&self, index: usize) -> Result<Gpu> {
         let device = self.device(index)?;
         let (mut name, mut bus_id) = ([0 as c_char; 256], [0 as c_char; 32]);
         let (mut memory_bytes, mut uuid) = (0, CUuuid { bytes: [0; 16] });
-        // SAFETY: every out pointer is live; texts have room for their length, which includes the final zero.
+        // SAFETY: every out pointer is live; the buffers have the given lengths, including the terminating zero.
         unsafe {
             self.check("cuDeviceGetName", (self.calls.cuDeviceGetName)(name.as_mut_ptr(), 256, device))?;
             self.check(
@@ -149,10 +150,10 @@ impl Driver {
             self.check("cuDeviceTotalMem", (self.calls.cuDeviceTotalMem_v2)(&mut memory_bytes, device))?;
             self.check("cuDeviceGetUuid", (self.calls.cuDeviceGetUuid_v2)(&mut uuid, device))?;
         }
-        // SAFETY: the driver ended both texts with a zero; the arrays did before.
+        // SAFETY: both buffers are zero-terminated by the driver, or still all zero.
         let text =
             |chars: &[c_char]| unsafe { CStr::from_ptr(chars.as_ptr()) }.to_string_lossy().into_owned();
-        Ok(Card {
+        Ok(Gpu {
             index,
             name: text(&name),
             memory_bytes,
@@ -169,19 +170,19 @@ impl Driver {
         Ok(device)
     }
 
-    /// An error with the driver's own words unless `code` is 0.
+    /// Returns an error with the driver's message unless `code` is 0.
     pub(super) fn check(&self, call: &'static str, code: u32) -> Result<()> {
         if code == sys::CUresult::CUDA_SUCCESS as u32 {
             return Ok(());
         }
         let mut text = std::ptr::null();
-        // SAFETY: a live out pointer; the driver points it to a text of its own or to nothing.
+        // SAFETY: a live out pointer; the driver sets it to a string of its own or to null.
         let known = unsafe { (self.error_string)(code, &mut text) } == 0 && !text.is_null();
         let text = match known {
-            // SAFETY: not null, a constant text of the driver.
+            // SAFETY: not null, a constant string of the driver.
             true => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
-            false => "an error that it has no words for".into(),
+            false => "unknown error".into(),
         };
-        Err(Error::Refused { call, code, text })
+        Err(Error::CallFailed { call, code, text })
     }
 }

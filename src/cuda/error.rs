@@ -1,21 +1,21 @@
-//! What a card or its driver refused.
+//! Errors of the CUDA driver.
 
-/// The result of what can fail here.
+/// The result type of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a card or its driver refused.
+/// An error of the CUDA driver.
 ///
-/// One line each: what, where, expected, found, and a way out.
+/// The message is one line: what, where, expected, found, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The driver refused a call, or the card failed in work given to it earlier.
-    #[error("{call}: {text} (CUDA error {code}); `drnas-dist doctor` shows cards and libraries")]
-    Refused {
+    /// A driver call failed, or earlier work on the GPU failed.
+    #[error("{call}: {text} (CUDA error {code}); `drnas-dist doctor` shows GPUs and libraries")]
+    CallFailed {
         /// The call.
         call: &'static str,
-        /// Its answer.
+        /// The error code.
         code: u32,
-        /// The same in the driver's words.
+        /// The driver's error message.
         text: String,
     },
 }

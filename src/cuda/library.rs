@@ -1,13 +1,13 @@
-//! Tables of C functions taken from a vendor's library at run time.
+//! Tables of C functions loaded from a vendor's library at run time.
 //!
-//! The types are those of cudarc, its loader is not used: it looks for `libnccl.so` where wheels ship `libnccl.so.2`, it
-//! cannot be told which file libtorch uses, it panics where something is missing, and it reads answers as Rust enums, so
-//! that a code of a newer library would be undefined behaviour.
+//! The types come from cudarc, but not the loader: cudarc looks for `libnccl.so` where wheels ship `libnccl.so.2`,
+//! cannot be given the file that libtorch uses, panics on a missing symbol, and returns codes as Rust enums, so that a
+//! code added by a newer library would be undefined behaviour.
 
 use libloading::Library;
 
-/// Declares a table of functions that answer with a code, 0 for success. `header` is the module of cudarc whose bindings
-/// must have the very same arguments: a table that differs does not compile.
+/// Declares a table of functions that return a code, 0 for success. `header` is the cudarc module whose bindings must
+/// have exactly the same arguments: a mismatch does not compile.
 macro_rules! table {
     ($(#[$doc:meta])* $table:ident, header $header:path, code $code:ty;
      $( fn $function:ident ( $($argument:ident: $type:ty),* $(,)? ); )*) => {
@@ -18,7 +18,7 @@ macro_rules! table {
         }
 
         impl $table {
-            /// Every function of `library`, or the name of the first that it lacks.
+            /// Looks up every function in `library`; the error is the name of the first missing one.
             pub(crate) fn of(library: &libloading::Library) -> Result<Self, &'static str> {
                 Ok(Self {
                     // SAFETY: the type is the one that cudarc generated from the vendor's header.
@@ -35,11 +35,11 @@ macro_rules! table {
 }
 pub(crate) use table;
 
-/// The function `name` of `library`.
+/// Looks up the function `name` in `library`.
 ///
 /// # Safety
-/// `F` is the type of the function.
+/// `F` must be the type of the function.
 pub(crate) unsafe fn symbol<F: Copy>(library: &Library, name: &'static str) -> Result<F, &'static str> {
-    // SAFETY: as promised by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { library.get::<F>(name.as_bytes()) }.map(|function| *function).map_err(|_| name)
 }

@@ -1,12 +1,12 @@
-//! Cards: the CUDA half of libtorch, which the binary is not linked with (one binary serves machines with and without
-//! GPUs), the driver, and the order of work on a card.
+//! CUDA: loads libtorch's CUDA library at run time (the same binary serves machines with and without GPUs), and binds
+//! the driver, streams and events.
 
 mod driver;
 pub(crate) mod error;
 pub(crate) mod library;
 mod stream;
 
-pub use driver::{Card, DRIVER_FILE, Driver, NoDriver, card_is_present};
+pub use driver::{DRIVER_FILE, Driver, DriverUnavailable, Gpu, gpu_is_present};
 pub use error::{Error, Result};
 pub use stream::{Context, Event, Stream};
 
@@ -14,21 +14,21 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What came of opening libtorch_cuda.
+/// Result of loading libtorch_cuda.
 #[derive(Debug)]
 pub enum LibtorchCuda {
-    /// CUDA tensors can be made, if there is a device.
+    /// Loaded: CUDA tensors can be created if there is a device.
     Loaded(PathBuf),
-    /// This libtorch has no CUDA half (a CPU build).
+    /// This libtorch is a CPU build.
     Absent,
-    /// The file is there but cannot be opened: its CUDA libraries are not.
+    /// The file exists but cannot be loaded, for example because its CUDA libraries are missing.
     Unusable(String),
 }
 
-/// Opens libtorch_cuda from the folder of the libtorch_cpu in use, so that the two fit. To be called before the first
-/// tensor is made; says nothing and changes nothing where there is no such file. Ranks: local.
+/// Loads libtorch_cuda from the folder of the libtorch_cpu in use, so that the two match. Called before the first
+/// tensor; has no effect if there is no such file. Local.
 pub fn load() -> LibtorchCuda {
-    let Some(cpu) = mapped("libtorch_cpu.so") else {
+    let Some(cpu) = mapped_library("libtorch_cpu.so") else {
         return LibtorchCuda::Absent;
     };
     let path = cpu.with_file_name("libtorch_cuda.so");
@@ -41,8 +41,8 @@ pub fn load() -> LibtorchCuda {
     }
 }
 
-/// The path from which this process has mapped the library whose file name begins with `name`.
-pub fn mapped(name: &str) -> Option<PathBuf> {
+/// Returns the path of the loaded library whose file name starts with `name`.
+pub fn mapped_library(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines()
         .filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])))
@@ -53,17 +53,17 @@ pub fn mapped(name: &str) -> Option<PathBuf> {
         .map(Path::to_path_buf)
 }
 
-/// Where a library of CUDA may be, best first: the file in use (its name begins with `stem`), one of `names` beside libtorch or
-/// in the wheels beside it, one of `names` where the system looks.
-pub fn candidates(stem: &str, names: &[&str]) -> Vec<PathBuf> {
-    let folders = wheel_folders(mapped("libtorch_cpu.so").as_deref());
+/// Lists candidate paths of a CUDA library, best first: the loaded file (its name starts with `stem`), any of `names`
+/// beside libtorch or in the wheels beside it, any of `names` on the system's search path.
+pub fn library_candidates(stem: &str, names: &[&str]) -> Vec<PathBuf> {
+    let folders = wheel_folders(mapped_library("libtorch_cpu.so").as_deref());
     let nearby = (folders.iter())
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .filter(|path| path.exists());
-    mapped(stem).into_iter().chain(nearby).chain(names.iter().map(PathBuf::from)).collect()
+    mapped_library(stem).into_iter().chain(nearby).chain(names.iter().map(PathBuf::from)).collect()
 }
 
-/// Where wheels put the CUDA libraries: beside libtorch, and in ../nvidia/*/lib of the folder torch.
+/// Lists the folders of CUDA libraries in wheels: that of libtorch, and ../nvidia/*/lib relative to the torch package.
 fn wheel_folders(torch: Option<&Path>) -> Vec<PathBuf> {
     let Some(lib) = torch.and_then(Path::parent) else {
         return Vec::new();
@@ -77,18 +77,18 @@ fn wheel_folders(torch: Option<&Path>) -> Vec<PathBuf> {
     folders
 }
 
-/// Opens `path` for good and makes its symbols visible to libraries opened later: libtorch registers its backend so.
+/// Loads `path` permanently and makes its symbols visible to libraries loaded later, as libtorch's backend requires.
 fn open_global(path: &Path) -> Result<(), String> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
-    // SAFETY: runs the constructors of a library that came with the libtorch in use; nothing of it is ever unloaded.
+    // SAFETY: runs the constructors of a library that belongs to the libtorch in use; it is never unloaded.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
         return Ok(());
     }
-    // SAFETY: the text of the failure just made, or null.
+    // SAFETY: returns the message of the failed dlopen, or null.
     let text = unsafe { libc::dlerror() };
     if text.is_null() {
-        return Err("unknown reason".into());
+        return Err("unknown error".into());
     }
     // SAFETY: not null, so a C string that lives until the next dl call of this thread.
     let text = unsafe { std::ffi::CStr::from_ptr(text) };

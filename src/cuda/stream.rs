@@ -1,7 +1,7 @@
-//! Order on a card: its context, streams of work, and events between streams. Nothing here waits on the host unless it says so.
+//! Ordering of GPU work: contexts, streams and events. Calls do not block the host unless their documentation says so.
 //!
-//! libtorch works on the legacy default stream ([`Stream::legacy`]) of the primary context ([`Context`]). A stream made here
-//! does not wait for that one by itself: whoever shares memory between the two places events.
+//! libtorch works on the legacy default stream ([`Stream::legacy`]) of the primary context ([`Context`]). A stream
+//! created here does not synchronise with it implicitly: code that shares memory between the two must use events.
 
 use super::driver::Driver;
 use crate::cuda::error::Result;
@@ -9,20 +9,20 @@ use cudarc::driver::sys::{CUcontext, CUdeviceptr, CUevent, CUevent_flags, CUstre
 use std::ffi::{c_uint, c_void};
 use std::ptr::null_mut;
 
-/// The primary context of one card: the one that libtorch uses. Kept until the process ends.
+/// The primary context of a GPU, which libtorch uses too. Retained until the process ends.
 #[derive(Clone, Copy)]
 pub struct Context {
     driver: &'static Driver,
     raw: CUcontext,
 }
 
-// SAFETY: a context may be used by any thread; each makes it current for itself.
+// SAFETY: a context may be used by any thread; each thread makes it current for itself.
 unsafe impl Send for Context {}
 // SAFETY: as above; the handle never changes.
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// The primary context of card `index`, current on this thread from now on.
+    /// Retains the primary context of GPU `index` and makes it current on this thread.
     pub fn new(driver: &'static Driver, index: usize) -> Result<Context> {
         let device = driver.device(index)?;
         let mut raw = null_mut();
@@ -34,14 +34,14 @@ impl Context {
         Ok(context)
     }
 
-    /// Makes it current on this thread: streams, events and NCCL then mean this card.
+    /// Makes the context current on this thread, for streams, events and NCCL.
     pub fn bind(&self) -> Result<()> {
         // SAFETY: a context that is never released.
         let code = unsafe { (self.driver.calls.cuCtxSetCurrent)(self.raw) };
         self.driver.check("cuCtxSetCurrent", code)
     }
 
-    /// Free and total bytes of the card's memory; the context is current on this thread.
+    /// Returns free and total bytes of the GPU's memory. The context must be current on this thread.
     pub fn memory_bytes(&self) -> Result<(usize, usize)> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: two live out pointers.
@@ -51,17 +51,18 @@ impl Context {
     }
 }
 
-/// Work of a card that runs in the order it was given.
+/// A CUDA stream: GPU work that runs in the order of submission.
 pub struct Stream {
     context: Context,
     raw: CUstream,
 }
 
-// SAFETY: the driver takes calls about a stream from any thread.
+// SAFETY: streams may be used from any thread.
 unsafe impl Send for Stream {}
 
 impl Stream {
-    /// A new stream that does not wait for the legacy default stream by itself. The context is current on this thread.
+    /// Creates a stream that does not synchronise with the legacy default stream. The context must be current on this
+    /// thread.
     pub fn new(context: Context) -> Result<Stream> {
         let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
         let mut raw = null_mut();
@@ -71,63 +72,64 @@ impl Stream {
         Ok(Stream { context, raw })
     }
 
-    /// The stream that libtorch works on.
+    /// Returns the stream on which libtorch works.
     pub fn legacy(context: Context) -> Stream {
         Stream { context, raw: null_mut() }
     }
 
-    /// What comes after on this stream waits until `event`, as recorded last, has come. The host does not wait.
+    /// Makes later work on this stream wait for the last recorded state of `event`. Does not block the host.
     pub fn wait(&self, event: &Event) -> Result<()> {
         // SAFETY: a live stream and a live event.
         let code = unsafe { (self.context.driver.calls.cuStreamWaitEvent)(self.raw, event.raw, 0) };
         self.context.driver.check("cuStreamWaitEvent", code)
     }
 
-    /// Copies `bytes` from the host to the card, in this stream's order. From pinned memory the host does not wait.
+    /// Copies `bytes` bytes from the host to the GPU, in stream order. Does not block the host if `from` is pinned
+    /// memory.
     ///
     /// # Safety
-    /// Both places have so many bytes, and keep them, unchanged, until the copy is done.
-    pub unsafe fn copy_to_card(&self, to: *mut c_void, from: *const c_void, bytes: usize) -> Result<()> {
+    /// Both buffers must hold `bytes` bytes, and stay allocated and unmodified, until the copy is complete.
+    pub unsafe fn copy_to_gpu(&self, to: *mut c_void, from: *const c_void, bytes: usize) -> Result<()> {
         let calls = &self.context.driver.calls;
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         let code = unsafe { (calls.cuMemcpyHtoDAsync_v2)(to as CUdeviceptr, from, bytes, self.raw) };
         self.context.driver.check("cuMemcpyHtoDAsync", code)
     }
 
-    /// For calls of other libraries.
+    /// Returns the handle, for calls of other libraries.
     pub fn raw(&self) -> CUstream {
         self.raw
     }
 }
 
 impl Drop for Stream {
-    /// Work on it still runs to its end.
+    /// Work that has been submitted still completes.
     fn drop(&mut self) {
         if !self.raw.is_null() {
-            // SAFETY: made by `new`, destroyed once. A refusal harms nobody: the process is about to end.
+            // SAFETY: created by `new`, destroyed once. An error is harmless: the process is about to end.
             unsafe { (self.context.driver.calls.cuStreamDestroy_v2)(self.raw) };
         }
     }
 }
 
-/// A point in a stream's work.
+/// A CUDA event: a point in a stream's work.
 pub struct Event {
     context: Context,
     raw: CUevent,
 }
 
-// SAFETY: the driver takes calls about an event from any thread.
+// SAFETY: events may be used from any thread.
 unsafe impl Send for Event {}
 // SAFETY: as above.
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// An event for order alone, the cheapest kind. The context is current on this thread.
+    /// Creates an event without timing, the cheapest kind. The context must be current on this thread.
     pub fn new(context: Context) -> Result<Event> {
         Self::with(context, CUevent_flags::CU_EVENT_DISABLE_TIMING)
     }
 
-    /// An event that knows its time, for [`Event::ms_since`].
+    /// Creates an event with timing, for [`Event::ms_since`].
     pub fn timed(context: Context) -> Result<Event> {
         Self::with(context, CUevent_flags::CU_EVENT_DEFAULT)
     }
@@ -140,14 +142,14 @@ impl Event {
         Ok(Event { context, raw })
     }
 
-    /// Marks the end of the work that `stream` has by now.
+    /// Records the work submitted to `stream` so far.
     pub fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: a live event and a live stream of the same context.
         let code = unsafe { (self.context.driver.calls.cuEventRecord)(self.raw, stream.raw) };
         self.context.driver.check("cuEventRecord", code)
     }
 
-    /// Whether the work before it is done. Errors of that work come to light here. Does not wait.
+    /// Returns whether the recorded work is complete, or the error of that work. Does not block the host.
     pub fn is_done(&self) -> Result<bool> {
         const NOT_READY: u32 = cudarc::driver::sys::CUresult::CUDA_ERROR_NOT_READY as u32;
         // SAFETY: a live event.
@@ -157,14 +159,14 @@ impl Event {
         }
     }
 
-    /// The host waits, without limit, until the work before it is done: not for the inside of a step.
+    /// Blocks the host, without limit, until the recorded work is complete: not for use within a step.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: a live event.
         let code = unsafe { (self.context.driver.calls.cuEventSynchronize)(self.raw) };
         self.context.driver.check("cuEventSynchronize", code)
     }
 
-    /// Milliseconds from `start` to this event; both timed, recorded and done.
+    /// Returns the milliseconds from `start` to this event; both must be timed, recorded and complete.
     pub fn ms_since(&self, start: &Event) -> Result<f64> {
         let mut ms = 0.0;
         // SAFETY: a live out pointer and two live events.
@@ -175,9 +177,9 @@ impl Event {
 }
 
 impl Drop for Event {
-    /// What waits for it still does.
+    /// Work that waits for the event still does.
     fn drop(&mut self) {
-        // SAFETY: made by `with`, destroyed once.
+        // SAFETY: created by `with`, destroyed once.
         unsafe { (self.context.driver.calls.cuEventDestroy_v2)(self.raw) };
     }
 }

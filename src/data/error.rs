@@ -1,168 +1,173 @@
-//! What is wrong with images, lists of them, or shards.
+//! Errors of images, lists of images, and shards.
 
 use crate::files::{IoError, NewFileError};
 use std::path::PathBuf;
 
-/// The result of what can fail here.
+/// The result type of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with images, lists of them, or shards.
+/// An error of images, lists of images, or shards.
 ///
-/// One line each: what, where, expected, found, and a way out.
+/// The message is one line: what, where, expected, found, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file whose name cannot be stored or listed.
-    #[error("{}: a name that no list can hold (not UTF-8, a line break, outer spaces, a leading #); rename it", path.display())]
+    /// A file name that cannot be stored or listed.
+    #[error(
+        "{}: invalid file name (not UTF-8, a line break, leading or trailing space, or a leading #); rename it",
+        path.display()
+    )]
     FileName {
         /// The file.
         path: PathBuf,
     },
-    /// A folder that should hold one folder of images per class does not.
+    /// A folder that does not contain one folder of images per class.
     #[error(
-        "{}: no class folders found; expected ROOT/<class>/<image>.jpg, one folder a class",
+        "{}: no class folders found; expected ROOT/<class>/<image>.jpg, one folder per class",
         root.display()
     )]
     NoClasses {
-        /// The folder looked at.
+        /// The folder.
         root: PathBuf,
     },
-    /// A class without an image: its label would never occur.
-    #[error("class {class} of {} has no usable image; add some or remove the class folder", root.display())]
+    /// A class without images: its label would never occur.
+    #[error("class {class} of {} has no usable image; add images or remove the class folder", root.display())]
     EmptyClass {
         /// The class folder's name.
         class: String,
-        /// The folder, or the list, that names the images.
+        /// The folder or list of images.
         root: PathBuf,
     },
-    /// A data set, or a list of its images, that is not what it should be.
-    #[error("{}: {what} (datasets/README.md says what is expected)", path.display())]
+    /// An invalid data set or split file.
+    #[error("{}: {what}; see datasets/README.md for the expected format", path.display())]
     Source {
         /// The file or folder.
         path: PathBuf,
         /// What is wrong.
         what: String,
     },
-    /// Arguments about a data set that do not fit it.
-    #[error("{0}; datasets/README.md has examples")]
+    /// Arguments that do not fit the data set.
+    #[error("{0}; see datasets/README.md for examples")]
     SourceArgs(String),
-    /// A line of a split list that cannot be used.
+    /// An invalid line of a split list.
     #[error("{} line {line}: {what}", path.display())]
     ListLine {
         /// The list.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line number, from 1.
         line: usize,
         /// What is wrong and what was expected.
         what: String,
     },
-    /// Fractions or names of a split that make no sense.
+    /// Invalid fractions or names of a split.
     #[error("split: {0}")]
     SplitArgs(String),
-    /// A class too small for a fraction.
+    /// A class that is too small for a fraction.
     #[error(
-        "split {name}: class {class} has {images} images, {fraction} of them is 0; take a larger fraction"
+        "split {name}: class {class} has {images} images, a fraction of {fraction} rounds to 0; use a larger fraction"
     )]
     SplitEmpty {
         /// The subset.
         name: String,
         /// The class.
         class: String,
-        /// Images of the class.
+        /// Number of images of the class.
         images: usize,
-        /// The fraction asked for.
+        /// The requested fraction.
         fraction: f64,
     },
-    /// A file that would be replaced by another content.
+    /// A file that already exists with different content.
     #[error(transparent)]
     NewFile(#[from] NewFileError),
     /// An image that cannot be used for training.
     #[error(
-        "{place}: not a usable image: {reason}; replace or remove it, or give --skip-bad (skip_bad = true)"
+        "{place}: not a usable image: {reason}; replace or remove it, or use --skip-bad (skip_bad = true)"
     )]
     BadImage {
         /// The file, or shard, record and file name.
         place: String,
-        /// What the decoder said.
+        /// The decoder's message.
         reason: String,
     },
-    /// Shards of another plan are in the way.
+    /// The output folder holds shards of another plan.
     #[error(
-        "{}: holds shards of another set (other images, classes, seed or options); pack into an empty folder or give --overwrite",
+        "{}: contains shards of another set (different images, classes, seed or options); pack into an empty folder \
+         or use --overwrite",
         dir.display()
     )]
     OtherPlan {
         /// The folder of shards.
         dir: PathBuf,
     },
-    /// Packing was stopped on purpose; finished shards stay.
-    #[error("{}: stopped after {done} of {total} shards; the same command goes on from there", dir.display())]
+    /// Packing was stopped on request; finished shards are kept.
+    #[error("{}: stopped after {done} of {total} shards; run the same command again to continue", dir.display())]
     PackStopped {
         /// The folder of shards.
         dir: PathBuf,
-        /// Finished shards.
+        /// Number of finished shards.
         done: usize,
-        /// Planned shards.
+        /// Number of planned shards.
         total: usize,
     },
-    /// A folder without `set.json`, which is written last.
-    #[error("{}: no set.json, so this is no finished set of shards; run `drnas-dist pack` (again)", dir.display())]
+    /// The folder has no `set.json`, which is written last.
+    #[error("{}: no set.json: not a complete shard set; run `drnas-dist pack`", dir.display())]
     SetMissing {
         /// The folder of shards.
         dir: PathBuf,
     },
-    /// A `set.json` that cannot be understood.
+    /// A `set.json` that is invalid or does not match the shards.
     #[error("{}: {what}; pack it again (datasets/README.md)", path.display())]
-    SetDamaged {
+    SetCorrupt {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         what: String,
     },
-    /// A shard that `set.json` names is not there.
-    #[error("shard {shard}: not in {}, of {num_shards} shards; copy it again or pack again", dir.display())]
+    /// A shard named by `set.json` does not exist.
+    #[error("shard {shard}: not found in {}, expected {num_shards} shards; copy it again or pack again", dir.display())]
     ShardMissing {
         /// File name.
         shard: String,
         /// The folder of shards.
         dir: PathBuf,
-        /// Shards of the set.
+        /// Number of shards of the set.
         num_shards: usize,
     },
-    /// Not a shard at all.
+    /// Not a shard.
     #[error(
-        "shard {shard}: not a drnas-dist shard (its first 8 bytes are not \"DRNASHRD\"); pack it again (datasets/README.md)"
+        "shard {shard}: not a drnas-dist shard (expected \"DRNASHRD\" in the first 8 bytes); pack it again \
+         (datasets/README.md)"
     )]
     ShardMagic {
         /// File name.
         shard: String,
     },
-    /// A shard of another format version.
+    /// An unsupported format version.
     #[error(
-        "shard {shard}: format version {found}, this program reads version {expected}; pack it again (datasets/README.md)"
+        "shard {shard}: expected format version {expected}, found {found}; pack it again (datasets/README.md)"
     )]
     ShardVersion {
         /// File name.
         shard: String,
-        /// Version in the file.
+        /// The version of the file.
         found: u32,
-        /// Version of this program.
+        /// The version of this program.
         expected: u32,
     },
-    /// A shard that ends too early.
+    /// A truncated shard.
     #[error(
-        "shard {shard}: {present} of {expected} samples present, the file is cut short; pack it again (datasets/README.md)"
+        "shard {shard}: truncated: {present} of {expected} samples present; pack it again (datasets/README.md)"
     )]
-    ShardCutShort {
+    ShardTruncated {
         /// File name.
         shard: String,
-        /// Samples that are complete.
+        /// Number of complete samples.
         present: usize,
-        /// Samples promised; 0 when the header itself is cut.
+        /// Number of samples according to the header; 0 if the header itself is truncated.
         expected: usize,
     },
-    /// A checksum or a bound of a shard does not hold.
-    #[error("shard {shard}: {part} is damaged ({what}); copy it again or pack it again (datasets/README.md)")]
-    ShardDamaged {
+    /// A checksum or bound of a shard is wrong.
+    #[error("shard {shard}: {part} is corrupt ({what}); copy it again or pack it again (datasets/README.md)")]
+    ShardCorrupt {
         /// File name.
         shard: String,
         /// "header", "index", "record 12 (class/file)".
@@ -170,46 +175,50 @@ pub enum Error {
         /// Expected and found.
         what: String,
     },
-    /// A good shard that belongs to another set.
-    #[error("shard {shard}: belongs to another set than {}/set.json (files of two sets are mixed); pack again", dir.display())]
+    /// A valid shard of another set.
+    #[error(
+        "shard {shard}: does not belong to {}/set.json (files of different shard sets are mixed); pack again",
+        dir.display()
+    )]
     ShardForeign {
         /// File name.
         shard: String,
         /// The folder of shards.
         dir: PathBuf,
     },
-    /// Fewer images than one global batch.
+    /// The set is smaller than one global batch.
     #[error(
-        "{}: the set has {images} images, one global batch needs {global_batch} ({num_replicas} replicas x {batch}); use a smaller batch or more images",
+        "{}: the set has {images} images, but one global batch needs {global_batch} ({num_replicas} x {batch}); use a \
+         smaller batch or more images",
         set.display()
     )]
     SetTooSmall {
-        /// Folder of the set.
+        /// The folder of shards.
         set: PathBuf,
-        /// Images of the set.
+        /// Number of images of the set.
         images: usize,
-        /// Images of a step over all replicas.
+        /// Number of images per step over all replicas.
         global_batch: usize,
-        /// Replicas.
+        /// Number of replicas.
         num_replicas: usize,
-        /// Images per replica.
+        /// Number of images per replica.
         batch: usize,
     },
-    /// A loader that was asked for something impossible.
+    /// Invalid options of a loader.
     #[error("loader: {0}")]
     LoaderSpec(String),
-    /// A decode thread panicked: a bug of ours.
-    #[error("a decode thread panicked on {place}: {what}; please report it with that image")]
+    /// A decode thread panicked, which is a bug.
+    #[error("a decode thread panicked on {place}: {what}; please report it, with the image")]
     DecodePanic {
-        /// Which sample.
+        /// The sample.
         place: String,
         /// The panic's message.
         what: String,
     },
-    /// `next` after the loader had ended with an error.
-    #[error("the loader has ended, see the earlier error")]
+    /// `next` was called after an error.
+    #[error("the loader has already failed; see the earlier error")]
     LoaderEnded,
-    /// The card or its driver refused something.
+    /// The GPU or its driver reported an error.
     #[error(transparent)]
     Cuda(#[from] crate::cuda::error::Error),
     /// The configuration.
@@ -218,7 +227,7 @@ pub enum Error {
     /// A file or folder could not be read, written, renamed or removed.
     #[error(transparent)]
     Io(#[from] IoError),
-    /// libtorch refused an operation (out of memory, no such device ...).
+    /// libtorch rejected an operation (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }

@@ -1,4 +1,4 @@
-//! An ImageFolder (`ROOT/<class>/<image>`) as a compact list of names, whole or as a split list picks it.
+//! An ImageFolder (`ROOT/<class>/<image>`) as a compact list of names: all images, or those of a split list.
 
 use crate::data::error::{Error, Result};
 use crate::files;
@@ -6,24 +6,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Names of images with their labels, sorted by class and name. About 40 bytes an ImageNet file.
+/// Names and labels of images, sorted by class and name. About 40 bytes per ImageNet image.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    /// The folder.
+    /// The root folder.
     pub root: PathBuf,
-    /// Class folders, sorted; the label is the position, as torchvision counts.
+    /// Class folders, sorted; the label is the index, as in torchvision.
     pub classes: Vec<String>,
-    /// All names behind one another, relative to their class folder.
+    /// All names concatenated, relative to their class folder.
     names: String,
     /// End of each name in `names`.
     ends: Vec<u32>,
     labels: Vec<u32>,
-    /// Files with other endings than .jpg, .jpeg, .png: left alone.
+    /// Number of files ignored because their extension is not .jpg, .jpeg or .png.
     pub num_ignored: usize,
 }
 
 impl Folder {
-    /// Lists `root`. Errors: no class folder, unreadable folder, a name that is not UTF-8.
+    /// Lists `root`. Errors: no class folder, an unreadable folder, an invalid name.
     pub fn scan(root: &Path) -> Result<Folder> {
         let mut folder = Folder::empty(root)?;
         for label in 0..folder.classes.len() {
@@ -38,9 +38,9 @@ impl Folder {
         Ok(folder)
     }
 
-    /// The images that the split list `list` names: lines `class/file`, `#` starts a comment. Classes are still all
-    /// folders of `root`, so that labels agree between the lists of one split.
-    /// Errors: a line without a class of `root`, a line twice.
+    /// Reads the split list `list`: lines `class/file`, `#` starts a comment. The classes are still all class folders
+    /// of `root`, so that labels agree between the lists of a split.
+    /// Errors: a line without a class of `root`, a duplicate line.
     pub fn from_list(root: &Path, list: &Path) -> Result<Folder> {
         let mut folder = Folder::empty(root)?;
         let text = fs::read_to_string(list).map_err(files::io("read", list))?;
@@ -50,10 +50,10 @@ impl Folder {
             let (class, name) = line
                 .split_once('/')
                 .filter(|(_, name)| !name.is_empty())
-                .ok_or_else(|| wrong(format!("\"class/file\" expected, \"{line}\" found")))?;
-            // A list from elsewhere must not reach files outside ROOT.
+                .ok_or_else(|| wrong(format!("expected \"class/file\", found \"{line}\"")))?;
+            // A downloaded list must not reach files outside ROOT.
             if name.split('/').any(|part| part == "..") {
-                return Err(wrong(format!("\"{line}\" leaves the folder")));
+                return Err(wrong(format!("\"{line}\" is outside the class folders")));
             }
             let label = folder
                 .classes
@@ -67,7 +67,7 @@ impl Folder {
                 return Err(Error::ListLine {
                     path: list.into(),
                     line: pair[1].2,
-                    what: format!("\"{}\" is there twice, first in line {}", pair[1].1, pair[0].2),
+                    what: format!("\"{}\" is a duplicate of line {}", pair[1].1, pair[0].2),
                 });
             }
         }
@@ -107,29 +107,29 @@ impl Folder {
         Ok(())
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is no image.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Class of image `index`.
+    /// Returns the label of image `index`.
     pub fn label(&self, index: usize) -> u32 {
         self.labels[index]
     }
 
-    /// `class/file` of image `index`.
+    /// Returns `class/file` of image `index`.
     pub fn name(&self, index: usize) -> String {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         let file = &self.names[start as usize..self.ends[index] as usize];
         format!("{}/{file}", self.classes[self.labels[index] as usize])
     }
 
-    /// Hash of classes, names and labels (not of the images' bytes).
+    /// Hashes classes, names and labels (not the image contents).
     pub fn hash(&self) -> u64 {
         let mut hash = Xxh3::new();
         for class in &self.classes {
@@ -143,13 +143,13 @@ impl Folder {
     }
 }
 
-/// The names in the text of a split list, each with the number of its line, from 1; `#` starts a comment.
+/// Returns the names in the text of a split list with their line numbers, from 1; `#` starts a comment.
 pub(super) fn names_in(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let lines = (1..).zip(text.lines().map(str::trim));
     lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Name, path and whether it is a folder (links are followed) of everything in `dir`.
+/// Lists `dir`: name, path, and whether the entry is a folder (following links).
 fn entries(dir: &Path) -> Result<Vec<(String, PathBuf, bool)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(files::io("list folder", dir))? {

@@ -1,13 +1,12 @@
-//! Images, from files to batches: folder -> split -> pack -> shards -> loader -> tensors.
+//! From image files to batches: folder -> split -> pack -> shards -> loader -> tensors.
 //!
-//! Nothing here knows of ranks: a `Loader` gets the replicas it serves as numbers.
+//! Independent of the communicator: a `Loader` is given the numbers of the replicas it serves.
 
 pub mod augment;
 pub mod decode;
 pub(crate) mod error;
 pub mod folder;
 pub mod loader;
-mod lost_map;
 pub mod order;
 pub mod pack;
 pub mod pickle;
@@ -17,6 +16,7 @@ mod reader;
 pub mod records;
 pub mod set;
 pub mod shard;
+mod sigbus;
 pub mod source;
 pub mod split;
 mod stamps;

@@ -1,4 +1,4 @@
-//! Which samples a step takes: a function of the seed and the step alone, whatever ranks and threads there are.
+//! Which samples a step takes: a function of seed and step only, independent of ranks and threads.
 
 use crate::data::error::{Error, Result};
 use crate::random::{Purpose, stream};
@@ -8,15 +8,15 @@ use std::path::Path;
 
 /// The order of the samples of one stream over the whole run.
 ///
-/// Each epoch is a new permutation of the set; a step takes the next `num_replicas * batch` of it, replica by replica.
-/// What does not fill a last step of an epoch is left for the next permutation.
+/// Each epoch is a new permutation of the set; a step takes the next `num_replicas * batch` samples of it, replica by
+/// replica. An incomplete last step of an epoch is dropped.
 #[derive(Clone, Debug)]
 pub struct SampleOrder {
-    /// Samples of the set.
+    /// Number of samples of the set.
     pub num_samples: usize,
-    /// Replicas of the run.
+    /// Number of replicas of the run.
     pub num_replicas: usize,
-    /// Samples of one replica in one step.
+    /// Samples per replica and step.
     pub batch: usize,
     /// Seed of the run.
     pub seed: u64,
@@ -25,11 +25,13 @@ pub struct SampleOrder {
 }
 
 impl SampleOrder {
-    /// Errors: nothing to serve, or a set (in the folder `set`) smaller than one step.
+    /// Checks the values. Errors: a value of 0, or a set (in the folder `set`) smaller than one step.
     pub fn check(&self, set: &Path) -> Result<()> {
         if self.num_replicas == 0 || self.batch == 0 {
             let (replicas, batch) = (self.num_replicas, self.batch);
-            return Err(Error::LoaderSpec(format!("{replicas} replicas of batch {batch}; at least 1 each")));
+            return Err(Error::LoaderSpec(format!(
+                "expected at least 1 replica and 1 image per batch, found {replicas} and {batch}"
+            )));
         }
         if self.steps_per_epoch() == 0 {
             return Err(Error::SetTooSmall {
@@ -43,29 +45,29 @@ impl SampleOrder {
         Ok(())
     }
 
-    /// Samples of one step over all replicas.
+    /// Returns the number of samples of one step over all replicas.
     pub fn global_batch(&self) -> usize {
         self.num_replicas * self.batch
     }
 
-    /// Whole steps in the set.
+    /// Returns the number of complete steps in the set.
     pub fn steps_per_epoch(&self) -> u64 {
         (self.num_samples / self.global_batch()) as u64
     }
 
-    /// Epoch of a step, counted over the whole run.
+    /// Returns the epoch of a step, counted over the whole run.
     pub fn epoch_of(&self, step: u64) -> u64 {
         step / self.steps_per_epoch()
     }
 
-    /// The samples of `epoch` in order: 4 bytes each.
+    /// Returns the samples of `epoch` in order: 4 bytes each.
     pub fn permutation(&self, epoch: u64) -> Vec<u32> {
         let mut samples: Vec<u32> = (0..self.num_samples as u32).collect();
         samples.shuffle(&mut stream(self.seed, Purpose::Order, &[self.stream, epoch]));
         samples
     }
 
-    /// Positions in the epoch's permutation that `replica` takes at `step`.
+    /// Returns the positions in the epoch's permutation that `replica` takes at `step`.
     pub fn positions(&self, step: u64, replica: usize) -> Range<usize> {
         let step_in_epoch = (step % self.steps_per_epoch()) as usize;
         let start = step_in_epoch * self.global_batch() + replica * self.batch;
@@ -102,11 +104,11 @@ mod tests {
     }
 
     #[test]
-    fn impossible_orders_are_refused() {
+    fn invalid_orders_are_rejected() {
         let set = Path::new("shards");
         assert!(order().check(set).is_ok());
         let small = SampleOrder { num_samples: 19, ..order() }.check(set).unwrap_err().to_string();
-        assert!(small.starts_with("shards: the set has 19 images, one global batch needs 20"), "{small}");
+        assert!(small.starts_with("shards: the set has 19 images, but one global batch needs 20"), "{small}");
         assert!(SampleOrder { batch: 0, ..order() }.check(set).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! `pack`: a data set into a folder of shards, on all cores, in constant memory, able to go on where it stopped.
+//! `pack`: packs a data set into a folder of shards, on all cores, in constant memory, resumable.
 
 use super::decode;
-use super::plan::{Plan, clear_way, remove};
+use super::plan::{Plan, prepare_output, remove};
 use super::set::{FORMAT, SetFile, content_hash, count_classes, hex};
 use super::shard::{Shard, ShardWriter, VERSION, file_name};
 use super::source::Source;
@@ -18,72 +18,75 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::Xxh3;
 
-/// What a pack did.
+/// Result of packing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PackReport {
-    /// Images in the set.
+    /// Number of images in the set.
     pub num_images: u64,
-    /// Shards in the set.
+    /// Number of shards in the set.
     pub num_shards: usize,
-    /// Shards that an earlier, interrupted pack had finished.
+    /// Number of shards reused from an earlier pack.
     pub num_kept: usize,
-    /// Files left out: name, tab, reason. Sorted.
+    /// Images left out: name, tab, reason. Sorted.
     pub left_out: Vec<String>,
-    /// What a person should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// How far a pack is. The observer answers whether to go on.
+/// Progress of packing.
 #[derive(Clone, Copy, Debug)]
 pub struct PackProgress {
-    /// Images done, kept shards included.
+    /// Images packed, including those in reused shards.
     pub images: usize,
-    /// Images planned.
+    /// Planned images.
     pub num_images: usize,
-    /// Shards done, kept ones included.
+    /// Shards packed, including reused ones.
     pub shards: usize,
-    /// Shards planned.
+    /// Planned shards.
     pub num_shards: usize,
 }
 
-/// Does `drnas-dist pack`: progress and outcome go to stderr.
+/// Runs `drnas-dist pack`; prints progress and result to stderr.
 pub fn run(args: &PackArgs) -> Result<()> {
     let started = Instant::now();
-    let speaker = Speaker::new();
-    let report = pack(args, &|progress| speaker.show(progress))?;
-    speaker.bar.finish_and_clear();
+    let printer = ProgressPrinter::new();
+    let report = pack(args, &|progress| printer.show(progress))?;
+    printer.bar.finish_and_clear();
     for warning in &report.warnings {
-        console::remark(&format!("warning: {warning}"));
+        console::print_diagnostic(&format!("warning: {warning}"));
     }
     let kept = match report.num_kept {
         0 => String::new(),
-        kept => format!(", {kept} of them from before"),
+        kept => format!(" ({kept} reused)"),
     };
-    console::remark(&format!(
-        "{}: {} images in {} shards{kept}, {} left out, {:.1} s",
+    console::print_diagnostic(&format!(
+        "{}: {} image{} in {} shard{}{kept}, {} left out, {:.1} s",
         args.out.display(),
         report.num_images,
+        plural(report.num_images as usize),
         report.num_shards,
+        plural(report.num_shards),
         report.left_out.len(),
         started.elapsed().as_secs_f64()
     ));
     Ok(())
 }
 
-/// Packs `args.root` into `args.out`; `observe` is called after every image by any thread and returns whether to go on.
-/// Errors: everything that makes the set unusable, see `Error`; finished shards stay for the next try.
+/// Packs `args.root` into `args.out`; `observe` is called after every image, on any thread, and returns whether to
+/// continue.
+/// Errors: anything that makes the set unusable, see `Error`; finished shards are kept for the next attempt.
 pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) -> Result<PackReport> {
     let source = Source::open(&args.root, &args.source, args.list.as_deref())?;
     let named_by = args.list.as_ref().or(args.source.split_file.as_ref()).unwrap_or(&args.root);
     check_classes(source.classes(), &source.per_class(), named_by)?;
     let plan = Plan::new(source, args);
     std::fs::create_dir_all(&args.out).map_err(files::io("create folder", &args.out))?;
-    let described = clear_way(&plan)?;
+    let described = prepare_output(&plan)?;
     let stamps = Stamps::open(&args.out);
     let (num_kept, mut left_out) = write_shards(&plan, &stamps, observe)?;
     let complete = described && num_kept == plan.num_shards();
 
-    // Read back what was written: counts, and the checks every reader makes.
+    // Read the shards back: count the images and run the checks of every reader.
     let shards = (0..plan.num_shards())
         .map(|number| Shard::open(&args.out.join(file_name(number))))
         .collect::<Result<Vec<_>>>()?;
@@ -113,7 +116,7 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
         let text = serde_json::to_vec_pretty(&file).expect("plain data becomes JSON");
         files::write(&args.out.join("set.json"), &text)?;
     }
-    stamps.tidy(plan.num_shards());
+    stamps.compact(plan.num_shards());
     Ok(PackReport {
         num_images: file.num_images,
         num_shards: file.num_shards,
@@ -123,7 +126,7 @@ pub fn pack(args: &PackArgs, observe: &(dyn Fn(PackProgress) -> bool + Sync)) ->
     })
 }
 
-/// Every class must have an image: an output unit that never occurs would spoil training silently.
+/// Requires an image of every class: an output unit without samples would silently degrade training.
 fn check_classes(classes: &[String], per_class: &[u64], root: &Path) -> Result<()> {
     match per_class.iter().position(|count| *count == 0) {
         Some(label) => Err(Error::EmptyClass { class: classes[label].clone(), root: root.into() }),
@@ -131,34 +134,39 @@ fn check_classes(classes: &[String], per_class: &[u64], root: &Path) -> Result<(
     }
 }
 
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
 fn warnings(source: &Source, file: &SetFile, num_left_out: usize) -> Vec<String> {
     let mut warnings = Vec::new();
-    let lonely: Vec<&str> = file
+    let single: Vec<&str> = file
         .classes
         .iter()
         .zip(&file.per_class)
         .filter(|(_, count)| **count == 1)
         .map(|(class, _)| class.as_str())
         .collect();
-    if let Some(first) = lonely.first() {
-        let others = match lonely.len() - 1 {
+    if let Some(first) = single.first() {
+        let others = match single.len() - 1 {
             0 => String::new(),
-            others => format!(" (and {others} more classes)"),
+            others => format!(" (and {others} more)"),
         };
-        warnings.push(format!("class {first}{others} has one image only"));
+        warnings.push(format!("class {first}{others} has only one image"));
     }
     if source.num_ignored() > 0 {
-        let num_ignored = source.num_ignored();
-        warnings.push(format!("{num_ignored} files that are not .jpg, .jpeg or .png were ignored"));
+        let (num_ignored, s) = (source.num_ignored(), plural(source.num_ignored()));
+        warnings.push(format!("ignored {num_ignored} file{s} other than .jpg, .jpeg and .png"));
     }
     if num_left_out > 0 {
-        warnings.push(format!("{num_left_out} images could not be decoded and were left out, see bad.txt"));
+        let s = plural(num_left_out);
+        warnings.push(format!("left out {num_left_out} image{s} that could not be decoded, see bad.txt"));
     }
     warnings
 }
 
-/// Writes the missing shards, and those of which an image was replaced, one thread a shard at a time; returns how many were
-/// there, and the files left out.
+/// Writes missing shards and those with replaced images, one shard at a time per thread; returns the number of reused
+/// shards and the images left out.
 fn write_shards(
     plan: &Plan,
     stamps: &Stamps,
@@ -171,7 +179,7 @@ fn write_shards(
     let stop = AtomicBool::new(false);
     let failure: Mutex<Option<Error>> = Mutex::new(None);
     let left_out = Mutex::new(Vec::new());
-    // Reports `count` more images; false: the observer, or another thread's failure, ends the work.
+    // Reports `count` more images; returns false if the observer or a failure on another thread stops the work.
     let count = |count: usize| {
         let progress = PackProgress {
             images: images.fetch_add(count, Ordering::Relaxed) + count,
@@ -186,7 +194,7 @@ fn write_shards(
     };
     let work = || -> Result<()> {
         let mut bytes = Vec::new();
-        let mut picture = decode::Picture::default();
+        let mut decoded = decode::DecodedImage::default();
         while !stop.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= plan.num_shards() {
@@ -194,29 +202,29 @@ fn write_shards(
             }
             let planned = plan.images_of(number);
             let path = plan.args.out.join(file_name(number));
-            // Before any of them is read: what is replaced meanwhile has another stamp the next time.
+            // Before any of the files is read, so that files replaced meanwhile have another stamp next time.
             let files = stamp_of(&plan.source, planned)?;
-            let there = match Shard::open(&path) {
-                Ok(shard) if stamps.agree(number, shard.header().header_hash, files) => Some(shard),
-                Ok(shard) if holds_the_same(plan, &shard, planned, &mut bytes, &mut picture)? => {
-                    stamps.note(number, shard.header().header_hash, files);
+            let finished = match Shard::open(&path) {
+                Ok(shard) if stamps.matches(number, shard.header().header_hash, files) => Some(shard),
+                Ok(shard) if matches_source(plan, &shard, planned, &mut bytes, &mut decoded)? => {
+                    stamps.record(number, shard.header().header_hash, files);
                     Some(shard)
                 }
                 _ => None,
             };
-            let bad = match there {
+            let bad = match finished {
                 Some(shard) => {
                     kept.fetch_add(1, Ordering::Relaxed);
                     shards.fetch_add(1, Ordering::Relaxed);
                     count(planned.len());
-                    missing_from(plan, &shard, planned)?
+                    left_out_of(plan, &shard, planned)?
                 }
                 None => {
-                    // The set is not complete any more.
+                    // The set is no longer complete.
                     remove(&plan.args.out.join("set.json"))?;
-                    match write_shard(plan, number, &mut bytes, &mut picture, &count)? {
+                    match write_shard(plan, number, &mut bytes, &mut decoded, &count)? {
                         Some(bad) => {
-                            stamps.note(number, Shard::open(&path)?.header().header_hash, files);
+                            stamps.record(number, Shard::open(&path)?.header().header_hash, files);
                             shards.fetch_add(1, Ordering::Relaxed);
                             bad
                         }
@@ -248,12 +256,12 @@ fn write_shards(
     Ok((kept.into_inner(), left_out.into_inner().unwrap_or_else(|e| e.into_inner())))
 }
 
-/// Writes one shard; `None` when it was told to stop. Returns the files left out.
+/// Writes one shard and returns the images left out, or `None` if stopped.
 fn write_shard(
     plan: &Plan,
     number: usize,
     bytes: &mut Vec<u8>,
-    picture: &mut decode::Picture,
+    decoded: &mut decode::DecodedImage,
     count: &impl Fn(usize) -> bool,
 ) -> Result<Option<Vec<String>>> {
     let planned = plan.images_of(number);
@@ -263,7 +271,7 @@ fn write_shard(
         let index = *image as usize;
         let name = plan.source.name(index);
         plan.source.read(index, bytes)?;
-        match inspect(bytes, picture, plan.args.no_decode) {
+        match inspect(bytes, decoded, plan.args.no_decode) {
             Ok(size) => writer.push(&name, plan.source.label(index), size, bytes)?,
             Err(reason) if plan.args.skip_bad => left_out.push(format!("{name}\t{reason}")),
             Err(reason) => {
@@ -279,15 +287,15 @@ fn write_shard(
     Ok(Some(left_out))
 }
 
-fn inspect(bytes: &[u8], picture: &mut decode::Picture, no_decode: bool) -> Result<(u32, u32), String> {
+fn inspect(bytes: &[u8], decoded: &mut decode::DecodedImage, no_decode: bool) -> Result<(u32, u32), String> {
     if no_decode {
         return decode::dimensions(bytes);
     }
-    decode::decode_into(bytes, picture)?;
-    Ok((picture.width, picture.height))
+    decode::decode_into(bytes, decoded)?;
+    Ok((decoded.width, decoded.height))
 }
 
-/// The stamp of the files of `images`, positions in `source`. Errors: one of them is not there.
+/// Returns the combined stamp of the files of `images`, indices in `source`. Errors: a file is missing.
 fn stamp_of(source: &Source, images: &[u32]) -> Result<u64> {
     let mut hash = Xxh3::new();
     for image in images {
@@ -296,13 +304,14 @@ fn stamp_of(source: &Source, images: &[u32]) -> Result<u64> {
     Ok(hash.digest())
 }
 
-/// Whether a finished shard holds the images as they are now, byte for byte; those that it leaves out are still unusable.
-fn holds_the_same(
+/// Returns whether a finished shard still matches its source images, byte for byte; images it leaves out must still be
+/// unusable.
+fn matches_source(
     plan: &Plan,
     shard: &Shard,
     planned: &[u32],
     bytes: &mut Vec<u8>,
-    picture: &mut decode::Picture,
+    decoded: &mut decode::DecodedImage,
 ) -> Result<bool> {
     let mut held = 0;
     for image in planned {
@@ -317,17 +326,17 @@ fn holds_the_same(
                 }
                 held += 1;
             }
-            // Damaged: written again.
+            // Corrupt: pack it again.
             Some(Err(_)) => return Ok(false),
-            _ if inspect(bytes, picture, plan.args.no_decode).is_ok() => return Ok(false),
+            _ if inspect(bytes, decoded, plan.args.no_decode).is_ok() => return Ok(false),
             _ => {}
         }
     }
     Ok(held == shard.records().len())
 }
 
-/// Planned files that a finished shard does not hold: an earlier pack left them out.
-fn missing_from(plan: &Plan, shard: &Shard, planned: &[u32]) -> Result<Vec<String>> {
+/// Returns the planned images that a finished shard lacks: an earlier pack left them out.
+fn left_out_of(plan: &Plan, shard: &Shard, planned: &[u32]) -> Result<Vec<String>> {
     if shard.records().len() == planned.len() {
         return Ok(Vec::new());
     }
@@ -344,21 +353,21 @@ fn missing_from(plan: &Plan, shard: &Shard, planned: &[u32]) -> Result<Vec<Strin
     Ok(missing)
 }
 
-/// A bar on a terminal, otherwise a line every ten seconds.
-struct Speaker {
+/// Shows a progress bar on a terminal, otherwise prints a line every ten seconds.
+struct ProgressPrinter {
     bar: ProgressBar,
     plain: bool,
     last: Mutex<Instant>,
 }
 
-impl Speaker {
-    fn new() -> Speaker {
+impl ProgressPrinter {
+    fn new() -> ProgressPrinter {
         let plain = !std::io::stderr().is_terminal();
         let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let style = ProgressStyle::with_template("pack {bar:30} {pos}/{len} images, {per_sec}, {eta} left")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(None, target).with_style(style);
-        Speaker { bar, plain, last: Mutex::new(Instant::now()) }
+        ProgressPrinter { bar, plain, last: Mutex::new(Instant::now()) }
     }
 
     fn show(&self, progress: PackProgress) -> bool {
@@ -369,7 +378,7 @@ impl Speaker {
             && last.elapsed() > Duration::from_secs(10)
         {
             *last = Instant::now();
-            console::remark(&format!(
+            console::print_diagnostic(&format!(
                 "pack: {} of {} images, {} of {} shards",
                 progress.images, progress.num_images, progress.shards, progress.num_shards
             ));

@@ -1,27 +1,27 @@
-//! Pickled batches of the downsampled ImageNet, read without running anything.
+//! Reads pickled batches of the downsampled ImageNet without executing the pickle.
 //!
-//! A pickle is a program for a stack machine that may call any function of Python. Here the names of functions stay
-//! names and calls stay written down; what is then looked for in them is one array of bytes and one list of integers.
+//! A pickle is a program for a stack machine that can call any Python function. This interpreter only records names and
+//! calls, and then extracts one array of bytes and one list of integers.
 
 use super::decode::Fault;
 use std::ops::Range;
 
-/// What a batch holds: `{"data": uint8 [rows, columns], "labels": [int; rows]}`; other entries are not looked at.
+/// The contents of a batch: `{"data": uint8 [rows, columns], "labels": [int; rows]}`; other entries are ignored.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PickledBatch {
-    /// Where in the file the array lies, row by row.
+    /// Byte range of the array in the file, row-major.
     pub data: Range<usize>,
-    /// Images.
+    /// Number of images.
     pub rows: usize,
-    /// Bytes of an image.
+    /// Bytes per image.
     pub columns: usize,
-    /// One for each image.
+    /// One label per image.
     pub labels: Vec<i64>,
 }
 
-/// Reads what Python 3 pickles by protocols 3 to 5 and Python 2 by protocol 2, with numpy before and since 2.0. (Python 3
-/// writes the bytes of protocol 2 as text.)
-/// Errors: not such a pickle, cut short, or without what is looked for.
+/// Reads pickles written by Python 3 with protocols 3 to 5 or by Python 2 with protocol 2, and by numpy before or since
+/// 2.0. (Python 3 writes bytes as text in protocol 2, which is not supported.)
+/// Errors: not such a pickle, truncated, or without the expected entries.
 pub fn read(bytes: &[u8]) -> Result<PickledBatch, Fault> {
     let mut machine =
         Machine { bytes, at: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: Vec::new() };
@@ -29,24 +29,24 @@ pub fn read(bytes: &[u8]) -> Result<PickledBatch, Fault> {
     machine.batch(top)
 }
 
-/// Position of a value in `Machine::values`: lists are filled after others have come to know them.
+/// Index in `Machine::values`: lists are filled after other values refer to them.
 type Id = usize;
 
 #[derive(Clone, Debug)]
 enum Value {
-    /// None, floats, and whatever else nobody asks for.
+    /// None, floats and other values that are not needed.
     Other,
     Bool(bool),
     Int(i64),
-    /// Bytes or text: a part of the file.
+    /// Bytes or text: a range of the file.
     Bytes(Range<usize>),
     /// Tuples and lists.
     List(Vec<Id>),
-    /// Keys and values in turn.
+    /// Keys and values alternating.
     Dict(Vec<Id>),
     /// "module name".
     Global(String),
-    /// A call that is not made, and what the object would have been given as its state.
+    /// A call that was recorded instead of made, and the state that would have been set on the object.
     Call {
         function: Id,
         arguments: Id,
@@ -59,18 +59,18 @@ struct Machine<'a> {
     at: usize,
     values: Vec<Value>,
     stack: Vec<Id>,
-    /// Heights of the stack.
+    /// Stack heights at the marks.
     marks: Vec<usize>,
     memo: Vec<Id>,
 }
 
-const CUT: &str = "the pickle is cut short or damaged";
+const CORRUPT: &str = "the pickle is truncated or corrupt";
 
 impl Machine<'_> {
-    /// Runs to the end; the value left.
+    /// Runs to the end and returns the final value.
     fn run(&mut self) -> Result<Id, Fault> {
         if self.bytes.first() != Some(&0x80) {
-            return Err("no pickle of protocol 2 to 5 (its first byte is not 0x80)".into());
+            return Err("not a pickle of protocol 2 to 5 (the first byte is not 0x80)".into());
         }
         loop {
             match self.byte()? {
@@ -82,7 +82,7 @@ impl Machine<'_> {
 
     fn step(&mut self, code: u8) -> Result<(), Fault> {
         match code {
-            // The protocol's number, and the length of a frame, which only helps to read ahead.
+            // The protocol number, and the length of a frame, which is only a read-ahead hint.
             0x80 | 0x95 => {
                 self.take(if code == 0x80 { 1 } else { 8 })?;
             }
@@ -108,7 +108,7 @@ impl Machine<'_> {
             b']' | b')' => self.push(Value::List(Vec::new())),
             0x85..=0x87 => {
                 let count = usize::from(code - 0x84);
-                let first = self.stack.len().checked_sub(count).ok_or(CUT)?;
+                let first = self.stack.len().checked_sub(count).ok_or(CORRUPT)?;
                 let items = self.stack.split_off(first);
                 self.push(Value::List(items));
             }
@@ -132,7 +132,7 @@ impl Machine<'_> {
             b'q' => self.put(1)?,
             b'r' => self.put(4)?,
             0x94 => {
-                let top = *self.stack.last().ok_or(CUT)?;
+                let top = *self.stack.last().ok_or(CORRUPT)?;
                 self.memo.push(top);
             }
             b'h' => self.get(1)?,
@@ -143,8 +143,8 @@ impl Machine<'_> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                // Longer ones name nothing that is looked for, and the same text could be named again and again.
-                let text = |id| self.text(id).filter(|text| text.len() < 100).ok_or(CUT);
+                // Longer names are not needed, and repeating them could use unlimited memory.
+                let text = |id| self.text(id).filter(|text| text.len() < 100).ok_or(CORRUPT);
                 let global = format!("{} {}", text(module)?, text(name)?);
                 self.push(Value::Global(global));
             }
@@ -154,24 +154,21 @@ impl Machine<'_> {
             }
             b'b' => {
                 let given = self.pop()?;
-                let object = *self.stack.last().ok_or(CUT)?;
+                let object = *self.stack.last().ok_or(CORRUPT)?;
                 match &mut self.values[object] {
                     Value::Call { state, .. } => *state = Some(given),
-                    _ => return Err(CUT.into()),
+                    _ => return Err(CORRUPT.into()),
                 }
             }
             code => {
-                return Err(format!(
-                    "pickle instruction 0x{code:02x} at byte {} is not read here",
-                    self.at - 1
-                ));
+                return Err(format!("unsupported pickle opcode 0x{code:02x} at byte {}", self.at - 1));
             }
         }
         Ok(())
     }
 
     fn take(&mut self, count: usize) -> Result<Range<usize>, Fault> {
-        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len()).ok_or(CUT)?;
+        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len()).ok_or(CORRUPT)?;
         let range = self.at..end;
         self.at = end;
         Ok(range)
@@ -181,7 +178,7 @@ impl Machine<'_> {
         Ok(self.bytes[self.take(1)?.start])
     }
 
-    /// Little endian, without sign.
+    /// Reads an unsigned little-endian number.
     fn number(&mut self, num_bytes: usize) -> Result<u64, Fault> {
         let range = self.take(num_bytes)?;
         Ok(self.bytes[range].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
@@ -193,7 +190,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Two's complement of any length; longer than ours is of no interest.
+    /// Reads a two's complement number of any length; one longer than 8 bytes is not needed.
     fn long(&mut self) -> Result<(), Fault> {
         let num_bytes = usize::from(self.byte()?);
         if num_bytes == 0 || num_bytes > 8 {
@@ -208,14 +205,14 @@ impl Machine<'_> {
     }
 
     fn string(&mut self, length_bytes: usize) -> Result<(), Fault> {
-        let length = usize::try_from(self.number(length_bytes)?).map_err(|_| CUT)?;
+        let length = usize::try_from(self.number(length_bytes)?).map_err(|_| CORRUPT)?;
         let range = self.take(length)?;
         self.push(Value::Bytes(range));
         Ok(())
     }
 
     fn line(&mut self) -> Result<String, Fault> {
-        let length = self.bytes[self.at..].iter().position(|byte| *byte == b'\n').ok_or(CUT)?;
+        let length = self.bytes[self.at..].iter().position(|byte| *byte == b'\n').ok_or(CORRUPT)?;
         let range = self.take(length + 1)?;
         Ok(String::from_utf8_lossy(&self.bytes[range.start..range.end - 1]).into_owned())
     }
@@ -226,37 +223,37 @@ impl Machine<'_> {
     }
 
     fn pop(&mut self) -> Result<Id, Fault> {
-        Ok(self.stack.pop().ok_or(CUT)?)
+        Ok(self.stack.pop().ok_or(CORRUPT)?)
     }
 
     fn since_mark(&mut self) -> Result<Vec<Id>, Fault> {
-        let mark = self.marks.pop().filter(|mark| *mark <= self.stack.len()).ok_or(CUT)?;
+        let mark = self.marks.pop().filter(|mark| *mark <= self.stack.len()).ok_or(CORRUPT)?;
         Ok(self.stack.split_off(mark))
     }
 
     fn extend(&mut self, items: Vec<Id>) -> Result<(), Fault> {
-        let target = *self.stack.last().ok_or(CUT)?;
+        let target = *self.stack.last().ok_or(CORRUPT)?;
         match &mut self.values[target] {
             Value::List(list) | Value::Dict(list) => list.extend(items),
-            _ => return Err(CUT.into()),
+            _ => return Err(CORRUPT.into()),
         }
         Ok(())
     }
 
     fn put(&mut self, num_bytes: usize) -> Result<(), Fault> {
-        let (place, top) = (self.number(num_bytes)? as usize, *self.stack.last().ok_or(CUT)?);
-        // Python numbers them one after another; a hole could ask for any amount of memory.
+        let (place, top) = (self.number(num_bytes)? as usize, *self.stack.last().ok_or(CORRUPT)?);
+        // Python numbers memo entries consecutively; a gap could use unlimited memory.
         match place.cmp(&self.memo.len()) {
             std::cmp::Ordering::Less => self.memo[place] = top,
             std::cmp::Ordering::Equal => self.memo.push(top),
-            std::cmp::Ordering::Greater => return Err(CUT.into()),
+            std::cmp::Ordering::Greater => return Err(CORRUPT.into()),
         }
         Ok(())
     }
 
     fn get(&mut self, num_bytes: usize) -> Result<(), Fault> {
         let place = self.number(num_bytes)? as usize;
-        self.stack.push(*self.memo.get(place).ok_or(CUT)?);
+        self.stack.push(*self.memo.get(place).ok_or(CORRUPT)?);
         Ok(())
     }
 
@@ -283,7 +280,7 @@ impl Machine<'_> {
 
     fn batch(&self, top: Id) -> Result<PickledBatch, Fault> {
         let Value::Dict(entries) = &self.values[top] else {
-            return Err("the pickle holds no dictionary".into());
+            return Err("the pickle is not a dictionary".into());
         };
         let entry = |name: &str| {
             let found = entries.chunks_exact(2).find(|pair| self.text(pair[0]) == Some(name));
@@ -291,19 +288,22 @@ impl Machine<'_> {
         };
         let (data, rows, columns) = self
             .bytes_array(entry("data")?)
-            .ok_or("\"data\" is no array of bytes (uint8, two dimensions, row by row) as numpy pickles it")?;
+            .ok_or("\"data\" is not a two-dimensional, row-major array of uint8 pickled by numpy")?;
         let labels: Option<Vec<i64>> = self
             .list(entry("labels")?)
             .and_then(|labels| labels.iter().map(|label| self.int(*label)).collect());
-        let labels = labels.ok_or("\"labels\" is no list of integers")?;
+        let labels = labels.ok_or("\"labels\" is not a list of integers")?;
         if labels.len() != rows {
-            return Err(format!("{rows} images and {} labels", labels.len()));
+            return Err(format!(
+                "expected one label per image, found {rows} images and {} labels",
+                labels.len()
+            ));
         }
         Ok(PickledBatch { data, rows, columns, labels })
     }
 
-    /// Place, rows and columns of an array as numpy pickles it: by protocol 5 the call `_frombuffer(bytes, dtype, shape,
-    /// order)`, else `_reconstruct(...)` with the state (version, shape, dtype, is_fortran, bytes).
+    /// Returns byte range, rows and columns of an array pickled by numpy: in protocol 5 the call `_frombuffer(bytes,
+    /// dtype, shape, order)`, otherwise `_reconstruct(...)` with the state (version, shape, dtype, is_fortran, bytes).
     fn bytes_array(&self, id: Id) -> Option<(Range<usize>, usize, usize)> {
         let (function, arguments, state) = self.call(id)?;
         let (data, dtype, shape, row_by_row) = match function {
@@ -339,7 +339,7 @@ impl Machine<'_> {
         good.then_some((data, rows, columns))
     }
 
-    /// Name of the function, arguments and state of a call.
+    /// Returns function name, arguments and state of a call.
     fn call(&self, id: Id) -> Option<(&str, Id, Option<Id>)> {
         let Value::Call { function, arguments, state } = self.values[id] else {
             return None;

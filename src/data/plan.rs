@@ -1,4 +1,4 @@
-//! What `pack` puts into which shard, and whether the output folder agrees with it.
+//! The assignment of images to shards, and the check of the output folder against it.
 
 use super::set::{hex, read_set_file};
 use super::shard::{Shard, VERSION, file_name};
@@ -11,21 +11,21 @@ use rand::seq::SliceRandom;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
-/// What goes into which shard.
+/// The assignment of images to shards.
 pub struct Plan<'a> {
-    /// What was asked for.
+    /// The command-line arguments.
     pub args: &'a PackArgs,
     /// The images.
     pub source: Source,
-    /// Positions in `source`. Of a folder shuffled: a shard is a random sample, so that no page or shard holds one class.
-    /// Otherwise as they come: data sets of that kind are shuffled, and published lists count in their order.
+    /// Indices in `source`. Images of a folder are shuffled: a shard is a random sample, and no page or shard holds
+    /// only one class. Others keep their order: those data sets are already shuffled, and published lists refer to it.
     pub order: Vec<u32>,
-    /// Names the plan: shards of another one are not mixed with its own.
+    /// Identifies the plan: shards of different plans are not mixed.
     pub hash: u64,
 }
 
 impl<'a> Plan<'a> {
-    /// Shuffles the images by the seed, unless their order means something.
+    /// Plans the shards, shuffling the images by the seed unless their order is meaningful.
     pub fn new(source: Source, args: &'a PackArgs) -> Plan<'a> {
         let mut order: Vec<u32> = (0..source.len() as u32).collect();
         if source.is_unordered() {
@@ -45,20 +45,20 @@ impl<'a> Plan<'a> {
         Plan { args, source, order, hash: hash.digest() }
     }
 
-    /// Number of shards.
+    /// Returns the number of shards.
     pub fn num_shards(&self) -> usize {
         self.order.len().div_ceil(self.args.shard_images as usize)
     }
 
-    /// Images of one shard: positions in `source`.
+    /// Returns the images of one shard, as indices in `source`.
     pub fn images_of(&self, shard: usize) -> &[u32] {
         let size = self.args.shard_images as usize;
         &self.order[shard * size..self.order.len().min((shard + 1) * size)]
     }
 }
 
-/// Makes sure that `out` holds shards of this plan or none. Returns whether the set is complete already.
-pub fn clear_way(plan: &Plan) -> Result<bool> {
+/// Makes sure that `out` contains only shards of this plan, or none. Returns whether the set is already complete.
+pub fn prepare_output(plan: &Plan) -> Result<bool> {
     let out = &plan.args.out;
     let mut foreign = Vec::new();
     for entry in std::fs::read_dir(out).map_err(files::io("list folder", out))? {
@@ -67,7 +67,7 @@ pub fn clear_way(plan: &Plan) -> Result<bool> {
         if name.starts_with("shard-") && name.ends_with(".tmp") {
             remove(&path)?;
         } else if name.starts_with("shard-") && name.ends_with(".bin") {
-            // A damaged shard is written again; only a good one of another plan stands in the way.
+            // A corrupt shard is packed again; a valid one of another plan is not overwritten without --overwrite.
             match Shard::open(&path) {
                 Ok(shard) if shard.header().plan_hash != plan.hash => foreign.push(path),
                 Ok(_) => (),
@@ -102,7 +102,7 @@ fn refuse_or_remove(plan: &Plan, foreign: Vec<PathBuf>) -> Result<()> {
     foreign.iter().try_for_each(|path| remove(path))
 }
 
-/// Removes a file that may be gone already.
+/// Removes a file, if it exists.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(files::io("remove", path)(e).into()),

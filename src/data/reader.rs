@@ -1,10 +1,10 @@
-//! `Reader`: samples at given places, decoded and augmented ahead of whoever asks, in the order of the places.
+//! `Reader`: decodes and augments a given sequence of samples ahead of the consumer, keeping their order.
 //!
-//! A conductor thread keeps a window of single-sample jobs under way in the `DecodePool`, takes their answers in order
+//! A collator thread keeps a window of single-sample jobs in flight in the `DecodePool`, takes their results in order
 //! and copies them into batch tensors. Shapes: N images per batch, px output side.
 
 use super::augment::{Augment, Rect, normalise};
-use super::decode::{self, Picture};
+use super::decode::{self, DecodedImage};
 use super::pool::{DecodePool, PendingJob};
 use super::set::ShardSet;
 use crate::data::error::{Error, Result};
@@ -19,51 +19,51 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Replacements tried for one unusable sample before that is an error.
+/// Maximum number of replacements tried for an unusable sample.
 const MAX_SKIPS: usize = 100;
 
-/// What becomes of the samples.
-pub(super) struct Work {
+/// Options of a reader.
+pub(super) struct ReaderOptions {
     pub px: u32,
     pub augment: Augment,
     pub seed: u64,
     pub stream: u64,
-    /// Samples of a batch; the last one may have fewer.
+    /// Images per batch; the last batch may have fewer.
     pub batch: usize,
-    /// Batches kept ready.
+    /// Batches to prefetch.
     pub prefetch: usize,
     pub skip_bad: bool,
 }
 
-/// One sample to serve.
+/// A sample of the sequence.
 #[derive(Clone, Copy)]
-pub(super) struct SampleAddress {
+pub(super) struct SamplePosition {
     pub epoch: u64,
-    /// In the epoch's order.
+    /// Position in the epoch's order.
     pub position: usize,
-    /// In the set.
+    /// Index in the set.
     pub index: u32,
 }
 
-/// Some images, on the CPU: those of one replica at one step, or a part of a test set.
+/// A batch of images on the CPU: of one replica at one step, or of a test set.
 #[derive(Debug)]
 pub struct Batch {
     /// Shape `[N, 3, px, px]`, kind Uint8.
     pub images: Tensor,
     /// Shape `[N]`, kind Int64.
     pub labels: Tensor,
-    /// Cut-outs, one for each image or none at all: these pixels are 0 after normalisation.
+    /// Holes of cutout, one per image or none at all: these pixels are 0 after normalisation.
     pub holes: Vec<Rect>,
-    /// The samples taken, positions in the `ShardSet`.
+    /// Indices of the samples in the `ShardSet`.
     pub indices: Vec<u32>,
-    /// Samples that were replaced (`skip_bad`).
+    /// Number of samples that were replaced (`skip_bad`).
     pub num_skipped: usize,
-    /// Each of them: shard, record, file name, and why it could not be used.
+    /// Shard, record, file name and error of each replaced sample.
     pub replaced: Vec<String>,
 }
 
 impl Batch {
-    /// `n` images of `px` that nobody took, and labels below `num_classes`. To measure with.
+    /// Creates `n` synthetic images of `px` and labels below `num_classes`, for benchmarks.
     pub fn synthetic(n: usize, px: i64, num_classes: i64) -> Batch {
         let bytes: Vec<u8> =
             (0..n * 3 * (px * px) as usize).map(|at| ((at * 2654435761) >> 7) as u8).collect();
@@ -78,8 +78,8 @@ impl Batch {
         }
     }
 
-    /// The same batch once more; shares memory.
-    pub(super) fn again(&self) -> Batch {
+    /// Returns the same batch, sharing memory.
+    pub(super) fn share(&self) -> Batch {
         Batch {
             images: self.images.shallow_clone(),
             labels: self.labels.shallow_clone(),
@@ -90,13 +90,13 @@ impl Batch {
         }
     }
 
-    /// The network's input, on `device`: normalised as `normalise` does, then 0 in the holes.
+    /// Returns the network's input on `device`: normalised as by `normalise`, then 0 in the holes.
     pub fn input(&self, mean: &[f64; 3], std: &[f64; 3], device: Device) -> Tensor {
-        self.without_holes(normalise(&self.images.to_device(device), mean, std))
+        self.mask_holes(normalise(&self.images.to_device(device), mean, std))
     }
 
-    /// Normalised images, 0 in the holes.
-    pub(super) fn without_holes(&self, images: Tensor) -> Tensor {
+    /// Sets normalised images to 0 in the holes.
+    pub(super) fn mask_holes(&self, images: Tensor) -> Tensor {
         match self.holes.as_slice() {
             [] => images,
             holes => {
@@ -107,9 +107,9 @@ impl Batch {
         }
     }
 
-    /// What is known of each image in numbers: its label and, if there are holes, first row, end of rows, first column,
-    /// end of columns. Shape [N, 1] or [N, 5], kind Int64.
-    pub(super) fn facts(&self) -> Tensor {
+    /// Returns the label of each image and, if there are holes, first row, end row, first column, end column of the
+    /// hole. Shape [N, 1] or [N, 5], kind Int64.
+    pub(super) fn labels_and_holes(&self) -> Tensor {
         let labels = self.labels.unsqueeze(1);
         if self.holes.is_empty() {
             return labels;
@@ -122,7 +122,7 @@ impl Batch {
     }
 }
 
-/// 0 in the holes, 1 elsewhere. Shape [N, 1, px, px], kind Float.
+/// Returns a mask that is 0 in the holes, 1 elsewhere. Shape [N, 1, px, px], kind Float.
 fn mask(holes: &[Rect], px: usize) -> Tensor {
     let mut mask = vec![1.0f32; holes.len() * px * px];
     for (image, hole) in mask.chunks_exact_mut(px * px).zip(holes) {
@@ -133,60 +133,60 @@ fn mask(holes: &[Rect], px: usize) -> Tensor {
     Tensor::from_slice(&mask).view([holes.len() as i64, 1, px as i64, px as i64])
 }
 
-/// The batches of some places. Memory: at most `prefetch + 2` batches and a window of max(N, 2 threads) pictures,
-/// however large the set is.
+/// Batches of a sequence of samples. Memory: at most `prefetch + 2` batches and a window of max(N, 2 threads) images,
+/// regardless of the size of the set.
 pub(super) struct Reader {
     batches: Option<Receiver<Result<Batch>>>,
-    conductor: Option<JoinHandle<()>>,
+    collator: Option<JoinHandle<()>>,
     shared: Arc<ReaderShared>,
     wait_ms: f64,
 }
 
-/// What conductor and decode threads have in common.
+/// Shared by the collator and the decode threads.
 struct ReaderShared {
     set: Arc<ShardSet>,
-    work: Work,
+    options: ReaderOptions,
     stop: AtomicBool,
     num_started: AtomicU64,
 }
 
 impl Reader {
-    /// Starts to decode. Errors: pictures or batches of nothing, no thread to be had.
+    /// Starts decoding. Errors: an image or batch size of 0, no thread can be started.
     pub fn start(
         set: Arc<ShardSet>,
-        work: Work,
+        options: ReaderOptions,
         pool: &DecodePool,
-        places: impl Iterator<Item = SampleAddress> + Send + 'static,
+        samples: impl Iterator<Item = SamplePosition> + Send + 'static,
     ) -> Result<Reader> {
-        if work.px == 0 || work.batch == 0 {
-            let (batch, px) = (work.batch, work.px);
+        if options.px == 0 || options.batch == 0 {
+            let (batch, px) = (options.batch, options.px);
             return Err(Error::LoaderSpec(format!(
-                "batches of {batch} pictures of {px} px; at least 1 expected"
+                "expected at least 1 image per batch and 1 px per side, found {batch} images and {px} px"
             )));
         }
-        let (sender, batches) = bounded(work.prefetch.max(1));
+        let (sender, batches) = bounded(options.prefetch.max(1));
         let shared = Arc::new(ReaderShared {
             set,
             stop: AtomicBool::new(false),
             num_started: AtomicU64::new(0),
-            work,
+            options,
         });
-        let conductor = Conductor {
+        let collator = Collator {
             shared: shared.clone(),
             pool: pool.clone(),
-            places,
+            samples,
             window: VecDeque::new(),
             spare: Vec::new(),
         };
-        let conductor = std::thread::Builder::new()
-            .name(format!("loader-{}", shared.work.stream))
-            .spawn(move || conductor.run(sender))
+        let collator = std::thread::Builder::new()
+            .name(format!("loader-{}", shared.options.stream))
+            .spawn(move || collator.run(sender))
             .map_err(files::io("start the loader thread for", shared.set.dir()))?;
-        Ok(Reader { batches: Some(batches), conductor: Some(conductor), shared, wait_ms: 0.0 })
+        Ok(Reader { batches: Some(batches), collator: Some(collator), shared, wait_ms: 0.0 })
     }
 
-    /// The next batch. Errors: an unusable sample (shard, record and file are named); `LoaderEnded` after an error and
-    /// after the last place.
+    /// Returns the next batch. Errors: an unusable sample (shard, record and file are named); `LoaderEnded` after an
+    /// error and after the last sample.
     pub fn next(&mut self) -> Result<Batch> {
         let started = Instant::now();
         let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());
@@ -194,12 +194,12 @@ impl Reader {
         batch.unwrap_or(Err(Error::LoaderEnded))
     }
 
-    /// Milliseconds the caller waited in `next` since this was last asked.
+    /// Returns the milliseconds spent waiting in `next` since the last call.
     pub fn wait_ms(&mut self) -> f64 {
         std::mem::take(&mut self.wait_ms)
     }
 
-    /// Samples given to the decode threads so far.
+    /// Returns the number of samples submitted to the decode threads so far.
     pub fn num_started(&self) -> u64 {
         self.shared.num_started.load(Ordering::Relaxed)
     }
@@ -207,11 +207,11 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Queued jobs answer at once, a conductor that waits for room in the channel sees it closed: the join is short.
+        // Queued jobs return immediately, and a collator blocked on the channel sees it closed: the join is short.
         self.shared.stop.store(true, Ordering::Relaxed);
         self.batches = None;
-        if let Some(conductor) = self.conductor.take() {
-            let _ = conductor.join();
+        if let Some(collator) = self.collator.take() {
+            let _ = collator.join();
         }
     }
 }
@@ -222,21 +222,21 @@ struct Pixels {
     planar: Vec<u8>,
     label: u32,
     index: u32,
-    /// What stood in its place and could not be used.
+    /// Samples that it replaces, with their errors.
     replaced: Vec<String>,
     hole: Option<Rect>,
 }
 
-struct Conductor<P> {
+struct Collator<P> {
     shared: Arc<ReaderShared>,
     pool: DecodePool,
-    places: P,
+    samples: P,
     window: VecDeque<(u32, PendingJob<Result<Pixels>>)>,
-    /// Buffers that were copied out and serve again.
+    /// Buffers for reuse.
     spare: Vec<Vec<u8>>,
 }
 
-impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
+impl<P: Iterator<Item = SamplePosition>> Collator<P> {
     fn run(mut self, batches: Sender<Result<Batch>>) {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let Some(batch) = self.batch() else {
@@ -247,22 +247,22 @@ impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
                 break;
             }
         }
-        // Jobs that nobody will read.
+        // The remaining jobs are not needed.
         self.shared.stop.store(true, Ordering::Relaxed);
     }
 
-    /// `None` when all places are served.
+    /// Returns the next batch, or `None` after the last sample.
     fn batch(&mut self) -> Option<Result<Batch>> {
         self.fill();
-        let num_images = self.shared.work.batch.min(self.window.len());
+        let num_images = self.shared.options.batch.min(self.window.len());
         (num_images > 0).then(|| self.gather(num_images))
     }
 
-    /// Keeps as many jobs under way as the window holds.
+    /// Fills the window with jobs.
     fn fill(&mut self) {
-        let size = self.shared.work.batch.max(2 * self.pool.num_threads());
+        let size = self.shared.options.batch.max(2 * self.pool.num_threads());
         while self.window.len() < size {
-            let Some(place) = self.places.next() else {
+            let Some(place) = self.samples.next() else {
                 return;
             };
             let buffer = self.spare.pop().unwrap_or_default();
@@ -272,13 +272,13 @@ impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
         }
     }
 
-    /// Waits for the oldest samples.
+    /// Collects the next `num_images` samples into a batch.
     fn gather(&mut self, num_images: usize) -> Result<Batch> {
-        let px = i64::from(self.shared.work.px);
+        let px = i64::from(self.shared.options.px);
         let sample_bytes = 3 * (px * px) as usize;
         let images = Tensor::f_empty([num_images as i64, 3, px, px], (Kind::Uint8, Device::Cpu))?;
-        // SAFETY: a new contiguous CPU tensor of num_images * sample_bytes bytes that nobody else holds; the slice ends
-        // with this function. Uninitialised bytes: every one is written below before the tensor is handed out.
+        // SAFETY: a new contiguous CPU tensor of num_images * sample_bytes bytes without other owners; the slice ends
+        // with this function. The uninitialised bytes are all written below before the tensor is returned.
         let target = unsafe {
             std::slice::from_raw_parts_mut(images.data_ptr().cast::<u8>(), num_images * sample_bytes)
         };
@@ -302,35 +302,35 @@ impl<P: Iterator<Item = SampleAddress>> Conductor<P> {
         self.fill();
         let (index, pending) = self.window.pop_front().expect("a batch is not larger than the window");
         pending.wait().unwrap_or_else(|what| {
-            Err(Error::DecodePanic { place: self.shared.set.place(index as usize), what })
+            Err(Error::DecodePanic { place: self.shared.set.location(index as usize), what })
         })
     }
 }
 
 thread_local! {
-    static PICTURE: RefCell<Picture> = RefCell::default();
+    static IMAGE: RefCell<DecodedImage> = RefCell::default();
 }
 
 impl ReaderShared {
-    /// Runs in a decode thread.
-    fn decode(&self, place: SampleAddress, mut planar: Vec<u8>) -> Result<Pixels> {
-        planar.resize(3 * self.work.px as usize * self.work.px as usize, 0);
+    /// Decodes a sample; runs in a decode thread.
+    fn decode(&self, place: SamplePosition, mut planar: Vec<u8>) -> Result<Pixels> {
+        planar.resize(3 * self.options.px as usize * self.options.px as usize, 0);
         let num_samples = self.set.len();
         let mut replaced = Vec::new();
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::LoaderEnded);
             }
-            // The neighbour in the shard is a random other sample: the set was shuffled, by `pack` or as it came.
+            // The next sample in the shard is a random one: the set was shuffled, by `pack` or by its publisher.
             let index = (place.index as usize + replaced.len()) % num_samples;
             match self.pixels(index, place, &mut planar) {
                 Ok((label, hole)) => {
                     return Ok(Pixels { planar, label, index: index as u32, replaced, hole });
                 }
-                // An image that `pack` was given like this. A damaged shard is another matter: what else of it is wrong,
-                // labels for one, is not known.
+                // Only an image that was already unusable when packed is skipped. In a corrupt shard, labels and other
+                // data may be wrong too.
                 Err(Error::BadImage { place, reason })
-                    if self.work.skip_bad && replaced.len() < MAX_SKIPS.min(num_samples) =>
+                    if self.options.skip_bad && replaced.len() < MAX_SKIPS.min(num_samples) =>
                 {
                     replaced.push(format!("{place}: {reason}"));
                 }
@@ -339,14 +339,14 @@ impl ReaderShared {
         }
     }
 
-    fn pixels(&self, index: usize, place: SampleAddress, planar: &mut [u8]) -> Result<(u32, Option<Rect>)> {
+    fn pixels(&self, index: usize, place: SamplePosition, planar: &mut [u8]) -> Result<(u32, Option<Rect>)> {
         let sample = self.set.sample(index)?;
-        let bad = |reason| Error::BadImage { place: self.set.place(index), reason };
-        let address = [self.work.stream, place.epoch, place.position as u64];
-        let mut rng = stream(self.work.seed, Purpose::Augment, &address);
-        PICTURE.with_borrow_mut(|picture| {
-            decode::decode_into(sample.bytes, picture).map_err(bad)?;
-            let hole = self.work.augment.apply(picture, self.work.px, &mut rng, planar).map_err(bad)?;
+        let bad = |reason| Error::BadImage { place: self.set.location(index), reason };
+        let address = [self.options.stream, place.epoch, place.position as u64];
+        let mut rng = stream(self.options.seed, Purpose::Augment, &address);
+        IMAGE.with_borrow_mut(|image| {
+            decode::decode_into(sample.bytes, image).map_err(bad)?;
+            let hole = self.options.augment.apply(image, self.options.px, &mut rng, planar).map_err(bad)?;
             Ok((sample.label, hole))
         })
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
-/// `set.json`, written last: its presence says that the set is complete.
+/// `set.json`, written last: its presence marks the set as complete.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetFile {
@@ -15,39 +15,39 @@ pub struct SetFile {
     pub format: String,
     /// Format version.
     pub version: u32,
-    /// Class names; the label is the position.
+    /// Class names; the label is the index.
     pub classes: Vec<String>,
-    /// Images of each class.
+    /// Number of images of each class.
     pub per_class: Vec<u64>,
-    /// All images.
+    /// Number of images.
     pub num_images: u64,
-    /// Files that `--skip-bad` left out.
+    /// Number of files left out by `--skip-bad`.
     pub num_left_out: u64,
     /// Number of shards.
     pub num_shards: usize,
-    /// The plan of these shards, hexadecimal.
+    /// Hash of the plan, hexadecimal.
     pub plan_hash: String,
-    /// The content of these shards, hexadecimal.
+    /// Hash of the content, hexadecimal.
     pub content_hash: String,
     /// Seed of the order within the shards.
     pub seed: u64,
 }
 
-/// What `SetFile::format` says.
+/// The value of `SetFile::format`.
 pub const FORMAT: &str = "drnas-dist shards";
 
 /// One sample, in the memory map.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedSample<'a> {
-    /// The image file's bytes.
+    /// The bytes of the image file.
     pub bytes: &'a [u8],
-    /// Class.
+    /// Label.
     pub label: u32,
     /// `class/file`.
     pub name: &'a str,
 }
 
-/// A complete set of shards. Send + Sync: decode threads share it.
+/// A complete shard set. Send + Sync: shared by the decode threads.
 pub struct ShardSet {
     dir: PathBuf,
     shards: Vec<Shard>,
@@ -59,11 +59,11 @@ pub struct ShardSet {
 }
 
 impl ShardSet {
-    /// Opens a folder that `drnas-dist pack` wrote and checks every shard's header, size and index.
-    /// Errors: no or a damaged `set.json`, a missing, cut, damaged or foreign shard.
+    /// Opens a folder written by `drnas-dist pack` and checks header, size and index of every shard.
+    /// Errors: `set.json` is missing or invalid; a shard is missing, truncated, corrupt, or of another set.
     pub fn open(dir: &Path) -> Result<ShardSet> {
         let file = read_set_file(dir)?;
-        let mut shards = Vec::new(); // a damaged number must not ask for memory
+        let mut shards = Vec::new(); // no `with_capacity`: the number is untrusted
         for number in 0..file.num_shards {
             let path = dir.join(file_name(number));
             if !path.exists() {
@@ -82,12 +82,12 @@ impl ShardSet {
         }
         let hash = content_hash(&file.classes, shards.iter().map(|s| s.header().header_hash));
         let per_class = count_classes(&shards, file.classes.len())?;
-        let damaged = |what: &str| Error::SetDamaged { path: dir.join("set.json"), what: what.into() };
+        let corrupt = |what: &str| Error::SetCorrupt { path: dir.join("set.json"), what: what.into() };
         if hex(hash) != file.content_hash {
-            return Err(damaged("the shards are not those it was written for"));
+            return Err(corrupt("does not match the content of the shards"));
         }
         if per_class != file.per_class || per_class.iter().sum::<u64>() != file.num_images {
-            return Err(damaged("its counts are not those of the shards"));
+            return Err(corrupt("its image counts do not match the shards"));
         }
         let mut starts = vec![0];
         for shard in &shards {
@@ -96,37 +96,37 @@ impl ShardSet {
         Ok(ShardSet { dir: dir.into(), shards, starts, classes: file.classes, per_class, hash })
     }
 
-    /// Number of samples.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         self.starts[self.shards.len()]
     }
 
-    /// Whether there is no sample (`pack` never writes such a set).
+    /// Returns whether there are no samples (`pack` never writes such a set).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Number of classes.
+    /// Returns the number of classes.
     pub fn num_classes(&self) -> usize {
         self.classes.len()
     }
 
-    /// Class names; the label is the position.
+    /// Returns the class names; the label is the index.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// Images of each class.
+    /// Returns the number of images of each class.
     pub fn per_class(&self) -> Vec<u64> {
         self.per_class.clone()
     }
 
-    /// Identity of the content: equal wherever the same shards are read.
+    /// Returns the hash of the content: equal for copies of the same shards.
     pub fn hash(&self) -> u64 {
         self.hash
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -136,7 +136,7 @@ impl ShardSet {
         (&self.shards[shard], index - self.starts[shard])
     }
 
-    /// Sample `index` of 0..len (our mistake beyond: panics). Errors: the record is damaged.
+    /// Returns sample `index`. Panics if `index` >= len. Errors: the record is corrupt.
     pub fn sample(&self, index: usize) -> Result<PackedSample<'_>> {
         assert!(index < self.len(), "sample {index} of {}", self.len());
         let (shard, record) = self.locate(index);
@@ -144,10 +144,10 @@ impl ShardSet {
         Ok(PackedSample { bytes, label: shard.records()[record].label, name })
     }
 
-    /// Where sample `index` is, for error messages: shard, record, file name.
-    pub fn place(&self, index: usize) -> String {
+    /// Describes the location of sample `index` for error messages: shard, record, file name.
+    pub fn location(&self, index: usize) -> String {
         let (shard, record) = self.locate(index);
-        let name = shard.read(record).map_or("name unreadable", |(_, name)| name);
+        let name = shard.read(record).map_or("unreadable name", |(_, name)| name);
         format!("shard {} record {record} ({name})", shard.name())
     }
 }
@@ -159,21 +159,21 @@ pub fn read_set_file(dir: &Path) -> Result<SetFile> {
         return Err(Error::SetMissing { dir: dir.into() });
     }
     let text = std::fs::read(&path).map_err(files::io("read", &path))?;
-    let damaged = |what: String| Error::SetDamaged { path: path.clone(), what };
-    let file: SetFile = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    let corrupt = |what: String| Error::SetCorrupt { path: path.clone(), what };
+    let file: SetFile = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;
     if file.format != FORMAT || file.version != VERSION {
-        return Err(damaged(format!(
-            "\"{FORMAT}\" version {VERSION} expected, \"{}\" version {} found",
+        return Err(corrupt(format!(
+            "expected \"{FORMAT}\" version {VERSION}, found \"{}\" version {}",
             file.format, file.version
         )));
     }
     if file.num_shards == 0 || file.classes.is_empty() {
-        return Err(damaged("no shards or no classes".into()));
+        return Err(corrupt("no shards or no classes".into()));
     }
     Ok(file)
 }
 
-/// Hash of class names and shard headers, which hold the hashes of everything below them.
+/// Hashes class names and shard headers, which contain the hashes of all content.
 pub fn content_hash(classes: &[String], header_hashes: impl Iterator<Item = u64>) -> u64 {
     let mut hash = Xxh3::new();
     for class in classes {
@@ -184,22 +184,22 @@ pub fn content_hash(classes: &[String], header_hashes: impl Iterator<Item = u64>
     hash.digest()
 }
 
-/// Images of each class. Errors: a label that is no class.
+/// Counts the images of each class. Errors: a label without a class.
 pub fn count_classes(shards: &[Shard], num_classes: usize) -> Result<Vec<u64>> {
     let mut per_class = vec![0; num_classes];
     for shard in shards {
         for (number, record) in shard.records().iter().enumerate() {
-            *per_class.get_mut(record.label as usize).ok_or_else(|| Error::ShardDamaged {
+            *per_class.get_mut(record.label as usize).ok_or_else(|| Error::ShardCorrupt {
                 shard: shard.name(),
                 part: format!("record {number}"),
-                what: format!("label {} of {num_classes} classes", record.label),
+                what: format!("label {}, but there are {num_classes} classes", record.label),
             })? += 1;
         }
     }
     Ok(per_class)
 }
 
-/// A hash as `set.json` writes it: JSON numbers lose bits above 2^53.
+/// Formats a hash for `set.json`: JSON numbers lose bits above 2^53.
 pub fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }

@@ -1,6 +1,6 @@
-//! One shard: the on-disk structs, the memory map with its checks, and the writer. Format: `datasets/FORMAT.md`.
+//! One shard: on-disk structs, the checked memory map, and the writer. Format: `datasets/FORMAT.md`.
 
-use super::lost_map::LostMap;
+use super::sigbus::SigbusGuard;
 use crate::data::error::{Error, Result};
 use crate::files;
 use bytemuck::{Pod, Zeroable};
@@ -10,13 +10,13 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Version of the format; another one is refused.
+/// The format version; others are rejected.
 pub const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"DRNASHRD";
 const HEADER_BYTES: usize = size_of::<ShardHeader>();
 const RECORD_BYTES: usize = size_of::<ShardRecord>();
 
-// The structs below are read where they lie in the file.
+// The structs below are read in place.
 const _: () = assert!(cfg!(target_endian = "little"), "shards are little endian");
 
 /// The first 64 bytes of a shard.
@@ -25,68 +25,68 @@ const _: () = assert!(cfg!(target_endian = "little"), "shards are little endian"
 pub struct ShardHeader {
     magic: [u8; 8],
     version: u32,
-    /// This shard's number in the set, from 0.
+    /// Index of this shard in the set, from 0.
     pub shard: u32,
-    /// Samples in this shard.
+    /// Number of samples in this shard.
     pub num_records: u32,
-    /// Places in the index; more than `num_records` where images were left out.
+    /// Number of index entries; more than `num_records` if images were left out.
     num_slots: u32,
-    /// Bytes of the whole file.
+    /// Size of the file.
     pub file_bytes: u64,
-    /// Names the plan (images, classes, seed, options) that this shard is a part of.
+    /// Identifies the plan (images, classes, seed, options) of this shard.
     pub plan_hash: u64,
-    /// xxh3 of the used index records, and so, through their hashes, of all content.
+    /// xxh3 of the used index records and thus, through their hashes, of all content.
     index_hash: u64,
     reserved: u64,
-    /// xxh3 of the 56 bytes before.
+    /// xxh3 of the preceding 56 bytes.
     pub header_hash: u64,
 }
 
-/// One sample in the index; its file name stands before `offset`, the image bytes from `offset` on.
+/// An index entry for one sample; the file name is stored before `offset`, the image from `offset` on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct ShardRecord {
-    /// Of the image bytes, from the start of the file.
+    /// Offset of the image in the file.
     pub offset: u64,
-    /// xxh3 of file name and image bytes.
+    /// xxh3 of file name and image.
     pub hash: u64,
-    /// Image bytes.
+    /// Bytes of the image.
     pub length: u32,
-    /// Class.
+    /// Label.
     pub label: u32,
-    /// Columns.
+    /// Image width.
     pub width: u16,
-    /// Rows.
+    /// Image height.
     pub height: u16,
     /// Bytes of the file name.
     pub name_length: u16,
     reserved: u16,
 }
 
-/// A shard in the memory map. Its index stays in the map: nothing per sample is on the heap.
+/// A memory-mapped shard. The index is not copied: no data per sample is on the heap.
 pub struct Shard {
     path: PathBuf,
-    /// Before the map: dropped first.
-    _lost: LostMap,
+    /// Declared before the map, so that it is dropped first.
+    _lost: SigbusGuard,
     map: Mmap,
     header: ShardHeader,
 }
 
-/// File name of shard number `shard`.
+/// Returns the file name of shard number `shard`.
 pub fn file_name(shard: usize) -> String {
     format!("shard-{shard:05}.bin")
 }
 
 impl Shard {
-    /// Maps a shard and checks magic, version, header, size and index (not the images: they are checked when read).
-    /// Errors: one per kind of damage.
+    /// Maps a shard and checks magic, version, header, size and index (not the images, which are checked when read).
+    /// Errors: one per kind of corruption.
     pub fn open(path: &Path) -> Result<Shard> {
         let file = File::open(path).map_err(files::io("open", path))?;
-        // SAFETY: the map is read-only and private to this process; bytes that another process changes are caught by
-        // checksums. A file that is cut while it is mapped ends the process with SIGBUS and a line (`lost_map`); finished
-        // shards are never written to again (`pack` renames them into place).
+        // SAFETY: the map is read-only and private to this process; modifications by other processes are detected by
+        // checksums. If the file is truncated while mapped, the SIGBUS handler prints a message and exits (`sigbus`);
+        // finished shards are never written again (`pack` renames them into place).
         let map = unsafe { Mmap::map(&file) }.map_err(files::io("map", path))?;
-        let lost = LostMap::watch(path, &map);
+        let lost = SigbusGuard::watch(path, &map);
         let mut shard = Shard { path: path.to_owned(), _lost: lost, map, header: ShardHeader::zeroed() };
         shard.header = shard.checked_header()?;
         Ok(shard)
@@ -94,7 +94,7 @@ impl Shard {
 
     fn checked_header(&self) -> Result<ShardHeader> {
         let shard = self.name();
-        let cut_short = |present, expected| Error::ShardCutShort { shard: self.name(), present, expected };
+        let cut_short = |present, expected| Error::ShardTruncated { shard: self.name(), present, expected };
         let found = &self.map[..self.map.len().min(MAGIC.len())];
         if found != &MAGIC[..found.len()] {
             return Err(Error::ShardMagic { shard });
@@ -120,34 +120,34 @@ impl Shard {
             return Err(cut_short(records.iter().filter(inside).count(), num_records));
         }
         if file_bytes > header.file_bytes {
-            return Err(Error::ShardDamaged {
+            return Err(Error::ShardCorrupt {
                 shard: self.name(),
-                part: "its size".into(),
-                what: format!("{} bytes expected, {file_bytes} found", header.file_bytes),
+                part: "size".into(),
+                what: format!("expected {} bytes, found {file_bytes}", header.file_bytes),
             });
         }
         Ok(header)
     }
 
-    /// The header.
+    /// Returns the header.
     pub fn header(&self) -> &ShardHeader {
         &self.header
     }
 
-    /// File name of this shard.
+    /// Returns the file name of this shard.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The index, in the map.
+    /// Returns the index, in the map.
     pub fn records(&self) -> &[ShardRecord] {
         let end = HEADER_BYTES + RECORD_BYTES * self.header.num_records as usize;
-        // The map starts at a page and the header has 64 bytes, so records are aligned; `open` checked the bounds.
+        // The map is page-aligned and the header has 64 bytes, so records are aligned; `open` has checked the bounds.
         bytemuck::cast_slice(&self.map[HEADER_BYTES..end])
     }
 
-    /// Image bytes and file name of record `index`, checked against the record's hash.
-    /// Errors: bounds or hash do not hold; names shard, record and file.
+    /// Returns image bytes and file name of record `index`, checked against the record's hash.
+    /// Errors: invalid bounds or hash; names shard, record and file.
     pub fn read(&self, index: usize) -> Result<(&[u8], &str)> {
         let record = &self.records()[index];
         let name_bytes = u64::from(record.name_length);
@@ -157,14 +157,14 @@ impl Shard {
             .zip(record.offset.checked_add(record.length.into()))
             .filter(|(start, end)| *start >= HEADER_BYTES as u64 && *end <= self.map.len() as u64);
         let Some((start, end)) = range else {
-            return Err(Error::ShardDamaged {
+            return Err(Error::ShardCorrupt {
                 shard: self.name(),
                 part: format!("record {index}"),
-                what: format!("offset {} and length {} lie outside the file", record.offset, record.length),
+                what: format!("offset {} and length {} are outside the file", record.offset, record.length),
             });
         };
         let (start, end) = (start as usize, end as usize);
-        // One read of the whole record instead of one per page; only a hint, so a refusal does not matter.
+        // Reads the whole record at once instead of page by page; only a hint, so errors are ignored.
         let _ = self.map.advise_range(Advice::WillNeed, start, end - start);
         let (name, image) = self.map[start..end].split_at(record.name_length.into());
         let found = xxh3_64(&self.map[start..end]);
@@ -172,10 +172,10 @@ impl Shard {
             let part = format!("record {index} ({})", String::from_utf8_lossy(name));
             check_hash(self.name(), &part, record.hash, found)?;
         }
-        let name = std::str::from_utf8(name).map_err(|_| Error::ShardDamaged {
+        let name = std::str::from_utf8(name).map_err(|_| Error::ShardCorrupt {
             shard: self.name(),
             part: format!("the file name of record {index}"),
-            what: "UTF-8 expected".into(),
+            what: "expected UTF-8".into(),
         })?;
         Ok((image, name))
     }
@@ -185,14 +185,14 @@ fn check_hash(shard: String, part: &str, expected: u64, found: u64) -> Result<()
     if expected == found {
         return Ok(());
     }
-    Err(Error::ShardDamaged {
+    Err(Error::ShardCorrupt {
         shard,
         part: part.into(),
-        what: format!("checksum {expected:016x} expected, {found:016x} found"),
+        what: format!("expected checksum {expected:016x}, found {found:016x}"),
     })
 }
 
-/// Writes one shard: to `<path>.tmp`, then fsync and rename, so that a file with the final name is complete.
+/// Writes one shard to `<path>.tmp`, then fsyncs and renames it, so that a file with the final name is complete.
 pub struct ShardWriter {
     path: PathBuf,
     temporary: PathBuf,
@@ -203,7 +203,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Starts a shard with room for `num_slots` samples.
+    /// Creates a shard with `num_slots` index entries.
     pub fn create(dir: &Path, shard: usize, num_slots: usize, plan_hash: u64) -> Result<ShardWriter> {
         let path = dir.join(file_name(shard));
         let temporary = path.with_extension("bin.tmp");
@@ -222,7 +222,7 @@ impl ShardWriter {
             records: Vec::with_capacity(num_slots),
             at: 0,
         };
-        // Header and index come last; until then the place is zero, which no reader accepts.
+        // Header and index are written last; until then they are zero, which no reader accepts.
         writer.put(&vec![0; HEADER_BYTES + RECORD_BYTES * num_slots])?;
         Ok(writer)
     }
@@ -254,7 +254,7 @@ impl ShardWriter {
         self.put(image)
     }
 
-    /// Completes the shard under its final name.
+    /// Writes header and index and renames the shard to its final name.
     pub fn finish(mut self) -> Result<()> {
         let index: &[u8] = bytemuck::cast_slice(&self.records);
         self.header.num_records = self.records.len() as u32;

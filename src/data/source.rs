@@ -1,4 +1,4 @@
-//! `Source`: labelled images as they are obtained, whatever the layout; `split` and `pack` read them.
+//! `Source`: a labelled data set in any supported layout, as read by `split` and `pack`.
 
 use super::folder::{Folder, names_in};
 use super::records::Records;
@@ -9,17 +9,17 @@ use crate::files;
 use std::io::Read;
 use std::path::Path;
 
-/// Labelled images, all or those that were asked for.
+/// Labelled images: all of a data set, or a selection.
 pub enum Source {
-    /// One file an image.
+    /// One file per image.
     Folder(Folder),
-    /// Many images a file, in canonical order.
+    /// Many images per file, in canonical order.
     Records(Records),
 }
 
 impl Source {
-    /// Opens `root`; of its images those that `args` and the list of names `list` want.
-    /// Errors: see `Folder` and `Records`; arguments that do not go together.
+    /// Opens `root` and selects the images given by `args` and the list of names `list`.
+    /// Errors: see `Folder` and `Records`; incompatible arguments.
     pub fn open(root: &Path, args: &SourceArgs, list: Option<&Path>) -> Result<Source> {
         let format = args.format.unwrap_or_else(|| detect(root));
         if format != SourceFormat::Folder {
@@ -33,7 +33,7 @@ impl Source {
         ];
         if let Some((name, _)) = misplaced.iter().find(|(_, given)| *given) {
             return Err(Error::SourceArgs(format!(
-                "{name} is for the layouts of CIFAR and ImageNet16, {} is a folder of images",
+                "{name} applies to CIFAR and ImageNet16 data, but {} is a folder of images",
                 root.display()
             )));
         }
@@ -44,7 +44,7 @@ impl Source {
         Ok(Source::Folder(folder))
     }
 
-    /// Where the images are.
+    /// Returns the root folder.
     pub fn root(&self) -> &Path {
         match self {
             Source::Folder(folder) => &folder.root,
@@ -52,7 +52,7 @@ impl Source {
         }
     }
 
-    /// Class names; the label is the position.
+    /// Returns the class names; the label is the index.
     pub fn classes(&self) -> &[String] {
         match self {
             Source::Folder(folder) => &folder.classes,
@@ -60,7 +60,7 @@ impl Source {
         }
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         match self {
             Source::Folder(folder) => folder.len(),
@@ -68,12 +68,12 @@ impl Source {
         }
     }
 
-    /// Whether there is no image.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Class of image `index`.
+    /// Returns the label of image `index`.
     pub fn label(&self, index: usize) -> u32 {
         match self {
             Source::Folder(folder) => folder.label(index),
@@ -81,7 +81,7 @@ impl Source {
         }
     }
 
-    /// `class/file` of image `index`; images of records have file names too: part, canonical number.
+    /// Returns `class/file` of image `index`; images of records are named by part and canonical number.
     pub fn name(&self, index: usize) -> String {
         match self {
             Source::Folder(folder) => folder.name(index),
@@ -89,14 +89,14 @@ impl Source {
         }
     }
 
-    /// Images of each class.
+    /// Returns the number of images of each class.
     pub fn per_class(&self) -> Vec<u64> {
         let mut counts = vec![0; self.classes().len()];
         (0..self.len()).for_each(|index| counts[self.label(index) as usize] += 1);
         counts
     }
 
-    /// Hash of classes, names and labels (not of the images' bytes).
+    /// Hashes classes, names and labels (not the image contents).
     pub fn hash(&self) -> u64 {
         match self {
             Source::Folder(folder) => folder.hash(),
@@ -104,7 +104,7 @@ impl Source {
         }
     }
 
-    /// What the file of image `index` looks like from outside: size and times. Another stamp may be another content.
+    /// Hashes size and timestamps of the file of image `index`. A different stamp indicates possibly different content.
     pub fn stamp(&self, index: usize) -> Result<u64> {
         match self {
             Source::Folder(folder) => {
@@ -115,7 +115,7 @@ impl Source {
         }
     }
 
-    /// Files of a folder that are no images.
+    /// Returns the number of files in a folder that are not images.
     pub fn num_ignored(&self) -> usize {
         match self {
             Source::Folder(folder) => folder.num_ignored,
@@ -123,12 +123,12 @@ impl Source {
         }
     }
 
-    /// Whether the order has no meaning, so that `pack` may choose one.
+    /// Returns whether the order is arbitrary, so that `pack` may shuffle the images.
     pub fn is_unordered(&self) -> bool {
         matches!(self, Source::Folder(_))
     }
 
-    /// The file of image `index` (JPEG, PNG, PPM) into `bytes`.
+    /// Reads the file of image `index` (JPEG, PNG, PPM) into `bytes`.
     pub fn read(&self, index: usize, bytes: &mut Vec<u8>) -> Result<()> {
         match self {
             Source::Folder(folder) => {
@@ -143,7 +143,7 @@ impl Source {
     }
 }
 
-/// Which layout the files in `root` have.
+/// Detects the layout of the files in `root`.
 fn detect(root: &Path) -> SourceFormat {
     let there = |name: &str| root.join(name).is_file();
     if there("data_batch_1.bin") || there("test_batch.bin") {
@@ -169,14 +169,14 @@ fn records(root: &Path, format: SourceFormat, args: &SourceArgs, list: Option<&P
         records.keep(numbers).map_err(wrong)?;
     } else if let Some(range) = &args.range {
         let wrong = |what| Error::SourceArgs(format!("--range {}..{}: {what}", range.start, range.end));
-        // One number beyond the last image says as well as a billion of them that the range is too long.
+        // Limits the length of the list: one number beyond the last image is enough for the error.
         let end = range.end.min(range.start.max(records.len() as u32) + 1);
         records.keep((range.start..end).collect()).map_err(wrong)?;
     }
     Ok(records)
 }
 
-/// The numbers of the names in a list as `split` writes it.
+/// Returns the numbers of the images named in a list written by `split`.
 fn listed(records: &Records, list: &Path) -> Result<Vec<u32>> {
     let text = std::fs::read_to_string(list).map_err(files::io("read", list))?;
     let number = |(line, name): (usize, &str)| {
@@ -188,7 +188,7 @@ fn listed(records: &Records, list: &Path) -> Result<Vec<u32>> {
     names_in(&text).map(number).collect()
 }
 
-/// List `part` of a split file; numbers may be written as numbers or as text.
+/// Returns the list `part` of a split file; its entries may be numbers or strings.
 fn split_list(path: &Path, part: &str) -> Result<Vec<u32>> {
     use serde_json::Value;
     let wrong = |what: String| Error::Source { path: path.into(), what };
@@ -196,8 +196,8 @@ fn split_list(path: &Path, part: &str) -> Result<Vec<u32>> {
     let file: serde_json::Map<String, Value> =
         serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
     let Some(entry) = file.get(part) else {
-        let there: Vec<&str> = file.keys().map(String::as_str).collect();
-        return Err(wrong(format!("no list \"{part}\"; there are: {}", there.join(", "))));
+        let available: Vec<&str> = file.keys().map(String::as_str).collect();
+        return Err(wrong(format!("no list \"{part}\"; available: {}", available.join(", "))));
     };
     let list = match entry.as_array().map(Vec::as_slice) {
         Some([Value::String(kind), Value::Array(list)]) if kind == "int" => Some(list.as_slice()),
@@ -208,6 +208,6 @@ fn split_list(path: &Path, part: &str) -> Result<Vec<u32>> {
         other => other.as_u64().and_then(|number| u32::try_from(number).ok()),
     };
     list.and_then(|list| list.iter().map(number).collect()).ok_or_else(|| {
-        wrong(format!("\"{part}\" is no list of numbers: [\"int\", [\"0\", \"5\", ...]] expected"))
+        wrong(format!("\"{part}\": expected a list of numbers such as [\"int\", [\"0\", \"5\", ...]]"))
     })
 }

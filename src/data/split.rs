@@ -9,18 +9,18 @@ use crate::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use std::fmt::Write;
 
-/// One list.
+/// A subset of a data set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subset {
-    /// As given.
+    /// Name of the list.
     pub name: String,
-    /// Part of each class.
+    /// Fraction of each class.
     pub fraction: f64,
-    /// Positions in the `Source`, rising.
+    /// Indices in the `Source`, ascending.
     pub images: Vec<usize>,
 }
 
-/// Does `drnas-dist split`.
+/// Runs `drnas-dist split`.
 pub fn run(args: &SplitArgs) -> Result<()> {
     let source = Source::open(&args.root, &args.source, None)?;
     let subsets = split(&source, &args.fractions, &args.names, args.seed)?;
@@ -28,7 +28,7 @@ pub fn run(args: &SplitArgs) -> Result<()> {
     for subset in &subsets {
         let path = args.out.join(format!("{}.txt", subset.name));
         files::write_new(&path, text(&source, subset, args.seed).as_bytes(), args.overwrite)?;
-        console::remark(&format!(
+        console::print_diagnostic(&format!(
             "{}: {} of {} images, {} classes",
             path.display(),
             subset.images.len(),
@@ -39,9 +39,10 @@ pub fn run(args: &SplitArgs) -> Result<()> {
     Ok(())
 }
 
-/// Draws the subsets. Each class is shuffled by (seed, its name) and cut into pieces of `fraction` times its size,
-/// rounded; so other classes do not change a class's draw.
-/// Errors: fractions that are not in 0..1 or exceed 1 together, a name that is empty or twice, a class that gets none.
+/// Draws the subsets. Each class is shuffled by the seed and its name and cut into pieces of `fraction` times its size,
+/// rounded; the draw of a class does not depend on the other classes.
+/// Errors: fractions outside (0, 1] or with a sum above 1, an empty or duplicate name, a class without images in a
+/// subset.
 pub fn split(source: &Source, fractions: &[f64], names: &[String], seed: u64) -> Result<Vec<Subset>> {
     check(fractions, names)?;
     let mut subsets: Vec<Subset> = names
@@ -60,7 +61,7 @@ pub fn split(source: &Source, fractions: &[f64], names: &[String], seed: u64) ->
         images.shuffle(&mut stream(seed, Purpose::Split, &[place]));
         let mut rest = images.as_slice();
         for subset in &mut subsets {
-            // Rounding up twice may ask for one more than there is.
+            // Rounding up twice may exceed the number of images by one.
             let count = ((subset.fraction * num_images as f64).round() as usize).min(rest.len());
             if count == 0 {
                 return Err(Error::SplitEmpty {
@@ -82,23 +83,27 @@ pub fn split(source: &Source, fractions: &[f64], names: &[String], seed: u64) ->
 fn check(fractions: &[f64], names: &[String]) -> Result<()> {
     let wrong = |what: String| Err(Error::SplitArgs(what));
     if fractions.len() != names.len() {
-        return wrong(format!("{} fractions for {} names; one each", fractions.len(), names.len()));
+        return wrong(format!(
+            "expected one name per fraction, found {} and {}",
+            names.len(),
+            fractions.len()
+        ));
     }
     if let Some(bad) = fractions.iter().find(|f| !(**f > 0.0 && **f <= 1.0)) {
-        return wrong(format!("fraction {bad}; more than 0 and at most 1 expected"));
+        return wrong(format!("expected fractions above 0 and at most 1, found {bad}"));
     }
     if fractions.iter().sum::<f64>() > 1.0 + 1e-9 {
-        return wrong(format!("fractions {fractions:?} are more than 1 together"));
+        return wrong(format!("expected fractions with a sum of at most 1, found {fractions:?}"));
     }
     for (at, name) in names.iter().enumerate() {
         if name.is_empty() || name.contains(['/', '\\']) || names[..at].contains(name) {
-            return wrong(format!("name \"{name}\" is empty, twice, or holds a slash"));
+            return wrong(format!("name \"{name}\" is empty, a duplicate, or contains a slash"));
         }
     }
     Ok(())
 }
 
-/// The list as a file: comment lines, then `class/file`, sorted.
+/// Formats the list: comment lines, then `class/file`, sorted.
 pub fn text(source: &Source, subset: &Subset, seed: u64) -> String {
     let mut text = format!(
         "# drnas-dist split: {} of {} images, {} classes\n# fraction {} of each class, seed {seed}\n",

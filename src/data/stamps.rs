@@ -1,10 +1,9 @@
-//! Stamps: what the files looked like that a finished shard was packed from, so that a picture that was replaced since is
-//! packed anew.
+//! Stamps of the source files of a packed shard, so that images replaced since are packed again.
 //!
-//! The plan's hash covers names and not bytes: it stands in every shard and so is part of the identity of a set, which must
-//! not depend on when and where files were copied. `OUT/sources.jsonl` keeps beside the set, for each finished shard, a hash
-//! of size, time of modification and time of change (ctime, which no program can set back) of its images' files. Equal
-//! stamps: nothing was replaced, one `stat` an image. Other ones, or none: `pack` compares the bytes.
+//! The plan's hash covers names but not contents: it is stored in every shard and thus part of the identity of a set,
+//! which must not depend on when and where files were copied. `OUT/sources.jsonl` therefore stores, for each finished
+//! shard, a hash of size, modification time and change time (ctime, which programs cannot set) of the source files. If
+//! the stamps match, nothing was replaced, at the cost of one `stat` per image. Otherwise `pack` compares the contents.
 
 use crate::files;
 use serde::{Deserialize, Serialize};
@@ -16,26 +15,26 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Name of the file in the folder of shards.
+/// File name in the folder of shards.
 const STAMPS_FILE: &str = "sources.jsonl";
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct StampLine {
     shard: usize,
-    /// `header_hash` of the shard, hexadecimal: the stamp of another shard of that number says nothing.
+    /// `header_hash` of the shard, hexadecimal: a stamp is valid for that content of the shard only.
     header: String,
-    /// Hash of the stamps of its images' files, hexadecimal.
+    /// Hash of the stamps of the source files, hexadecimal.
     files: String,
 }
 
-/// The stamps of a set that is being packed.
+/// The stamps of a set being packed.
 pub struct Stamps {
     path: PathBuf,
     lines: Mutex<BTreeMap<usize, StampLine>>,
 }
 
-/// What a file looks like from outside.
+/// Hashes size and timestamps of a file.
 pub fn stamp(file: &Metadata) -> u64 {
     let times = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
     let bytes: Vec<u8> =
@@ -44,7 +43,7 @@ pub fn stamp(file: &Metadata) -> u64 {
 }
 
 impl Stamps {
-    /// Those of the folder `out`. A line that cannot be read counts as none: the bytes are compared then.
+    /// Reads the stamps of the folder `out`. Invalid lines are ignored: the contents are compared instead.
     pub fn open(out: &Path) -> Stamps {
         let path = out.join(STAMPS_FILE);
         let text = fs::read_to_string(&path).unwrap_or_default();
@@ -52,15 +51,15 @@ impl Stamps {
         Stamps { path, lines: Mutex::new(lines.map(|line| (line.shard, line)).collect()) }
     }
 
-    /// Whether the shard with this header was packed from files that looked like `files`.
-    pub fn agree(&self, shard: usize, header: u64, files: u64) -> bool {
+    /// Returns whether the shard with this header was packed from files with the stamp `files`.
+    pub fn matches(&self, shard: usize, header: u64, files: u64) -> bool {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.get(&shard) == Some(&line(shard, header, files))
     }
 
-    /// Keeps the stamp of a finished shard: at once, so that an interrupted pack knows it. Where it cannot be written, the
-    /// next pack compares bytes.
-    pub fn note(&self, shard: usize, header: u64, files: u64) {
+    /// Writes the stamp of a finished shard immediately, in case packing is interrupted. Write errors are
+    /// ignored: the next pack then compares contents.
+    pub fn record(&self, shard: usize, header: u64, files: u64) {
         let line = line(shard, header, files);
         let mut text = serde_json::to_vec(&line).expect("plain data becomes JSON");
         text.push(b'\n');
@@ -70,8 +69,8 @@ impl Stamps {
         lines.insert(shard, line);
     }
 
-    /// Leaves one line for each of `num_shards` shards, in order, if the file is not like that already.
-    pub fn tidy(&self, num_shards: usize) {
+    /// Rewrites the file with one line for each of `num_shards` shards, in order, unless it is already in that form.
+    pub fn compact(&self, num_shards: usize) {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = lines.range(..num_shards).map(|(_, line)| serde_json::to_string(line));
         let text: String = lines.map(|line| line.expect("plain data becomes JSON") + "\n").collect();

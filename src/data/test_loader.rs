@@ -1,51 +1,51 @@
-//! `TestLoader`: every image of a set exactly once, shared by any number of ranks.
+//! `TestLoader`: every image of a set exactly once, divided among any number of ranks.
 
 use super::augment::Augment;
 use super::pool::DecodePool;
-use super::reader::{Batch, Reader, SampleAddress, Work};
+use super::reader::{Batch, Reader, ReaderOptions, SamplePosition};
 use super::set::ShardSet;
 use crate::data::error::{Error, Result};
 use std::sync::Arc;
 
-/// What a test loader serves.
+/// Options of a test loader.
 #[derive(Clone, Debug)]
 pub struct TestSpec {
-    /// Side of the pictures (`Data::test_crop_px`).
+    /// Side of the output images (`DataSection::test_crop_px`).
     pub px: u32,
-    /// How they are cut out (`Augment::test`); should draw nothing.
+    /// Augmentation (`Augment::test`); should be deterministic.
     pub augment: Augment,
-    /// Which of the ranks this is.
+    /// This rank.
     pub rank: usize,
     /// Number of ranks.
     pub size: usize,
     /// Images per batch; the last batch of the set may have fewer.
     pub batch: usize,
-    /// Batches kept ready, at least 1.
+    /// Batches to prefetch, at least 1.
     pub prefetch: usize,
 }
 
-/// The part of a set that one rank tests. The set is cut into batches, the same ones for any number of ranks, so that even
-/// rounding is the same; a rank takes batches rank, rank + size, rank + 2 size ... Ranks may have different numbers of
-/// batches, by one at most; a rank of more ranks than batches has none. An unusable image is an error: a test that leaves
-/// images out is another test.
+/// The batches of a test set that one rank evaluates. The set is cut into the same batches for any number of ranks, so
+/// that results are bit-identical; a rank takes batches rank, rank + size, rank + 2 size ... The number of batches per
+/// rank differs by at most one, and is 0 on some ranks if there are more ranks than batches. An unusable image is an
+/// error: leaving it out would change the test.
 pub struct TestLoader {
     reader: Reader,
     num_left: usize,
 }
 
 impl TestLoader {
-    /// Starts to decode. Errors: a rank that is not of `size`, batches or pictures of nothing.
+    /// Starts decoding. Errors: `rank` is not below `size`, an image or batch size of 0.
     pub fn open(set: Arc<ShardSet>, spec: TestSpec, pool: &DecodePool) -> Result<TestLoader> {
         let TestSpec { rank, size, .. } = spec;
         if rank >= size {
-            return Err(Error::LoaderSpec(format!("rank {rank} of {size}; less than {size} expected")));
+            return Err(Error::LoaderSpec(format!("expected a rank below {size}, found {rank}")));
         }
         let (num_images, batch) = (set.len(), spec.batch.max(1));
         let batches = (rank..num_images.div_ceil(batch)).step_by(size);
         let num_left = batches.len();
         let images = batches.flat_map(move |number| number * batch..num_images.min((number + 1) * batch));
-        let places = images.map(|index| SampleAddress { epoch: 0, position: index, index: index as u32 });
-        let work = Work {
+        let samples = images.map(|index| SamplePosition { epoch: 0, position: index, index: index as u32 });
+        let options = ReaderOptions {
             px: spec.px,
             augment: spec.augment,
             seed: 0,
@@ -54,12 +54,12 @@ impl TestLoader {
             prefetch: spec.prefetch,
             skip_bad: false,
         };
-        Ok(TestLoader { reader: Reader::start(set, work, pool, places)?, num_left })
+        Ok(TestLoader { reader: Reader::start(set, options, pool, samples)?, num_left })
     }
 
-    /// The next batch, `None` after the last one.
-    /// Errors: an unusable image (shard, record and file are named); after an error the loader has ended.
-    #[allow(clippy::should_implement_trait)] // can fail: no Iterator
+    /// Returns the next batch, or `None` after the last one.
+    /// Errors: an unusable image (shard, record and file are named); after an error the loader cannot be used any more.
+    #[allow(clippy::should_implement_trait)] // fallible: not an Iterator
     pub fn next(&mut self) -> Result<Option<Batch>> {
         if self.num_left == 0 {
             return Ok(None);
@@ -69,12 +69,12 @@ impl TestLoader {
         Ok(Some(batch))
     }
 
-    /// Batches that are still to come.
+    /// Returns the number of remaining batches.
     pub fn num_left(&self) -> usize {
         self.num_left
     }
 
-    /// Milliseconds the caller waited in `next` since this was last asked.
+    /// Returns the milliseconds spent waiting in `next` since the last call.
     pub fn wait_ms(&mut self) -> f64 {
         self.reader.wait_ms()
     }

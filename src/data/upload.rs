@@ -1,9 +1,9 @@
-//! `Upload`: batches to the network's input on a device, without the host waiting for the device.
+//! `Upload`: turns batches into the network's input on a device, without blocking the host.
 //!
-//! A card gets bytes, from pinned memory, on a stream of its own, while it computes the batch before; they are normalised
-//! there. Two slots take turns. The order: the copy into a slot waits until the batch before in it was read (`read`),
-//! the work of libtorch waits for the copy (`arrived`), the host waits for the copy before the one before, which is long
-//! done unless the host is far ahead.
+//! Images are copied to a GPU as bytes, from pinned memory and on a separate stream, while the GPU computes the
+//! previous batch; they are normalised there. Two slots alternate. The copy into a slot waits until its previous batch
+//! has been read (`read`), libtorch's work waits for the copy (`arrived`), and the host waits for the slot's previous
+//! copy, which has long finished unless the host is far ahead.
 //!
 //! Shapes: N images, px side.
 
@@ -13,58 +13,62 @@ use crate::cuda::{self, Context, Driver, Event, Stream};
 use crate::data::error::Result;
 use tch::{Device, Kind, Tensor};
 
-/// Brings batches to one device.
+/// Uploads batches to one device.
 pub struct Upload {
     device: Device,
     normaliser: Normaliser,
-    /// The context of the card, if that was given.
+    /// The GPU's context, if given.
     context: Option<Context>,
-    /// Made for the first batch, and anew for a larger one.
+    /// Created for the first batch, and again for a larger one.
     staging: Option<Staging>,
 }
 
 impl Upload {
-    /// To `device`; `mean` and `std` as of `Data`.
+    /// Uploads to `device`; `mean` and `std` as in `DataSection`.
     pub fn new(mean: &[f64; 3], std: &[f64; 3], device: Device) -> Upload {
         Upload { device, normaliser: Normaliser::new(mean, std, device), context: None, staging: None }
     }
 
-    /// To a card whose tensors are `device`'s: for stand-ins of the driver, whose cards have host memory.
-    pub fn to_card(mean: &[f64; 3], std: &[f64; 3], device: Device, context: Context) -> Upload {
+    /// Uploads to a GPU whose tensors are on `device`: for stand-ins of the driver, whose GPUs use host memory.
+    pub fn to_gpu(mean: &[f64; 3], std: &[f64; 3], device: Device, context: Context) -> Upload {
         Upload { context: Some(context), ..Upload::new(mean, std, device) }
     }
 
-    /// The network's input `[N, 3, px, px]` in Float, normalised, 0 in the holes; and the labels `[N]`. Both on the device.
+    /// Returns the network's input `[N, 3, px, px]` in Float, normalised, 0 in the holes; and the labels `[N]`. Both on
+    /// the device.
     pub fn input(&mut self, batch: &Batch) -> Result<(Tensor, Tensor)> {
         if self.context.is_none()
             && let Device::Cuda(index) = self.device
         {
-            let none =
-                |why: cuda::NoDriver| cuda::Error::Refused { call: "cuInit", code: 0, text: why.to_string() };
+            let none = |why: cuda::DriverUnavailable| cuda::Error::CallFailed {
+                call: "cuInit",
+                code: 0,
+                text: why.to_string(),
+            };
             let driver = Driver::open().map_err(none)?;
             self.context = Some(Context::new(driver, index)?);
         }
         let Some(context) = self.context else {
             let images = self.normaliser.apply(&batch.images);
-            return Ok((batch.without_holes(images), batch.labels.shallow_clone()));
+            return Ok((batch.mask_holes(images), batch.labels.shallow_clone()));
         };
-        let facts = batch.facts();
+        let facts = batch.labels_and_holes();
         let parts = [&batch.images, &facts];
-        let staging = match self.staging.take().filter(|staging| staging.holds(&parts)) {
+        let staging = match self.staging.take().filter(|staging| staging.fits(&parts)) {
             Some(staging) => self.staging.insert(staging),
             None => self.staging.insert(Staging::new(context, self.device, &parts)?),
         };
         let normaliser = &self.normaliser;
-        staging.pass(&parts, |images, facts| {
+        staging.transfer(&parts, |images, facts| {
             let images = normaliser.apply(images);
-            let images = if batch.holes.is_empty() { images } else { without_holes(images, facts) };
+            let images = if batch.holes.is_empty() { images } else { mask_holes(images, facts) };
             (images, facts.select(1, 0).copy())
         })
     }
 }
 
-/// Columns of `Batch::facts` behind the label: first row, end of rows, first column, end of columns of the hole.
-fn without_holes(images: Tensor, facts: &Tensor) -> Tensor {
+/// Sets images to 0 in the holes. Columns of `facts` after the label: first row, end row, first column, end column.
+fn mask_holes(images: Tensor, facts: &Tensor) -> Tensor {
     let px = images.size()[3];
     let at = Tensor::arange(px, (Kind::Int64, images.device()));
     let between = |line: &Tensor, first: i64, end: i64| {
@@ -75,103 +79,115 @@ fn without_holes(images: Tensor, facts: &Tensor) -> Tensor {
     images.masked_fill(&hole, 0.0)
 }
 
-/// One of two places in pinned memory and on the card.
+/// One of two buffers in pinned memory and on the GPU.
 struct Slot {
-    /// Images and facts, room for the largest batch so far.
+    /// Images and facts; as large as the largest batch so far.
     pinned: [Tensor; 2],
-    card: [Tensor; 2],
-    /// The copy is done.
+    gpu: [Tensor; 2],
+    /// The copy is complete.
     arrived: Event,
-    /// libtorch has read it.
+    /// libtorch has read the buffer.
     read: Event,
 }
 
-/// The way to one card.
+/// Transfers batches to one GPU.
 pub struct Staging {
     context: Context,
-    /// For copies.
-    side: Stream,
-    /// libtorch's.
-    main: Stream,
+    /// The stream of the copies.
+    copy_stream: Stream,
+    /// libtorch's stream.
+    torch_stream: Stream,
     slots: [Slot; 2],
-    /// The slot that is next.
+    /// Index of the next slot.
     next: usize,
 }
 
 impl Staging {
-    /// Room for batches of `like`, contiguous, whose first dimension is N; on the card they are tensors of `device`.
+    /// Allocates slots for batches shaped like `like`, contiguous, with first dimension N; on the GPU, tensors are on
+    /// `device`.
     pub fn new(context: Context, device: Device, like: &[&Tensor; 2]) -> Result<Staging> {
         context.bind()?;
-        let main = Stream::legacy(context);
+        let torch_stream = Stream::legacy(context);
         let slot = || -> Result<Slot> {
             let pinned = |like: &Tensor| -> Result<Tensor> {
-                // Not `pin_memory`: it warns that an argument is deprecated which tch always gives.
+                // Not `pin_memory`, which warns about a deprecated argument that tch always passes.
                 let room = Tensor::f_empty(like.size(), (like.kind(), Device::Cpu))?;
                 Ok(if device == Device::Cpu { room } else { room.f_internal_pin_memory(device)? })
             };
-            let card = |like: &Tensor| Tensor::f_empty(like.size(), (like.kind(), device));
+            let gpu = |like: &Tensor| Tensor::f_empty(like.size(), (like.kind(), device));
             let read = Event::new(context)?;
             let slot = Slot {
                 pinned: [pinned(like[0])?, pinned(like[1])?],
-                card: [card(like[0])?, card(like[1])?],
+                gpu: [gpu(like[0])?, gpu(like[1])?],
                 arrived: Event::new(context)?,
                 read,
             };
-            // libtorch may hand out memory that its stream still uses.
-            slot.read.record(&main)?;
+            // libtorch may have allocated memory that its stream still uses.
+            slot.read.record(&torch_stream)?;
             Ok(slot)
         };
-        Ok(Staging { context, side: Stream::new(context)?, slots: [slot()?, slot()?], main, next: 0 })
+        Ok(Staging {
+            context,
+            copy_stream: Stream::new(context)?,
+            slots: [slot()?, slot()?],
+            torch_stream,
+            next: 0,
+        })
     }
 
-    /// Whether batches like `parts` fit.
-    fn holds(&self, parts: &[&Tensor; 2]) -> bool {
-        let fits = |room: &Tensor, part: &Tensor| {
+    /// Returns whether batches like `parts` fit.
+    fn fits(&self, parts: &[&Tensor; 2]) -> bool {
+        let large_enough = |room: &Tensor, part: &Tensor| {
             room.size()[0] >= part.size()[0] && room.size()[1..] == part.size()[1..]
         };
-        self.slots[0].card.iter().zip(parts).all(|(room, part)| fits(room, part))
+        self.slots[0].gpu.iter().zip(parts).all(|(room, part)| large_enough(room, part))
     }
 
-    /// Brings `parts` to the card and gives them to `read`, which only reads them, in work of libtorch's stream.
-    pub fn pass<T>(&mut self, parts: &[&Tensor; 2], read: impl FnOnce(&Tensor, &Tensor) -> T) -> Result<T> {
+    /// Copies `parts` to the GPU and passes them to `read`, which only reads them, in work on libtorch's stream.
+    pub fn transfer<T>(
+        &mut self,
+        parts: &[&Tensor; 2],
+        read: impl FnOnce(&Tensor, &Tensor) -> T,
+    ) -> Result<T> {
         self.context.bind()?;
         let slot = &self.slots[self.next];
         self.next = 1 - self.next;
         if !slot.arrived.is_done()? {
             slot.arrived.synchronize()?;
         }
-        self.side.wait(&slot.read)?;
+        self.copy_stream.wait(&slot.read)?;
         let copied = self.start_copies(slot, parts);
-        // After an error too: one of them may be under way.
-        slot.arrived.record(&self.side)?;
+        // Even after an error: a copy may be in progress.
+        slot.arrived.record(&self.copy_stream)?;
         let arrived = copied?;
-        self.main.wait(&slot.arrived)?;
+        self.torch_stream.wait(&slot.arrived)?;
         let result = read(&arrived[0], &arrived[1]);
-        slot.read.record(&self.main)?;
+        slot.read.record(&self.torch_stream)?;
         Ok(result)
     }
 
-    /// Begins to copy `parts` to the card, by way of `slot`; where they will be. The caller records `arrived` next.
+    /// Starts copying `parts` to the GPU through `slot` and returns the destinations. The caller then records
+    /// `arrived`.
     fn start_copies(&self, slot: &Slot, parts: &[&Tensor; 2]) -> Result<Vec<Tensor>> {
-        let places = parts.iter().zip(&slot.pinned).zip(&slot.card);
-        places
-            .map(|((part, pinned), card)| {
+        let buffers = parts.iter().zip(&slot.pinned).zip(&slot.gpu);
+        buffers
+            .map(|((part, pinned), gpu)| {
                 let rows = part.size()[0];
-                let (mut pinned, card) = (pinned.narrow(0, 0, rows), card.narrow(0, 0, rows));
+                let (mut pinned, gpu) = (pinned.narrow(0, 0, rows), gpu.narrow(0, 0, rows));
                 pinned.f_copy_(part)?;
                 let bytes = part.numel() * part.kind().elt_size_in_bytes();
-                // SAFETY: both are contiguous (the first rows of contiguous tensors) and have `bytes` bytes. The pinned one
-                // is next written, or given back, after `arrived`; nobody reads or writes the other until then, since
-                // libtorch's stream waits for it, and this stream has waited for what libtorch still read.
-                unsafe { self.side.copy_to_card(card.data_ptr(), pinned.data_ptr(), bytes)? };
-                Ok(card)
+                // SAFETY: both are contiguous (the first rows of contiguous tensors) and have `bytes` bytes. The pinned
+                // buffer is next written or freed after `arrived`. The destination is neither read nor written until
+                // then: libtorch's stream waits for it, and this stream has waited for libtorch's reads.
+                unsafe { self.copy_stream.copy_to_gpu(gpu.data_ptr(), pinned.data_ptr(), bytes)? };
+                Ok(gpu)
             })
             .collect()
     }
 }
 
 impl Drop for Staging {
-    /// No memory is given back while a copy reads or writes it.
+    /// Waits for the copies, so that no memory in use is freed.
     fn drop(&mut self) {
         for slot in &self.slots {
             let _ = slot.arrived.synchronize();

@@ -1,8 +1,8 @@
-//! The evaluation: a found network trained from scratch, one step at a time, and tested.
+//! Evaluation: trains a found network from scratch, step by step, and tests it.
 //!
-//! A run is defined over R logical replicas, as a search is: each has its own batch statistics and random streams,
-//! gradients are averaged, and a rank computes its share of the replicas one after another. The result does not depend on
-//! the number of ranks.
+//! A run is defined over R logical replicas, as in a search: each has its own batch statistics and random streams,
+//! gradients are averaged, and a rank computes its replicas one after another. The result does not depend on the number
+//! of ranks.
 //!
 //! Shapes: N batch, K classes, R replicas.
 
@@ -19,35 +19,35 @@ use crate::net::placement::Placement;
 use crate::space::genotype::Genotype;
 use crate::train::optimiser::Sgd;
 use crate::train::schedule::Schedule;
-use crate::train::state::{agreed_running, gather_running};
+use crate::train::state::{averaged_running, gather_running};
 use crate::train::tally::{StepOutcome, measure};
 use crate::train::{self, step};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// What a test of the network gave.
+/// Result of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tested {
-    /// Epochs trained before it.
+    /// Epochs trained before the test.
     pub epoch: u64,
-    /// Images tested.
+    /// Number of test images.
     pub images: u64,
-    /// Of them those whose class came first.
+    /// Number of correct top-1 predictions.
     pub top1_hits: u64,
-    /// Of them those whose class was among the first five.
+    /// Number of correct top-5 predictions.
     pub top5_hits: u64,
     /// Mean cross entropy (without smoothing).
     pub loss: f64,
 }
 
 impl Tested {
-    /// Part of the images whose class came first.
+    /// Returns the top-1 accuracy, in 0..1.
     pub fn top1(&self) -> f64 {
         self.top1_hits as f64 / self.images as f64
     }
 
-    /// Part of the images whose class was among the first five.
+    /// Returns the top-5 accuracy, in 0..1.
     pub fn top5(&self) -> f64 {
         self.top5_hits as f64 / self.images as f64
     }
@@ -56,14 +56,14 @@ impl Tested {
 /// The tests of a run so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tests {
-    /// The newest.
+    /// The last test.
     pub last: Option<Tested>,
-    /// The one with most hits; of equals the first.
+    /// The test with the best top-1 accuracy; the first of equal ones.
     pub best: Option<Tested>,
 }
 
 impl Tests {
-    /// Takes a new one in; whether it is the best.
+    /// Adds a test; returns whether it is the best.
     fn add(&mut self, tested: Tested) -> bool {
         self.last = Some(tested);
         let better = self.best.is_none_or(|best| tested.top1_hits > best.top1_hits);
@@ -74,7 +74,7 @@ impl Tests {
     }
 }
 
-/// What is trained: the network of `genotype`, as the configuration has it.
+/// Returns the shape of the network of `genotype` with the given configuration.
 pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> NetworkShape {
     NetworkShape {
         space: config.model.space,
@@ -87,12 +87,13 @@ pub fn shape(config: &EvaluateConfig, genotype: &Genotype) -> NetworkShape {
     }
 }
 
-/// A network on this rank: a slot of running statistics for each of `replicas`, and one more for the agreed ones of tests.
+/// Creates a network with a slot of running statistics for each of `replicas` and one for the averaged ones used in
+/// tests.
 fn network(config: &EvaluateConfig, shape: NetworkShape, replicas: usize, device: Device) -> Network {
     Network::new(shape, Placement::of(config, device, replicas + 1))
 }
 
-/// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.
+/// State of an evaluation and what a step needs. Equal on all ranks except for the replicas.
 pub struct Evaluation {
     config: EvaluateConfig,
     schedule: Schedule,
@@ -108,8 +109,8 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// The beginning of a run: the same weights on every rank. `steps_of_data`: steps that one pass over the training set
-    /// takes; `evaluate.steps_per_epoch` may end epochs earlier. Local.
+    /// Creates the initial state, with the same weights on every rank. `steps_of_data`: steps per pass over the
+    /// training set; `evaluate.steps_per_epoch` may end epochs earlier. Local.
     pub fn new(
         config: &EvaluateConfig,
         genotype: &Genotype,
@@ -138,7 +139,7 @@ impl Evaluation {
         self.step
     }
 
-    /// Steps of every epoch.
+    /// Steps per epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         self.steps_per_epoch
     }
@@ -153,22 +154,22 @@ impl Evaluation {
         &self.tests
     }
 
-    /// Epoch of a step, both from 0.
+    /// Returns the epoch of a step, both from 0.
     pub fn epoch_of(&self, step: u64) -> u64 {
         step / self.steps_per_epoch
     }
 
-    /// Learning rate of an epoch.
+    /// Returns the learning rate of an epoch.
     pub fn lr(&self, epoch: u64) -> f64 {
         self.schedule.lr(epoch)
     }
 
-    /// Drop-path probability of an epoch.
+    /// Returns the drop-path probability of an epoch.
     pub fn drop_path(&self, epoch: u64) -> f64 {
         self.config.evaluate.drop_path * epoch as f64 / self.config.evaluate.epochs as f64
     }
 
-    /// One step of the weights, on the next batches of `loader`. Collective; gradients are averaged over all replicas.
+    /// Trains one step on the next batches of `loader`; gradients are averaged over all replicas. Collective.
     pub fn train_step(&mut self, loader: &mut Loader, comm: &dyn Communicator) -> Result<StepOutcome> {
         let next = |upload: &mut Upload, outcome: &mut StepOutcome| step::prepare(loader, upload, outcome);
         let mut outcome = self.train_on(next, comm)?;
@@ -176,7 +177,7 @@ impl Evaluation {
         Ok(outcome)
     }
 
-    /// One step of the weights: `next` gives each local replica's images and labels, on the device. Collective.
+    /// Trains one step; `next` returns the images and labels of each local replica, on the device. Collective.
     pub fn train_on(
         &mut self,
         mut next: impl FnMut(&mut Upload, &mut StepOutcome) -> Result<(Tensor, Tensor)>,
@@ -201,7 +202,7 @@ impl Evaluation {
         Ok(outcome)
     }
 
-    /// The loss that is differentiated. `results`: logits and, with an auxiliary head, its logits.
+    /// Returns the training loss. `results`: logits and, with an auxiliary head, its logits.
     fn loss(&self, results: &[Tensor], labels: &Tensor) -> Tensor {
         let evaluate = &self.config.evaluate;
         let loss = |logits| smoothed_cross_entropy(logits, labels, evaluate.label_smoothing);
@@ -211,24 +212,24 @@ impl Evaluation {
         }
     }
 
-    /// Whether the epoch that has just ended is to be tested.
+    /// Returns whether a test is due after the epoch that has just ended.
     pub fn test_is_due(&self) -> bool {
         let epochs = self.step / self.steps_per_epoch;
         epochs == self.config.evaluate.epochs || epochs.is_multiple_of(self.config.evaluate.test_every)
     }
 
-    /// Tests the network as it is now, with the running statistics of all replicas averaged; whether it is the best so
-    /// far. Collective.
+    /// Tests the current network with the running statistics averaged over all replicas; returns whether it is the best
+    /// so far. Collective.
     pub fn test(&mut self, loader: &mut TestLoader, comm: &dyn Communicator) -> Result<bool> {
         let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
-        let agreed = agreed_running(&self.net.params, &all);
+        let agreed = averaged_running(&self.net.params, &all);
         self.net.params.import_running(self.replicas.len(), &agreed)?;
         let epoch = self.step / self.steps_per_epoch;
         let tested = test(&self.net, self.replicas.len(), &self.config, epoch, loader, comm)?;
         Ok(self.tests.add(tested))
     }
 
-    /// The weights as a test uses them, on the host, under the published names. Local, after a test.
+    /// Returns the weights as used in tests, on the host, under the published names. Local, after a test.
     pub fn tested_weights(&self) -> Named {
         let mut named = self.net.params.export(|bucket| &bucket.weights);
         named.extend(self.net.params.export_running(self.replicas.len()));
@@ -236,7 +237,7 @@ impl Evaluation {
     }
 }
 
-/// Tests given weights (published names; an auxiliary head among them is left out). Collective.
+/// Tests given weights (published names; an auxiliary head is ignored). Collective.
 pub fn test_weights(
     config: &EvaluateConfig,
     genotype: &Genotype,
@@ -251,10 +252,10 @@ pub fn test_weights(
     test(&net, 0, config, 0, loader, comm)
 }
 
-/// What one batch of a test gives: images, sum of the cross entropies, hits of the first class, of the first five.
+/// Sums per test batch: images, cross entropy, correct top-1 predictions, correct top-5 predictions.
 const SUMS: usize = 4;
 
-/// Every image once. Batches, and the order in which their numbers are added, are the same for any number of ranks.
+/// Tests every image once. The batches and the order of summation are the same for any number of ranks.
 fn test(
     net: &Network,
     slot: usize,
@@ -296,7 +297,7 @@ fn test(
     })
 }
 
-/// The rows of all ranks in the order of the batches, which were dealt in turn. Collective.
+/// Gathers the rows of all ranks in the order of the batches, which were distributed round-robin. Collective.
 fn dealt(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
     let lengths = comm.all_gather(&(mine.len() as u64).to_le_bytes())?;
     let lengths: Vec<usize> = lengths
@@ -324,7 +325,7 @@ mod tests {
     use crate::space::SearchSpace;
 
     #[test]
-    fn the_best_is_the_first_of_equals() {
+    fn the_first_of_equal_tests_is_the_best() {
         let tested = |epoch, top1_hits| Tested { epoch, images: 10, top1_hits, top5_hits: 9, loss: 1.0 };
         let mut tests = Tests::default();
         assert!(tests.add(tested(1, 5)));
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn every_step_and_replica_drops_its_own_paths() {
+    fn dropped_paths_differ_between_steps_and_replicas() {
         let model =
             ModelSection { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
         let mut config = EvaluateConfig { model, ..EvaluateConfig::default() };
@@ -349,12 +350,12 @@ mod tests {
             drop_path: 0.6,
             ..config.evaluate
         };
-        // The weights stay: what differs is what was dropped.
+        // The weights hardly change, so different losses are due to different dropped paths.
         config.weights = WeightsSection { lr: 1e-30, warmup_epochs: 0, ..config.weights };
         let genotype = Genotype::read("DrNAS_cifar10").unwrap();
         let images = torch_seeded(1, || Tensor::randn([4, 3, 16, 16], (Kind::Float, Device::Cpu)));
         let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
-        // Two epochs of two steps; a loss for each step and replica.
+        // Two epochs of two steps; one loss per step and replica.
         let losses = |replicas: Range<usize>| -> Vec<f64> {
             let mut evaluation = Evaluation::new(&config, &genotype, 2, replicas, Device::Cpu);
             let step = |evaluation: &mut Evaluation| {
@@ -369,12 +370,12 @@ mod tests {
         for (at, loss) in both.iter().enumerate().skip(4) {
             assert!(!both[..at].contains(loss), "{both:?}");
         }
-        // Whoever computes it.
+        // Independent of the rank that computes the replica.
         assert_eq!(losses(1..2), [both[1], both[3], both[5], both[7]]);
     }
 
     #[test]
-    fn numbers_of_batches_come_in_the_order_of_the_set() {
+    fn rows_are_in_the_order_of_the_batches() {
         let rows = vec![vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0, 7.0, 8.0]];
         assert_eq!(dealt(&rows, &crate::comm::Solo::default()).unwrap(), rows);
         assert!(dealt(&[], &crate::comm::Solo::default()).unwrap().is_empty());

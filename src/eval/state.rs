@@ -1,6 +1,7 @@
-//! The evaluation's state as a checkpoint, as a hash, and back; and the weights that come out of it.
+//! Saves, restores and hashes the state of an evaluation; reads and writes weights.
 //!
-//! Tensors: those of the network (see [`crate::train::state`]). No random generator is saved: streams are addressed by step.
+//! Tensors: those of the network (see [`crate::train::state`]). No random generator is saved: streams are indexed by
+//! step.
 
 use super::{Evaluation, Tests};
 use crate::comm::Communicator;
@@ -19,17 +20,17 @@ use std::path::Path;
 use tch::Tensor;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Version of what follows; another one is refused.
+/// Version of the metadata; other versions are refused.
 const VERSION: u32 = 1;
 
-/// What stands beside the tensors.
+/// Checkpoint metadata.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct EvaluationMeta {
     version: u32,
     step: u64,
     replicas: usize,
     tests: Tests,
-    /// What the caller wants back.
+    /// Data of the caller.
     extra: serde_json::Value,
 }
 
@@ -58,11 +59,11 @@ impl State for Evaluation {
         let meta: EvaluationMeta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
         if meta.version != VERSION {
-            return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));
+            return Err(wrong(format!("expected version {VERSION}, found {}", meta.version)));
         }
         let expected = self.config.evaluate.replicas as usize;
         if meta.replicas != expected {
-            return Err(wrong(format!("{} replicas, expected {expected}", meta.replicas)));
+            return Err(wrong(format!("expected {expected} replicas, found {}", meta.replicas)));
         }
         state::restore(&mut self.net.params, checkpoint, self.replicas.clone())?;
         (self.step, self.tests) = (meta.step, meta.tests);
@@ -76,7 +77,7 @@ impl State for Evaluation {
         }
     }
 
-    /// Step, weights.
+    /// Compares step and weights.
     fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
         if comm.size() == 1 {
             return Ok(());
@@ -88,7 +89,7 @@ impl State for Evaluation {
     }
 }
 
-/// Reads weights from a safetensors file, under the published names: one that `export` or a run made, or the
+/// Reads weights under the published names from a safetensors file: one written by `export` or a run, or the
 /// `state.safetensors` of a checkpoint.
 pub fn read_weights(path: &Path) -> Result<Named> {
     std::fs::metadata(path).map_err(files::io("read", path))?;
@@ -102,14 +103,14 @@ pub fn read_weights(path: &Path) -> Result<Named> {
     Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((own(name)?, tensor))).collect())
 }
 
-/// The names of the classes that a safetensors file of weights was trained on, in order of the outputs; `None` if it holds
-/// none, as those of older versions and other programs. Errors: the file cannot be read.
+/// Reads the class names from a weights file, in the order of the outputs; `None` for files of older versions and other
+/// programs. Errors: the file cannot be read.
 pub fn read_classes(path: &Path) -> Result<Option<Vec<String>>> {
     let wrong = |why: String| train::Error::WeightsFile { path: path.into(), why };
     let mut file = File::open(path).map_err(files::io("read", path))?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|error| wrong(error.to_string()))?;
-    let mut header = Vec::new(); // a damaged number must not ask for memory
+    let mut header = Vec::new(); // not preallocated, because a corrupt length could be huge
     file.take(u64::from_le_bytes(length)).read_to_end(&mut header).map_err(files::io("read", path))?;
     let header: serde_json::Value =
         serde_json::from_slice(&header).map_err(|error| wrong(error.to_string()))?;
@@ -121,13 +122,13 @@ pub fn read_classes(path: &Path) -> Result<Option<Vec<String>>> {
     }
 }
 
-/// Whether weights that were trained on `classes` may be tested on `set`: every output has to mean the same class.
+/// Checks that weights trained on `classes` can be tested on `set`: every output must stand for the same class.
 pub fn check_classes(weights: &Path, classes: &[String], set: &ShardSet) -> Result<()> {
-    let there = set.classes();
-    if classes == there {
+    let found = set.classes();
+    if classes == found {
         return Ok(());
     }
-    let label = (0..classes.len().max(there.len())).find(|&label| classes.get(label) != there.get(label));
+    let label = (0..classes.len().max(found.len())).find(|&label| classes.get(label) != found.get(label));
     let label = label.expect("the lists differ");
     let name = |classes: &[String]| classes.get(label).map_or("nothing".into(), |name| format!("\"{name}\""));
     Err(train::Error::ClassesDiffer {
@@ -135,17 +136,17 @@ pub fn check_classes(weights: &Path, classes: &[String], set: &ShardSet) -> Resu
         set: set.dir().into(),
         label,
         expected: name(classes),
-        found: name(there),
+        found: name(found),
     }
     .into())
 }
 
-/// Writes weights as safetensors, with the names of the `classes` if they are known; whole or not at all. One rank calls it.
+/// Writes weights as safetensors, with the class names if known, atomically. Called by one rank.
 pub fn write_weights(path: &Path, weights: &Named, classes: Option<&[String]>) -> Result<()> {
     Ok(files::write(path, &weights_file(weights, classes)?)?)
 }
 
-/// What [`write_weights`] writes.
+/// Returns the content of the file of [`write_weights`].
 pub fn weights_file(weights: &Named, classes: Option<&[String]>) -> Result<Vec<u8>> {
     let tensors: Vec<(String, Tensor)> =
         weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();

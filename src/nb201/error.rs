@@ -1,27 +1,25 @@
-//! What is wrong with a table of NAS-Bench-201, its source, or a question about it.
+//! Errors of the NAS-Bench-201 table and its import.
 
 use crate::files::{IoError, NewFileError};
 use std::path::PathBuf;
 
-/// The result of what can fail here.
+/// Result with the [`Error`] of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with a table of NAS-Bench-201, its source, or a question about it.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error of the NAS-Bench-201 table or its import; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A table that would be replaced by another.
+    /// A different file would be overwritten.
     #[error(transparent)]
     NewFile(#[from] NewFileError),
-    /// Not a table at all.
-    #[error("{}: not a drnas-dist table (its first 8 bytes are not \"DRNAS201\"); make one with `drnas-dist nb201 import`", path.display())]
+    /// The file is not a table.
+    #[error("{}: not a drnas-dist table (its first 8 bytes are not \"DRNAS201\"); create one with `drnas-dist nb201 import`", path.display())]
     Magic {
         /// The file.
         path: PathBuf,
     },
-    /// A table of another format version.
-    #[error("{}: format version {found}, this program reads version {expected}; import the table again", path.display())]
+    /// The table has a different format version.
+    #[error("{}: expected format version {expected}, found {found}; import the table again", path.display())]
     Version {
         /// The file.
         path: PathBuf,
@@ -30,48 +28,48 @@ pub enum Error {
         /// Version of this program.
         expected: u32,
     },
-    /// A table that ends too early.
-    #[error("{}: cut short: {expected} bytes expected, {found} found; copy it again or import it again", path.display())]
-    CutShort {
+    /// The table is truncated.
+    #[error("{}: truncated: expected {expected} bytes, found {found}; copy or import the table again", path.display())]
+    Truncated {
         /// The file.
         path: PathBuf,
-        /// Bytes there are.
+        /// Number of bytes in the file.
         found: usize,
-        /// Bytes there should be.
+        /// Number of bytes of a complete table.
         expected: usize,
     },
-    /// A checksum or a bound of a table does not hold.
-    #[error("{}: damaged: {what}; copy it again or import it again", path.display())]
-    Damaged {
+    /// A checksum or a value of the table is invalid.
+    #[error("{}: corrupt: {what}; copy or import the table again", path.display())]
+    Corrupt {
         /// The file.
         path: PathBuf,
         /// The part, expected and found.
         what: String,
     },
-    /// A column that the table does not have.
-    #[error("{}: no column \"{name}\"; there are {columns}", path.display())]
+    /// The table lacks a column.
+    #[error("{}: no column \"{name}\"; available: {columns}", path.display())]
     NoColumn {
         /// The table.
         path: PathBuf,
-        /// The column asked for.
+        /// The requested column.
         name: String,
-        /// Those there are.
+        /// The available columns.
         columns: String,
     },
-    /// An index that no architecture has.
-    #[error("no architecture has the index {0}; they go from 0 to 15624")]
+    /// The index is out of range.
+    #[error("no architecture with index {0}: expected 0 to 15624")]
     NoIndex(String),
-    /// A source of a table that cannot be read.
+    /// The source of a table cannot be used.
     #[error("{}{place}: {what}", path.display())]
     Source {
         /// The JSON or CSV file.
         path: PathBuf,
         /// " row 12", " line 12", or nothing.
         place: String,
-        /// What is wrong, expected and found.
+        /// Description of the error.
         what: String,
     },
-    /// Not an architecture.
+    /// Invalid architecture.
     #[error(transparent)]
     Space(#[from] crate::space::error::Error),
     /// A file or folder could not be read, written, renamed or removed.

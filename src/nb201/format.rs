@@ -1,7 +1,7 @@
-//! The table as a file: on-disk structs, checks before anything is used, and the writer. Format: `datasets/FORMAT.md`.
+//! File format of the table: on-disk structs, validation and the writer. Specification: `datasets/FORMAT.md`.
 //!
-//! Header (64 bytes), columns (64 bytes each), codes (u16, N), values (u32, N x C row by row); little endian. N is
-//! always the whole space, C the columns there are: 594,390 bytes for nine.
+//! Header (64 bytes), columns (64 bytes each), codes (u16, N), values (u32, N x C, row-major); little endian. N: all
+//! architectures of the space, C: number of columns; 594,390 bytes with nine columns.
 
 use super::Column;
 use crate::files;
@@ -11,13 +11,13 @@ use bytemuck::{Pod, Zeroable};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Version of the format; another one is refused.
+/// Format version; other versions are refused.
 pub const VERSION: u32 = 1;
-/// Columns that a table can have; with so many it is below 2 MB.
+/// Maximum number of columns; keeps a table below 2 MB.
 pub const MAX_COLUMNS: usize = 28;
-/// Bytes of a column's name at most.
+/// Maximum length of a column name in bytes.
 pub const MAX_NAME_BYTES: usize = 48;
-/// Digits after the decimal point at most.
+/// Maximum number of decimals.
 pub const MAX_DECIMALS: u32 = 6;
 
 const MAGIC: [u8; 8] = *b"DRNAS201";
@@ -35,74 +35,74 @@ struct TableHeader {
     num_architectures: u32,
     num_columns: u32,
     reserved: [u32; 3],
-    /// Bytes of the whole file.
+    /// Size of the file, bytes.
     file_bytes: u64,
-    /// xxh3 of everything behind the header.
+    /// xxh3 of the bytes after the header.
     body_hash: u64,
     more_reserved: u64,
-    /// xxh3 of the 56 bytes before.
+    /// xxh3 of the preceding 56 bytes.
     header_hash: u64,
 }
 
-/// One column: a value is its integer divided by 10^decimals.
+/// A column; its values are integers divided by 10^decimals.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct ColumnRecord {
-    /// UTF-8, the rest zero.
+    /// UTF-8, zero-padded.
     name: [u8; MAX_NAME_BYTES],
-    /// UTF-8, the rest zero; "percent" or nothing.
+    /// UTF-8, zero-padded; "percent" or empty.
     unit: [u8; 8],
     decimals: u32,
     reserved: u32,
 }
 
-/// Where the parts of a table lie, in bytes from the start; the file was checked.
+/// Offsets in a validated table, bytes from the start.
 #[derive(Debug)]
 pub struct Layout {
     /// The columns.
     pub columns: Vec<Column>,
-    /// Of the codes.
+    /// Offset of the codes.
     pub codes_at: usize,
-    /// Of the values.
+    /// Offset of the values.
     pub values_at: usize,
-    /// Position in the file of each code.
+    /// Index in the file of each code.
     pub index_of: Vec<u16>,
 }
 
-/// Bytes of a table with so many columns.
+/// Returns the size of a table with `num_columns` columns.
 fn file_bytes(num_columns: usize) -> usize {
     HEADER_BYTES + num_columns * COLUMN_BYTES + NUM_ARCHITECTURES * (2 + 4 * num_columns)
 }
 
-/// Checks magic, version, sizes, checksums, columns and codes, in that order. Errors: one per kind of damage.
+/// Checks magic, version, sizes, checksums, columns and codes, in that order. Errors: a specific one for each fault.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<Layout> {
-    let damaged = |what: String| Error::Damaged { path: path.to_owned(), what };
-    let cut = |expected| Error::CutShort { path: path.to_owned(), found: bytes.len(), expected };
+    let corrupt = |what: String| Error::Corrupt { path: path.to_owned(), what };
+    let truncated = |expected| Error::Truncated { path: path.to_owned(), found: bytes.len(), expected };
     if bytes.is_empty() || bytes[..bytes.len().min(8)] != MAGIC[..bytes.len().min(8)] {
         return Err(Error::Magic { path: path.to_owned() });
     }
-    let head = bytes.get(..HEADER_BYTES).ok_or_else(|| cut(HEADER_BYTES))?;
+    let head = bytes.get(..HEADER_BYTES).ok_or_else(|| truncated(HEADER_BYTES))?;
     let header: TableHeader = bytemuck::pod_read_unaligned(head);
     if header.version != VERSION {
         return Err(Error::Version { path: path.to_owned(), found: header.version, expected: VERSION });
     }
-    same_hash("the header", header.header_hash, xxh3_64(&head[..HEADER_BYTES - 8])).map_err(damaged)?;
-    // What the checksum covers can still come from a faulty writer: nothing is used unchecked.
+    same_hash("the header", header.header_hash, xxh3_64(&head[..HEADER_BYTES - 8])).map_err(corrupt)?;
+    // A valid checksum does not exclude a faulty writer, so every value is checked before use.
     let num_columns = header.num_columns as usize;
     if !(1..=MAX_COLUMNS).contains(&num_columns) || header.num_architectures as usize != NUM_ARCHITECTURES {
-        return Err(damaged(format!(
-            "{NUM_ARCHITECTURES} architectures and 1 to {MAX_COLUMNS} columns expected, {} and {num_columns} found",
+        return Err(corrupt(format!(
+            "expected {NUM_ARCHITECTURES} architectures and 1 to {MAX_COLUMNS} columns, found {} and {num_columns}",
             header.num_architectures
         )));
     }
     let expected = file_bytes(num_columns);
     if bytes.len() < expected {
-        return Err(cut(expected));
+        return Err(truncated(expected));
     }
     if bytes.len() > expected || header.file_bytes != expected as u64 {
-        return Err(damaged(format!("{expected} bytes expected, {} found", bytes.len())));
+        return Err(corrupt(format!("expected {expected} bytes, found {}", bytes.len())));
     }
-    same_hash("the table", header.body_hash, xxh3_64(&bytes[HEADER_BYTES..])).map_err(damaged)?;
+    same_hash("the table", header.body_hash, xxh3_64(&bytes[HEADER_BYTES..])).map_err(corrupt)?;
 
     let codes_at = HEADER_BYTES + num_columns * COLUMN_BYTES;
     let values_at = codes_at + 2 * NUM_ARCHITECTURES;
@@ -110,15 +110,15 @@ pub fn check(path: &Path, bytes: &[u8]) -> Result<Layout> {
         .chunks_exact(COLUMN_BYTES)
         .map(|record| column(bytemuck::pod_read_unaligned(record)))
         .collect::<Result<_, String>>()
-        .map_err(damaged)?;
-    let index_of = inverse(&bytes[codes_at..values_at]).map_err(damaged)?;
+        .map_err(corrupt)?;
+    let index_of = inverse(&bytes[codes_at..values_at]).map_err(corrupt)?;
     Ok(Layout { columns, codes_at, values_at, index_of })
 }
 
 fn same_hash(part: &str, expected: u64, found: u64) -> Result<(), String> {
     match expected == found {
         true => Ok(()),
-        false => Err(format!("{part}: checksum {expected:016x} expected, {found:016x} found")),
+        false => Err(format!("{part}: expected checksum {expected:016x}, found {found:016x}")),
     }
 }
 
@@ -128,27 +128,30 @@ fn column(record: ColumnRecord) -> Result<Column, String> {
         String::from_utf8(bytes[..end].to_vec()).map_err(|_| "a column name is not UTF-8".to_string())
     };
     if record.decimals > MAX_DECIMALS {
-        return Err(format!("a column has {} decimals, at most {MAX_DECIMALS} expected", record.decimals));
+        return Err(format!(
+            "expected at most {MAX_DECIMALS} decimals in a column, found {}",
+            record.decimals
+        ));
     }
     Ok(Column { name: text(&record.name)?, unit: text(&record.unit)?, decimals: record.decimals })
 }
 
-/// The position of each code in the list of codes, which has to hold each once.
+/// Returns the index of each code in the list of codes, which must contain every code once.
 fn inverse(codes: &[u8]) -> Result<Vec<u16>, String> {
     let mut index_of = vec![u16::MAX; NUM_ARCHITECTURES];
     for (index, bytes) in codes.chunks_exact(2).enumerate() {
         let code = u16::from_le_bytes([bytes[0], bytes[1]]);
         match index_of.get_mut(code as usize) {
             Some(place) if *place == u16::MAX => *place = index as u16,
-            Some(_) => return Err(format!("architecture code {code} stands there twice")),
-            None => return Err(format!("architecture code {code} is none")),
+            Some(_) => return Err(format!("duplicate architecture code {code}")),
+            None => return Err(format!("invalid architecture code {code}")),
         }
     }
     Ok(index_of)
 }
 
-/// Writes a table, whole or not at all. `architectures` in the benchmark's order, the whole space;
-/// `values[c][i]`: column c of architecture i, as integers of the column's decimals. Local.
+/// Writes a table atomically. `architectures`: the whole space in the order of the benchmark; `values[c][i]`: column c
+/// of architecture i, as integers with the decimals of the column. Local.
 pub fn write(
     path: &Path,
     columns: &[Column],
@@ -156,7 +159,7 @@ pub fn write(
     values: &[Vec<u32>],
     overwrite: bool,
 ) -> Result<()> {
-    assert_eq!(architectures.len(), NUM_ARCHITECTURES, "a table holds the whole space");
+    assert_eq!(architectures.len(), NUM_ARCHITECTURES, "a table contains the whole space");
     assert!((1..=MAX_COLUMNS).contains(&columns.len()) && columns.len() == values.len());
     let mut file = Vec::with_capacity(file_bytes(columns.len()));
     file.extend([0; HEADER_BYTES]);
@@ -199,8 +202,8 @@ mod tests {
         std::fs::read(path).unwrap()
     }
 
-    /// A file whose checksums are right, whatever else is wrong with it.
-    fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    /// Recomputes the checksums of a modified file.
+    fn with_checksums(mut bytes: Vec<u8>) -> Vec<u8> {
         let body_hash = xxh3_64(&bytes[HEADER_BYTES..]);
         bytes[40..48].copy_from_slice(&body_hash.to_le_bytes());
         let header_hash = xxh3_64(&bytes[..HEADER_BYTES - 8]);
@@ -215,10 +218,10 @@ mod tests {
     }
 
     #[test]
-    fn each_damage_has_its_own_line() {
+    fn each_fault_has_its_own_message() {
         let good = table();
         assert!(check(Path::new("t"), &good).is_ok());
-        assert!(check(Path::new("t"), &sealed(good.clone())).is_ok());
+        assert!(check(Path::new("t"), &with_checksums(good.clone())).is_ok());
         let changed = |at: usize, new: &[u8]| {
             let mut bytes = good.clone();
             bytes[at..at + new.len()].copy_from_slice(new);
@@ -228,24 +231,27 @@ mod tests {
         for (bytes, what) in [
             (vec![], "not a drnas-dist table"),
             (b"DRNASHRD........".to_vec(), "not a drnas-dist table"),
-            (good[..63].to_vec(), "cut short: 64 bytes expected, 63 found"),
-            (good[..good.len() - 1].to_vec(), "cut short"),
-            ([&good[..], b"x"].concat(), "156442 bytes expected, 156443 found"),
-            (changed(8, &[9]), "format version 9, this program reads version 1"),
-            (changed(16, &[1]), "the header: checksum"),
-            (changed(good.len() - 1, &[1]), "the table: checksum"),
+            (good[..63].to_vec(), "truncated: expected 64 bytes, found 63"),
+            (good[..good.len() - 1].to_vec(), "truncated"),
+            ([&good[..], b"x"].concat(), "expected 156442 bytes, found 156443"),
+            (changed(8, &[9]), "expected format version 1, found 9"),
+            (changed(16, &[1]), "the header: expected checksum"),
+            (changed(good.len() - 1, &[1]), "the table: expected checksum"),
             (
-                sealed(changed(12, &[1])),
-                "15625 architectures and 1 to 28 columns expected, 15617 and 2 found",
+                with_checksums(changed(12, &[1])),
+                "expected 15625 architectures and 1 to 28 columns, found 15617 and 2",
             ),
-            (sealed(changed(16, &[0])), "and 0 found"),
-            (sealed(changed(16, &[255; 4])), "and 4294967295 found"),
-            (sealed(changed(16, &[3])), "cut short"),
-            (sealed(changed(32, &[1])), "bytes expected"),
-            (sealed(changed(HEADER_BYTES, &[255])), "a column name is not UTF-8"),
-            (sealed(changed(HEADER_BYTES + 56, &[7])), "7 decimals, at most 6"),
-            (sealed(changed(codes_at, &[1, 0])), "code 1 stands there twice"),
-            (sealed(changed(codes_at, &[255, 255])), "code 65535 is none"),
+            (with_checksums(changed(16, &[0])), "found 15625 and 0"),
+            (with_checksums(changed(16, &[255; 4])), "found 15625 and 4294967295"),
+            (with_checksums(changed(16, &[3])), "truncated"),
+            (with_checksums(changed(32, &[1])), "corrupt: expected 156442 bytes"),
+            (with_checksums(changed(HEADER_BYTES, &[255])), "a column name is not UTF-8"),
+            (
+                with_checksums(changed(HEADER_BYTES + 56, &[7])),
+                "expected at most 6 decimals in a column, found 7",
+            ),
+            (with_checksums(changed(codes_at, &[1, 0])), "duplicate architecture code 1"),
+            (with_checksums(changed(codes_at, &[255, 255])), "invalid architecture code 65535"),
         ] {
             let error = refusal(&bytes);
             assert!(error.contains(what), "{what} is not in {error}");

@@ -1,7 +1,7 @@
-//! From a published file to a table: JSON with `columns` and `rows`, or CSV with named columns.
+//! Imports a table from a published file: JSON with `columns` and `rows`, or CSV with named columns.
 //!
-//! Both need a column `arch`; `index` is the benchmark's index, without it the order of the file. Every other column
-//! holds numbers, one for each architecture.
+//! Both must have a column `arch`. The column `index` is the index in the benchmark; without it, the order of the file
+//! is used. Every other column contains one number per architecture.
 
 use super::format::{self, MAX_COLUMNS, MAX_DECIMALS, MAX_NAME_BYTES};
 use super::{Column, Table};
@@ -17,26 +17,25 @@ use std::path::Path;
 const ARCHITECTURE: &str = "arch";
 const INDEX: &str = "index";
 
-/// A source as it was read: cells as text, whatever the format was.
+/// A parsed source: cells as text, independent of the format.
 struct TableSource<'a> {
     path: &'a Path,
     /// "row" or "line".
     rows_are: &'static str,
-    /// The number that people know each row by.
+    /// Number of each row as shown in errors: row or line.
     numbers: Vec<usize>,
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
-/// Reads `source` and writes the table `out`; another table there is replaced only if `overwrite` says so. `skip`: columns
-/// that are left out. Local.
-/// Errors: what is wrong in which row; columns and architectures that are missing or there twice.
+/// Reads `source` and writes the table `out`; a different table is replaced only if `overwrite` is set. Columns in
+/// `skip` are omitted. Local. Errors: the row and what is wrong in it; missing or duplicate columns and architectures.
 pub fn import(source: &Path, out: &Path, skip: &[String], overwrite: bool) -> Result<()> {
     let text = fs::read_to_string(source).map_err(files::io("read", source))?;
-    let text = text.trim_start_matches('\u{feff}').trim_start(); // some programs begin with a byte order mark
+    let text = text.trim_start_matches('\u{feff}').trim_start(); // skips a byte order mark
     let source = if text.starts_with('{') { json(source, text)? } else { csv(source, text)? };
     if matches!(Table::open(out), Err(Error::Magic { .. })) {
-        let what = "is there and is no table, so it is not replaced; give another --out".to_string();
+        let what = "already exists and is not a table; choose another --out".to_string();
         return Err(Error::Source { path: out.to_owned(), place: String::new(), what });
     }
     source.write(out, skip, overwrite)
@@ -74,7 +73,7 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
         place: format!(" line {line}"),
         what: what.to_string(),
     };
-    let ended = format!("{text}\n"); // a last line without its end is a line too
+    let ended = format!("{text}\n"); // the last line may lack its line ending
     let mut input = ended.as_bytes();
     let (mut bytes, mut ends) = (vec![0; ended.len()], [0; 4 * MAX_COLUMNS]);
     let mut reader = csv_core::Reader::new();
@@ -89,7 +88,7 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
             ReadRecordResult::Record => {
                 let starts = std::iter::once(0).chain(ends[..num_cells].iter().copied());
                 let cells = starts.zip(&ends[..num_cells]).map(|(start, end)| {
-                    // Cut at ASCII characters, so what was UTF-8 still is.
+                    // Split at ASCII characters, so valid UTF-8 stays valid.
                     String::from_utf8_lossy(&bytes[start..*end]).trim().to_string()
                 });
                 lines.push(line);
@@ -97,9 +96,9 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
             }
             ReadRecordResult::End => break,
             ReadRecordResult::OutputEndsFull => return Err(failed(line, "too many columns")),
-            ReadRecordResult::InputEmpty if num_written == 0 => {} // blank lines; the end comes next
+            ReadRecordResult::InputEmpty if num_written == 0 => {} // blank lines before the end
             ReadRecordResult::InputEmpty | ReadRecordResult::OutputFull => {
-                return Err(failed(line, "a quotation mark without its second"));
+                return Err(failed(line, "unterminated quotation mark"));
             }
         }
     }
@@ -127,21 +126,21 @@ impl TableSource<'_> {
         self.columns.iter().position(|column| column == name)
     }
 
-    /// Checks everything, then writes the table: architectures in the benchmark's order, columns but those in `skip`.
+    /// Validates everything, then writes the table: architectures in the order of the benchmark, all columns except
+    /// `skip`.
     fn write(&self, out: &Path, skip: &[String], overwrite: bool) -> Result<()> {
         let order = self.order()?;
         let architectures: Vec<Architecture> = order.iter().map(|(_, architecture)| *architecture).collect();
         if let Some(unknown) = skip.iter().find(|name| self.position(name).is_none()) {
-            return Err(
-                self.error(format!("no column \"{unknown}\" to skip; there are {}", self.columns.join(", ")))
-            );
+            return Err(self
+                .error(format!("no column \"{unknown}\" to skip; available: {}", self.columns.join(", "))));
         }
         let kept =
             |name: &str| name != ARCHITECTURE && name != INDEX && !skip.iter().any(|other| other == name);
         let places: Vec<usize> = (0..self.columns.len()).filter(|&at| kept(&self.columns[at])).collect();
         if !(1..=MAX_COLUMNS).contains(&places.len()) {
             return Err(self.error(format!(
-                "1 to {MAX_COLUMNS} columns of numbers expected, {} found; leave some out with --skip",
+                "expected 1 to {MAX_COLUMNS} columns of numbers, found {}; omit some with --skip",
                 places.len()
             )));
         }
@@ -154,28 +153,28 @@ impl TableSource<'_> {
         format::write(out, &columns, &architectures, &values, overwrite)
     }
 
-    /// For each index of the benchmark the row that has it, and its architecture.
+    /// Returns the row and the architecture of each index in the benchmark.
     fn order(&self) -> Result<Vec<(usize, Architecture)>> {
         let at = self.position(ARCHITECTURE).ok_or_else(|| {
-            self.error(format!("a column \"{ARCHITECTURE}\" expected, found {}", self.columns.join(", ")))
+            self.error(format!("expected a column \"{ARCHITECTURE}\", found {}", self.columns.join(", ")))
         })?;
         if let Some(name) = self.columns.iter().enumerate().find(|(i, name)| self.position(name) != Some(*i))
         {
-            return Err(self.error(format!("the column \"{}\" is there twice", name.1)));
+            return Err(self.error(format!("duplicate column \"{}\"", name.1)));
         }
         let index_at = self.position(INDEX);
         let mut order: Vec<Option<(usize, Architecture)>> = vec![None; NUM_ARCHITECTURES];
         let mut row_of = vec![None; NUM_ARCHITECTURES];
         for (row, cells) in self.rows.iter().enumerate() {
             if cells.len() != self.columns.len() {
-                let what = format!("{} cells expected, {} found", self.columns.len(), cells.len());
+                let what = format!("expected {} cells, found {}", self.columns.len(), cells.len());
                 return Err(self.row_error(row, what));
             }
             let architecture: Architecture =
                 cells[at].parse().map_err(|error: space::Error| self.row_error(row, error.to_string()))?;
             if let Some(other) = row_of[architecture.code()].replace(row) {
                 let first = format!("{} {}", self.rows_are, self.numbers[other]);
-                return Err(self.row_error(row, format!("the architecture of {first} again")));
+                return Err(self.row_error(row, format!("duplicate architecture, first in {first}")));
             }
             let index = match index_at {
                 None => row,
@@ -184,20 +183,20 @@ impl TableSource<'_> {
                         let last = NUM_ARCHITECTURES - 1;
                         self.row_error(
                             row,
-                            format!("an index from 0 to {last} expected, '{}' found", cells[at]),
+                            format!("expected an index from 0 to {last}, found '{}'", cells[at]),
                         )
                     })?
                 }
             };
-            // Architectures are all different by now, so there are no more rows than places.
+            // All architectures differ, so there are at most as many rows as places.
             if order[index].replace((row, architecture)).is_some() {
-                return Err(self.row_error(row, format!("index {index} again")));
+                return Err(self.row_error(row, format!("duplicate index {index}")));
             }
         }
         if let Some(missing) = Architecture::all().find(|architecture| row_of[architecture.code()].is_none())
         {
             return Err(self.error(format!(
-                "all {NUM_ARCHITECTURES} architectures expected, {} found; {missing} is missing",
+                "expected {NUM_ARCHITECTURES} architectures, found {}; {missing} is missing",
                 self.rows.len()
             )));
         }
@@ -207,12 +206,13 @@ impl TableSource<'_> {
             .collect())
     }
 
-    /// A column with the fewest decimals that hold all of its values, at most 6: further ones are rounded.
+    /// Converts a column with the fewest decimals that represent all values exactly, at most 6; further decimals are
+    /// rounded.
     fn column(&self, at: usize, order: &[(usize, Architecture)]) -> Result<(Column, Vec<u32>)> {
         let name = &self.columns[at];
         if !(1..=MAX_NAME_BYTES).contains(&name.len()) {
             return Err(
-                self.error(format!("column \"{name}\": a name of 1 to {MAX_NAME_BYTES} bytes expected"))
+                self.error(format!("column \"{name}\": expected a name of 1 to {MAX_NAME_BYTES} bytes"))
             );
         }
         let mut values = Vec::with_capacity(order.len());
@@ -221,10 +221,10 @@ impl TableSource<'_> {
             let value = cell.parse().ok().filter(|value: &f64| *value >= 0.0 && *value < u32::MAX as f64);
             values.push(value.ok_or_else(|| {
                 let what = format!(
-                    "column \"{name}\": a number from 0 to {} expected, '{cell}' found",
+                    "column \"{name}\": expected a number from 0 to {}, found '{cell}'",
                     u32::MAX - 1
                 );
-                self.row_error(row, format!("{what}; leave the column out with --skip {name}"))
+                self.row_error(row, format!("{what}; omit the column with --skip {name}"))
             })?);
         }
         let integer = |value: f64, decimals: u32| (value * 10f64.powi(decimals as i32)).round();
@@ -234,7 +234,7 @@ impl TableSource<'_> {
         };
         let possible: Vec<u32> = (0..=MAX_DECIMALS).take_while(fits).collect();
         let decimals = possible.iter().find(|decimals| exact(decimals)).or(possible.last());
-        let decimals = *decimals.expect("without decimals they fit");
+        let decimals = *decimals.expect("values fit without decimals");
         let percent = Dataset::ALL.iter().any(|dataset| dataset.owns(name));
         let unit = if percent { "percent" } else { "" }.to_string();
         let integers = values.iter().map(|&value| integer(value, decimals) as u32).collect();

@@ -1,36 +1,35 @@
-//! Bucket: the flat buffers of one segment of the network: weights, gradients, momentum.
+//! Bucket: flat buffers of one segment of the network: weights, gradients, momentum.
 //!
-//! What one all-reduce carries and one optimiser step walks over. The tensors the network computes with are views of
-//! the flat weights, so that an update in place is seen by the network without a copy.
+//! The unit of all-reduce and optimiser steps. The tensors of the network are views of the flat weights, so the network
+//! sees in-place updates without a copy.
 //!
-//! On CPUs gradients are summed and reduced in float64: how a sum is split over ranks then does not show in float32
-//! weights, whatever order MPI adds in. (A difference of one rounding is not harmless: it flips a ReLU here and there, and
-//! after ten steps the losses of two such runs differ in the second digit.)
+//! On CPUs, gradients are summed and reduced in float64, so that the split of a sum over ranks and the order of
+//! summation in MPI do not affect float32 weights. (Rounding differences are not harmless: they flip single ReLUs, and
+//! after ten steps the losses of two runs differ in the second digit.)
 
 use std::cell::Cell;
 use tch::{Device, Kind, Tensor};
 
-/// Elements at whose multiples parameters begin: 128 bytes or more. Kernels of cuDNN read several elements at a time;
-/// with weights at odd addresses they fail ("misaligned address") or compute other numbers.
+/// Alignment of parameters in elements: 128 bytes or more. Vectorised kernels of cuDNN fail ("misaligned address") or
+/// return different values if weights are unaligned.
 const ALIGNMENT: i64 = 64;
 
-/// The kind in which gradients of weights of `kind` are summed.
+/// Returns the kind in which gradients of weights of `kind` are summed.
 pub fn sum_kind(kind: Kind, device: Device) -> Kind {
     if device == Device::Cpu { Kind::Double } else { kind }
 }
 
-/// Flat buffers, all of one length: every parameter begins at a multiple of `ALIGNMENT`, the gaps are zero.
+/// Flat buffers of equal length: every parameter begins at a multiple of `ALIGNMENT`, the gaps are zero.
 pub struct Bucket {
     /// Weights, `[length]`.
     pub weights: Tensor,
-    /// Gradient, summed over the replicas of this rank, then averaged over the ranks; `[length]`, of the kind in which
-    /// sums are made.
+    /// Gradient, `[length]`, in the kind of sums: summed over the replicas of this rank, then averaged over the ranks.
     pub grads: Tensor,
     /// SGD momentum, `[length]`.
     pub momentum: Tensor,
-    /// Where each parameter lies: offset and shape.
+    /// Offset and shape of each parameter.
     places: Vec<(i64, Vec<i64>)>,
-    /// Whether `grads` holds something of this step.
+    /// Whether `grads` contains gradients of this step.
     filled: Cell<bool>,
 }
 
@@ -38,13 +37,13 @@ fn num_elements(shape: &[i64]) -> i64 {
     shape.iter().product()
 }
 
-/// Elements between a parameter of this shape and the next.
+/// Returns the number of padding elements after a parameter of this shape.
 fn gap_after(shape: &[i64]) -> i64 {
     (ALIGNMENT - num_elements(shape) % ALIGNMENT) % ALIGNMENT
 }
 
 impl Bucket {
-    /// Zero buffers for parameters of these shapes, one after another.
+    /// Creates zero buffers for parameters of these shapes, in order.
     pub fn new(shapes: &[Vec<i64>], kind: Kind, device: Device) -> Bucket {
         let mut length = 0;
         let places = shapes
@@ -70,28 +69,28 @@ impl Bucket {
         self.places.len()
     }
 
-    /// Number of learned scalars.
+    /// Number of parameters (elements).
     pub fn num_elements(&self) -> i64 {
         self.places.iter().map(|(_, shape)| num_elements(shape)).sum()
     }
 
-    /// The part of a flat buffer that belongs to parameter `index`, in its shape; shares memory.
+    /// Returns the view of parameter `index` in a flat buffer, in its shape.
     pub fn view(&self, buffer: &Tensor, index: usize) -> Tensor {
         let (offset, shape) = &self.places[index];
         buffer.narrow(0, *offset, num_elements(shape)).view(shape.as_slice())
     }
 
-    /// A leaf that autograd differentiates for: parameter `index`, in the memory of the flat weights.
+    /// Returns an autograd leaf of parameter `index` that shares the memory of the flat weights.
     pub fn leaf(&self, index: usize) -> Tensor {
         self.view(&self.weights, index).detach().set_requires_grad(true)
     }
 
-    /// Adds one replica's gradients (one tensor per parameter, in order) to those of this step.
+    /// Adds the gradients of one replica (one tensor per parameter, in order) to those of this step.
     pub fn add(&self, grads: &[Tensor]) {
         assert_eq!(grads.len(), self.places.len(), "one gradient per parameter");
         let mut sum = self.grads.shallow_clone();
         tch::no_grad(|| {
-            // Of the gradients' kind: tensors of one kind are put together by one kernel, of several by one each.
+            // In the kind of the gradients: tensors of the same kind are concatenated by a single kernel.
             let zeros = Tensor::zeros([ALIGNMENT], (grads[0].kind(), self.grads.device()));
             let mut flat = Vec::with_capacity(2 * grads.len());
             for (grad, (_, shape)) in grads.iter().zip(&self.places) {
@@ -110,7 +109,7 @@ impl Bucket {
         });
     }
 
-    /// Forgets the gradients: the next `add` begins a new sum.
+    /// Discards the gradients: the next `add` starts a new sum.
     pub fn clear(&self) {
         self.filled.set(false);
     }
@@ -151,7 +150,7 @@ mod tests {
         bucket.clear();
         bucket.add(&grads());
         assert_eq!(bucket.view(&bucket.grads, 1).double_value(&[2]), 3.0);
-        // Of activations in bf16.
+        // With activations in bf16.
         let short = Bucket::new(&[vec![2], vec![1]], Kind::Float, Device::Cpu);
         assert_eq!((short.weights.kind(), short.grads.kind()), (Kind::Float, Kind::Double));
         let grads = [1.0, -3.0].map(|value| Tensor::full([2], value, (Kind::BFloat16, Device::Cpu)));

@@ -1,27 +1,27 @@
-//! Cell: the mixed cell of the search: two inputs, four nodes, every operation on every edge. And the inputs of any cell.
+//! Mixed DARTS cell: two inputs, four nodes, every operation on every edge. Also the inputs of fixed cells.
 
-use super::mixed_op::{CellPlace, MixedOp};
+use super::mixed_op::{CellShape, MixedOp};
 use super::ops::{FactorizedReduce, Pass, ReluConvNorm};
 use super::params::Specs;
 use crate::space::{NUM_INPUTS, NUM_NODES};
 use tch::Tensor;
 
-/// How the older input reaches the cell's channels and resolution.
+/// Adapts the older input to the channels and resolution of the cell.
 enum Preprocess {
     Conv(ReluConvNorm),
-    /// When the cell before was a reduction, the older input has twice the resolution.
+    /// After a reduction cell, the older input has twice the resolution.
     Reduce(FactorizedReduce),
 }
 
-/// The two inputs of a cell, brought to its channels and one resolution.
+/// Adapts both inputs of a cell to its channels and to the same resolution.
 pub struct Inputs {
     preprocess0: Preprocess,
     preprocess1: ReluConvNorm,
 }
 
 impl Inputs {
-    /// Declares them for the cell `cell` of `c` channels. `c_prev_prev`, `c_prev`: channels of the two cells before;
-    /// `reduction_prev`: whether the cell before halved the resolution.
+    /// Declares the inputs of the cell named `cell` with `c` channels. `c_prev_prev`, `c_prev`: channels of the two
+    /// previous cells; `reduction_prev`: whether the previous cell halved the resolution.
     pub fn new(
         specs: &mut Specs,
         cell: &str,
@@ -39,7 +39,7 @@ impl Inputs {
         Inputs { preprocess0, preprocess1 }
     }
 
-    /// Outputs of the two cells before to states 0 and 1, [N, C, H, W].
+    /// Maps the outputs of the two previous cells to states 0 and 1, [N, C, H, W].
     pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Vec<Tensor> {
         let s0 = match &self.preprocess0 {
             Preprocess::Conv(conv) => conv.forward(pass, s0),
@@ -52,31 +52,31 @@ impl Inputs {
 /// A mixed cell.
 pub struct Cell {
     inputs: Inputs,
-    /// One per node: the out-edges of the states that become ready before it, both inputs or the node before.
+    /// One per node: out-edges of the states that become ready before it: both inputs, or the previous node.
     mixed: Vec<MixedOp>,
     k: i64,
     partial: i64,
 }
 
 impl Cell {
-    /// Declares the cell at `place`; `c_prev_prev`, `c_prev`: channels of its inputs; `reduction_prev`: whether the
-    /// cell before halved the resolution.
+    /// Declares the cell; `c_prev_prev`, `c_prev`: channels of its inputs; `reduction_prev`: whether the previous cell
+    /// halved the resolution.
     pub fn new(
         specs: &mut Specs,
-        place: &CellPlace,
+        shape: &CellShape,
         c_prev_prev: i64,
         c_prev: i64,
         reduction_prev: bool,
     ) -> Cell {
-        let c = place.channels;
-        let inputs = Inputs::new(specs, &place.cell, (c_prev_prev, c_prev), c, reduction_prev);
+        let c = shape.channels;
+        let inputs = Inputs::new(specs, &shape.name, (c_prev_prev, c_prev), c, reduction_prev);
         let ready =
             |node: usize| if node == 0 { 0..NUM_INPUTS } else { node + NUM_INPUTS - 1..node + NUM_INPUTS };
-        let mixed = (0..NUM_NODES).map(|node| MixedOp::new(specs, place, ready(node))).collect();
-        Cell { inputs, mixed, k: place.k, partial: c / place.k }
+        let mixed = (0..NUM_NODES).map(|node| MixedOp::new(specs, shape, ready(node))).collect();
+        Cell { inputs, mixed, k: shape.k, partial: c / shape.k }
     }
 
-    /// Outputs of the two cells before to this cell's output [N, 4*C, H', W'].
+    /// Maps the outputs of the two previous cells to the output of this cell [N, 4*C, H', W'].
     pub fn forward(&self, pass: &Pass, s0: &Tensor, s1: &Tensor) -> Tensor {
         let nodes =
             mix_nodes(self.inputs.forward(pass, s0, s1), NUM_NODES, self.partial, self.k, |node, ready| {
@@ -86,9 +86,9 @@ impl Cell {
     }
 }
 
-/// The nodes of a mixed cell, in order. `mix(node, ready)`: what the states that became ready before `node` give to all
-/// nodes that they feed: sums of operations [N, nodes*c, H', W'], nearest node first, and the channels that bypass them
-/// [N, C - c, H', W'] (`None` for k = 1). `partial`: c.
+/// Computes the nodes of a mixed cell in order. `mix(node, ready)` returns the contributions of the states that became
+/// ready before `node` to all nodes with edges from them: sums of operations [N, nodes*c, H', W'], nearest node first,
+/// and the bypassed channels [N, C - c, H', W'] (`None` for k = 1). `partial`: c.
 pub(super) fn mix_nodes(
     inputs: Vec<Tensor>,
     num_nodes: usize,
@@ -98,14 +98,14 @@ pub(super) fn mix_nodes(
 ) -> Vec<Tensor> {
     let mut ready = inputs;
     let mut nodes = Vec::with_capacity(num_nodes);
-    // Sums over the edges into the nodes that are not complete, [N, nodes*c, H', W']; a state feeds all of them.
+    // Sums over the edges into incomplete nodes, [N, nodes*c, H', W']; a state contributes to all of them.
     let mut mixed: Option<Tensor> = None;
     let mut bypassed: Option<Tensor> = None;
     for node in 0..num_nodes {
         let (out, bypass) = mix(node, &ready);
         let sum = plus(mixed.take(), out);
         bypassed = bypass.map(|bypass| plus(bypassed.take(), bypass));
-        // The nearest node has all its inputs.
+        // The nearest node is complete.
         let open = sum.size()[1] - partial;
         let done = if open == 0 {
             sum
@@ -125,8 +125,8 @@ pub(super) fn mix_nodes(
 }
 
 /// Concatenates mixed [N, c, H, W] and bypassed [N, C - c, H, W] channels and shuffles them with k groups: channel
-/// g*c + i goes to i*k + g. The shuffle is linear, so it follows the sum over a node's inputs, once per node. It is
-/// done in the layout of the input (channels last, when they are).
+/// g*c + i goes to i*k + g. The shuffle is linear, so it is applied once per node, after the sum over its inputs. It
+/// preserves the memory format.
 fn shuffle(mixed: &Tensor, bypassed: &Tensor, k: i64) -> Tensor {
     let x = Tensor::cat(&[mixed, bypassed], 1);
     let (n, channels, h, w) = x.size4().expect("four dimensions");
@@ -141,7 +141,7 @@ fn shuffle(mixed: &Tensor, bypassed: &Tensor, k: i64) -> Tensor {
     }
 }
 
-/// `sum + term`, or the term when there is no sum yet.
+/// Returns `sum + term`, or `term` if there is no sum yet.
 fn plus(sum: Option<Tensor>, term: Tensor) -> Tensor {
     match sum {
         Some(sum) => sum + term,

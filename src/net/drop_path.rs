@@ -1,21 +1,21 @@
-//! DropPath: which operations of a fixed network are left out for which images of one training pass.
+//! Drop path: random dropping of operations of an evaluation network per image.
 //!
-//! Shapes: N batch. Source: `drop_path` of the published code: every operation but the identity, every image on its own;
-//! what stays is divided by the probability to stay.
+//! Shapes: N batch. Source: `drop_path` of the published code: every operation except the identity, independently for
+//! every image; the kept results are divided by the probability of keeping them.
 
 use crate::process::torch;
 use crate::random::{Purpose, stream};
 use rand::RngExt;
 use tch::{Device, Kind, Tensor};
 
-/// The factors of one pass, 0 or 1 / (1 - probability).
+/// Factors of one pass, 0 or 1 / (1 - probability).
 pub struct DropPath {
     /// [cells, edges, N, 1, 1, 1].
     factors: Tensor,
 }
 
 impl DropPath {
-    /// Draws for `n` images of `replica` at `step`, whatever rank computes it; `None` for a probability of 0.
+    /// Draws factors for `n` images of `replica` at `step`, independent of the rank; `None` if the probability is 0.
     pub fn draw(
         probability: f64,
         (seed, step, replica): (u64, u64, u64),
@@ -35,7 +35,7 @@ impl DropPath {
         Some(DropPath { factors: factors.view([cells, edges, n, 1, 1, 1]) })
     }
 
-    /// `y` [N, C, H, W], the result of edge `edge` of cell `cell`, times this pass's factors.
+    /// Multiplies `y` [N, C, H, W], the result of edge `edge` of cell `cell`, by the factors.
     pub fn apply(&self, cell: usize, edge: usize, y: &Tensor) -> Tensor {
         y * self.factors.get(cell as i64).get(edge as i64)
     }
@@ -48,7 +48,7 @@ mod tests {
     const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
     #[test]
-    fn the_expected_value_stays() {
+    fn the_expected_value_is_unchanged() {
         assert!(DropPath::draw(0.0, (0, 0, 0), [1, 1, 1], F64).is_none());
         let drop = DropPath::draw(0.3, (1, 2, 3), [20, 8, 400], F64).unwrap();
         let factors = drop.factors.reshape([-1]);
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn each_image_of_each_edge_is_on_its_own_and_can_be_drawn_again() {
+    fn draws_are_independent_and_reproducible() {
         let draw = |step, replica| DropPath::draw(0.5, (1, step, replica), [3, 8, 64], F64).unwrap().factors;
         assert!(draw(5, 1).equal(&draw(5, 1)));
         assert!(!draw(5, 1).equal(&draw(5, 2)) && !draw(5, 1).equal(&draw(6, 1)));

@@ -1,22 +1,18 @@
-//! Why tensors do not fit a network.
+//! Errors of loading tensors into a network.
 
-/// The result of what can fail here.
+/// Result with the [`Error`] of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why tensors do not fit a network.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error of a network; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file of weights lacks a tensor that the network has.
+    /// A tensor of the network is missing in the weights.
     #[error(
         "tensor {0} is missing; the weights belong to another network (space, layers or kept operations differ)"
     )]
     MissingTensor(String),
-    /// A tensor has another shape than the network's.
-    #[error(
-        "tensor {name} has shape {found:?}, the network expects {expected:?} (channels, k or classes differ)"
-    )]
+    /// A tensor has a different shape.
+    #[error("tensor {name}: expected shape {expected:?}, found {found:?} (channels, k or classes differ)")]
     TensorShape {
         /// Published name.
         name: String,
@@ -25,10 +21,10 @@ pub enum Error {
         /// Shape in the network.
         expected: Vec<i64>,
     },
-    /// Not an architecture.
+    /// Invalid architecture.
     #[error(transparent)]
     Space(#[from] crate::space::error::Error),
-    /// libtorch refused an operation (out of memory, no such device ...).
+    /// libtorch returned an error (out of memory, no such device ...).
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
 }

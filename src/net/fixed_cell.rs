@@ -1,7 +1,7 @@
-//! FixedCell: the cell of a network that is trained for good: four nodes, each the sum of two operations.
+//! Cell of an evaluation network: four nodes, each the sum of two operations.
 //!
-//! Shapes: N batch, I states that are ready together, C channels of the cell, H W (H' W' after the stride). As in the
-//! mixed cell, what leaves states that are ready together is computed together, and what is equal once.
+//! Shapes: N batch, I states that become ready together, C channels of the cell, H W (H' W' after the stride). As in
+//! the mixed cell, out-edges of states that become ready together are computed together, and equal operations once.
 
 use super::cell::Inputs;
 use super::drop_path::DropPath;
@@ -13,24 +13,24 @@ use crate::space::{NUM_INPUTS, NUM_NODES, Operation};
 use std::ops::Range;
 use tch::Tensor;
 
-/// An edge of the cell: the operation, the state it comes from. In the order of the genotype.
+/// An edge of the cell: operation and input state. In the order of the genotype.
 pub type Edge = (Operation, usize);
 
-/// Where a fixed cell stands.
-pub struct FixedCellPlace<'a> {
-    /// Number of the cell.
+/// Shape of a fixed cell.
+pub struct FixedCellShape<'a> {
+    /// Index of the cell.
     pub number: usize,
-    /// Two per node.
+    /// Edges, two per node.
     pub edges: &'a [Edge],
-    /// States that the output is made of.
+    /// States concatenated to the output.
     pub concat: &'a [usize],
     /// Channels of a node, C.
     pub channels: i64,
-    /// Side of the node's maps, pixels.
+    /// Side of the maps of a node, pixels.
     pub side: i64,
     /// Whether the cell halves the resolution.
     pub reduction: bool,
-    /// Whether the cell before did.
+    /// Whether the previous cell halves the resolution.
     pub reduction_prev: bool,
 }
 
@@ -38,28 +38,28 @@ pub struct FixedCellPlace<'a> {
 pub struct FixedCell {
     number: usize,
     inputs: Inputs,
-    /// One per node: what leaves the states that become ready before it, both inputs or the node before.
+    /// One per node: out-edges of the states that become ready before it: both inputs, or the previous node.
     ready: Vec<FixedOutEdges>,
     concat: Vec<usize>,
 }
 
 impl FixedCell {
-    /// Declares the cell; `c_prev_prev`, `c_prev`: channels of the two cells before.
-    pub fn new(specs: &mut Specs, place: &FixedCellPlace, c_prev_prev: i64, c_prev: i64) -> FixedCell {
-        let cell = format!("cells.{}", place.number);
-        specs.count_for(if place.reduction { 2 * place.side } else { place.side });
-        let inputs = Inputs::new(specs, &cell, (c_prev_prev, c_prev), place.channels, place.reduction_prev);
-        specs.count_for(place.side);
+    /// Declares the cell; `c_prev_prev`, `c_prev`: channels of the two previous cells.
+    pub fn new(specs: &mut Specs, shape: &FixedCellShape, c_prev_prev: i64, c_prev: i64) -> FixedCell {
+        let cell = format!("cells.{}", shape.number);
+        specs.count_for(if shape.reduction { 2 * shape.side } else { shape.side });
+        let inputs = Inputs::new(specs, &cell, (c_prev_prev, c_prev), shape.channels, shape.reduction_prev);
+        specs.count_for(shape.side);
         let states = |node: usize| match node {
             0 => 0..NUM_INPUTS,
             _ => node + NUM_INPUTS - 1..node + NUM_INPUTS,
         };
         let ready =
-            (0..NUM_NODES).map(|node| FixedOutEdges::new(specs, place, &cell, states(node))).collect();
-        FixedCell { number: place.number, inputs, ready, concat: place.concat.to_vec() }
+            (0..NUM_NODES).map(|node| FixedOutEdges::new(specs, shape, &cell, states(node))).collect();
+        FixedCell { number: shape.number, inputs, ready, concat: shape.concat.to_vec() }
     }
 
-    /// Outputs of the two cells before to this cell's output [N, concat*C, H', W'].
+    /// Maps the outputs of the two previous cells to the output of this cell [N, concat*C, H', W'].
     pub fn forward(&self, pass: &Pass, drop_path: Option<&DropPath>, s0: &Tensor, s1: &Tensor) -> Tensor {
         let mut states = self.inputs.forward(pass, s0, s1);
         let mut sums: Vec<Option<Tensor>> = (0..NUM_NODES).map(|_| None).collect();
@@ -71,41 +71,41 @@ impl FixedCell {
                     None => y,
                 });
             }
-            states.push(sums[node].take().expect("both edges of a node come from states before it"));
+            states.push(sums[node].take().expect("both edges of a node come from earlier states"));
         }
         cat(self.concat.iter().map(|&state| states[state].shallow_clone()).collect(), 1)
     }
 }
 
-/// Operations that leave one state and are the same for several edges.
+/// An operation on a state, shared by several edges.
 struct SharedOps<T> {
-    /// Which of the states that are ready together.
+    /// Index among the states that become ready together.
     state: usize,
     what: T,
     edges: Vec<usize>,
 }
 
-/// All edges that leave the states that are ready together.
+/// Out-edges of the states that become ready together.
 struct FixedOutEdges {
     states: Range<usize>,
     channels: i64,
     stride: i64,
-    /// Pooling has no weights: once per state and kind, whatever the number of edges.
+    /// Pooling has no weights: computed once per state and kind.
     pools: Vec<SharedOps<(Operation, StatId)>>,
     identities: Vec<SharedOps<()>>,
     skips: Vec<SharedOps<FactorizedReduce>>,
-    /// Chains of separable convolutions, and the edge of each of their results.
+    /// Chains of separable convolutions, with the edges of their results.
     chains: Vec<(Separable, Vec<usize>)>,
 }
 
 impl FixedOutEdges {
-    fn new(specs: &mut Specs, place: &FixedCellPlace, cell: &str, states: Range<usize>) -> FixedOutEdges {
-        let stride = if place.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
-        let channels = place.channels;
+    fn new(specs: &mut Specs, shape: &FixedCellShape, cell: &str, states: Range<usize>) -> FixedOutEdges {
+        let stride = if shape.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
+        let channels = shape.channels;
         let prefix = |edge: usize| format!("{cell}._ops.{edge}");
         let edges_of = |operation: Operation, state: usize| -> Vec<usize> {
             let from = states.start + state;
-            let edges = place.edges.iter().enumerate();
+            let edges = shape.edges.iter().enumerate();
             edges.filter(|(_, edge)| **edge == (operation, from)).map(|(number, _)| number).collect()
         };
         let (mut pools, mut identities, mut skips) = (Vec::new(), Vec::new(), Vec::new());
@@ -142,7 +142,7 @@ impl FixedOutEdges {
                         kernel,
                         times,
                         prefixes: edges.iter().map(|&edge| prefix(edge)).collect(),
-                        // Each result stays apart: it may be dropped on its own.
+                        // Results are not summed, because each may be dropped separately.
                         positions: (all.len()..all.len() + edges.len()).collect(),
                     });
                     all.extend(edges);
@@ -155,7 +155,7 @@ impl FixedOutEdges {
         FixedOutEdges { states, channels, stride, pools, identities, skips, chains }
     }
 
-    /// `states`, all of the cell so far, to the result of every edge, [N, C, H', W'] each.
+    /// Maps `states`, all states of the cell so far, to the results of the edges, [N, C, H', W'] each.
     fn forward(
         &self,
         pass: &Pass,

@@ -2,13 +2,13 @@
 
 use tch::{Kind, Tensor};
 
-/// Mean cross entropy, in the kind of the logits.
+/// Returns the mean cross entropy, in the kind of the logits.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    // tch's `cross_entropy_for_logits` computes in float32 whatever it is given.
+    // `cross_entropy_for_logits` of tch always computes in float32.
     logits.log_softmax(-1, logits.kind()).nll_loss(labels)
 }
 
-/// Mean cross entropy against labels of which the part `smoothing` is spread evenly over all classes.
+/// Returns the mean cross entropy with label smoothing: the fraction `smoothing` is spread evenly over all classes.
 /// Source: `CrossEntropyLabelSmooth` of the published code; `label_smoothing` of PyTorch is the same.
 pub fn smoothed_cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
     if smoothing == 0.0 {
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn smoothing_spreads_a_part_of_the_label() {
+    fn smoothing_spreads_the_label() {
         let logits = Tensor::from_slice(&[1.0, 2.0, -0.5, 0.3, 0.1, 4.0]).view([2, 3]);
         let labels = Tensor::from_slice(&[2i64, 0]);
         for smoothing in [0.1, 0.0] {

@@ -1,8 +1,8 @@
-//! MixedOp: all out-edges of the states that are ready together, at once: partial channels, every kept operation,
+//! MixedOp: computes all out-edges of the states that become ready together: partial channels, every kept operation,
 //! weighted sum.
 //!
-//! Shapes: N batch, I states (a cell's two inputs, or one node), C channels of a state, c = C/k of them computed with,
-//! M nodes that every one of the states feeds, H W (H' W' after the stride).
+//! Shapes: N batch, I states (both inputs of a cell, or one node), C channels of a state, c = C/k of them computed, M
+//! nodes with an edge from each of the states, H W (H' W' after the stride).
 
 use super::mixing::Entries;
 use super::ops::{FactorizedReduce, Pass, cat, pointwise, pool};
@@ -12,16 +12,16 @@ use crate::space::{Mask, NUM_INPUTS, Operation, SearchSpace, edge, nodes_fed_by}
 use std::ops::Range;
 use tch::Tensor;
 
-/// Where a cell's operations stand: what every state's `MixedOp` is built from.
-pub struct CellPlace<'a> {
-    /// The space.
+/// Shape of a mixed cell.
+pub struct CellShape<'a> {
+    /// The search space.
     pub space: SearchSpace,
-    /// Which eta table the cell uses.
+    /// Index of the eta table.
     pub table: usize,
-    /// The table's kept operations.
+    /// Kept operations of the table.
     pub mask: &'a Mask,
-    /// Published name of the cell, as `cells.3`.
-    pub cell: String,
+    /// Published name of the cell, such as `cells.3`.
+    pub name: String,
     /// Channels of the cell, C.
     pub channels: i64,
     /// Partial-channel divisor.
@@ -33,36 +33,36 @@ pub struct CellPlace<'a> {
 /// Pooling, computed once for all out-edges of a state.
 struct Pools {
     operations: Vec<Operation>,
-    /// Statistics of all pooled states, one after another.
+    /// Statistics of all pooled states, concatenated.
     stat: StatId,
     /// M times operations times I.
     entries: Entries,
 }
 
-/// The skip connections of stride 2 of one state.
+/// Skip connections of stride 2 from one state.
 struct Skip {
-    /// Which of the states.
+    /// Index of the state.
     state: usize,
     reduce: FactorizedReduce,
     slots: Slots,
     entries: Entries,
 }
 
-/// The out-edges of the states that are ready together.
+/// Out-edges of the states that become ready together.
 pub struct MixedOp {
     num_nodes: usize,
     channels: i64,
     partial: i64,
     stride: i64,
     pools: Option<Pools>,
-    /// M times I: the skip connection of stride 1.
+    /// Skip connections of stride 1, M times I.
     identity: Option<Entries>,
-    /// Chains of separable convolutions: plain ones (3x3, 5x5), dilated ones (3x3, 5x5).
+    /// Chains of separable convolutions: plain (3x3, 5x5) and dilated (3x3, 5x5).
     separable: Vec<(Separable, Entries)>,
     skips: Vec<Skip>,
 }
 
-/// The edges that keep an operation, by state.
+/// Edges that keep an operation, by state.
 struct Kept {
     column: usize,
     /// Per state: (position among the M nodes, edge).
@@ -70,25 +70,26 @@ struct Kept {
 }
 
 impl MixedOp {
-    /// Declares the out-edges of `states`, which feed the same nodes.
-    pub fn new(specs: &mut Specs, place: &CellPlace, states: Range<usize>) -> MixedOp {
+    /// Declares the out-edges of `states`, which have edges to the same nodes.
+    pub fn new(specs: &mut Specs, cell: &CellShape, states: Range<usize>) -> MixedOp {
         let nodes = nodes_fed_by(states.start);
         debug_assert!(states.clone().all(|from| nodes_fed_by(from) == nodes));
-        let stride = if place.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
-        let partial = place.channels / place.k;
+        let stride = if cell.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
+        let partial = cell.channels / cell.k;
         let kept = |operation: Operation| -> Option<Kept> {
-            let column = place.space.operations().iter().position(|&other| other == operation)?;
+            let column = cell.space.operations().iter().position(|&other| other == operation)?;
             let out_edges = |from| {
                 let edges = nodes.clone().map(|node| edge(node, from)).enumerate();
-                edges.filter(|&(_, edge)| place.mask.keeps(edge, column)).collect()
+                edges.filter(|&(_, edge)| cell.mask.keeps(edge, column)).collect()
             };
             let edges: Vec<Vec<_>> = states.clone().map(out_edges).collect();
             edges.iter().any(|edges| !edges.is_empty()).then_some(Kept { column, edges })
         };
-        let prefix = |edge: usize, column: usize| format!("{}._ops.{edge}._ops.{column}", place.cell);
-        let entries = |places: Vec<(usize, usize)>| Entries { table: place.table, places };
+        let prefix = |edge: usize, column: usize| format!("{}._ops.{edge}._ops.{column}", cell.name);
+        let entries = |places: Vec<(usize, usize)>| Entries { table: cell.table, places };
 
-        // What is mixed by a product: per node, the given operations of all states.
+        // Entries of operations without weights, which are mixed by a matrix product: per node, the given operations of
+        // all states.
         let product = |columns: &[usize]| {
             let mut places = Vec::new();
             for node in nodes.clone() {
@@ -154,7 +155,7 @@ impl MixedOp {
         }
         MixedOp {
             num_nodes: nodes.len(),
-            channels: place.channels,
+            channels: cell.channels,
             partial,
             stride,
             pools,
@@ -164,11 +165,11 @@ impl MixedOp {
         }
     }
 
-    /// `states`, I of [N, C, H, W], to the weighted sum of operations on all their out-edges [N, M*c, H', W'] (nearest
-    /// node first) and the sum of the channels that bypass them [N, C - c, H', W'], `None` for k = 1.
+    /// Maps `states`, I of [N, C, H, W], to the weighted sums of the operations on their out-edges [N, M*c, H', W']
+    /// (nearest node first) and to the sum of the bypassed channels [N, C - c, H', W'], `None` for k = 1.
     pub fn forward(&self, pass: &Pass, states: &[Tensor]) -> (Tensor, Option<Tensor>) {
         let bypass = self.channels - self.partial;
-        // Split, not narrowed: the gradients of narrow views would be put together channels first.
+        // Split instead of narrow: the gradients of narrow views would be assembled channels first.
         let parts: Vec<Vec<Tensor>> =
             states.iter().map(|x| x.split_with_sizes([self.partial, bypass], 1)).collect();
         let bypassed = (bypass > 0).then(|| {
@@ -188,7 +189,8 @@ impl MixedOp {
                 cat(operations.iter().map(|&operation| pool(operation, &heads, self.stride)).collect(), 1);
             terms.push(mix(&pass.batch_norm(&pooled, *stat, None), entries));
         }
-        // A product of its own: behind a concatenation the gradient of the batch norm would be a view, 5 times slower.
+        // A separate product: after a concatenation, the gradient of the batch norm would be a view, which is 5 times
+        // slower.
         terms.extend(self.identity.as_ref().map(|entries| mix(&heads, entries)));
         if !(self.skips.is_empty() && self.separable.is_empty()) {
             let rectified = heads.relu();
@@ -206,7 +208,7 @@ impl MixedOp {
     }
 }
 
-/// The sum of at least one term.
+/// Sums one or more terms.
 fn sum(terms: impl Iterator<Item = Tensor>) -> Tensor {
     terms.reduce(|sum, term| sum + term).expect("every edge keeps an operation")
 }

@@ -1,7 +1,7 @@
-//! Mixing: theta of one forward pass, prepared for the stacked operations.
+//! Mixing weights theta of one forward pass, prepared for the stacked operations.
 //!
-//! All cells of a kind share a table, so what is derived from theta is computed once per pass and table, not per cell.
-//! Masks are known on the host: no value of theta is ever looked at, and nothing is uploaded but in the first pass.
+//! All cells of a kind share a table, so tensors derived from theta are computed once per pass and table, not per cell.
+//! The masks are known on the host: no value of theta is read back, and only the first pass uploads anything.
 
 use crate::net::error::Result;
 use crate::space::Mask;
@@ -10,29 +10,29 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// Entries (edge, operation) of a table that a stacked tensor is mixed with, in its order.
+/// Entries (edge, operation) of a table, in the order in which a stacked tensor is mixed with them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Entries {
-    /// The table.
+    /// Index of the table.
     pub table: usize,
     /// (edge, operation).
     pub places: Vec<(usize, usize)>,
 }
 
-/// What was derived: from which entries, for how many channels, whether as a matrix.
+/// Key of a derived tensor: entries, channels, whether it is a matrix.
 type Key = (Entries, i64, bool);
 
-/// The mixing weights of one pass. Not shared between passes: it caches tensors of this pass's graph.
+/// Mixing weights of one pass. Not shared between passes: it caches tensors of the graph of this pass.
 pub struct Mixing {
     masks: DeviceMasks,
     /// Masked theta, one [E, O] per table.
     tables: Vec<Tensor>,
     derived: RefCell<HashMap<Key, Tensor>>,
-    /// Leaves handed out in place of what was derived, while the graph is being cut.
+    /// Leaves returned in place of derived tensors while the graph is cut.
     cuts: RefCell<Option<Cuts>>,
 }
 
-/// The leaves at which a part of the network began instead of at theta.
+/// Leaves at which a part of the network starts instead of at theta.
 #[derive(Default)]
 pub struct Cuts {
     keys: Vec<Key>,
@@ -40,19 +40,19 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// What to differentiate for.
+    /// Returns the tensors to differentiate for.
     pub fn leaves(&self) -> &[Tensor] {
         &self.leaves
     }
 }
 
-/// What the masks are on the device, and the indices of entries: made once per stage.
+/// Masks and indices of entries on the device; created once per stage.
 #[derive(Clone)]
 pub struct DeviceMasks(Rc<Constants>);
 
 struct Constants {
     masks: Vec<Tensor>,
-    /// Where entries lie in their flat table; filled by the first pass.
+    /// Positions of entries in the flattened table; filled by the first pass.
     indices: RefCell<HashMap<Entries, Tensor>>,
 }
 
@@ -69,12 +69,12 @@ impl DeviceMasks {
         }))
     }
 
-    /// The mask of one table, [E, O], 0 or 1 in the kind of the weights.
+    /// Returns the mask of one table, [E, O], 0 or 1 in the kind of the weights.
     pub fn table(&self, table: usize) -> &Tensor {
         &self.0.masks[table]
     }
 
-    /// Places of `entries` in a flat table of `operations` columns, on `device`.
+    /// Returns the positions of `entries` in a flattened table with `operations` columns, on `device`.
     fn index(&self, entries: &Entries, operations: i64, device: Device) -> Tensor {
         let mut indices = self.0.indices.borrow_mut();
         if let Some(index) = indices.get(entries) {
@@ -89,29 +89,29 @@ impl DeviceMasks {
 }
 
 impl Mixing {
-    /// What a network passes that mixes nothing.
+    /// Returns an empty instance, for networks without mixing.
     pub fn none() -> Mixing {
         Mixing::new(&[], &DeviceMasks::new(&[], Kind::Float, Device::Cpu))
     }
 
-    /// `theta`: one [E, O] per table. Pruned entries are multiplied by 0, so that neither they nor their gradients
-    /// count, whatever the caller passes.
+    /// `theta`: one [E, O] per table. Pruned entries are multiplied by 0, so that neither they nor their gradients have
+    /// an effect.
     pub fn new(theta: &[Tensor], masks: &DeviceMasks) -> Mixing {
         let tables = theta.iter().zip(&masks.0.masks).map(|(theta, mask)| theta * mask).collect();
         Mixing { masks: masks.clone(), tables, derived: RefCell::default(), cuts: RefCell::default() }
     }
 
-    /// theta of `entries`, each repeated for `channels` channels: `[S*C]`, the scale of a batch norm.
+    /// Returns theta of `entries`, each repeated for `channels` channels, as the scale `[S*C]` of a batch norm.
     pub fn scale(&self, entries: &Entries, channels: i64) -> Tensor {
         self.cached(entries, channels, false, |values| {
-            // Contiguous: `reshape` would hand out a view of stride 0 for one entry, and batch norm's backward reads
-            // its weight as if it had stride 1.
+            // Contiguous: for a single entry, `reshape` would return a view of stride 0, but the backward pass of batch
+            // norm reads its weight with stride 1.
             values.unsqueeze(1).expand([-1, channels], false).contiguous().view([-1])
         })
     }
 
-    /// The 1x1 convolution [M*C, S*C, 1, 1] that mixes S tensors without weights (pooled states, the identity) into M
-    /// edges: theta (x) identity, in the kind of theta. `entries`: M times S, edge by edge.
+    /// Returns the weight [M*C, S*C, 1, 1] of the 1x1 convolution that mixes S tensors without weights (pooled states,
+    /// the identity) into M edges: theta (x) identity, in the kind of theta. `entries`: M times S, edge by edge.
     pub fn matrix(&self, entries: &Entries, num_edges: usize, channels: i64) -> Tensor {
         self.cached(entries, channels, true, |values| {
             let (m, s) = (num_edges as i64, (entries.places.len() / num_edges) as i64);
@@ -121,8 +121,8 @@ impl Mixing {
         })
     }
 
-    /// Runs a part of the network on leaves instead of what was derived from theta; its result, and the leaves (none
-    /// where theta is a constant).
+    /// Runs a part of the network on leaves instead of tensors derived from theta; returns its result and the leaves
+    /// (none if theta is constant).
     pub fn cut<T>(&self, part: impl FnOnce() -> T) -> (T, Cuts) {
         if self.tables.iter().any(Tensor::requires_grad) {
             self.cuts.replace(Some(Cuts::default()));
@@ -131,8 +131,8 @@ impl Mixing {
         (result, self.cuts.take().unwrap_or_default())
     }
 
-    /// The gradient by theta of the parts that were cut, given the gradients of each part's leaves in the order in which
-    /// they came. `theta`: what `new` was given.
+    /// Returns the gradient with respect to theta of the parts that were cut, given the gradients of their leaves in
+    /// order. `theta`: as passed to `new`.
     pub fn grads(&self, theta: &[Tensor], parts: Vec<(Cuts, Vec<Tensor>)>) -> Result<Vec<Tensor>> {
         let mut sums: HashMap<Key, Tensor> = HashMap::new();
         for (cuts, grads) in parts {
@@ -145,7 +145,7 @@ impl Mixing {
             }
         }
         let derived = self.derived.borrow();
-        // Autograd starts from ones, so d(x * g) starts with g.
+        // Autograd starts from ones, so the gradient of x * g starts with g.
         let roots: Vec<Tensor> = sums.iter().map(|(key, sum)| &derived[key] * sum).collect();
         Ok(Tensor::f_run_backward(&roots, theta, false, false)?)
     }
@@ -162,7 +162,7 @@ impl Mixing {
         let made = derived.entry(key.clone()).or_insert_with(|| {
             let table = &self.tables[entries.table];
             let index = self.masks.index(entries, table.size()[1], table.device());
-            // Also in a part that is computed without a graph.
+            // Also for parts computed without a graph.
             tch::with_grad(|| make(&table.reshape([-1]).index_select(0, &index)))
         });
         let mut cuts = self.cuts.borrow_mut();

@@ -1,4 +1,4 @@
-//! The networks: what they compute, given weights and mixing weights. Nothing here knows of ranks or data files.
+//! Networks, for given weights and mixing weights; independent of ranks and data files.
 
 pub mod bucket;
 pub mod cell;

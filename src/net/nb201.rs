@@ -1,8 +1,8 @@
-//! The mixed cell of NAS-Bench-201: one input, three nodes, every operation on every edge; all out-edges of a state at
-//! once.
+//! Mixed cell of NAS-Bench-201: one input, three nodes, every operation on every edge; all out-edges of a state are
+//! computed at once.
 //!
-//! Shapes: N batch, C channels of a state, c = C/k of them computed with, M nodes that a state feeds, H W.
-//! Here pooling has no batch norm and nothing has a stride; `none` costs nothing. Source: `search_cells.py` of the
+//! Shapes: N batch, C channels of a state, c = C/k of them computed, M nodes with an edge from the state, H W.
+//! Pooling has no batch norm here and all strides are 1; `none` costs nothing. Source: `search_cells.py` of the
 //! published code, `NAS201SearchCell_PartialChannel`.
 
 use super::cell::mix_nodes;
@@ -14,10 +14,11 @@ use crate::space::nb201::EDGES;
 use crate::space::{Mask, Operation};
 use tch::Tensor;
 
-/// Nodes with inputs; state 0 is the cell's own input.
+/// Nodes with inputs; state 0 is the input of the cell.
 const NUM_NODES: usize = 3;
 
-/// ReLU, convolution, batch norm of one kernel on the out-edges that keep it (the ReLU is the state's).
+/// ReLU, convolution and batch norm of one kernel size on the out-edges that keep it (the ReLU is applied to the
+/// state).
 struct Convs {
     /// Width of the kernel, 1 or 3.
     kernel: i64,
@@ -28,39 +29,39 @@ struct Convs {
     entries: Entries,
 }
 
-/// The out-edges of one state.
+/// Out-edges of one state.
 struct Nb201OutEdges {
     num_nodes: usize,
-    /// What is mixed as it is: the state itself (skip_connect), the pooled state.
+    /// Operations without weights: the state itself (skip_connect), the pooled state.
     plain: Vec<Operation>,
     /// M times `plain`.
     plain_entries: Entries,
     convs: Vec<Convs>,
-    /// The column `none` of the M edges.
-    nothing: Entries,
+    /// Column `none` of the M edges.
+    none_entries: Entries,
 }
 
 /// A mixed cell.
 pub struct Nb201Cell {
-    /// By state: the input, then every node but the last.
+    /// By state: the input, then every node except the last.
     edges: Vec<Nb201OutEdges>,
     channels: i64,
     k: i64,
 }
 
 impl Nb201Cell {
-    /// Declares the cell with the published name `name` (as `cells.3`) and `channels` channels.
+    /// Declares the cell with the published name `name` (such as `cells.3`) and `channels` channels.
     pub fn new(specs: &mut Specs, name: &str, channels: i64, k: i64, mask: &Mask) -> Nb201Cell {
         let edges =
             (0..NUM_NODES).map(|from| Nb201OutEdges::new(specs, name, channels / k, mask, from)).collect();
         Nb201Cell { edges, channels, k }
     }
 
-    /// `x` [N, C, H, W] to the last node, of the same shape.
+    /// Maps `x` [N, C, H, W] to the last node, of the same shape.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let partial = self.channels / self.k;
         let mut nodes = mix_nodes(vec![x.shallow_clone()], NUM_NODES, partial, self.k, |state, ready| {
-            // Split, not narrowed: the gradients of narrow views would be put together channels first.
+            // Split instead of narrow: the gradients of narrow views would be assembled channels first.
             let mut parts = ready[0].split_with_sizes([partial, self.channels - partial], 1);
             let bypass = parts.pop().filter(|bypass| bypass.size()[1] > 0);
             (self.edges[state].forward(pass, &parts[0], partial), bypass)
@@ -112,11 +113,11 @@ impl Nb201OutEdges {
                 entries: entries(kept.iter().map(|&(_, edge)| (edge, column(operation))).collect()),
             });
         }
-        let nothing = entries(out.iter().map(|&(_, edge)| (edge, column(Operation::None))).collect());
-        Nb201OutEdges { num_nodes: out.len(), plain, plain_entries, convs, nothing }
+        let none_entries = entries(out.iter().map(|&(_, edge)| (edge, column(Operation::None))).collect());
+        Nb201OutEdges { num_nodes: out.len(), plain, plain_entries, convs, none_entries }
     }
 
-    /// `x` [N, c, H, W] to the weighted sums on the out-edges [N, M*c, H, W], nearest node first.
+    /// Maps `x` [N, c, H, W] to the weighted sums on the out-edges [N, M*c, H, W], nearest node first.
     fn forward(&self, pass: &Pass, x: &Tensor, partial: i64) -> Tensor {
         let mut terms = Vec::new();
         if !self.plain.is_empty() {
@@ -139,11 +140,12 @@ impl Nb201OutEdges {
                 terms.push(slots.sum(&y, partial));
             }
         }
-        // No out-edge keeps anything but `none`: zeros that the state and theta still get a gradient through.
-        let nothing = || {
-            let weight = pass.mixing.scale(&self.nothing, partial).view([1, -1, 1, 1]) * 0.0;
+        // No out-edge keeps an operation other than `none`: zeros through which the state and theta still get
+        // gradients.
+        let zeros = || {
+            let weight = pass.mixing.scale(&self.none_entries, partial).view([1, -1, 1, 1]) * 0.0;
             x.repeat([1, self.num_nodes as i64, 1, 1]) * weight.to_kind(x.kind())
         };
-        terms.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(nothing)
+        terms.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(zeros)
     }
 }

@@ -1,10 +1,10 @@
-//! Network: the final network, built from a genotype: stem, fixed cells, classifier, auxiliary head.
+//! Evaluation network of a genotype: stem, fixed cells, classifier, auxiliary head.
 //!
-//! Shapes: N batch, C channels, H W input size, K classes. Sources: `NetworkImageNet` and `NetworkCIFAR` of the published
-//! code, whose names the weights have.
+//! Shapes: N batch, C channels, H W input size, K classes. Sources: `NetworkImageNet` and `NetworkCIFAR` of the
+//! published code; the weights have the names used there.
 
 use super::drop_path::DropPath;
-use super::fixed_cell::{Edge, FixedCell, FixedCellPlace};
+use super::fixed_cell::{Edge, FixedCell, FixedCellShape};
 use super::mixing::Mixing;
 use super::ops::{AffineNorm, Mode, Pass, conv};
 use super::params::{Init, Params, Specs, WeightId};
@@ -16,10 +16,10 @@ use crate::space::{Operation, SearchSpace};
 use std::rc::Rc;
 use tch::Tensor;
 
-/// What a network is, apart from its weights.
+/// Shape of an evaluation network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkShape {
-    /// Which stem, and which auxiliary head.
+    /// Determines the stem and the auxiliary head.
     pub space: SearchSpace,
     /// The architecture of the cells.
     pub genotype: Genotype,
@@ -29,24 +29,24 @@ pub struct NetworkShape {
     pub layers: usize,
     /// Number of classes.
     pub num_classes: i64,
-    /// Side of the images that multiply-adds are counted for, pixels.
+    /// Side of the images for which multiply-adds are counted, pixels.
     pub px: i64,
-    /// Whether it has an auxiliary head, for training.
+    /// Whether the network has an auxiliary head, used in training.
     pub auxiliary: bool,
 }
 
 impl NetworkShape {
-    /// Whether cell `index` halves the resolution.
+    /// Returns whether cell `index` halves the resolution.
     pub fn is_reduction(&self, index: usize) -> bool {
         index == self.layers / 3 || index == self.auxiliary_cell()
     }
 
-    /// The cell behind which the auxiliary head stands: the second reduction.
+    /// Returns the cell after which the auxiliary head is attached: the second reduction cell.
     pub fn auxiliary_cell(&self) -> usize {
         2 * self.layers / 3
     }
 
-    /// Side of the maps behind the stem, pixels.
+    /// Returns the side of the maps after the stem, pixels.
     fn stem_side(&self) -> i64 {
         match self.space {
             SearchSpace::DartsImagenet => self.px / 8,
@@ -55,13 +55,13 @@ impl NetworkShape {
     }
 }
 
-/// The second classifier, which helps the cells in the middle to learn.
+/// Second classifier, whose loss helps to train the cells in the middle.
 struct AuxiliaryHead {
     stride: i64,
     first: WeightId,
     first_norm: AffineNorm,
     second: WeightId,
-    /// The published ImageNet network has none here: left out by mistake once, and kept so.
+    /// The published ImageNet network has none here, originally by mistake.
     second_norm: Option<AffineNorm>,
     classifier: Classifier,
 }
@@ -81,8 +81,8 @@ impl AuxiliaryHead {
         }
     }
 
-    /// Rectified [N, C, H, W] to logits [N, K]. At the published sizes one pixel is left in the end; of more the mean is
-    /// taken.
+    /// Maps rectified [N, C, H, W] to logits [N, K]. At the published sizes one pixel is left at the end; larger maps
+    /// are averaged.
     fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let y = x.avg_pool2d([5, 5], [self.stride; 2], [0, 0], false, false, None::<i64>);
         let y = conv(&y, pass.params.weight(self.first), 1, 0, 1, 1);
@@ -95,8 +95,8 @@ impl AuxiliaryHead {
     }
 }
 
-/// What is computed one after another. States between parts: the outputs of the last two cells, and behind the auxiliary
-/// head its logits.
+/// A part of the network. States between parts: the outputs of the last two cells and, after the auxiliary head, its
+/// logits.
 enum NetworkPart {
     Stem(Stem),
     Cell(FixedCell),
@@ -104,20 +104,20 @@ enum NetworkPart {
     Classifier(Classifier),
 }
 
-/// The final network, with its tensors on one rank.
+/// The evaluation network with its tensors on one rank.
 pub struct Network {
     shape: NetworkShape,
     placement: Placement,
     parts: Vec<NetworkPart>,
     num_parameters: i64,
     multiply_adds: i64,
-    /// Its tensors.
+    /// Weights and running statistics.
     pub params: Params,
 }
 
 impl Network {
-    /// Builds the network with all weights zero: `params.initialise` or `params.load` follows. The genotype has been checked
-    /// (see `Genotype::read`).
+    /// Creates the network with zero weights; call `params.initialise` or `params.load` next. The genotype must be
+    /// valid (see `Genotype::read`).
     pub fn new(shape: NetworkShape, placement: Placement) -> Network {
         let mut specs = Specs::affine();
         let mut parts = Vec::new();
@@ -135,7 +135,7 @@ impl Network {
         let mut reduction_prev = imagenet;
         let (mut channels, mut side) = (c, shape.stem_side());
         let kinds = [&shape.genotype.normal, &shape.genotype.reduce].map(|edges| -> Vec<Edge> {
-            let known = |name: &String| Operation::from_name(name).expect("the genotype has been checked");
+            let known = |name: &String| Operation::from_name(name).expect("the genotype was checked");
             edges.iter().map(|(name, from)| (known(name), *from)).collect()
         });
         let mut auxiliary_elements = 0;
@@ -147,9 +147,9 @@ impl Network {
             let concat =
                 if reduction { &shape.genotype.reduce_concat } else { &shape.genotype.normal_concat };
             let edges = &kinds[usize::from(reduction)];
-            let place =
-                FixedCellPlace { number: index, edges, concat, channels, side, reduction, reduction_prev };
-            let cell = FixedCell::new(&mut specs, &place, c_prev_prev, c_prev);
+            let cell_shape =
+                FixedCellShape { number: index, edges, concat, channels, side, reduction, reduction_prev };
+            let cell = FixedCell::new(&mut specs, &cell_shape, c_prev_prev, c_prev);
             end_part(&mut specs, NetworkPart::Cell(cell));
             reduction_prev = reduction;
             (c_prev_prev, c_prev) = (c_prev, concat.len() as i64 * channels);
@@ -174,27 +174,27 @@ impl Network {
         }
     }
 
-    /// What it is.
+    /// Returns the shape.
     pub fn shape(&self) -> &NetworkShape {
         &self.shape
     }
 
-    /// How and where it computes.
+    /// Returns the placement.
     pub fn placement(&self) -> Placement {
         self.placement
     }
 
-    /// Learned scalars, without the auxiliary head, as papers count.
+    /// Returns the number of parameters without the auxiliary head, as papers count them.
     pub fn num_parameters(&self) -> i64 {
         self.num_parameters
     }
 
-    /// Multiply-adds of convolutions and linear layers for one image, without the auxiliary head.
+    /// Returns the multiply-adds of convolutions and linear layers for one image, without the auxiliary head.
     pub fn multiply_adds(&self) -> i64 {
         self.multiply_adds
     }
 
-    /// The factors of drop path for `n` images of `replica` at `step`; `at`: seed, step, replica.
+    /// Draws the drop-path factors for `n` images; `at`: seed, step, replica.
     pub fn drop_path(&self, probability: f64, at: (u64, u64, u64), n: i64) -> Option<DropPath> {
         let edges = self.shape.genotype.normal.len();
         let kind = self.placement.precision.activations();
@@ -202,32 +202,31 @@ impl Network {
         DropPath::draw(probability, at, size, (kind, self.placement.device))
     }
 
-    /// Logits [N, K] of images [N, 3, H, W], with the running statistics of local replica `replica`.
+    /// Computes the logits [N, K] of images [N, 3, H, W] with the running statistics of local replica `replica`.
     pub fn logits(&self, images: &Tensor, replica: usize) -> Tensor {
         let mixing = Mixing::none();
         let pass = Pass::new(&self.params, &mixing, Mode::Eval, replica);
-        let images = vec![self.placement.laid_out(images)];
+        let images = vec![self.placement.network_input(images)];
         self.parts.iter().fold(images, |states, part| forward(part, &pass, None, states)).remove(0)
     }
 
-    /// A training pass, ready to be differentiated; its results are the logits and, if there is such a head, the auxiliary
-    /// logits.
+    /// Runs a training pass, ready for differentiation. Results: the logits and, with an auxiliary head, its logits.
     pub fn forward(&self, images: &Tensor, drop_path: Option<DropPath>, replica: usize) -> Tape<'_> {
         let mixing = Mixing::none();
         let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
-        let images = self.placement.laid_out(images);
+        let images = self.placement.network_input(images);
         let drop_path = Rc::new(drop_path);
         let shared = Rc::clone(&drop_path);
         let part = |part: usize, states| forward(&self.parts[part], &pass, (*drop_path).as_ref(), states);
         if !self.placement.checkpoint_cells {
             return Tape::record(&self.params, images, part);
         }
-        let again = move |part: usize, states| {
+        let recompute = move |part: usize, states| {
             let mixing = Mixing::none();
-            let pass = Pass::again(&self.params, &mixing, replica);
+            let pass = Pass::recompute(&self.params, &mixing, replica);
             forward(&self.parts[part], &pass, (*shared).as_ref(), states)
         };
-        Tape::record_inputs(&self.params, self.params.segments(), images, part, again)
+        Tape::record_inputs(&self.params, self.params.segments(), images, part, recompute)
     }
 }
 
@@ -246,8 +245,9 @@ fn forward(
         }
         NetworkPart::Auxiliary(head) => {
             if pass.mode == Mode::Train {
-                // Published: the head rectifies in place, also for what follows. All cells rectify their inputs anyway; a
-                // network whose last cell carries the head is another one in training than in evaluation.
+                // As published: the in-place ReLU of the head also affects the following parts. Cells rectify their
+                // inputs anyway, but if the head follows the last cell, the network differs between training and
+                // evaluation.
                 states[1] = states[1].relu();
                 states.push(head.forward(pass, &states[1]));
             }

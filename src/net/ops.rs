@@ -1,60 +1,60 @@
-//! The primitives: convolutions, batch norm, factorized reduction, for several edges at once.
+//! Primitive operations for several edges at once: convolutions, batch norm, pooling, factorized reduction.
 //!
-//! Shapes: N batch, C channels that one edge computes with, M edges, H W. A stacked tensor is [N, M*C, H, W], the
-//! channels of the first edge first; its convolutions are grouped by edge.
+//! Shapes: N batch, C channels per edge, M edges, H W. A stacked tensor is [N, M*C, H, W], edge by edge; its
+//! convolutions are grouped by edge.
 
 use super::mixing::Mixing;
 use super::params::{Init, Params, Pieces, Specs, StatId, WeightId};
 use crate::space::Operation;
 use tch::{Device, Tensor};
 
-/// Batch norm's eps.
+/// Epsilon of batch norm.
 pub const EPS: f64 = 1e-5;
 /// Weight of the newest batch in running statistics.
 pub const MOMENTUM: f64 = 0.1;
 
-/// Whose statistics batch norms use.
+/// Statistics used by batch norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// The batch's own, which also move the running ones.
+    /// Statistics of the batch; running statistics are updated.
     Train,
-    /// The running ones.
+    /// Running statistics.
     Eval,
 }
 
-/// One forward pass: what every operation needs beside its input.
+/// Context of one forward pass.
 pub struct Pass<'a> {
-    /// The network's tensors.
+    /// Tensors of the network.
     pub params: &'a Params,
     /// The mixing weights of this pass.
     pub mixing: &'a Mixing,
     /// Training or evaluation.
     pub mode: Mode,
-    /// Which local replica's running statistics move.
+    /// Local replica whose running statistics are used or updated.
     pub replica: usize,
-    /// Whether the statistics have moved already.
-    again: bool,
+    /// Whether this recomputes a pass that has already updated the statistics.
+    recomputed: bool,
 }
 
 impl<'a> Pass<'a> {
-    /// A pass with the weights as they are now.
+    /// Creates a pass with the current weights.
     pub fn new(params: &'a Params, mixing: &'a Mixing, mode: Mode, replica: usize) -> Pass<'a> {
         params.refresh();
-        Pass { params, mixing, mode, replica, again: false }
+        Pass { params, mixing, mode, replica, recomputed: false }
     }
 
-    /// The same pass once more, in training mode: the same weights, no statistics move.
-    pub fn again(params: &'a Params, mixing: &'a Mixing, replica: usize) -> Pass<'a> {
-        Pass { params, mixing, mode: Mode::Train, replica, again: true }
+    /// Creates a pass in training mode that repeats an earlier one: same weights, no update of statistics.
+    pub fn recompute(params: &'a Params, mixing: &'a Mixing, replica: usize) -> Pass<'a> {
+        Pass { params, mixing, mode: Mode::Train, replica, recomputed: true }
     }
 
-    /// Batch norm over `[N, C, H, W]` without affine parameters; `scale` `[C]` multiplies the normalised result: the place
-    /// where mixing weights enter at no cost.
+    /// Applies batch norm over `[N, C, H, W]` without affine parameters. `scale` `[C]` multiplies the normalised
+    /// result, which applies mixing weights at no cost.
     pub fn batch_norm(&self, x: &Tensor, stat: StatId, scale: Option<&Tensor>) -> Tensor {
         self.norm(x, stat, scale, None)
     }
 
-    /// Batch norm with learned weight and bias.
+    /// Applies batch norm with learned weight and bias.
     pub fn affine_batch_norm(&self, x: &Tensor, norm: &AffineNorm) -> Tensor {
         let (weight, bias) = (self.params.weight(norm.weight), self.params.weight(norm.bias));
         self.norm(x, norm.stat, Some(weight), Some(bias))
@@ -62,7 +62,7 @@ impl<'a> Pass<'a> {
 
     fn norm(&self, x: &Tensor, stat: StatId, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Tensor {
         let train = self.mode == Mode::Train;
-        let (mean, var) = match self.again {
+        let (mean, var) = match self.recomputed {
             true => self.params.scratch(stat),
             false => self.params.running(stat, self.replica),
         };
@@ -70,7 +70,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// An affine batch norm's tensors.
+/// Tensors of an affine batch norm.
 pub struct AffineNorm {
     weight: WeightId,
     bias: WeightId,
@@ -83,7 +83,7 @@ impl AffineNorm {
         AffineNorm::stacked(specs, channels, vec![(name.to_string(), 0..channels)])
     }
 
-    /// Declares the batch norms `pieces`, stacked to `channels` channels.
+    /// Declares the batch norms `pieces`, stacked to `channels` channels in total.
     pub fn stacked(specs: &mut Specs, channels: i64, pieces: Pieces) -> AffineNorm {
         let rows = |suffix: &str| {
             pieces.iter().map(|(name, rows)| (format!("{name}{suffix}"), rows.clone())).collect()
@@ -96,7 +96,7 @@ impl AffineNorm {
     }
 }
 
-/// A batch norm behind a convolution: affine in a network that is trained for good, not in the supernet.
+/// Batch norm after a convolution: affine in an evaluation network, not in the supernet.
 pub enum Norm {
     /// Without learned tensors.
     Plain(StatId),
@@ -105,7 +105,7 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// Declares the batch norms `pieces`, stacked to `channels` channels.
+    /// Declares the batch norms `pieces`, stacked to `channels` channels in total.
     pub fn new(specs: &mut Specs, channels: i64, pieces: Pieces) -> Norm {
         match specs.is_affine() {
             true => Norm::Affine(AffineNorm::stacked(specs, channels, pieces)),
@@ -113,27 +113,27 @@ impl Norm {
         }
     }
 
-    /// `x` [N, C, H, W] normalised; `scale` `[C]`, the mixing weights of a supernet, multiplies the result.
+    /// Normalises `x` [N, C, H, W]; `scale` `[C]`, the mixing weights of a supernet, multiplies the result.
     pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
         match self {
             Norm::Plain(stat) => pass.batch_norm(x, *stat, scale),
             Norm::Affine(norm) => {
-                debug_assert!(scale.is_none(), "a network with affine batch norms mixes nothing");
+                debug_assert!(scale.is_none(), "a network with affine batch norms has no mixing weights");
                 pass.affine_batch_norm(x, norm)
             }
         }
     }
 }
 
-/// Tensors one after another along `dim`; one tensor is handed on.
+/// Concatenates tensors along `dim`; a single tensor is returned unchanged.
 pub fn cat(mut tensors: Vec<Tensor>, dim: i64) -> Tensor {
     if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(&tensors, dim) }
 }
 
-/// Convolution without bias.
+/// Computes a convolution without bias.
 pub fn conv(x: &Tensor, weight: &Tensor, stride: i64, padding: i64, dilation: i64, groups: i64) -> Tensor {
     x.f_conv2d(weight, None::<&Tensor>, [stride; 2], [padding; 2], [dilation; 2], groups).unwrap_or_else(|why| {
-        // A library that has no kernel for a convolution does not say for which one.
+        // Libraries that lack a kernel do not report the convolution.
         let why = why.to_string();
         panic!(
             "{} (convolution of {:?} {:?} with {:?}, stride {stride}, padding {padding}, dilation {dilation}, {groups} groups)",
@@ -145,10 +145,10 @@ pub fn conv(x: &Tensor, weight: &Tensor, stride: i64, padding: i64, dilation: i6
     })
 }
 
-/// Pixels (N*H*W) up to which a convolution on a CPU costs its call and not its arithmetic.
+/// Pixels (N*H*W) up to which the call of a convolution on a CPU costs more than its arithmetic.
 const FEW_PIXELS: i64 = 256;
 
-/// The stacked 1x1 convolution: `x` [N, G*C, H, W], `weight` [G*C', C, 1, 1], group by group.
+/// Computes a stacked 1x1 convolution: `x` [N, G*C, H, W], `weight` [G*C', C, 1, 1], group by group.
 pub fn pointwise(x: &Tensor, weight: &Tensor, groups: i64) -> Tensor {
     let (rows, c) = (weight.size()[0], weight.size()[1]);
     let (n, _, h, w) = x.size4().expect("four dimensions");
@@ -159,12 +159,12 @@ pub fn pointwise(x: &Tensor, weight: &Tensor, groups: i64) -> Tensor {
         let products = pixels.bmm(&weight.view([groups, rows / groups, c]).transpose(1, 2));
         return products.transpose(0, 1).reshape([n, h, w, rows]).permute([0, 3, 1, 2]);
     }
-    // A 1x1 kernel cannot be dilated, but saying so keeps libtorch from the im2col path that it takes for one thread.
+    // Dilation has no effect on a 1x1 kernel, but avoids the im2col path that libtorch takes with one thread.
     let dilation = if on_cpu && !few { 2 } else { 1 };
     conv(x, weight, 1, 0, dilation, groups)
 }
 
-/// Rows of a stacked tensor: `each` rows per prefix, in order, named prefix + suffix.
+/// Returns the rows of a stacked tensor: `each` rows per prefix, in order, named prefix + suffix.
 pub fn stack(prefixes: &[String], each: i64, suffix: &str) -> Pieces {
     (0..)
         .zip(prefixes)
@@ -172,7 +172,7 @@ pub fn stack(prefixes: &[String], each: i64, suffix: &str) -> Pieces {
         .collect()
 }
 
-/// 3x3 pooling, maximum or average (without the padding).
+/// Computes 3x3 pooling: maximum, or average with padding not counted.
 pub fn pool(operation: Operation, x: &Tensor, stride: i64) -> Tensor {
     match operation {
         Operation::MaxPool3x3 => x.max_pool2d([3, 3], [stride; 2], [1, 1], [1, 1], false),
@@ -180,26 +180,26 @@ pub fn pool(operation: Operation, x: &Tensor, stride: i64) -> Tensor {
     }
 }
 
-/// 3x3 average pooling without the padding.
+/// Computes 3x3 average pooling, padding not counted.
 ///
-/// On a GPU always with channels first: with channels last and padding, the backward pass of libtorch returns a wrong
-/// gradient of the input, without an error (pytorch/pytorch#188344; libtorch 2.11 is affected).
+/// On GPUs always channels first: with channels last and padding, the backward pass of libtorch silently returns a
+/// wrong gradient of the input (pytorch/pytorch#188344; libtorch 2.11 is affected).
 pub fn average_pool(x: &Tensor, stride: i64) -> Tensor {
     let pooled = |x: &Tensor| x.avg_pool2d([3, 3], [stride; 2], [1, 1], false, false, None::<i64>);
     if x.device() == Device::Cpu { pooled(x) } else { with_channels_first(x, pooled) }
 }
 
-/// `operation` of `x` [N, C, H, W] with channels first in memory; the result in the layout of `x`.
+/// Applies `operation` to `x` [N, C, H, W] in channels-first memory format; the result has the memory format of `x`.
 fn with_channels_first(x: &Tensor, operation: impl Fn(&Tensor) -> Tensor) -> Tensor {
     let y = operation(&x.contiguous());
-    // Channels last: neighbours in memory are channels. (tch has no memory-format argument.)
+    // Channels last: adjacent elements are channels. (tch has no memory-format argument.)
     if x.stride()[1] == 1 { y.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]) } else { y }
 }
 
 /// Halves the resolution with two 1x1 convolutions of stride 2, the second on the input shifted by one pixel; stacked.
 ///
-/// Computed as one 2x2 convolution of stride 2: the first convolution's weight stands at (0, 0), the second's at
-/// (1, 1). That needs even H and W, as the published code does.
+/// Computed as one 2x2 convolution of stride 2, with the weight of the first convolution at (0, 0) and that of the
+/// second at (1, 1). H and W must be even, as in the published code.
 pub struct FactorizedReduce {
     conv_1: WeightId,
     conv_2: WeightId,
@@ -208,7 +208,7 @@ pub struct FactorizedReduce {
 }
 
 impl FactorizedReduce {
-    /// `c_in` to `c_out` channels per edge.
+    /// Declares a reduction from `c_in` to `c_out` channels per edge.
     pub fn new(specs: &mut Specs, prefixes: &[String], c_in: i64, c_out: i64) -> FactorizedReduce {
         let m = prefixes.len() as i64;
         let half = c_out / 2;
@@ -233,14 +233,14 @@ impl FactorizedReduce {
     }
 }
 
-/// ReLU, 1x1 convolution, batch norm: brings a cell's input to its channels.
+/// ReLU, 1x1 convolution and batch norm, which adapt the channels of a cell input.
 pub struct ReluConvNorm {
     weight: WeightId,
     norm: Norm,
 }
 
 impl ReluConvNorm {
-    /// `c_in` to `c_out` channels under the published name `name`.
+    /// Declares the layers from `c_in` to `c_out` channels under the published name `name`.
     pub fn new(specs: &mut Specs, name: &str, c_in: i64, c_out: i64) -> ReluConvNorm {
         let rows = |suffix: &str| vec![(format!("{name}{suffix}"), 0..c_out)];
         ReluConvNorm {
@@ -249,7 +249,7 @@ impl ReluConvNorm {
         }
     }
 
-    /// `x` [N, c_in, H, W] to [N, c_out, H, W].
+    /// Maps `x` [N, c_in, H, W] to [N, c_out, H, W].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         self.norm.forward(pass, &pointwise(&x.relu(), pass.params.weight(self.weight), 1), None)
     }
@@ -262,7 +262,7 @@ mod tests {
     use tch::Kind;
 
     #[test]
-    fn a_convolution_that_cannot_be_computed_is_named() {
+    fn a_failed_convolution_is_described() {
         let (x, weight) = (
             Tensor::zeros([2, 3, 5, 5], (Kind::Float, Device::Cpu)),
             Tensor::zeros([6, 4, 1, 1], (Kind::Float, Device::Cpu)),
@@ -274,10 +274,10 @@ mod tests {
     }
 
     #[test]
-    fn the_detour_by_channels_first_changes_neither_numbers_nor_layout() {
+    fn channels_first_pooling_preserves_values_and_layout() {
         let first = Tensor::randn([2, 6, 5, 5], (tch::Kind::Double, Device::Cpu));
         let last = first.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-        // As the supernet has it: some of the channels.
+        // As in the supernet: some of the channels.
         let part = last.narrow(1, 0, 3);
         for x in [first, last, part] {
             let pooled = |x: &Tensor| x.avg_pool2d([3, 3], [2, 2], [1, 1], false, false, None::<i64>);

@@ -1,10 +1,11 @@
-//! Params: every tensor the network owns, under the published names, in one bucket per segment.
+//! Tensors of a network, under the published names, in one bucket per segment.
 //!
-//! The network stacks what the published code keeps apart (one tensor per edge) along dimension 0, so that all
-//! out-edges of a state compute at once. A `Spec` says which rows belong to which published tensor; everything that
-//! leaves or enters (checkpoints, golden files, widening) speaks of published tensors only.
+//! The network stacks tensors that are separate in the published code (one per edge) along dimension 0, so that all
+//! out-edges of a state are computed at once. A spec lists the rows of each published tensor; everything outside the
+//! network (checkpoints, golden files, widening) uses published tensors only.
 //!
-//! In bf16 the weights stay float32; every pass computes with a copy, and autograd differentiates for the copy.
+//! In bf16, the weights stay float32; every pass uses a bf16 copy, and autograd differentiates with respect to the
+//! copy.
 
 use super::placement::Placement;
 use crate::net::bucket::Bucket;
@@ -14,18 +15,18 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
-/// Published name -> tensor. What checkpoints hold and widening works on.
+/// Tensors by published name, as in checkpoints.
 pub type Named = BTreeMap<String, Tensor>;
 
-/// A learned tensor of the network, by number.
+/// Index of a learned tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightId(usize);
 
-/// The running statistics of one batch norm (mean and variance), by number.
+/// Index of the running statistics (mean and variance) of a batch norm.
 #[derive(Clone, Copy, Debug)]
 pub struct StatId(usize);
 
-/// How a weight starts; PyTorch's defaults.
+/// Initialisation of a weight; PyTorch's defaults.
 #[derive(Clone, Copy, Debug)]
 pub enum Init {
     /// Uniform in +-1/sqrt(fan_in): convolutions and linear layers.
@@ -34,7 +35,7 @@ pub enum Init {
     Constant(f64),
 }
 
-/// Published tensors inside a stacked one: name and rows.
+/// Published tensors in a stacked one: name and rows.
 pub type Pieces = Vec<(String, Range<i64>)>;
 
 struct WeightSpec {
@@ -46,11 +47,11 @@ struct WeightSpec {
 struct StatSpec {
     channels: i64,
     /// Names of the batch norms (without `.running_mean`). Several may share rows: pooling has no weights, so all
-    /// edges that leave a state have the same statistics.
+    /// out-edges of a state have the same statistics.
     pieces: Pieces,
 }
 
-/// The tensors a network asks for, in the order of the forward pass; modules fill it while they are built.
+/// Tensors that a network requires, in the order of the forward pass; modules add theirs when they are created.
 #[derive(Default)]
 pub struct Specs {
     weights: Vec<WeightSpec>,
@@ -58,41 +59,42 @@ pub struct Specs {
     /// Number of weights at the end of each part (stem, cells, head).
     part_ends: Vec<usize>,
     affine: bool,
-    /// Side of the maps that the next weights make; 0 where nobody counts.
+    /// Side of the output maps of the next weights; 0 = not counted.
     out_side: i64,
     multiply_adds: i64,
 }
 
 impl Specs {
-    /// The tensors of a network whose batch norms have learned weights and biases (but for those behind pooling): one that
-    /// is trained for good.
+    /// Creates specs of an evaluation network: batch norms have learned weights and biases (except those after
+    /// pooling).
     pub fn affine() -> Specs {
         Specs { affine: true, ..Specs::default() }
     }
 
-    /// Whether batch norms have learned weights and biases.
+    /// Returns whether batch norms have learned weights and biases.
     pub fn is_affine(&self) -> bool {
         self.affine
     }
 
-    /// From here on weights make maps of `side` times `side` pixels and their multiply-adds are counted; 0 does not count.
+    /// Sets the output maps of the following weights to `side` x `side` pixels, for counting multiply-adds; 0 = not
+    /// counted.
     pub fn count_for(&mut self, side: i64) {
         self.out_side = side;
     }
 
-    /// Multiply-adds of the convolutions and linear layers so far, for one image.
+    /// Returns the multiply-adds of the convolutions and linear layers so far, for one image.
     pub fn multiply_adds(&self) -> i64 {
         self.multiply_adds
     }
 
-    /// Learned scalars so far.
+    /// Returns the number of parameters so far.
     pub fn num_elements(&self) -> i64 {
         self.weights.iter().map(|spec| spec.shape.iter().product::<i64>()).sum()
     }
 
-    /// Asks for a weight. `pieces`: published name and rows of dimension 0, together all rows.
+    /// Adds a weight. `pieces`: published names and rows of dimension 0, together all rows.
     pub fn weight(&mut self, shape: &[i64], init: Init, pieces: Pieces) -> WeightId {
-        // Batch norms and biases, of one dimension, are not counted, as nobody does.
+        // Batch norms and biases, which have one dimension, are not counted, as usual.
         if shape.len() > 1 {
             self.multiply_adds += shape.iter().product::<i64>() * self.out_side * self.out_side;
         }
@@ -100,44 +102,44 @@ impl Specs {
         WeightId(self.weights.len() - 1)
     }
 
-    /// Asks for running statistics of `channels` channels.
+    /// Adds running statistics of `channels` channels.
     pub fn stat(&mut self, channels: i64, pieces: Pieces) -> StatId {
         self.stats.push(StatSpec { channels, pieces });
         StatId(self.stats.len() - 1)
     }
 
-    /// Ends a part: buckets are made of whole parts.
+    /// Ends a part; buckets consist of whole parts.
     pub fn end_part(&mut self) {
         self.part_ends.push(self.weights.len());
     }
 }
 
-/// The tensors of a network on one rank.
+/// Tensors of a network on one rank.
 pub struct Params {
     weights: Vec<WeightSpec>,
     stats: Vec<StatSpec>,
-    /// What autograd differentiates for, one per weight: views of the flat weights or of their copies.
+    /// Autograd leaves, one per weight: views of the flat weights or of their copies.
     leaves: Vec<Tensor>,
-    /// The flat weights of each bucket in the kind of activations; empty where that is their own kind.
+    /// Copies of the flat weights of each bucket in the kind of activations; empty if the kinds are the same.
     copies: Vec<Tensor>,
-    /// (bucket, place in it) of each weight.
+    /// (bucket, index in it) of each weight.
     places: Vec<(usize, usize)>,
     /// Parts of each bucket.
     bucket_parts: Vec<Range<usize>>,
     /// Flat buffers, in the order of the forward pass.
     pub buckets: Vec<Bucket>,
-    /// Running (mean, variance) per local replica and batch norm. Every replica has its own, as it would on a rank of
-    /// its own; their average is what a test uses (they are linear in the batch statistics).
+    /// Running (mean, variance) per local replica and batch norm. Every replica has its own, as if it were on a
+    /// separate rank; tests use their average (they are linear in the batch statistics).
     running: Vec<Vec<(Tensor, Tensor)>>,
-    /// Statistics that nobody reads, all in the same memory: what a pass that is computed again moves.
+    /// Unused statistics, all in the same memory, which recomputed passes update.
     scratch: Vec<(Tensor, Tensor)>,
     kind: Kind,
     device: Device,
 }
 
 impl Params {
-    /// Allocates. A bucket takes whole parts, from the last, until it has `placement.bucket_bytes` (the first bucket, whose
-    /// reduction nothing hides, is the small remainder).
+    /// Allocates the tensors. Buckets are formed from whole parts, starting at the last, until `placement.bucket_bytes`
+    /// is reached (the first bucket, whose reduction cannot overlap with anything, is the small remainder).
     pub fn new(specs: Specs, placement: &Placement) -> Params {
         let (kind, activations) = (placement.precision.weights(), placement.precision.activations());
         let Placement { device, replicas, bucket_bytes, .. } = *placement;
@@ -170,7 +172,7 @@ impl Params {
                 let copy = bucket.weights.to_kind(activations);
                 leaves.extend(shapes.iter().enumerate().map(|(place, shape)| match shape.len() {
                     4 => bucket.view(&copy, place).detach().set_requires_grad(true),
-                    // Batch norms and the head compute in the kind of the weights.
+                    // Batch norms and the head use the kind of the weights.
                     _ => bucket.leaf(place),
                 }));
                 copies.push(copy);
@@ -213,22 +215,23 @@ impl Params {
         self.device
     }
 
-    /// The parts (stem, cells, head by number) of each bucket, in forward order: the segments of a backward pass.
+    /// Returns the parts (stem, cells, head by index) of each bucket, in forward order: the segments of a backward
+    /// pass.
     pub fn segments(&self) -> &[Range<usize>] {
         &self.bucket_parts
     }
 
-    /// Number of replicas this rank computes.
+    /// Number of replicas of this rank.
     pub fn num_replicas(&self) -> usize {
         self.running.len()
     }
 
-    /// Number of learned scalars.
+    /// Number of parameters.
     pub fn num_elements(&self) -> i64 {
         self.buckets.iter().map(Bucket::num_elements).sum()
     }
 
-    /// Takes over what has become of the weights since the last pass ([`super::ops::Pass::new`] calls it).
+    /// Updates the copies from the weights ([`super::ops::Pass::new`] calls it).
     pub(super) fn refresh(&self) {
         tch::no_grad(|| {
             for (copy, bucket) in self.copies.iter().zip(&self.buckets) {
@@ -237,22 +240,22 @@ impl Params {
         });
     }
 
-    /// A weight, as the network computes with it: convolutions in the kind of activations.
+    /// Returns a weight for computation: convolutions in the kind of activations.
     pub fn weight(&self, id: WeightId) -> &Tensor {
         &self.leaves[id.0]
     }
 
-    /// Running mean and variance of a batch norm for local replica `replica`.
+    /// Returns the running mean and variance of a batch norm for local replica `replica`.
     pub fn running(&self, id: StatId, replica: usize) -> &(Tensor, Tensor) {
         &self.running[replica][id.0]
     }
 
-    /// A place for running statistics of batch norm `id` that are not to be kept.
+    /// Returns unused running statistics for batch norm `id`.
     pub(super) fn scratch(&self, id: StatId) -> &(Tensor, Tensor) {
         &self.scratch[id.0]
     }
 
-    /// The leaves of bucket `bucket`, in the order of its buffers.
+    /// Returns the leaves of bucket `bucket`, in the order of its buffers.
     pub fn leaves(&self, bucket: usize) -> &[Tensor] {
         let first = self.places.partition_point(|place| place.0 < bucket);
         &self.leaves[first..first + self.buckets[bucket].num_params()]
@@ -280,7 +283,7 @@ impl Params {
         }
     }
 
-    /// Copies of the published tensors of one flat buffer: the weights, the momentum or the gradients.
+    /// Copies the published tensors of a flat buffer: weights, momentum or gradients.
     pub fn export(&self, buffer: impl Fn(&Bucket) -> &Tensor) -> Named {
         let mut named = Named::new();
         for (spec, &(bucket, place)) in self.weights.iter().zip(&self.places) {
@@ -293,26 +296,26 @@ impl Params {
         named
     }
 
-    /// Puts published tensors into one flat buffer. Names the network does not have are left (pruned operations);
-    /// a missing one, or another shape, is an error.
+    /// Copies published tensors into a flat buffer. Unknown names (pruned operations) are ignored. Errors: a tensor is
+    /// missing or has a different shape.
     pub fn import(&mut self, named: &Named, buffer: impl Fn(&Bucket) -> &Tensor) -> Result<()> {
         for (spec, &(bucket, place)) in self.weights.iter().zip(&self.places) {
             let bucket = &self.buckets[bucket];
             let stacked = bucket.view(buffer(bucket), place);
             for (name, rows) in &spec.pieces {
-                put(&rows_of(&stacked, rows), named, name)?;
+                copy_into(&rows_of(&stacked, rows), named, name)?;
             }
         }
         Ok(())
     }
 
-    /// Loads published weights and running statistics (every replica gets the same); as `import`.
+    /// Loads published weights and running statistics (the same for every replica); errors as in `import`.
     pub fn load(&mut self, named: &Named) -> Result<()> {
         self.import(named, |bucket| &bucket.weights)?;
         (0..self.num_replicas()).try_for_each(|replica| self.import_running(replica, named))
     }
 
-    /// Copies of the running statistics of local replica `replica`.
+    /// Copies the running statistics of local replica `replica`.
     pub fn export_running(&self, replica: usize) -> Named {
         let mut named = Named::new();
         for (spec, (mean, var)) in self.stats.iter().zip(&self.running[replica]) {
@@ -324,12 +327,12 @@ impl Params {
         named
     }
 
-    /// Puts running statistics into local replica `replica`; as `import`.
+    /// Copies running statistics into local replica `replica`; errors as in `import`.
     pub fn import_running(&mut self, replica: usize, named: &Named) -> Result<()> {
         for (spec, (mean, var)) in self.stats.iter().zip(&self.running[replica]) {
             for (name, rows) in &spec.pieces {
-                put(&rows_of(mean, rows), named, &format!("{name}.running_mean"))?;
-                put(&rows_of(var, rows), named, &format!("{name}.running_var"))?;
+                copy_into(&rows_of(mean, rows), named, &format!("{name}.running_mean"))?;
+                copy_into(&rows_of(var, rows), named, &format!("{name}.running_var"))?;
             }
         }
         Ok(())
@@ -340,7 +343,7 @@ fn rows_of(stacked: &Tensor, rows: &Range<i64>) -> Tensor {
     stacked.narrow(0, rows.start, rows.end - rows.start)
 }
 
-fn put(into: &Tensor, named: &Named, name: &str) -> Result<()> {
+fn copy_into(into: &Tensor, named: &Named, name: &str) -> Result<()> {
     let from = named.get(name).ok_or_else(|| Error::MissingTensor(name.to_string()))?;
     if from.size() != into.size() {
         return Err(Error::TensorShape { name: name.to_string(), found: from.size(), expected: into.size() });

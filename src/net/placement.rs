@@ -1,28 +1,28 @@
-//! Placement: how and where a network computes, whatever network it is.
+//! Placement of a network: precision, device, memory format, recomputation, buckets.
 
 use crate::config::{Precision, Settings};
 use tch::{Device, Tensor};
 
-/// How and where a network computes.
+/// Placement of a network.
 #[derive(Clone, Copy, Debug)]
 pub struct Placement {
-    /// Kinds of weights and activations.
+    /// Numerical precision.
     pub precision: Precision,
-    /// Where.
+    /// Device.
     pub device: Device,
-    /// Channels last in memory: several times faster on CPUs (pooling 10 times, depthwise convolutions 3 times).
+    /// Channels-last memory format: several times faster on CPUs (pooling 10 times, depthwise convolutions 3 times).
     pub channels_last: bool,
-    /// Keep only the inputs of cells for the backward pass, which computes the rest again: the same numbers, less memory,
+    /// Keep only the inputs of cells for the backward pass and recompute the rest: the same values and less memory, for
     /// one more forward pass.
     pub checkpoint_cells: bool,
-    /// Replicas that this rank computes one after another.
+    /// Number of replicas that this rank computes one after another.
     pub replicas: usize,
-    /// Bytes of weights after which a bucket is closed.
+    /// Size of the weights at which a bucket is complete, bytes.
     pub bucket_bytes: usize,
 }
 
 impl Placement {
-    /// As `settings` say, on `device`, with running statistics for `replicas`.
+    /// Placement of `settings` on `device`, with running statistics for `replicas`.
     pub fn of(settings: &impl Settings, device: Device, replicas: usize) -> Placement {
         Placement {
             precision: settings.precision(),
@@ -34,7 +34,7 @@ impl Placement {
         }
     }
 
-    /// One replica on the CPU, cut after every part.
+    /// Placement of one replica on the CPU, with one bucket per part.
     pub const fn on_cpu(precision: Precision) -> Placement {
         Placement {
             precision,
@@ -46,8 +46,8 @@ impl Placement {
         }
     }
 
-    /// Images [N, 3, H, W] in the kind and the layout that the network computes with.
-    pub fn laid_out(&self, images: &Tensor) -> Tensor {
+    /// Converts images [N, 3, H, W] to the kind and memory format of the network.
+    pub fn network_input(&self, images: &Tensor) -> Tensor {
         let images = images.to_kind(self.precision.activations());
         if self.channels_last {
             // tch has no memory-format argument.

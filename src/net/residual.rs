@@ -1,4 +1,4 @@
-//! The residual block of NAS-Bench-201, which halves the resolution between two groups of cells.
+//! Residual block of NAS-Bench-201, which halves the resolution between two groups of cells.
 //!
 //! Shapes: N batch, C channels, H W (both even).
 
@@ -30,7 +30,7 @@ impl ReluConvNorm3x3 {
     }
 }
 
-/// Two ReLU-conv3x3-BN, the first of stride 2, beside an average pooling and a 1x1 convolution.
+/// Two ReLU-conv3x3-BN, the first of stride 2, with a shortcut of average pooling and a 1x1 convolution.
 pub struct Residual {
     conv_a: ReluConvNorm3x3,
     conv_b: ReluConvNorm3x3,
@@ -38,7 +38,7 @@ pub struct Residual {
 }
 
 impl Residual {
-    /// Declares the block with the published name `name` (as `cells.5`).
+    /// Declares the block with the published name `name` (such as `cells.5`).
     pub fn new(specs: &mut Specs, name: &str, c_in: i64, c_out: i64) -> Residual {
         let rows = vec![(format!("{name}.downsample.1.weight"), 0..c_out)];
         Residual {
@@ -48,7 +48,7 @@ impl Residual {
         }
     }
 
-    /// `x` [N, c_in, H, W] to [N, c_out, H/2, W/2].
+    /// Maps `x` [N, c_in, H, W] to [N, c_out, H/2, W/2].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let y = self.conv_b.forward(pass, &self.conv_a.forward(pass, x));
         let pooled = x.avg_pool2d([2, 2], [2, 2], [0, 0], false, false, None::<i64>);

@@ -1,6 +1,6 @@
-//! Separable convolutions of several kernels on all out-edges of some states at once.
+//! Separable convolutions of several kernel sizes on all out-edges of some states at once.
 //!
-//! Shapes: N batch, I states, C channels that one edge computes with, M nodes they feed, S = sum over kernels of the
+//! Shapes: N batch, I states, C channels per edge, M nodes with edges from the states, S = sum over kernel sizes of the
 //! edges that keep it, H W (H' W' after the stride).
 
 use super::ops::{Norm, Pass, cat, conv, pointwise};
@@ -8,35 +8,35 @@ use super::params::{Init, Specs, WeightId};
 use crate::space::Operation;
 use tch::{Device, Tensor};
 
-/// A family of operations that compute together.
+/// A family of operations that are computed together.
 pub struct Chain {
-    /// Operations and widths of their kernels.
+    /// Operations and their kernel sizes.
     pub kernels: [(Operation, i64); 2],
-    /// Published positions of the depthwise convolutions inside the operation; the pointwise convolution and the batch
-    /// norm follow each.
+    /// Published positions of the depthwise convolutions in the operation; each is followed by the pointwise
+    /// convolution and the batch norm.
     at: &'static [usize],
     dilation: i64,
 }
 
-/// The separable convolutions of the DARTS space: plain ones, dilated ones.
+/// Separable convolutions of the DARTS space: plain and dilated.
 pub const CHAINS: [Chain; 2] = [
     Chain { kernels: [(Operation::SepConv3x3, 3), (Operation::SepConv5x5, 5)], at: &[1, 5], dilation: 1 },
     Chain { kernels: [(Operation::DilConv3x3, 3), (Operation::DilConv5x5, 5)], at: &[1], dilation: 2 },
 ];
 
-/// One kernel and the out-edges that keep it.
+/// One kernel size and the out-edges that keep it.
 pub struct Branch {
-    /// Width of the kernel.
+    /// Kernel size.
     pub kernel: i64,
-    /// How many of them leave each state.
+    /// Number of these edges from each state.
     pub times: Vec<usize>,
     /// Published names of the operation on those edges, state by state.
     pub prefixes: Vec<String>,
-    /// Which of the M nodes each edge feeds.
+    /// Index among the M nodes of the target of each edge.
     pub positions: Vec<usize>,
 }
 
-/// Depthwise convolution, pointwise convolution, batch norm, for all branches.
+/// Depthwise convolution, pointwise convolution and batch norm for all branches.
 struct ConvLink {
     /// One per branch, [edges*C, 1, K, K].
     depthwise: Vec<WeightId>,
@@ -47,7 +47,7 @@ struct ConvLink {
     stride: i64,
 }
 
-/// A chain of separable convolutions with a ReLU between its links (the ReLU in front of the first is the state's).
+/// A chain of separable convolutions with a ReLU between its links (the ReLU before the first is applied to the state).
 pub struct Separable {
     links: Vec<ConvLink>,
     /// Edges of each branch, by state.
@@ -103,22 +103,23 @@ impl Separable {
         }
     }
 
-    /// `x`: the rectified states `[N, I*C, H, W]`; `scale` `[S*C]`: the mixing weights, if they are mixed. Result
-    /// `[N, M*C, H', W']`: per node the weighted sum of the branches on its edges, 0 where they keep none.
+    /// Maps the rectified states `x` `[N, I*C, H, W]` to `[N, M*C, H', W']`: per node, the weighted sum of the branches
+    /// on its edges, 0 if they keep none. `scale` `[S*C]`: mixing weights, if any.
     pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
-        // On CPUs the backward pass of a dilated depthwise convolution falls to a reference implementation (7 to 12
-        // times slower than an undilated one). Dilation 2 is therefore computed without dilation on every second pixel.
+        // On CPUs, the backward pass of a dilated depthwise convolution uses a reference implementation, 7 to 12 times
+        // slower than without dilation. Dilation 2 is therefore computed without dilation on every second pixel.
         let undilate = self.dilation == 2 && x.device() == Device::Cpu;
         let (h, w) = (x.size()[2], x.size()[3]);
         let stride = self.links[0].stride;
         let (x, parities) = match (undilate, stride) {
             (false, _) => (x.shallow_clone(), None),
-            // Output o takes pixels 2 (o + t): even ones only.
+            // Output o depends on pixels 2 (o + t): even ones only.
             (true, 2) => (x.avg_pool2d([1, 1], [2, 2], [0, 0], false, false, None::<i64>), None),
             (true, _) => (to_parities(x), Some((h, w))),
         };
-        // For even H and W the parities hold just the pixels of the image, so the pointwise convolution, the batch norm
-        // and the sum can be computed there. Else the image is put together early, before the zeros count.
+        // For even H and W, the parities contain exactly the pixels of the image, so the pointwise convolution, the
+        // batch norm and the sum can be computed on them. Otherwise the image is reassembled first, before the padding
+        // has an effect.
         let early = parities.is_some() && (h % 2 == 1 || w % 2 == 1);
         let mut inputs: Vec<Tensor> = self.edges.iter().map(|_| x.shallow_clone()).collect();
         let last = self.links.len() - 1;
@@ -156,10 +157,10 @@ impl Separable {
     }
 }
 
-/// What a branch's depthwise convolution computes with.
+/// Inputs of the depthwise convolution of a branch.
 struct Depthwise<'a> {
     x: Tensor,
-    /// How often each equal part of the channels is taken: the edges of each state, or 1 when `x` holds all edges.
+    /// Repetitions of each equal part of the channels: the edges of each state, or 1 if `x` contains all edges.
     times: &'a [usize],
     /// [times*C, 1, K, K].
     weight: &'a Tensor,
@@ -171,7 +172,7 @@ impl Depthwise<'_> {
     }
 }
 
-/// Depthwise convolutions with same padding: [N, sum of times*C, H', W'], branch after branch.
+/// Computes depthwise convolutions with same padding: [N, sum of times*C, H', W'], branch by branch.
 fn depthwise(branches: &[Depthwise], stride: i64, dilation: i64) -> Tensor {
     if branches[0].x.device() == Device::Cpu && dilation == 1 {
         return depthwise_at_once(branches, stride);
@@ -183,19 +184,19 @@ fn depthwise(branches: &[Depthwise], stride: i64, dilation: i64) -> Tensor {
     cat(branches.iter().map(one).collect(), 1)
 }
 
-/// Pixels (N*H*W) up to which a CPU spends more on calling a depthwise convolution than on computing it.
+/// Pixels (N*H*W) up to which the call of a depthwise convolution on a CPU costs more than its arithmetic.
 const FEW_PIXELS: i64 = 64;
 
-/// The same in one call, for CPUs, where many small calls are dear: smaller kernels get zeros around them.
+/// The same in a single call, for CPUs, on which small calls are expensive: smaller kernels are zero-padded.
 ///
-/// The weight gradient of a kernel wider than 3 takes a path 20 times slower than the others. Where that counts, a 5x5
-/// kernel is computed as the sum of its left 3 and its right 2 columns, all kernels are 5x3, and each input is padded
-/// so that its columns stand where its kernel expects them.
+/// The weight gradient of a kernel wider than 3 takes a path 20 times slower than the others. Where that matters, a 5x5
+/// kernel is computed as the sum of its left 3 and right 2 columns, all kernels are 5x3, and each input is padded so
+/// that its columns match its kernel.
 fn depthwise_at_once(branches: &[Depthwise], stride: i64) -> Tensor {
     let height = branches.iter().map(Depthwise::kernel).max().unwrap_or(1);
     let (n, _, h, w) = branches[0].x.size4().expect("four dimensions");
     let split = height == 5 && n * h * w > FEW_PIXELS;
-    // That path also wants an input no lower than the kernel: rows of zeros above and below it.
+    // The fast path also requires an input at least as high as the kernel: pad with rows of zeros.
     let rows = if h < height { height / 2 } else { 0 };
     let (mut inputs, mut kernels, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
     let mut piece = |branch: &Depthwise, x: &Tensor, kernel: Tensor| {
@@ -228,7 +229,7 @@ fn depthwise_at_once(branches: &[Depthwise], stride: i64) -> Tensor {
     cat(branches.iter().map(sum).collect(), 1)
 }
 
-/// Part `i` of the channels of `x` `times[i]` times.
+/// Repeats part `i` of the channels of `x` `times[i]` times.
 fn repeated(x: &Tensor, times: &[usize]) -> Vec<Tensor> {
     let parts = if times.len() == 1 { vec![x.shallow_clone()] } else { x.chunk(times.len() as i64, 1) };
     let copies =
@@ -236,7 +237,8 @@ fn repeated(x: &Tensor, times: &[usize]) -> Vec<Tensor> {
     parts.iter().zip(times).flat_map(copies).collect()
 }
 
-/// [N, C, H, W] to [4N, C, ceil(H/2), ceil(W/2)]: the pixels of each parity (row, column) as an image; zeros fill up.
+/// Maps [N, C, H, W] to [4N, C, ceil(H/2), ceil(W/2)]: the pixels of each parity (row, column) as an image,
+/// zero-padded.
 fn to_parities(x: &Tensor) -> Tensor {
     let (n, c, h, w) = x.size4().expect("four dimensions");
     let x = if h % 2 + w % 2 > 0 { x.constant_pad_nd([0, w % 2, 0, h % 2]) } else { x.shallow_clone() };
@@ -248,7 +250,7 @@ fn to_parities(x: &Tensor) -> Tensor {
         .permute([0, 3, 1, 2])
 }
 
-/// Back to [N, C, H, W].
+/// Inverse of [`to_parities`]: returns [N, C, H, W].
 fn from_parities(x: &Tensor, h: i64, w: i64) -> Tensor {
     let (n, c, half_h, half_w) = x.size4().expect("four dimensions");
     let x = x
@@ -261,7 +263,7 @@ fn from_parities(x: &Tensor, h: i64, w: i64) -> Tensor {
     if pad == [0; 4] { x } else { x.constant_pad_nd(pad) }
 }
 
-/// Which node each of S stacked results feeds.
+/// Target node of each of S stacked results.
 pub struct Slots {
     nodes: Vec<usize>,
     num_nodes: usize,
@@ -277,7 +279,7 @@ impl Slots {
         Slots { nodes, num_nodes, whole }
     }
 
-    /// [N, S*C, H, W] to the sum per node, [N, M*C, H, W].
+    /// Sums [N, S*C, H, W] per node to [N, M*C, H, W].
     pub fn sum(&self, y: &Tensor, channels: i64) -> Tensor {
         let add = |terms: Vec<Tensor>| terms.into_iter().reduce(|sum, term| sum + term);
         if self.whole {

@@ -1,4 +1,4 @@
-//! Both ends of a network: the stem in front of the cells, the classifier behind them.
+//! Stem and classifier.
 //!
 //! Shapes: N batch, C channels, H W input size, K classes.
 
@@ -7,7 +7,7 @@ use super::params::{Init, Specs, WeightId};
 use crate::space::SearchSpace;
 use tch::Tensor;
 
-/// A 3x3 convolution and a batch norm: the whole stem of NAS-Bench-201, a piece of the others.
+/// 3x3 convolution and batch norm: the stem of NAS-Bench-201, and a part of the other stems.
 pub struct ConvNorm {
     weight: WeightId,
     norm: AffineNorm,
@@ -15,7 +15,7 @@ pub struct ConvNorm {
 }
 
 impl ConvNorm {
-    /// Declares the convolution at `name.at` and the batch norm behind it.
+    /// Declares the convolution at `name.at` and the batch norm after it.
     pub fn new(specs: &mut Specs, name: &str, at: usize, c_in: i64, c_out: i64, stride: i64) -> ConvNorm {
         let piece = vec![(format!("{name}.{at}.weight"), 0..c_out)];
         ConvNorm {
@@ -25,14 +25,14 @@ impl ConvNorm {
         }
     }
 
-    /// [N, c_in, H, W] to [N, c_out, H', W'].
+    /// Maps [N, c_in, H, W] to [N, c_out, H', W'].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let y = conv(x, pass.params.weight(self.weight), self.stride, 1, 1, 1);
         pass.affine_batch_norm(&y, &self.norm)
     }
 }
 
-/// Images to the inputs of the first DARTS cell.
+/// Stem of a DARTS network.
 pub struct Stem(StemKind);
 
 enum StemKind {
@@ -41,8 +41,8 @@ enum StemKind {
 }
 
 impl Stem {
-    /// Declares the stem of `space`, which is one of DARTS, to `c` channels, for images of `px` (see `Specs::count_for`; 0
-    /// counts nothing).
+    /// Declares the stem of the DARTS space `space` with `c` output channels, for images of `px` (see
+    /// `Specs::count_for`; 0 counts nothing).
     pub fn new(specs: &mut Specs, space: SearchSpace, c: i64, px: i64) -> Stem {
         let mut conv_norm = |name: &str, at: usize, c_in: i64, c_out: i64, side: i64, stride: i64| {
             specs.count_for(side);
@@ -60,7 +60,7 @@ impl Stem {
         })
     }
 
-    /// Images [N, 3, H, W] to the two inputs of the first cell.
+    /// Maps images [N, 3, H, W] to the two inputs of the first cell.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> [Tensor; 2] {
         match &self.0 {
             StemKind::Cifar(conv) => {
@@ -76,14 +76,14 @@ impl Stem {
     }
 }
 
-/// A linear layer over the mean of a map.
+/// Global average pooling and a linear layer.
 pub struct Classifier {
     weight: WeightId,
     bias: WeightId,
 }
 
 impl Classifier {
-    /// Declares the layer `name`, `c` channels to `classes`.
+    /// Declares the layer `name` from `c` channels to `classes`.
     pub fn new(specs: &mut Specs, name: &str, c: i64, classes: i64) -> Classifier {
         let rows = |suffix: &str| vec![(format!("{name}.{suffix}"), 0..classes)];
         Classifier {
@@ -92,7 +92,7 @@ impl Classifier {
         }
     }
 
-    /// [N, C, H, W] to logits [N, K], in the kind of the weights.
+    /// Maps [N, C, H, W] to logits [N, K], in the kind of the weights.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let (weight, bias) = (pass.params.weight(self.weight), pass.params.weight(self.bias));
         x.mean_dim([2i64, 3].as_slice(), false, weight.kind()).linear(weight, Some(bias))

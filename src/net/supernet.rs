@@ -1,9 +1,9 @@
-//! Supernet: stem, mixed cells (of NAS-Bench-201 with residual blocks between them), classifier.
+//! Supernet: stem, mixed cells (in NAS-Bench-201 with residual blocks between them), classifier.
 //!
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
-use super::mixed_op::CellPlace;
+use super::mixed_op::CellShape;
 use super::mixing::{DeviceMasks, Mixing};
 use super::nb201::Nb201Cell;
 use super::ops::{AffineNorm, Mode, Pass};
@@ -20,14 +20,14 @@ use tch::Tensor;
 /// Channels of a DARTS stem per channel of the first cell.
 const STEM_MULTIPLIER: i64 = 3;
 
-/// What a supernet is, apart from its weights.
+/// Shape of a supernet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SupernetShape {
-    /// The space.
+    /// The search space.
     pub space: SearchSpace,
     /// Channels of the first cells, C.
     pub init_channels: i64,
-    /// Number of cells; of NAS-Bench-201 the cells of each of the three groups, N.
+    /// Number of cells; in NAS-Bench-201, the number N of cells in each of the three groups.
     pub layers: usize,
     /// Number of classes.
     pub num_classes: i64,
@@ -38,7 +38,7 @@ pub struct SupernetShape {
 }
 
 impl SupernetShape {
-    /// Cells and, of NAS-Bench-201, residual blocks: whatever is called `cells.N`.
+    /// Returns the number of modules called `cells.N`: cells and, in NAS-Bench-201, residual blocks.
     pub fn num_cells(&self) -> usize {
         match self.space {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => self.layers,
@@ -46,7 +46,7 @@ impl SupernetShape {
         }
     }
 
-    /// Whether cell `index` halves the resolution; of NAS-Bench-201 those are the residual blocks.
+    /// Returns whether cell `index` halves the resolution; in NAS-Bench-201, these are the residual blocks.
     pub fn is_reduction(&self, index: usize) -> bool {
         match self.space {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => {
@@ -56,7 +56,7 @@ impl SupernetShape {
         }
     }
 
-    /// Which eta table cell `index` uses.
+    /// Returns the index of the eta table of cell `index`.
     pub fn table(&self, index: usize) -> usize {
         match self.space {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => usize::from(self.is_reduction(index)),
@@ -64,28 +64,28 @@ impl SupernetShape {
         }
     }
 
-    /// Channels C of cell `index`.
+    /// Returns the channels C of cell `index`.
     pub fn channels(&self, index: usize) -> i64 {
         (0..=index).filter(|&earlier| self.is_reduction(earlier)).fold(self.init_channels, |c, _| 2 * c)
     }
 }
 
-/// What buckets are made of, in the order of the forward pass.
+/// A part of the network, the unit of which buckets consist; in the order of the forward pass.
 enum SupernetPart {
     Stem(Stem),
     Cell(Cell),
     Nb201Stem(ConvNorm),
     Nb201Cell(Nb201Cell),
     Residual(Residual),
-    /// Of NAS-Bench-201 behind a batch norm and a ReLU.
+    /// In NAS-Bench-201, after a batch norm and a ReLU.
     Classifier(Option<AffineNorm>, Classifier),
 }
 
 impl SupernetPart {
-    /// States between the parts: the outputs of the last two DARTS cells, the newer one last, or of the last
-    /// NAS-Bench-201 cell; before the first part the images, after the last one the logits.
+    /// Computes the part. States between parts: the outputs of the last two DARTS cells, newest last, or of the last
+    /// NAS-Bench-201 cell; the images before the first part, the logits after the last one.
     fn forward(&self, pass: &Pass, mut states: Vec<Tensor>) -> Vec<Tensor> {
-        let newest = states.pop().expect("every part is handed something");
+        let newest = states.pop().expect("every part has an input");
         match self {
             SupernetPart::Stem(stem) => stem.forward(pass, &newest).into(),
             SupernetPart::Cell(cell) => {
@@ -103,18 +103,18 @@ impl SupernetPart {
     }
 }
 
-/// The network of the search, with its tensors on one rank.
+/// The supernet with its tensors on one rank.
 pub struct Supernet {
     shape: SupernetShape,
     placement: Placement,
     parts: Vec<SupernetPart>,
     masks: DeviceMasks,
-    /// Its tensors.
+    /// Weights and running statistics.
     pub params: Params,
 }
 
 impl Supernet {
-    /// Builds the network with all weights zero: `params.initialise` or `params.load` follows.
+    /// Creates the network with zero weights; call `params.initialise` or `params.load` next.
     pub fn new(shape: SupernetShape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
         let parts = match shape.space {
@@ -126,51 +126,52 @@ impl Supernet {
         Supernet { shape, placement, parts, masks, params }
     }
 
-    /// What it is.
+    /// Returns the shape.
     pub fn shape(&self) -> &SupernetShape {
         &self.shape
     }
 
-    /// How and where it computes.
+    /// Returns the placement.
     pub fn placement(&self) -> Placement {
         self.placement
     }
 
-    /// The masks on the device, for whoever draws theta.
+    /// Returns the masks on the device, for drawing theta.
     pub fn masks(&self) -> &DeviceMasks {
         &self.masks
     }
 
-    /// Logits [N, K] of images [N, 3, H, W], one graph.
+    /// Computes the logits [N, K] of images [N, 3, H, W] in one graph.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
         let mixing = Mixing::new(theta, &self.masks);
-        self.whole(images, &Pass::new(&self.params, &mixing, mode, replica))
+        self.run(images, &Pass::new(&self.params, &mixing, mode, replica))
     }
 
-    /// Logits in training mode with weights that are only tried: no running statistics move.
-    pub fn logits_tried(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
+    /// Computes logits in training mode with trial weights, without updating running statistics.
+    pub fn trial_logits(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
         self.params.refresh();
         let mixing = Mixing::new(theta, &self.masks);
-        self.whole(images, &Pass::again(&self.params, &mixing, 0))
+        self.run(images, &Pass::recompute(&self.params, &mixing, 0))
     }
 
-    fn whole(&self, images: &Tensor, pass: &Pass) -> Tensor {
-        let images = vec![self.placement.laid_out(images)];
+    fn run(&self, images: &Tensor, pass: &Pass) -> Tensor {
+        let images = vec![self.placement.network_input(images)];
         self.parts.iter().fold(images, |states, part| part.forward(pass, states)).remove(0)
     }
 
-    /// A training pass, ready to be differentiated; its result is the logits. theta is a constant here.
+    /// Runs a training pass, ready for differentiation with respect to the weights; theta is constant. Result: the
+    /// logits.
     pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
         let mixing = Rc::new(Mixing::new(theta, &self.masks));
         if self.placement.checkpoint_cells {
             return self.record_inputs(images, self.params.segments(), mixing, replica);
         }
         let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
-        let images = self.placement.laid_out(images);
+        let images = self.placement.network_input(images);
         Tape::record(&self.params, images, |part, states| self.parts[part].forward(&pass, states))
     }
 
-    /// A training pass for the gradients of `theta` (leaves that require one), not of the weights.
+    /// Runs a training pass for the gradients of `theta` (leaves that require gradients), not of the weights.
     pub fn forward_theta<'a>(
         &'a self,
         images: &Tensor,
@@ -180,7 +181,7 @@ impl Supernet {
         if !self.placement.checkpoint_cells {
             return ThetaTape::whole(theta, self.logits(images, theta, Mode::Train, replica));
         }
-        // Part by part: so the gradients of what cells share are summed in the order of the whole graph.
+        // Part by part, so that gradients of shared tensors are summed in the order of the whole graph.
         let parts: Vec<Range<usize>> = (0..self.parts.len()).map(|part| part..part + 1).collect();
         let mixing = Rc::new(Mixing::new(theta, &self.masks));
         ThetaTape::cells(theta, self.record_inputs(images, &parts, Rc::clone(&mixing), replica), mixing)
@@ -195,16 +196,16 @@ impl Supernet {
     ) -> Tape<'_> {
         let shared = Rc::clone(&mixing);
         let pass = Pass::new(&self.params, &shared, Mode::Train, replica);
-        let again = move |part: usize, states| {
-            self.parts[part].forward(&Pass::again(&self.params, &mixing, replica), states)
+        let recompute = move |part: usize, states| {
+            self.parts[part].forward(&Pass::recompute(&self.params, &mixing, replica), states)
         };
-        let images = self.placement.laid_out(images);
+        let images = self.placement.network_input(images);
         let part = |part: usize, states| self.parts[part].forward(&pass, states);
-        Tape::record_inputs(&self.params, segments, images, part, again)
+        Tape::record_inputs(&self.params, segments, images, part, recompute)
     }
 }
 
-/// Stem, cells, classifier.
+/// Creates stem, cells and classifier.
 fn darts_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
     let stem_channels = STEM_MULTIPLIER * shape.init_channels;
     let mut parts = vec![SupernetPart::Stem(Stem::new(specs, shape.space, stem_channels, 0))];
@@ -215,19 +216,19 @@ fn darts_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
     for index in 0..shape.num_cells() {
         let reduction = shape.is_reduction(index);
         let table = shape.table(index);
-        let place = CellPlace {
+        let cell = CellShape {
             space: shape.space,
             table,
             mask: &shape.masks[table],
-            cell: format!("cells.{index}"),
+            name: format!("cells.{index}"),
             channels: shape.channels(index),
             k: shape.k,
             reduction,
         };
-        parts.push(SupernetPart::Cell(Cell::new(specs, &place, c_prev_prev, c_prev, reduction_prev)));
+        parts.push(SupernetPart::Cell(Cell::new(specs, &cell, c_prev_prev, c_prev, reduction_prev)));
         specs.end_part();
         reduction_prev = reduction;
-        (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * place.channels);
+        (c_prev_prev, c_prev) = (c_prev, NUM_NODES as i64 * cell.channels);
     }
     parts.push(SupernetPart::Classifier(
         None,
@@ -237,7 +238,7 @@ fn darts_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
     parts
 }
 
-/// Stem, three groups of cells with residual blocks between them, classifier.
+/// Creates the stem, three groups of cells with residual blocks between them, and the classifier.
 fn nb201_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
     let mut c = shape.init_channels;
     let mut parts = vec![SupernetPart::Nb201Stem(ConvNorm::new(specs, "stem", 0, 3, c, 1))];

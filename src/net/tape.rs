@@ -1,11 +1,11 @@
-//! Tape: a forward pass cut into segments, one per bucket, so that the backward pass yields one bucket's gradients at a
-//! time. What every network is run with.
+//! Tape: a forward pass split into segments, one per bucket, so that the backward pass returns the gradients of one
+//! bucket at a time.
 //!
-//! A network is a chain of parts (stem, cells, head). A part turns the states that the part before handed on (the images
-//! for the first one) into the states that it hands on; the last part hands on the results.
+//! A network is a chain of parts (stem, cells, head). A part maps the output states of the previous part (the images
+//! for the first part) to its own output states; those of the last part are the results.
 //!
-//! A tape keeps all activations, or only the inputs of each segment: then a segment is computed again when its turn
-//! comes. The last segment, whose turn comes at once, is always kept.
+//! A tape keeps all activations, or only the inputs of each segment: then segments are recomputed in the backward pass.
+//! The last segment, which is differentiated first, is always kept.
 //!
 //! Shapes: N batch, K classes.
 
@@ -18,26 +18,26 @@ use tch::Tensor;
 
 struct Segment {
     parts: Range<usize>,
-    /// Leaves it begins at, one per state; empty for the first segment.
+    /// Leaves at which the segment begins, one per state; empty for the first segment.
     inputs: Vec<Tensor>,
-    /// The states it hands on, with their graph, if that is kept.
+    /// Output states with their graph, if kept.
     outputs: Option<Vec<Tensor>>,
 }
 
-/// Computes a part again: number and what the part before handed on, to the very same outputs as the first time.
-type Again<'a> = Box<dyn Fn(usize, Vec<Tensor>) -> Vec<Tensor> + 'a>;
+/// Recomputes a part from its index and input states; the outputs are bit-identical to the first time.
+type Recompute<'a> = Box<dyn Fn(usize, Vec<Tensor>) -> Vec<Tensor> + 'a>;
 
-/// A forward pass, ready to be differentiated segment by segment.
+/// A forward pass, ready for differentiation segment by segment.
 pub struct Tape<'a> {
     params: &'a Params,
     images: Tensor,
     segments: Vec<Segment>,
     results: Vec<Tensor>,
-    again: Option<Again<'a>>,
+    recompute: Option<Recompute<'a>>,
 }
 
 impl<'a> Tape<'a> {
-    /// Runs the parts of `params`' segments, in order: `part` gets a part's number and what the part before handed on.
+    /// Runs the parts of the segments of `params` in order; `part` gets the index of a part and its input states.
     pub fn record(
         params: &'a Params,
         images: Tensor,
@@ -46,16 +46,16 @@ impl<'a> Tape<'a> {
         Tape::run(params, params.segments(), images, part, None)
     }
 
-    /// The same, but keeps only the inputs of `segments`; `again` computes a part once more, and must not change anything
-    /// that the first time has changed.
+    /// The same, but keeps only the inputs of `segments`; `recompute` computes a part again, without repeating side
+    /// effects.
     pub fn record_inputs(
         params: &'a Params,
         segments: &[Range<usize>],
         images: Tensor,
         part: impl FnMut(usize, Vec<Tensor>) -> Vec<Tensor>,
-        again: impl Fn(usize, Vec<Tensor>) -> Vec<Tensor> + 'a,
+        recompute: impl Fn(usize, Vec<Tensor>) -> Vec<Tensor> + 'a,
     ) -> Tape<'a> {
-        Tape::run(params, segments, images, part, Some(Box::new(again)))
+        Tape::run(params, segments, images, part, Some(Box::new(recompute)))
     }
 
     fn run(
@@ -63,12 +63,12 @@ impl<'a> Tape<'a> {
         segments: &[Range<usize>],
         images: Tensor,
         mut part: impl FnMut(usize, Vec<Tensor>) -> Vec<Tensor>,
-        again: Option<Again<'a>>,
+        recompute: Option<Recompute<'a>>,
     ) -> Tape<'a> {
         let mut done = Vec::with_capacity(segments.len());
         let mut states = vec![images.shallow_clone()];
         for (number, parts) in segments.iter().enumerate() {
-            // The cut: a segment begins at leaves that share the values of the segment before.
+            // Cut: a segment begins at leaves that share the values of the previous segment.
             let cut = |state: &Tensor| state.detach().set_requires_grad(true);
             let inputs: Vec<Tensor> =
                 if parts.start == 0 { Vec::new() } else { states.iter().map(cut).collect() };
@@ -77,43 +77,44 @@ impl<'a> Tape<'a> {
             }
             let mut run =
                 || parts.clone().fold(std::mem::take(&mut states), |states, number| part(number, states));
-            let kept = again.is_none() || number + 1 == segments.len();
+            let kept = recompute.is_none() || number + 1 == segments.len();
             states = if kept { run() } else { tch::no_grad(run) };
             done.push(Segment { parts: parts.clone(), inputs, outputs: kept.then(|| shared(&states)) });
         }
-        Tape { params, images, segments: done, results: states, again }
+        Tape { params, images, segments: done, results: states, recompute }
     }
 
-    /// What the last part handed on.
+    /// Returns the output states of the last part.
     pub fn results(&self) -> &[Tensor] {
         &self.results
     }
 
-    /// The first result: logits [N, K].
+    /// Returns the first result: logits [N, K].
     pub fn logits(&self) -> &Tensor {
         &self.results[0]
     }
 
-    /// Differentiates `loss` (a scalar made from the results): gives each segment's number (= its bucket) and gradients,
-    /// one per leaf of the bucket (zeros where the loss does not depend on it), last segment first. A segment is
-    /// differentiated when it is asked for, so that what is done with the one before goes on meanwhile.
+    /// Differentiates `loss` (a scalar computed from the results). Yields for each segment its index (= its bucket) and
+    /// its gradients, one per leaf of the bucket (zeros where the loss does not depend on it), last segment first.
+    /// Segments are differentiated lazily, so that the caller can start the reduction of one segment before the next is
+    /// computed.
     pub fn backward<'l>(mut self, loss: &'l Tensor) -> Backward<'a, 'l> {
         self.results.clear();
         Backward { tape: self, upstream: Upstream::Loss(loss) }
     }
 
-    /// What a segment hands on, computed again if it was not kept.
+    /// Returns the output states of a segment, recomputed if they were not kept.
     fn outputs(&self, segment: &mut Segment) -> Vec<Tensor> {
         if let Some(outputs) = segment.outputs.take() {
             return outputs;
         }
-        let again = self.again.as_ref().expect("what is not kept can be computed again");
+        let recompute = self.recompute.as_ref().expect("segments that are not kept can be recomputed");
         let inputs = if segment.parts.start == 0 {
             vec![self.images.shallow_clone()]
         } else {
             shared(&segment.inputs)
         };
-        segment.parts.clone().fold(inputs, |states, number| again(number, states))
+        segment.parts.clone().fold(inputs, |states, number| recompute(number, states))
     }
 }
 
@@ -128,7 +129,7 @@ impl Backward<'_, '_> {
         let outputs = self.tape.outputs(&mut segment);
         let leaves = self.tape.params.leaves(number);
         let mut grads = differentiate(outputs, &segment.inputs, leaves, &mut self.upstream)?;
-        // Of a node that nothing is made of. (PyTorch leaves its weights as they are; here they decay.)
+        // The weights of a node without effect on the result. (PyTorch leaves them unchanged; here they decay.)
         for (grad, leaf) in grads.iter_mut().zip(leaves).filter(|(grad, _)| !grad.defined()) {
             *grad = leaf.zeros_like();
         }
@@ -146,15 +147,15 @@ impl Iterator for Backward<'_, '_> {
     }
 }
 
-/// Where the backward pass of a segment starts.
+/// Starting point of the backward pass of a segment.
 enum Upstream<'a> {
-    /// The last segment ends in the loss.
+    /// The loss, for the last segment.
     Loss(&'a Tensor),
-    /// Gradients of what the segment hands on.
+    /// Gradients of the output states of the segment.
     Grads(Vec<Tensor>),
 }
 
-/// The gradients of `leaves`; `upstream` becomes the gradients of `inputs`. The graph is gone afterwards.
+/// Returns the gradients of `leaves` and sets `upstream` to the gradients of `inputs`. Frees the graph.
 fn differentiate(
     outputs: Vec<Tensor>,
     inputs: &[Tensor],
@@ -163,11 +164,11 @@ fn differentiate(
 ) -> Result<Vec<Tensor>> {
     let roots: Vec<Tensor> = match upstream {
         Upstream::Loss(loss) => vec![loss.shallow_clone()],
-        // Root and ones: autograd starts from ones, so d(y * g) starts the segment with g. The head does not use the older
-        // state: no gradient comes back for it.
+        // Autograd starts from ones, so the gradient of y * g starts with g. The head does not use the older state,
+        // which therefore has no gradient.
         Upstream::Grads(grads) => {
-            let handed_on = outputs.iter().zip(grads.iter()).filter(|(_, grad)| grad.defined());
-            handed_on.map(|(output, grad)| output * grad).collect()
+            let used = outputs.iter().zip(grads.iter()).filter(|(_, grad)| grad.defined());
+            used.map(|(output, grad)| output * grad).collect()
         }
     };
     let wanted: Vec<&Tensor> = leaves.iter().chain(inputs).collect();
@@ -187,25 +188,25 @@ pub struct ThetaTape<'a> {
 }
 
 enum ThetaPass<'a> {
-    /// One graph from theta to the logits.
+    /// A single graph from theta to the logits.
     Whole(Tensor),
-    /// Cell by cell, where activations are not kept.
+    /// Cell by cell, if activations are not kept.
     Cells(Tape<'a>, Rc<Mixing>),
 }
 
 impl<'a> ThetaTape<'a> {
-    /// Of a pass with one graph. `theta`: leaves that require a gradient.
+    /// Creates a tape of a single graph. `theta`: leaves that require gradients.
     pub fn whole(theta: &'a [Tensor], logits: Tensor) -> ThetaTape<'a> {
         ThetaTape { theta, pass: ThetaPass::Whole(logits) }
     }
 
-    /// Of a tape that keeps the inputs of every single part. `mixing` was made from `theta` and is what the parts use, but
-    /// for the first and the last one, which mix nothing.
+    /// Creates a tape from one that keeps the inputs of every part. `mixing` was created from `theta` and is used by
+    /// all parts except the first and the last.
     pub fn cells(theta: &'a [Tensor], tape: Tape<'a>, mixing: Rc<Mixing>) -> ThetaTape<'a> {
         ThetaTape { theta, pass: ThetaPass::Cells(tape, mixing) }
     }
 
-    /// Logits [N, K].
+    /// Returns the logits [N, K].
     pub fn logits(&self) -> &Tensor {
         match &self.pass {
             ThetaPass::Whole(logits) => logits,
@@ -213,7 +214,7 @@ impl<'a> ThetaTape<'a> {
         }
     }
 
-    /// Gradients of `loss` (a scalar made from the logits) by theta, one [E, O] per table.
+    /// Returns the gradients of `loss` (a scalar computed from the logits) with respect to theta, one [E, O] per table.
     pub fn backward(self, loss: &Tensor) -> Result<Vec<Tensor>> {
         let (mut tape, mixing) = match self.pass {
             ThetaPass::Whole(_) => return Ok(Tensor::f_run_backward(&[loss], self.theta, false, false)?),
@@ -222,7 +223,7 @@ impl<'a> ThetaTape<'a> {
         tape.results.clear();
         let mut upstream = Upstream::Loss(loss);
         let mut parts: Vec<(Cuts, Vec<Tensor>)> = Vec::with_capacity(tape.segments.len());
-        // Theta does not reach the first part.
+        // The first part does not depend on theta.
         while tape.segments.len() > 1 {
             let mut segment = tape.segments.pop().expect("two segments at least");
             let (outputs, cuts) = mixing.cut(|| tape.outputs(&mut segment));

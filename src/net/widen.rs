@@ -1,13 +1,13 @@
-//! Widening: every operation goes from C/k to C/k' channels by appending copies of existing ones.
+//! Widens every operation from C/k to C/k' channels by appending copies of existing channels.
 //!
-//! Works on published tensors, so it knows nothing of stacking. The copied channels are drawn first-come: an operation's
-//! convolution draws its output channels, and the same list serves the batch norm behind it and the input channels of
-//! the convolution that follows; the input side of a first dense convolution draws its own. Weights are copied, not
-//! rescaled: the function is not preserved (as published).
+//! Works on published tensors, independent of stacking. A convolution draws the output channels to copy; the same list
+//! is used for the batch norm after it and for the input channels of the next convolution. The first dense convolution
+//! of an operation draws its input channels separately. Weights are copied without rescaling: the function is not
+//! preserved (as published).
 //!
-//! Departure: the published code extends the running statistics of pooling with indices of their own per edge, and those
-//! of a factorized reduction in an order that does not match its channels. Here they are aligned. Both touch evaluation
-//! mode only.
+//! Departure: the published code widens the running statistics of pooling with separate indices per edge, and those of
+//! a factorized reduction in an order that does not match its channels. Here they are consistent. Both affect only
+//! evaluation mode.
 
 use super::params::Named;
 use crate::random::{Purpose, stream};
@@ -16,27 +16,27 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Channels that one convolution's weight copies: indices into the channels it had.
+/// Channels of a convolution weight to copy: indices of existing channels.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Copied {
+pub struct CopiedChannels {
     /// Extends dimension 1 (empty for depthwise convolutions).
     pub input: Vec<i64>,
     /// Extends dimension 0, after dimension 1.
     pub output: Vec<i64>,
 }
 
-/// What a widening copies. Equal on all ranks.
+/// All channels that a widening copies. Equal on all ranks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Indices {
-    /// By the published name of a convolution's weight.
-    pub convolutions: BTreeMap<String, Copied>,
-    /// By the name of a pooling's batch norm: channels of its running statistics.
+    /// By published name of a convolution weight.
+    pub convolutions: BTreeMap<String, CopiedChannels>,
+    /// By name of the batch norm after a pooling: channels of its running statistics.
     pub pools: BTreeMap<String, Vec<i64>>,
 }
 
 /// Draws the indices for every operation of `weights` and `running` (published names), from C/k to C/k_new channels.
 ///
-/// Every operation draws from a stream of its own, so that the indices do not depend on which others are kept.
+/// Every operation draws from a separate stream, so that the indices do not depend on which other operations are kept.
 pub fn draw_indices(weights: &Named, running: &Named, k: i64, k_new: i64, seed: u64, stage: u64) -> Indices {
     let draw = |name: &str, side: u64, channels: i64| -> Vec<i64> {
         let mut random = stream(seed, Purpose::Widen, &[stage, xxh3_64(name.as_bytes()), side]);
@@ -45,19 +45,20 @@ pub fn draw_indices(weights: &Named, running: &Named, k: i64, k_new: i64, seed: 
     let mut indices = Indices::default();
     for (name, weight) in weights.iter().filter(|(name, _)| is_in_an_operation(name)) {
         let size = weight.size();
-        let input = match follows(name) {
-            // A pointwise convolution takes what the depthwise one before it gives (its name sorts first).
+        let input = match depthwise_before(name) {
+            // The input of a pointwise convolution is the output of the depthwise one before it (whose name sorts
+            // first).
             Some(before) => {
                 indices.convolutions.get(&before).map(|copied| copied.output.clone()).unwrap_or_default()
             }
             None if is_depthwise(name) => Vec::new(),
             None => draw(name, 1, size[1]),
         };
-        indices.convolutions.insert(name.clone(), Copied { input, output: draw(name, 0, size[0]) });
+        indices.convolutions.insert(name.clone(), CopiedChannels { input, output: draw(name, 0, size[0]) });
     }
     for (name, mean) in running {
         if let Some(module) = name.strip_suffix(".running_mean").filter(|module| is_pool(module)) {
-            // One list for all edges of the cell, which share the pooled tensors.
+            // All edges of the cell share the pooled tensors, and thus one list.
             let shared: Vec<&str> = module.split("._ops.").collect();
             let copied = draw(&format!("{}.{}", shared[0], shared[2]), 0, mean.size()[0]);
             indices.pools.insert(module.to_string(), copied);
@@ -66,13 +67,14 @@ pub fn draw_indices(weights: &Named, running: &Named, k: i64, k_new: i64, seed: 
     indices
 }
 
-/// `cells.3._ops.5._ops.0.op.1`: a pooling's batch norm (those of convolutions stand at 3 and 7).
+/// Returns whether a module is the batch norm of a pooling, such as `cells.3._ops.5._ops.0.op.1` (those of convolutions
+/// are at 3 and 7).
 fn is_pool(module: &str) -> bool {
     is_in_a_darts_operation(module) && module.ends_with(".op.1")
 }
 
-/// `cells.3._ops.5._ops.4.op.1.weight`, of NAS-Bench-201 `cells.3.edges.2<-0.3.op.1.weight`: inside an operation on an
-/// edge.
+/// Returns whether a tensor belongs to an operation on an edge, such as `cells.3._ops.5._ops.4.op.1.weight` or, in
+/// NAS-Bench-201, `cells.3.edges.2<-0.3.op.1.weight`.
 fn is_in_an_operation(name: &str) -> bool {
     is_in_a_darts_operation(name) || name.contains(".edges.")
 }
@@ -81,8 +83,8 @@ fn is_in_a_darts_operation(name: &str) -> bool {
     name.contains("._ops.")
 }
 
-/// Position of a separable chain's convolution: 1 depthwise, 2 pointwise, 5 depthwise, 6 pointwise. The convolutions of
-/// NAS-Bench-201 stand alone and are dense.
+/// Returns the position of a convolution in a separable chain: 1 depthwise, 2 pointwise, 5 depthwise, 6 pointwise. The
+/// convolutions of NAS-Bench-201 are single and dense.
 fn position(name: &str) -> Option<usize> {
     if !is_in_a_darts_operation(name) {
         return None;
@@ -94,13 +96,13 @@ fn is_depthwise(name: &str) -> bool {
     matches!(position(name), Some(1 | 5))
 }
 
-/// The depthwise convolution whose output a pointwise one takes.
-fn follows(name: &str) -> Option<String> {
+/// Returns the depthwise convolution before a pointwise one.
+fn depthwise_before(name: &str) -> Option<String> {
     let at = position(name)?;
     matches!(at, 2 | 6).then(|| name.replace(&format!(".op.{at}.weight"), &format!(".op.{}.weight", at - 1)))
 }
 
-/// The weights (or their momentum) after widening; tensors outside of operations are handed on.
+/// Widens weights or their momentum; tensors outside of operations are unchanged.
 pub fn widen(weights: &Named, indices: &Indices) -> Named {
     weights
         .iter()
@@ -114,7 +116,7 @@ pub fn widen(weights: &Named, indices: &Indices) -> Named {
         .collect()
 }
 
-/// Running statistics after widening: a batch norm behind a convolution takes that convolution's output indices.
+/// Widens running statistics; a batch norm after a convolution uses the output indices of that convolution.
 pub fn widen_running(running: &Named, indices: &Indices) -> Named {
     running
         .iter()
@@ -128,7 +130,7 @@ pub fn widen_running(running: &Named, indices: &Indices) -> Named {
                 Some((half(1)?, half(2)?))
             });
             let tensor = if let Some((first, second)) = halves {
-                // The channels of a factorized reduction's two convolutions lie one after the other.
+                // The channels of the two convolutions of a factorized reduction are concatenated.
                 let parts = tensor.chunk(2, 0);
                 Tensor::cat(&[extend(&parts[0], 0, first), extend(&parts[1], 0, second)], 0)
             } else if let Some(copied) = indices.pools.get(module) {
@@ -143,7 +145,7 @@ pub fn widen_running(running: &Named, indices: &Indices) -> Named {
         .collect()
 }
 
-/// The convolution in front of a batch norm inside an operation: `...op.3` -> `...op.2.weight`.
+/// Returns the convolution before a batch norm inside an operation: `...op.3` -> `...op.2.weight`.
 fn convolution_before(module: &str) -> Option<String> {
     let (operation, at) = module.rsplit_once(".op.")?;
     let before = at.parse::<usize>().ok()?.checked_sub(1)?;

@@ -1,9 +1,10 @@
-//! How an error or a panic reads: one line, whatever it quotes.
+//! Formats an error or a panic as one line.
 
 use std::any::Any;
 
-/// The error and what caused it, in one line; a cause that is quoted already is not said twice. Control characters, which
-/// come from names and contents of files, are escaped: they would break the line or move the terminal's cursor.
+/// Returns the error and its causes in one line, leaving out a cause that the text already contains. Control
+/// characters, which can come from file names and contents, are escaped: they would break the line or move the
+/// terminal's cursor.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -25,11 +26,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// What a panic says, without the stack of C++ frames that libtorch adds.
+/// Returns the message of a panic without the C++ stack frames that libtorch adds.
 pub fn panic_line(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
-    // tch unwraps: the text of the error is quoted.
+    // tch unwraps its results: the panic message quotes the error.
     let text = text.split_once("Torch(\"").map_or(text, |(_, quoted)| quoted);
     let frames = ["\\nException raised", "\\nframe #"].iter().filter_map(|begin| text.find(begin)).min();
     text[..frames.unwrap_or(text.len())].replace('\n', " ")
@@ -45,7 +46,7 @@ mod tests {
     struct Outer(#[source] IoError);
 
     #[test]
-    fn causes_are_said_once_in_one_line() {
+    fn each_cause_appears_once_in_one_line() {
         let inner = std::io::Error::other("the disk\nis full");
         let error = files::io("write", "a/b")(inner);
         assert_eq!(chain(&error), "write a/b: the disk is full");
@@ -54,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_said_without_frames() {
+    fn a_panic_line_has_no_stack_frames() {
         let line = |text: &str| panic_line(&text.to_owned());
         assert_eq!(line("index 5\nis too large"), "index 5 is too large");
         let tch = "called `Result::unwrap()` on an `Err` value: Torch(\"Target 9 is out of bounds.\\nException raised from nll";

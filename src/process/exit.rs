@@ -1,36 +1,36 @@
-//! How a process ends in the middle of its work, whatever ends it: what is left to do is done, the others are taken along.
+//! Exiting in the middle of a run: exit hooks, and terminating the other ranks.
 
 use mpi::ffi;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// What remains to be done: the others are told, the run folder is unlocked.
-static LAST_ACTS: Mutex<Vec<Act>> = Mutex::new(Vec::new());
+/// Run just before the process exits: notify the other ranks, release the lock of the run folder.
+static EXIT_HOOKS: Mutex<Vec<ExitHook>> = Mutex::new(Vec::new());
 
-type Act = Box<dyn FnOnce() + Send>;
+type ExitHook = Box<dyn FnOnce() + Send>;
 
-/// Adds `act` to what is done last. It may run on any thread and must not wait.
-pub(crate) fn at_last(act: impl FnOnce() + Send + 'static) {
-    if let Ok(mut acts) = LAST_ACTS.lock() {
-        acts.push(Box::new(act));
+/// Registers `hook` to run just before the process exits. It may run on any thread and must not block.
+pub(crate) fn on_exit(hook: impl FnOnce() + Send + 'static) {
+    if let Ok(mut hooks) = EXIT_HOOKS.lock() {
+        hooks.push(Box::new(hook));
     }
 }
 
-/// Does what is left to do, once. Called just before the process ends.
-pub(crate) fn last_acts() {
-    // Taken out first: whatever goes wrong in one of them does not come back here.
-    let acts = LAST_ACTS.try_lock().map(|mut acts| std::mem::take(&mut *acts));
-    acts.into_iter().flatten().for_each(|act| act());
+/// Runs the exit hooks, once. Called just before the process exits.
+pub(crate) fn run_exit_hooks() {
+    // Taken out first, so that a failing hook cannot run them again.
+    let hooks = EXIT_HOOKS.try_lock().map(|mut hooks| std::mem::take(&mut *hooks));
+    hooks.into_iter().flatten().for_each(|hook| hook());
 }
 
-/// Ends every rank with exit code `code`. Called on the thread that started MPI, or on one that watches it: MPI, started at
-/// level Funneled, promises nothing to that one, but the main thread may be held for good.
-pub(crate) fn end_all(code: i32) -> ! {
-    last_acts();
-    // MPI_Abort asks the launcher to end all; should the launcher not answer, this rank leaves by itself.
+/// Terminates every rank with exit code `code`. Called on the thread that started MPI, or on a watchdog thread: the
+/// thread level Funneled does not permit the latter, but the main thread may be blocked forever.
+pub(crate) fn abort_all(code: i32) -> ! {
+    run_exit_hooks();
+    // MPI_Abort asks the launcher to kill the ranks; if the launcher does not respond, this rank exits by itself.
     let _ = std::thread::Builder::new().spawn(move || {
         std::thread::sleep(Duration::from_secs(10));
-        // SAFETY: ends the process without running anything of it.
+        // SAFETY: exits the process without running destructors or exit handlers.
         unsafe { libc::_exit(code) }
     });
     // SAFETY: MPI is initialised; both calls end the process.

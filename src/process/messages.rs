@@ -1,4 +1,4 @@
-//! What a rank says besides its results: to stderr, and into the run folder, since launchers lose some of it.
+//! Messages of a rank: to stderr and to files in the run folder, since launchers lose some of stderr.
 
 use crate::process::console::{self, CONSOLE_FILE};
 use std::io::Write;
@@ -7,61 +7,62 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-static MESSAGES: OnceLock<PathBuf> = OnceLock::new();
+static LOG_FILE: OnceLock<PathBuf> = OnceLock::new();
 static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
 
-/// One line to stderr in one piece, so that lines of several ranks do not mix, and to the file of [`say_into`]. Neither a
-/// closed stderr nor a file that cannot be written is a reason to fail.
-pub(crate) fn say(line: &str) {
+/// Prints one line to stderr, in one write so that lines of several ranks do not mix, and appends it to the file of
+/// [`set_log_file`] and to `console.log`. Write errors are ignored.
+pub(crate) fn print_stderr(line: &str) {
     let _ = std::io::stdout().flush();
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
     let line = line.to_owned();
-    write_soon(move || {
-        note_now(&line);
+    write_with_timeout(move || {
+        append(&line);
         console::log(&line);
     });
 }
 
-/// One line into the file of [`say_into`] alone, with the time.
-pub(crate) fn note(line: &str) {
+/// Appends one line with a timestamp to the file of [`set_log_file`] only.
+pub(crate) fn log_to_file(line: &str) {
     let line = line.to_owned();
-    write_soon(move || note_now(&line));
+    write_with_timeout(move || append(&line));
 }
 
-fn note_now(line: &str) {
-    if let Some(path) = MESSAGES.get() {
+fn append(line: &str) {
+    if let Some(path) = LOG_FILE.get() {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        let _ = file.and_then(|mut file| file.write_all(console::timed(line).as_bytes()));
+        let _ = file.and_then(|mut file| file.write_all(console::with_timestamps(line).as_bytes()));
     }
 }
 
-/// A file system that hangs must not hold up the end of a run.
-fn write_soon(work: impl FnOnce() + Send + 'static) {
-    let (done, written) = std::sync::mpsc::channel();
-    let writing = std::thread::Builder::new().spawn(move || {
+/// Runs `work` on a thread and waits at most 200 ms: a file system that hangs must not delay the exit.
+fn write_with_timeout(work: impl FnOnce() + Send + 'static) {
+    let (done, finished) = std::sync::mpsc::channel();
+    let writer = std::thread::Builder::new().spawn(move || {
         work();
         let _ = done.send(());
     });
-    // Where no thread can be started any more, stderr has to do.
-    if writing.is_ok() {
-        let _ = written.recv_timeout(Duration::from_millis(200));
+    // If no thread can be started, stderr alone has to suffice.
+    if writer.is_ok() {
+        let _ = finished.recv_timeout(Duration::from_millis(200));
     }
 }
 
-/// What is said from now on is appended to the file `path` too. Once; later calls change nothing.
-pub(crate) fn say_into(path: &Path) {
-    let _ = MESSAGES.set(path.to_path_buf());
+/// Sets the file to which messages are appended. Once; later calls have no effect.
+pub(crate) fn set_log_file(path: &Path) {
+    let _ = LOG_FILE.set(path.to_path_buf());
 }
 
-/// Prints what a run tells, and a line break. An output that is closed or full is mentioned once and does not end the run.
-pub fn print(text: &str) {
+/// Prints the output of a run and a line break. If stdout is closed or full, this is reported once and the run
+/// continues.
+pub fn print_stdout(text: &str) {
     console::log(text);
     let printed = std::io::stdout().write_all(format!("{text}\n").as_bytes());
     if let Err(why) = printed
         && !OUTPUT_LOST.swap(true, Relaxed)
     {
-        say(&format!(
-            "standard output cannot be written ({why}); the run goes on, {CONSOLE_FILE} in its folder has what it prints"
+        print_stderr(&format!(
+            "cannot write to standard output ({why}); the run continues, its output is in {CONSOLE_FILE}"
         ));
     }
 }

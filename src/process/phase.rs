@@ -1,6 +1,6 @@
-//! Where this rank is in its work: what a heartbeat carries and what the line names when the rank has to end.
+//! The current step and phase of this rank: sent in heartbeats and named in error messages.
 //!
-//! One per process, written by the main thread and read by watching threads at any time, without waiting.
+//! One per process; the main thread writes it, watchdog threads read it at any time without locking.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -11,27 +11,27 @@ static PHASE: AtomicU8 = AtomicU8::new(0);
 static HOOK: OnceLock<Hook> = OnceLock::new();
 static IDENTITY: OnceLock<(usize, String)> = OnceLock::new();
 
-/// What a rank does at a moment.
+/// What a rank is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
     /// Before the first step.
     StartUp,
-    /// Waits for a batch.
+    /// Waiting for a batch.
     Data,
-    /// Computes the network.
+    /// The forward pass.
     Forward,
-    /// Differentiates it.
+    /// The backward pass.
     Backward,
-    /// Waits for gradients of the other ranks.
+    /// Waiting for the gradients of the other ranks.
     AllReduce,
-    /// Changes weights or eta.
+    /// Updating weights or eta.
     Optimiser,
-    /// Writes or reads a checkpoint.
+    /// Writing or reading a checkpoint.
     Checkpoint,
-    /// Prunes and widens.
+    /// Pruning and widening.
     StageChange,
-    /// Looks at held-out images.
+    /// Evaluating held-out images.
     Test,
     /// After the last step.
     End,
@@ -51,7 +51,7 @@ impl Phase {
         Phase::End,
     ];
 
-    /// The phase whose `as u8` is `number`; `StartUp` for any other number.
+    /// Returns the phase with the discriminant `number`, or `StartUp` if there is none.
     pub fn from_u8(number: u8) -> Phase {
         Self::ALL.get(number as usize).copied().unwrap_or(Phase::StartUp)
     }
@@ -74,42 +74,42 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A rank and where it is. Shown as "rank 3 on node7, step 120, backward".
+/// A rank, its host and what it is doing. Displayed as "rank 3 on node7, step 120, backward".
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Whereabouts {
+pub struct RankLocation {
     /// 0..size; 0 before [`set_identity`].
     pub rank: usize,
-    /// Its machine; empty before [`set_identity`].
+    /// Host name; empty before [`set_identity`].
     pub host: String,
-    /// The step under way, from 1; 0 before the first.
+    /// The current step, from 1; 0 before the first.
     pub step: u64,
-    /// What is done in it.
+    /// The current phase.
     pub phase: Phase,
 }
 
-impl fmt::Display for Whereabouts {
+impl fmt::Display for RankLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} on {}, step {}, {}", self.rank, self.host, self.step, self.phase)
     }
 }
 
-/// Says which rank this process is. Once, when the ranks are joined; later calls change nothing.
+/// Sets the rank and host of this process. Once, when the ranks are joined; later calls have no effect.
 pub fn set_identity(rank: usize, host: &str) {
     let _ = IDENTITY.set((rank, host.to_owned()));
 }
 
-/// Says that the work of step `step` (from 1) begins.
+/// Sets the current step (from 1).
 pub fn set_step(step: u64) {
     STEP.store(step, Relaxed);
 }
 
-/// Says that `phase` begins.
+/// Sets the current phase.
 pub fn enter(phase: Phase) {
     PHASE.store(phase as u8, Relaxed);
 }
 
-/// Says that `phase` begins; the hook of [`on_begin`] may let it fail.
-pub fn begin(phase: Phase) -> Result<(), PlannedFailure> {
+/// Sets the current phase and calls the hook of [`set_begin_hook`], which may return an error.
+pub fn begin(phase: Phase) -> Result<(), InjectedFailure> {
     enter(phase);
     match HOOK.get() {
         Some(hook) => hook(STEP.load(Relaxed), phase),
@@ -117,44 +117,44 @@ pub fn begin(phase: Phase) -> Result<(), PlannedFailure> {
     }
 }
 
-/// What a test does when a rank begins a phase, given the step: kill it, stop it, let it fail.
-pub type Hook = Box<dyn Fn(u64, Phase) -> Result<(), PlannedFailure> + Send + Sync>;
+/// A test's fault injection at the start of a phase, given the step and the phase: kill, stop or fail the rank.
+pub type Hook = Box<dyn Fn(u64, Phase) -> Result<(), InjectedFailure> + Send + Sync>;
 
-/// The error with which a hook lets a phase fail.
+/// An error returned by a hook.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct PlannedFailure(Box<dyn std::error::Error + Send + Sync>);
+pub struct InjectedFailure(Box<dyn std::error::Error + Send + Sync>);
 
-impl PlannedFailure {
-    /// The phase fails with `error`.
-    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PlannedFailure {
-        PlannedFailure(error.into())
+impl InjectedFailure {
+    /// Wraps `error`.
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> InjectedFailure {
+        InjectedFailure(error.into())
     }
 }
 
-/// For tests: `hook` is called at every [`begin`]. Once; later calls change nothing.
-pub fn on_begin(hook: Hook) {
+/// For tests: sets the hook called by every [`begin`]. Once; later calls have no effect.
+pub fn set_begin_hook(hook: Hook) {
     let _ = HOOK.set(hook);
 }
 
-/// Step and phase of this moment.
+/// Returns the current step and phase.
 pub fn now() -> (u64, Phase) {
     (STEP.load(Relaxed), Phase::from_u8(PHASE.load(Relaxed)))
 }
 
-/// ", step 120, backward" for the line in which a rank fails; "" before the first step, where the error says it all.
-pub fn in_step() -> String {
+/// Returns ", step 120, backward" for an error message, or "" before the first step.
+pub fn step_suffix() -> String {
     match now() {
         (0, _) => String::new(),
         (step, phase) => format!(", step {step}, {phase}"),
     }
 }
 
-/// This rank at this moment.
-pub fn here() -> Whereabouts {
+/// Returns this rank's current location.
+pub fn here() -> RankLocation {
     let (rank, host) = IDENTITY.get().cloned().unwrap_or_default();
     let (step, phase) = now();
-    Whereabouts { rank, host, step, phase }
+    RankLocation { rank, host, step, phase }
 }
 
 #[cfg(test)]
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_survive_their_numbers() {
+    fn phases_round_trip_through_their_numbers() {
         for phase in Phase::ALL {
             assert_eq!(Phase::from_u8(phase as u8), phase);
         }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_says_where_it_is() {
+    fn a_location_names_rank_host_step_and_phase() {
         set_identity(3, "node7");
         set_identity(4, "node8");
         set_step(120);

@@ -1,27 +1,28 @@
-//! Where a rank runs: its machine, its place among the ranks there, the cores it may use.
+//! Where a rank runs: its host, its local rank, the cores it may use.
 
-/// Where a rank runs.
+/// Placement of a rank among all ranks.
 #[derive(Clone, Debug)]
-pub(crate) struct MachinePlace {
+pub(crate) struct RankPlacement {
     pub(crate) host: String,
     pub(crate) local_rank: usize,
     pub(crate) local_size: usize,
-    pub(crate) hosts: usize,
+    pub(crate) num_hosts: usize,
 }
 
-/// What a rank tells the others of its place: machine, cores it may run on, and how many of them it may use at once.
+/// CPU binding of a rank, exchanged between ranks: machine, cores in the affinity mask, and how many it may use at
+/// once.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Seat {
+pub(crate) struct CpuBinding {
     pub(crate) machine: String,
     cores: [u64; 16],
     available: usize,
 }
 
-impl Seat {
+impl CpuBinding {
     const MACHINE: usize = 128;
 
     pub(crate) fn here() -> Self {
-        // Two machines may have one name, and two containers of one machine different ones.
+        // Two machines may have the same host name; two containers on one machine may have different ones.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let machine = format!("{} {}", boot.trim(), host_name());
         Self {
@@ -48,41 +49,43 @@ impl Seat {
         Self {
             machine: String::from_utf8_lossy(machine).trim_end_matches('\0').into(),
             cores,
-            available: words.next().expect("a last word") as usize,
+            available: words.next().expect("17 words") as usize,
         }
     }
 }
 
-/// The cores that this process is bound to, one bit each; none if the machine has more than 1024.
+/// Returns the affinity mask of this process, one bit per core; all zero if the machine has more than 1024 cores.
 fn own_cores() -> [u64; 16] {
     let mut cores = [0u64; 16];
-    // SAFETY: the kernel writes at most the given number of bytes; any bits are a valid mask.
+    // SAFETY: the kernel writes at most the given number of bytes; any bit pattern is a valid mask.
     let code =
         unsafe { libc::sched_getaffinity(0, std::mem::size_of_val(&cores), cores.as_mut_ptr().cast()) };
     if code == 0 { cores } else { [0; 16] }
 }
 
-pub(crate) fn place(seats: &[Seat], rank: usize, host: String) -> MachinePlace {
-    let same = |other: &&Seat| other.machine == seats[rank].machine;
-    let first = |seat: &Seat| seats.iter().position(|other| other.machine == seat.machine);
-    MachinePlace {
+pub(crate) fn placement(bindings: &[CpuBinding], rank: usize, host: String) -> RankPlacement {
+    let same = |other: &&CpuBinding| other.machine == bindings[rank].machine;
+    let first = |binding: &CpuBinding| bindings.iter().position(|other| other.machine == binding.machine);
+    RankPlacement {
         host,
-        local_rank: seats[..rank].iter().filter(same).count(),
-        local_size: seats.iter().filter(same).count(),
-        hosts: (seats.iter().enumerate()).filter(|(index, seat)| first(seat) == Some(*index)).count(),
+        local_rank: bindings[..rank].iter().filter(same).count(),
+        local_size: bindings.iter().filter(same).count(),
+        num_hosts: (bindings.iter().enumerate())
+            .filter(|(index, binding)| first(binding) == Some(*index))
+            .count(),
     }
 }
 
-/// The cores that the ranks of one machine may use together, divided among them, but no more than this rank may use.
-pub(crate) fn threads_per_rank(mine: &Seat, neighbours: &[&Seat]) -> usize {
+/// Divides the cores available to the ranks of one machine among them; at most what this rank may use, at least 1.
+pub(crate) fn threads_per_rank(mine: &CpuBinding, neighbours: &[&CpuBinding]) -> usize {
     let mut union = [0u64; 16];
-    for seat in neighbours {
-        for (all, cores) in union.iter_mut().zip(seat.cores) {
+    for binding in neighbours {
+        for (all, cores) in union.iter_mut().zip(binding.cores) {
             *all |= cores;
         }
     }
     let count = |cores: &[u64; 16]| cores.iter().map(|word| word.count_ones() as usize).sum::<usize>();
-    // Fewer usable cores than bound ones: a quota of the container, which its ranks share.
+    // Fewer available cores than bound cores: a container quota, which its ranks share.
     let shared = match mine.available < count(&mine.cores) {
         true => mine.available,
         false => count(&union).max(mine.available),
@@ -90,7 +93,7 @@ pub(crate) fn threads_per_rank(mine: &Seat, neighbours: &[&Seat]) -> usize {
     (shared / neighbours.len().max(1)).min(mine.available).max(1)
 }
 
-/// Name of this machine.
+/// Returns the host name.
 pub(crate) fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_string())
@@ -101,27 +104,27 @@ pub(crate) fn host_name() -> String {
 mod tests {
     use super::*;
 
-    fn seat(machine: &str, cores: u64, available: usize) -> Seat {
+    fn binding(machine: &str, cores: u64, available: usize) -> CpuBinding {
         let mut words = [0; 16];
         words[0] = cores;
-        Seat { machine: machine.into(), cores: words, available }
+        CpuBinding { machine: machine.into(), cores: words, available }
     }
 
     #[test]
     fn threads_divide_the_cores_of_a_machine() {
         let cases = [
             // Unbound ranks share all cores; rounded down, at least 1.
-            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 2], 4),
-            (seat("a", 0xff, 8), vec![seat("a", 0xff, 8); 3], 2),
-            (seat("a", 0b11, 2), vec![seat("a", 0b11, 2); 4], 1),
-            // Ranks bound to halves keep their halves.
-            (seat("a", 0x0f, 4), vec![seat("a", 0x0f, 4), seat("a", 0xf0, 4)], 4),
+            (binding("a", 0xff, 8), vec![binding("a", 0xff, 8); 2], 4),
+            (binding("a", 0xff, 8), vec![binding("a", 0xff, 8); 3], 2),
+            (binding("a", 0b11, 2), vec![binding("a", 0b11, 2); 4], 1),
+            // Ranks bound to one half of the cores each keep their half.
+            (binding("a", 0x0f, 4), vec![binding("a", 0x0f, 4), binding("a", 0xf0, 4)], 4),
             // Ranks bound to one core each, out of many.
-            (seat("a", 1, 1), vec![seat("a", 1, 1), seat("a", 2, 1)], 1),
+            (binding("a", 1, 1), vec![binding("a", 1, 1), binding("a", 2, 1)], 1),
             // A quota of 4 cores on a machine of 8 is shared.
-            (seat("a", 0xff, 4), vec![seat("a", 0xff, 4); 2], 2),
+            (binding("a", 0xff, 4), vec![binding("a", 0xff, 4); 2], 2),
             // A mask that could not be read.
-            (seat("a", 0, 6), vec![seat("a", 0, 6); 2], 3),
+            (binding("a", 0, 6), vec![binding("a", 0, 6); 2], 3),
         ];
         for (mine, neighbours, expected) in cases {
             let neighbours: Vec<_> = neighbours.iter().collect();
@@ -130,19 +133,19 @@ mod tests {
     }
 
     #[test]
-    fn ranks_are_counted_by_machine_in_any_order() {
-        let seats = ["a", "b", "a", "c", "b", "a"].map(|name| seat(name, 1, 1));
+    fn ranks_are_numbered_per_machine_in_any_order() {
+        let bindings = ["a", "b", "a", "c", "b", "a"].map(|name| binding(name, 1, 1));
         let found: Vec<_> = (0..6)
-            .map(|rank| place(&seats, rank, String::new()))
-            .map(|place| (place.local_rank, place.local_size, place.hosts))
+            .map(|rank| placement(&bindings, rank, String::new()))
+            .map(|place| (place.local_rank, place.local_size, place.num_hosts))
             .collect();
         assert_eq!(found, [(0, 3, 3), (0, 2, 3), (1, 3, 3), (0, 1, 3), (1, 2, 3), (2, 3, 3)]);
     }
 
     #[test]
-    fn a_seat_survives_its_bytes() {
-        let here = Seat::here();
-        assert_eq!(Seat::from_bytes(&here.to_bytes()), here);
+    fn a_cpu_binding_round_trips_through_bytes() {
+        let here = CpuBinding::here();
+        assert_eq!(CpuBinding::from_bytes(&here.to_bytes()), here);
         assert!(here.available >= 1);
     }
 }

@@ -1,10 +1,11 @@
-//! Signals: SIGUSR1 asks for a checkpoint and an end that can be resumed; SIGINT and SIGTERM too if the process is alone.
+//! Signal handling: SIGUSR1, and in a single process SIGINT and SIGTERM too, request a checkpoint and a resumable stop.
 //!
-//! Launchers follow SIGTERM by SIGKILL within 0.3 to 1 s: no time to agree on a step. Several ranks therefore leave at once,
-//! and the newest checkpoint, which is whole at any moment, is where the run goes on.
+//! Launchers send SIGKILL 0.3 to 1 s after SIGTERM, which is too short for the ranks to agree on a step. With several
+//! ranks, SIGTERM and SIGINT therefore exit at once, and the run resumes from the newest checkpoint, which is complete
+//! at all times.
 
-use super::exit::last_acts;
-use super::messages::say;
+use super::exit::run_exit_hooks;
+use super::messages::print_stderr;
 use crate::files::{self, IoError};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
@@ -13,104 +14,107 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Exit code of a run that was asked to stop, has written a checkpoint and can be resumed (EX_TEMPFAIL of sysexits.h).
+/// Exit code of a run that stopped on request, after writing a checkpoint, and can be resumed (EX_TEMPFAIL of
+/// sysexits.h).
 pub const STOPPED: i32 = 75;
 
-/// Exit code after a signal that left no time for a checkpoint: the run goes on from the newest one.
+/// Exit code after a signal that left no time for a checkpoint: the run resumes from the newest one.
 pub const INTERRUPTED: i32 = 130;
 
-/// What the thread that answers signals and the main thread have in common.
+/// State shared by the signal thread and the main thread.
 #[derive(Default)]
-pub(crate) struct Standing {
+pub(crate) struct SignalState {
     rank: AtomicUsize,
-    /// Ranks of the world; 0 until that is known.
+    /// Number of ranks; 0 until known.
     size: AtomicUsize,
     stop: AtomicBool,
-    farewell: Mutex<String>,
-    /// Done before a signal ends this process: to see whether another rank is the cause.
-    before_leaving: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    exit_message: Mutex<String>,
+    /// Called before a signal ends this process: checks whether a lost rank is the cause.
+    before_exit: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-impl Standing {
-    /// Begins to answer signals: before MPI starts, since SIGUSR1 would end a process that does not.
-    pub(crate) fn watch_signals() -> Result<(Arc<Standing>, Handle), IoError> {
-        let standing = Arc::new(Standing::default());
+impl SignalState {
+    /// Starts the signal thread. Called before MPI starts, since an unhandled SIGUSR1 would kill the process.
+    pub(crate) fn watch_signals() -> Result<(Arc<SignalState>, Handle), IoError> {
+        let state = Arc::new(SignalState::default());
         let mut signals =
             Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(files::io("watch signals of", "/proc/self"))?;
         let handle = signals.handle();
-        let answering = Arc::clone(&standing);
-        let answer = move || signals.forever().for_each(|signal| answering.answer(signal));
+        let handler = Arc::clone(&state);
+        let handle_signals = move || signals.forever().for_each(|signal| handler.handle(signal));
         std::thread::Builder::new()
             .name("signals".into())
-            .spawn(answer)
+            .spawn(handle_signals)
             .map_err(files::io("watch signals of", "/proc/self"))?;
-        Ok((standing, handle))
+        Ok((state, handle))
     }
 
-    /// Says who this process is.
+    /// Sets rank and size of this process.
     pub(crate) fn join(&self, rank: usize, size: usize) {
         self.rank.store(rank, Relaxed);
         self.size.store(size, Relaxed);
     }
 
-    fn answer(&self, signal: i32) {
-        let asks = signal == SIGUSR1 || self.size.load(Relaxed) == 1;
-        let asked = asks && self.stop.swap(true, Relaxed);
-        match (asks, asked) {
-            // Alone, the second one leaves at once.
-            (true, true) if signal != SIGUSR1 => self.leave_now(),
+    fn handle(&self, signal: i32) {
+        let stops = signal == SIGUSR1 || self.size.load(Relaxed) == 1;
+        let repeated = stops && self.stop.swap(true, Relaxed);
+        match (stops, repeated) {
+            // In a single process, a second signal exits at once.
+            (true, true) if signal != SIGUSR1 => self.exit_now(),
             (true, true) => {}
-            (true, false) if signal == SIGUSR1 => say("SIGUSR1: stopping after this step, with a checkpoint"),
-            (true, false) => {
-                say("stopping after this step, with a checkpoint; a second signal leaves at once")
+            (true, false) if signal == SIGUSR1 => {
+                print_stderr("SIGUSR1: stopping after this step, with a checkpoint")
             }
-            (false, _) => self.leave_now(),
+            (true, false) => print_stderr(
+                "stopping after this step, with a checkpoint; send the signal again to exit at once",
+            ),
+            (false, _) => self.exit_now(),
         }
     }
 
-    /// Whether this rank was asked to stop.
+    /// Returns whether this rank was asked to stop.
     pub(crate) fn stop_requested(&self) -> bool {
         self.stop.load(Relaxed)
     }
 
-    pub(crate) fn set_farewell(&self, text: String) {
-        *self.farewell.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    pub(crate) fn set_exit_message(&self, text: String) {
+        *self.exit_message.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
-    /// The farewell, of rank 0 and if there is one.
-    pub(crate) fn farewell(&self) -> Option<String> {
-        let text = self.farewell.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// Returns the exit message, on rank 0 and if one is set.
+    pub(crate) fn exit_message(&self) -> Option<String> {
+        let text = self.exit_message.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (self.rank.load(Relaxed) == 0 && !text.is_empty()).then_some(text)
     }
 
-    /// `look` is called before a signal ends this process. Once; later calls change nothing.
-    pub(crate) fn before_leaving(&self, look: impl Fn() + Send + Sync + 'static) {
-        let _ = self.before_leaving.set(Box::new(look));
+    /// Sets the `check` that is called before a signal ends this process. Once; later calls have no effect.
+    pub(crate) fn before_exit(&self, check: impl Fn() + Send + Sync + 'static) {
+        let _ = self.before_exit.set(Box::new(check));
     }
 
-    /// Ends this process without waiting for the others.
-    fn leave_now(&self) -> ! {
-        if let Some(look) = self.before_leaving.get() {
-            look();
+    /// Exits without waiting for the other ranks.
+    fn exit_now(&self) -> ! {
+        if let Some(check) = self.before_exit.get() {
+            check();
         }
-        if let Some(text) = self.farewell() {
-            say(&text);
-            // mpirun of Open MPI 5 throws away what ranks print once it was interrupted: to the terminal itself, if any.
+        if let Some(text) = self.exit_message() {
+            print_stderr(&text);
+            // After an interrupt, mpirun of Open MPI 5 discards the output of the ranks: write to the terminal, if any.
             if !std::io::stderr().is_terminal()
                 && let Ok(mut terminal) = std::fs::OpenOptions::new().write(true).open("/dev/tty")
             {
                 let _ = terminal.write_all(format!("{text}\r\n").as_bytes());
             }
         }
-        last_acts();
-        // SAFETY: ends the process without running anything of it: what other threads do now is not waited for.
+        run_exit_hooks();
+        // SAFETY: exits without running destructors or exit handlers, and without waiting for other threads.
         unsafe { libc::_exit(INTERRUPTED) }
     }
 }
 
-/// Ends the process when it is not dropped in time: for the calls of MPI that have no non-blocking form.
+/// Exits the process unless dropped within a time limit: for MPI calls that have no non-blocking form.
 pub(crate) struct Deadline(
-    #[expect(dead_code, reason = "dropping it stops the watch")] std::sync::mpsc::Sender<()>,
+    #[expect(dead_code, reason = "dropping it cancels the deadline")] std::sync::mpsc::Sender<()>,
 );
 
 impl Deadline {
@@ -118,9 +122,9 @@ impl Deadline {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         std::thread::spawn(move || {
             if stopped.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                say(&message);
-                last_acts();
-                // SAFETY: ends the process without running anything of it; the launcher ends the others.
+                print_stderr(&message);
+                run_exit_hooks();
+                // SAFETY: exits without running destructors or exit handlers; the launcher kills the other ranks.
                 unsafe { libc::_exit(1) }
             }
         });

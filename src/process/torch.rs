@@ -1,33 +1,34 @@
-//! What libtorch is told once for the whole process (its threads, and whether it may use TensorFloat-32), and small copies.
+//! Process-wide settings of libtorch (threads and TensorFloat-32), and non-blocking copies to a device.
 
 use std::ffi::c_void;
 use tch::{Device, Tensor};
 
-/// Gives libtorch `num_threads` threads, for the inside of operations only. Before the first tensor.
+/// Sets libtorch's number of intra-op threads. Called before the first tensor.
 pub fn set_threads(num_threads: usize) {
     tch::set_num_threads(num_threads as i32);
-    // Nothing here runs operations side by side inside libtorch; libtorch takes this number once only.
+    // Operations never run concurrently inside libtorch; this number can be set only once.
     if tch::get_num_interop_threads() != 1 {
         tch::set_num_interop_threads(1);
     }
 }
 
-/// The number of threads that the environment variable OMP_NUM_THREADS asks for; none if it is not set.
+/// Returns the number of threads that the environment variable OMP_NUM_THREADS requests; `None` if it is not set.
 pub fn omp_num_threads() -> Option<usize> {
     parse_num_threads(&std::env::var("OMP_NUM_THREADS").ok()?)
 }
 
-/// The first number of a list, one per level of nesting, as OpenMP reads it; none if that is not within 1..=1024, as `run.threads`.
+/// Returns the first number of a list with one number per nesting level, as OpenMP does; `None` outside 1..=1024, the
+/// range of `run.threads`.
 fn parse_num_threads(list: &str) -> Option<usize> {
     list.split(',').next()?.trim().parse().ok().filter(|&threads| (1..=1024).contains(&threads))
 }
 
-/// Allows libtorch to use TensorFloat-32, or forbids it: in convolutions and products. (The variable NVIDIA_TF32_OVERRIDE=0
-/// forbids it to the libraries whatever is said here.)
+/// Allows or forbids TensorFloat-32 in convolutions and matrix products. The environment variable
+/// NVIDIA_TF32_OVERRIDE=0 forbids it in the libraries regardless.
 pub fn allow_tf32(allow: bool) {
-    // SAFETY: at::globalContext() of the libtorch this is linked with (tch is pinned to its version) returns a
-    // reference to an object that lives as long as the process; the two setters take it and a bool, and may be
-    // called before CUDA is there. On x86-64 and aarch64 `this` and a reference are passed as pointers.
+    // SAFETY: at::globalContext() of the linked libtorch (tch is pinned to its version) returns a reference to an
+    // object that lives as long as the process; the two setters take it and a bool, and may be called before CUDA is
+    // initialised. On x86-64 and aarch64 `this` and a reference are passed as pointers.
     unsafe {
         let context = global_context();
         set_allow_tf32_cudnn(context, allow);
@@ -35,16 +36,16 @@ pub fn allow_tf32(allow: bool) {
     }
 }
 
-/// Copies a small tensor of the host to `device`; the host does not wait for a GPU.
+/// Copies a small tensor of the host to `device`. The host does not wait for a GPU.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
     match device {
-        // Not `pin_memory`: it warns that an argument is deprecated which tch always gives.
+        // Not `pin_memory`, which warns about a deprecated argument that tch always passes.
         Device::Cuda(_) => tensor.internal_pin_memory(device).to_device_(device, tensor.kind(), true, false),
         _ => tensor.to_device(device),
     }
 }
 
-// tch has no names for these. Linked, not looked up: another libtorch fails at build time.
+// tch does not bind these. They are linked, not looked up, so that a different libtorch fails at build time.
 unsafe extern "C" {
     #[link_name = "_ZN2at13globalContextEv"]
     fn global_context() -> *mut c_void;
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn omp_num_threads_is_read_as_openmp_reads_it() {
+    fn omp_num_threads_is_parsed_as_by_openmp() {
         for (list, threads) in
             [("3", Some(3)), (" 4,2 ", Some(4)), ("0", None), ("-1", None), ("", None), ("two", None)]
         {
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn libtorch_is_told() {
+    fn tf32_is_set_in_libtorch() {
         for allow in [true, false, true, false] {
             allow_tf32(allow);
             // SAFETY: as in `allow_tf32`; these only read.

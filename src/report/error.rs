@@ -1,17 +1,15 @@
-//! What a table or a figure of runs lacks.
+//! Errors of tables and figures of runs.
 
 use crate::files::IoError;
 use std::path::PathBuf;
 
-/// The result of what can fail here.
+/// Result with the [`Error`] of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a table or a figure of runs lacks.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error of a table or a figure of runs; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A run that cannot stand in a table of speeds.
+    /// A run whose log lacks a measurement.
     #[error("{}: no {what} in its log (metrics.jsonl); only finished runs can be compared", run.display())]
     NotMeasured {
         /// The run folder.
@@ -19,7 +17,7 @@ pub enum Error {
         /// What is missing.
         what: &'static str,
     },
-    /// A run that has not what a figure shows.
+    /// A run whose log does not contain what a figure shows.
     #[error("{}: {what}", path.display())]
     PlotSource {
         /// The run's file.
@@ -30,9 +28,9 @@ pub enum Error {
     /// A figure that could not be drawn or encoded.
     #[error("draw {}: {what}", path.display())]
     PlotDraw {
-        /// The file it was for.
+        /// The file of the figure.
         path: PathBuf,
-        /// What the drawing library said.
+        /// The message of the drawing library.
         what: String,
     },
     /// The table of NAS-Bench-201.

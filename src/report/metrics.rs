@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: what happened, one JSON object a line, appended when the losses are looked at (`run.log_every`).
+//! `metrics.jsonl`: log of a run, one JSON object per line, appended when the losses are read back (`run.log_every`).
 
 use super::LogRecord;
 use crate::files::{self, IoError};
@@ -9,16 +9,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A line.
+/// A line of the file.
 #[derive(Serialize)]
 struct Timed<'a> {
     #[serde(flatten)]
     record: &'a LogRecord,
-    /// When it was written, UTC.
+    /// Time of writing, UTC.
     time: String,
 }
 
-/// The open file.
+/// The open log.
 #[derive(Debug)]
 pub struct MetricsLog {
     file: File,
@@ -26,16 +26,16 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// A new log at `path`. A log that is already there is an error: no run is overwritten.
+    /// Creates a log at `path`. An existing log is an error: no run is overwritten.
     pub fn create(path: &Path) -> Result<MetricsLog> {
         let file = OpenOptions::new().create_new(true).append(true).open(path);
         Self::opened(file, path)
     }
 
-    /// The log of a run that goes on from the checkpoint made after `step` steps. Later lines, and one that was being
-    /// written when the run was killed, are dropped: the file becomes that of a run that was never stopped.
+    /// Opens the log of a run that resumes after `step` steps. Later lines, and a partial line written when the run was
+    /// killed, are dropped: the file equals that of an uninterrupted run.
     ///
-    /// What belongs to step n (step, epoch, next stage) must have been written before the checkpoint of step n.
+    /// The lines of step n (step, epoch, next stage) must have been written before the checkpoint of step n.
     pub fn resume(path: &Path, step: u64) -> Result<MetricsLog> {
         let text = match fs::read(path) {
             Ok(text) => text,
@@ -57,28 +57,29 @@ impl MetricsLog {
         Ok(MetricsLog { file: file.map_err(files::io("create", path))?, path: path.to_owned() })
     }
 
-    /// Appends one line; it has left the program when this returns.
+    /// Appends one line, unbuffered.
     pub fn write(&mut self, record: &LogRecord) -> Result<(), IoError> {
         let timed = Timed { record, time: utc_now() };
-        let mut line = serde_json::to_vec(&timed).expect("records have only text and numbers");
+        let mut line = serde_json::to_vec(&timed).expect("records contain only text and numbers");
         line.push(b'\n');
         self.file.write_all(&line).map_err(files::io("write", &self.path))
     }
 
-    /// What brings the lines written so far to the disk, on any thread.
+    /// Returns a function that syncs the lines written so far to disk, on any thread.
     pub fn syncer(&self) -> Result<impl FnOnce() -> Result<(), IoError> + Send + 'static> {
         let path = self.path.clone();
         let file = self.file.try_clone().map_err(files::io("write", &path))?;
         Ok(move || file.sync_data().map_err(files::io("write", path)))
     }
 
-    /// Returns when all lines are on the disk. Before a checkpoint that stands for them.
+    /// Syncs all lines to disk. Called before a checkpoint that covers them.
     pub fn sync(&mut self) -> Result<(), IoError> {
         self.file.sync_data().map_err(files::io("write", &self.path))
     }
 }
 
-/// `step` of a line that is kept: lines with `null` in place of a number are, the end of a run that goes on is not.
+/// Returns the step of a line to keep. Lines with `null` in place of a number are kept; the last line of a finished
+/// search is not, because the run resumes.
 fn step_of(line: &[u8]) -> Option<u64> {
     let value: serde_json::Value = serde_json::from_slice(line).ok()?;
     if value.get("event").is_some_and(|event| event == "finish") {
@@ -125,7 +126,7 @@ mod tests {
         })
     }
 
-    /// The lines but for the times at their ends.
+    /// Lines without their times.
     fn untimed(path: &Path) -> Vec<String> {
         let text = fs::read_to_string(path).unwrap();
         assert!(text.ends_with("\n"), "{text}");
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_say_what_they_are() {
+    fn a_line_starts_with_its_event() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::create(&path).unwrap();
@@ -164,12 +165,12 @@ mod tests {
         (4..=6).for_each(|n| log.write(&step(n)).unwrap());
         assert_eq!(untimed(&whole), untimed(&cut));
 
-        // A line cut off just before its end would swallow the next one.
+        // A line truncated just before its end would swallow the next one.
         log.file.write_all(br#"{"event":"step","step":6}"#).unwrap();
         let mut log = MetricsLog::resume(&cut, 6).unwrap();
         assert_eq!(untimed(&whole), untimed(&cut));
 
-        // A run that was killed between its last line and its report says the last line again.
+        // A run killed between its last line and its report writes the last line again.
         log.write(&finish(6)).unwrap();
         MetricsLog::resume(&cut, 6).unwrap();
         assert_eq!(untimed(&whole), untimed(&cut));

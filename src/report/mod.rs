@@ -1,4 +1,4 @@
-//! Rank 0's voice: the progress line, `metrics.jsonl`, and the report at the end. Other ranks make none of these.
+//! Output of a run, on rank 0: the progress line, `metrics.jsonl`, and the final report.
 
 pub(crate) mod error;
 mod metrics;
@@ -17,7 +17,7 @@ pub use records::{
 pub use scaling::scaling;
 
 use crate::files;
-use crate::process::messages::print;
+use crate::process::messages::print_stdout;
 use serde::Serialize;
 use std::io::Write;
 use std::{fs, path::Path, time::Duration};
@@ -25,65 +25,66 @@ use std::{fs, path::Path, time::Duration};
 /// Name of the report inside the run folder.
 pub const REPORT_FILE: &str = "report.txt";
 
-/// Name of the completion record inside the run folder: written last, there when, and only when, the run has finished.
-/// Scripts ask for it: a launcher's exit code 0 is no proof.
+/// Name of the completion record inside the run folder: written last, exists if and only if the run has finished.
+/// Scripts check for it, because exit code 0 of a launcher proves nothing.
 pub const FINISHED_FILE: &str = "finished.json";
 
 /// Appends `value` to the file `path`, as one line of JSON.
 pub fn append_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let mut line = serde_json::to_vec(value).expect("numbers and texts have a JSON form");
+    let mut line = serde_json::to_vec(value).expect("numbers and text can be serialised as JSON");
     line.push(b'\n');
     let file = fs::OpenOptions::new().create(true).append(true).open(path);
     Ok(file.and_then(|mut file| file.write_all(&line)).map_err(files::io("write", path))?)
 }
 
-/// The end of a search, for people: the architecture, what it is to be seen beside (`beside`, whole lines or nothing), where
-/// everything lies, and what can be done with it (`next`, one thing a line).
-pub fn final_text(run: &Path, finish: &FinishRecord, beside: &str, next: &[&str]) -> String {
+/// Formats the report of a search: the architecture, a comparison (whole lines or empty), the files of the run folder,
+/// and suggested next steps (one per line).
+pub fn final_text(run: &Path, finish: &FinishRecord, comparison: &str, next: &[&str]) -> String {
     let rows = [
-        ("genotype.json", "the architecture, for programs"),
-        ("metrics.jsonl", "every step and epoch, one JSON object a line"),
-        ("config.toml", "the configuration as it was used"),
-        ("checkpoints/", "the newest states; the last one holds the trained supernet"),
+        ("genotype.json", "the architecture as JSON"),
+        ("metrics.jsonl", "every step and epoch, one JSON object per line"),
+        ("config.toml", "the resolved configuration"),
+        ("checkpoints/", "the newest checkpoints; the last one contains the trained supernet"),
     ];
     let files: String = rows.iter().map(|(file, what)| format!("  {file:<14} {what}\n")).collect();
     let next: String = next.iter().map(|what| format!("- {what}\n")).collect();
-    let beside = if beside.is_empty() { String::new() } else { format!("{beside}\n") };
+    let comparison = if comparison.is_empty() { String::new() } else { format!("{comparison}\n") };
     format!(
-        "Found architecture, after {} stages, {} epochs, {} steps ({}, {} images, {} ranks):\n\n{}\n\n\
-         {beside}Run folder: {}\n{files}\nWhat next:\n{next}",
-        finish.stages,
-        finish.epochs,
-        finish.step,
+        "Architecture found after {}, {}, {} ({}, {}, {}):\n\n{}\n\n\
+         {comparison}Run folder: {}\n{files}\nNext steps:\n{next}",
+        counted(finish.stages, "stage"),
+        counted(finish.epochs, "epoch"),
+        counted(finish.step, "step"),
         human_time(Duration::from_secs_f64(finish.wall_s.max(0.0))),
-        finish.images,
-        finish.ranks,
+        counted(finish.images, "image"),
+        counted(finish.ranks, "rank"),
         finish.genotype,
         run.display(),
     )
 }
 
-/// The end of an evaluation, for people: what the tests found, and what can be done with the network.
+/// Formats the report of an evaluation: the test results, the files of the run folder, and suggested next steps.
 pub fn evaluated_text(run: &Path, evaluated: &EvaluatedRecord) -> String {
-    let percent = |part: f64| format!("{:.2} %", 100.0 * part);
+    let percent = |fraction: f64| format!("{:.2} %", 100.0 * fraction);
     let result = |top1: f64, top5: f64| {
         format!("top-1 {} (error {}), top-5 {}", percent(top1), percent(1.0 - top1), percent(top5))
     };
     format!(
-        "Evaluated, after {} epochs, {} steps ({}, {} images, {} ranks), on {} test images:\n\n  \
+        "Evaluation finished after {}, {} ({}, {}, {}), tested on {}:\n\n  \
          last epoch ({}): {}\n  best epoch ({}): {}\n\n\
-         The best epoch is chosen by the test images themselves: tables of papers often hold it, the last one is the\n\
-         honest figure. {:.3} M parameters, {:.1} M multiply-adds.\n\n{}\n\n\
-         Run folder: {}\n  best.safetensors  weights of the best epoch\n  metrics.jsonl     every step, epoch and test, \
-         one JSON object a line\n  checkpoints/      the newest states; the last one holds the last epoch's weights\n\n\
-         What next:\n- drnas-dist export {} --to DIR   takes the network to PyTorch.\n\
-         - Train again with another seed (--set seed=1): one training is one sample.\n",
-        evaluated.epochs,
-        evaluated.step,
+         The best epoch is selected on the test set and therefore optimistic; report the last one.\n\
+         {:.3} M parameters, {:.1} M multiply-adds.\n\n{}\n\n\
+         Run folder: {}\n  best.safetensors  weights of the best epoch\n  metrics.jsonl     every step, epoch and \
+         test, one JSON object per line\n  checkpoints/      the newest checkpoints; the last one contains the weights \
+         of the last epoch\n\n\
+         Next steps:\n- Export it to PyTorch: drnas-dist export {} --to DIR.\n\
+         - Repeat the training with other seeds (--set seed=1): results vary between seeds.\n",
+        counted(evaluated.epochs, "epoch"),
+        counted(evaluated.step, "step"),
         human_time(Duration::from_secs_f64(evaluated.wall_s.max(0.0))),
-        evaluated.images,
-        evaluated.ranks,
-        evaluated.test_images,
+        counted(evaluated.images, "image"),
+        counted(evaluated.ranks, "rank"),
+        counted(evaluated.test_images, "test image"),
         evaluated.epochs,
         result(evaluated.last_top1, evaluated.last_top5),
         evaluated.best_epoch,
@@ -96,17 +97,17 @@ pub fn evaluated_text(run: &Path, evaluated: &EvaluatedRecord) -> String {
     )
 }
 
-/// Prints the report of a run of `step` steps, leaves it in the run folder as `REPORT_FILE`, and then the completion
-/// record; each whole or not at all. Rank 0 only, last.
+/// Writes the report of a run of `step` steps to `REPORT_FILE` in the run folder, then the completion record (both
+/// atomically), and prints the report. Rank 0 only, last.
 pub fn finish(run: &Path, step: u64, text: &str) -> Result<()> {
     files::write(&run.join(REPORT_FILE), text.as_bytes())?;
     let record = serde_json::json!({ "step": step, "version": env!("CARGO_PKG_VERSION") });
     files::write(&run.join(FINISHED_FILE), format!("{record}\n").as_bytes())?;
-    print(&format!("\n{text}"));
+    print_stdout(&format!("\n{text}"));
     Ok(())
 }
 
-/// The report of a run that has finished; `None` for another one. Any rank.
+/// Returns the report of a finished run, `None` if the run has not finished. Any rank.
 pub fn finished(run: &Path) -> Result<Option<String>> {
     let path = run.join(REPORT_FILE);
     match run.join(FINISHED_FILE).exists() {
@@ -115,7 +116,7 @@ pub fn finished(run: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Takes the completion record away: the run goes on. Rank 0 only, before it writes anything else.
+/// Removes the completion record, because the run resumes. Rank 0 only, before it writes anything else.
 pub fn unfinish(run: &Path) -> Result<()> {
     let path = run.join(FINISHED_FILE);
     match fs::remove_file(&path) {
@@ -126,7 +127,12 @@ pub fn unfinish(run: &Path) -> Result<()> {
     }
 }
 
-/// "1 h 02 min", "3 min 07 s", "12 s".
+/// Formats a count with its noun: "1 rank", "2 ranks". The plural of `noun` must end in "s".
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Formats a duration: "1 h 02 min", "3 min 07 s", "12 s".
 pub fn human_time(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -141,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_read_well() {
+    fn durations_are_formatted() {
         for (seconds, text) in
             [(0, "0 s"), (59, "59 s"), (187, "3 min 07 s"), (3720, "1 h 02 min"), (360_000, "100 h 00 min")]
         {
@@ -150,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_run_leaves_its_report() {
+    fn a_finished_run_has_a_report() {
         let folder = tempfile::tempdir().unwrap();
         let record = FinishRecord {
             step: 40,

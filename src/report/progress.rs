@@ -1,37 +1,37 @@
-//! Where the run stands: a bar on a terminal, else a plain line every few steps.
+//! Progress of a run: a bar on a terminal, otherwise a plain line every few steps.
 
 use super::human_time;
 use crate::process::console;
-use crate::process::messages::print;
+use crate::process::messages::print_stdout;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// What is shown of a step.
+/// State of a run after a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Status {
     /// Stage, from 1.
     pub stage: u64,
-    /// Stages of the run.
+    /// Number of stages in the run.
     pub num_stages: u64,
     /// Epoch of the run, from 1.
     pub epoch: u64,
-    /// Epochs of the run.
+    /// Number of epochs in the run.
     pub num_epochs: u64,
     /// Steps done, this one included.
     pub step: u64,
     /// Mean cross entropy.
     pub loss: f64,
-    /// In 0..1.
+    /// Top-1 accuracy, in 0..1.
     pub top1: f64,
-    /// Images per second, all ranks.
+    /// Images per second on all ranks.
     pub images_per_s: f64,
 }
 
-/// The progress of a run. Made by rank 0 only.
+/// Progress display of a run. Rank 0 only.
 ///
-/// `DRNAS_PROGRESS=bar` or `lines` overrules what the error stream looks like: under mpirun it is never a terminal, so
-/// `launch/env.sh` says what mpirun's own is.
+/// `DRNAS_PROGRESS=bar` or `lines` overrides the detection of a terminal: under mpirun, stderr is never one, so
+/// `launch/env.sh` sets the variable according to the terminal of mpirun.
 pub struct Progress {
     bar: Option<ProgressBar>,
     num_steps: u64,
@@ -40,7 +40,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins at `step` steps done of `num_steps`; plain lines come every `log_every` steps.
+    /// Starts after `step` of `num_steps` steps; plain lines are printed every `log_every` steps.
     pub fn start(step: u64, num_steps: u64, log_every: u64) -> Progress {
         let wish = std::env::var("DRNAS_PROGRESS").ok();
         let shown = match wish.as_deref() {
@@ -62,7 +62,7 @@ impl Progress {
         Progress { bar, num_steps, log_every, pace: Pace::default() }
     }
 
-    /// After each step.
+    /// Updates the bar or prints a line.
     pub fn step(&mut self, status: &Status) {
         let left = self.pace.left(status, self.num_steps, Instant::now());
         let line = line(status, self.num_steps, left);
@@ -75,24 +75,24 @@ impl Progress {
                 bar.set_message(line);
                 bar.set_position(status.step);
             }
-            None if due => print(&line),
+            None if due => print_stdout(&line),
             None => {}
         }
     }
 
-    /// A line of its own (the end of an epoch, a new stage, a warning) that the bar does not overwrite.
+    /// Prints a separate line (the end of an epoch, a new stage, a warning) that the bar does not overwrite.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            // Through the bar's own stream: mpirun mixes two at will.
+            // Through the stream of the bar: mpirun interleaves two streams arbitrarily.
             Some(bar) => {
                 console::log(line);
                 bar.println(line);
             }
-            None => print(line),
+            None => print_stdout(line),
         }
     }
 
-    /// Takes the bar away: before the final report or an error.
+    /// Removes the bar before the final report or an error.
     pub fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -116,7 +116,7 @@ fn line(status: &Status, num_steps: u64, left: Option<Duration>) -> String {
     )
 }
 
-/// Seconds per step, smoothed, begun anew when a stage changes them.
+/// Smoothed time per step, seconds; restarted when the stage changes.
 #[derive(Default)]
 struct Pace {
     stage: u64,
@@ -143,7 +143,7 @@ impl Pace {
     }
 }
 
-/// A terminal at the other end of mpirun's pipe: the escape codes are sent on trust.
+/// A terminal at the other end of mpirun's pipe; assumes that it understands ANSI escape codes.
 #[derive(Debug)]
 struct Forwarded {
     columns: u16,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_where_the_run_stands() {
+    fn a_line_shows_the_state_of_the_run() {
         assert_eq!(
             line(&status(1, 120), 500, Some(Duration::from_secs(80))),
             "stage 1/2  epoch 3/10  step 120/500  loss 2.104  top-1 24.1 %  85.3 images/s  1 min 20 s left"
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(pace.left(&status(1, 1), 11, at(0)), None);
         let left = pace.left(&status(1, 2), 11, at(2)).unwrap();
         assert_eq!(left.as_secs(), 18);
-        // The next stage is slower: what the first one took counts no more.
+        // The next stage is slower: the time of the first one no longer counts.
         assert_eq!(pace.left(&status(2, 3), 11, at(4)), None);
         let left = pace.left(&status(2, 4), 11, at(14)).unwrap();
         assert_eq!(left.as_secs(), 70);

@@ -1,16 +1,17 @@
-//! Records: what the lines of `metrics.jsonl` hold.
+//! Records in the lines of `metrics.jsonl`.
 //!
 //! Stages and epochs count from 1 (epochs over the whole run), `step` is the number of steps done; top-1 and top-5 are
-//! in 0..1; a number that is not finite is `null`.
+//! in 0..1; a number that is not finite is written as `null`.
 
+use super::counted;
 use crate::space::Mask;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Percent by data set ("cifar10", "cifar100", "imagenet16-120").
+/// Accuracies in percent by data set ("cifar10", "cifar100", "imagenet16-120").
 pub type Accuracies = BTreeMap<String, f64>;
 
-/// One line of the file; `event` says which kind.
+/// One line of the file; `event` names its kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum LogRecord {
@@ -18,31 +19,31 @@ pub enum LogRecord {
     Step(StepRecord),
     /// After the last step of an epoch.
     Epoch(EpochRecord),
-    /// At the beginning of a stage, the first one too.
+    /// At the start of every stage.
     Stage(StageRecord),
     /// Once, at the end of the run.
     Finish(FinishRecord),
-    /// At the beginning of an evaluation.
+    /// At the start of an evaluation.
     Network(NetworkRecord),
-    /// After the last step of an epoch of an evaluation, and its test.
+    /// After the last step of an epoch of an evaluation and its test.
     #[serde(rename = "evaluated_epoch")]
     EvaluatedEpoch(EvaluatedEpochRecord),
     /// Once, at the end of an evaluation.
     Evaluated(EvaluatedRecord),
-    /// Images that could not be decoded were replaced by others.
+    /// After images that could not be decoded were replaced.
     Replaced(ReplacedRecord),
 }
 
-/// Images that could not be decoded and were replaced (`data.skip_bad`), each named the first time.
+/// Images that could not be decoded and were replaced (`data.skip_bad`), each listed once per run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplacedRecord {
-    /// Steps done when they were looked at.
+    /// Steps done when they were reported.
     pub step: u64,
-    /// Shard, record, file name, and why it could not be used.
+    /// Shard, record, file name, and the reason.
     pub images: Vec<String>,
 }
 
-/// One step. The images of all replicas count.
+/// One step, over the images of all replicas.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Stage, from 1.
@@ -53,9 +54,9 @@ pub struct StepRecord {
     pub step: u64,
     /// Mean cross entropy of the weight step.
     pub loss: f64,
-    /// Part of the images whose class came first.
+    /// Top-1 accuracy.
     pub top1: f64,
-    /// Part of the images whose class was among the first five.
+    /// Top-5 accuracy.
     pub top5: f64,
     /// Mean cross entropy of the architecture step, if there was one.
     pub architecture_loss: Option<f64>,
@@ -63,21 +64,21 @@ pub struct StepRecord {
     pub lr: f64,
     /// Learning rate of eta; 0 without an architecture step.
     pub eta_lr: f64,
-    /// Images of both sets that went through the network, per second.
+    /// Images of both data sets processed, per second.
     pub images_per_s: f64,
     /// Time that rank 0 waited for images, milliseconds.
     pub data_wait_ms: f64,
     /// Time that rank 0 waited for other ranks, milliseconds.
     pub reduce_wait_ms: f64,
-    /// Time for which a checkpoint held training up before this step, milliseconds; most of it is written meanwhile.
+    /// Delay of this step by a checkpoint, milliseconds; most of a checkpoint is written in the background.
     pub checkpoint_ms: f64,
-    /// Memory in use on rank 0's card at the look after this step, by all processes, MiB; libtorch gives nothing back, so
-    /// this is the largest need so far. Only on cards.
+    /// Memory in use on the GPU of rank 0 after this step, by all processes, MiB. libtorch does not return memory, so
+    /// this is the peak so far. `None` on CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub card_memory_mib: Option<f64>,
 }
 
-/// One epoch, of a search or an evaluation: means over its steps. Stage and epoch count from 1.
+/// One epoch of a search or an evaluation: means over its steps. Stage and epoch count from 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochSummary {
     /// Stage; an evaluation has one.
@@ -88,11 +89,11 @@ pub struct EpochSummary {
     pub step: u64,
     /// Steps of the epoch.
     pub steps: u64,
-    /// Mean of what the weight steps minimised: cross entropy; of an evaluation smoothed, with the auxiliary head's part.
+    /// Mean training loss: cross entropy; in an evaluation, with label smoothing and the auxiliary loss.
     pub loss: f64,
-    /// Part of the images whose class came first.
+    /// Top-1 accuracy.
     pub top1: f64,
-    /// Part of the images whose class was among the first five.
+    /// Top-5 accuracy.
     pub top5: f64,
     /// Mean cross entropy of the architecture steps, if there were any.
     pub architecture_loss: Option<f64>,
@@ -100,24 +101,24 @@ pub struct EpochSummary {
     pub architecture_top1: Option<f64>,
     /// Learning rate of the weights.
     pub lr: f64,
-    /// Images of all training sets that went through the network, per second.
+    /// Images of all training sets processed, per second.
     pub images_per_s: f64,
     /// Time that rank 0 waited for images, milliseconds per step.
     pub data_wait_ms: f64,
     /// Time that rank 0 waited for other ranks, milliseconds per step.
     pub reduce_wait_ms: f64,
-    /// Images that could not be decoded and were replaced.
+    /// Number of replacements of images that could not be decoded.
     pub skipped_images: u64,
-    /// Length of the epoch's steps, seconds.
+    /// Duration of the steps, seconds.
     pub wall_s: f64,
 }
 
 impl EpochSummary {
-    /// For people; `more` follows the accuracy.
+    /// Formats the epoch for the console; `more` follows the accuracy.
     pub fn text(&self, more: &str) -> String {
         let skipped = match self.skipped_images {
             0 => String::new(),
-            images => format!(", {images} images replaced"),
+            images => format!(", {} replaced", counted(images, "image")),
         };
         format!(
             "epoch {}: loss {:.3}, top-1 {:.1} %{more}, {:.1} images/s{skipped}",
@@ -129,44 +130,44 @@ impl EpochSummary {
     }
 }
 
-/// One epoch of a search, and what its eta says.
+/// One epoch of a search, with eta.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
-    /// What every epoch has.
+    /// Fields of every epoch.
     #[serde(flatten)]
     pub summary: EpochSummary,
-    /// Mean entropy (nats) of a row's softmax of eta, by table (of DARTS: normal, reduction cells): falls as the choice
-    /// becomes clear.
+    /// Mean over edges of the entropy of softmax(eta), nats, for each table (DARTS: normal cells, reduction cells). It
+    /// falls as the search converges.
     pub eta_entropy: Vec<f64>,
-    /// eta, `[T][E][O]`; where an operation was pruned it means nothing.
+    /// eta, `[T][E][O]`; meaningless for pruned operations.
     pub eta: Vec<Vec<Vec<f64>>>,
-    /// Kept operations, of the same shape.
+    /// Kept operations, `[T][E][O]`.
     pub masks: Vec<Mask>,
-    /// What eta selects now: DARTS one-line text, or the architecture string of NAS-Bench-201.
+    /// The architecture that eta selects: DARTS one-line notation, or the architecture string of NAS-Bench-201.
     pub genotype: String,
-    /// Test accuracy of that architecture in the benchmark's table, percent by data set; absent without a table.
+    /// Test accuracy of that architecture in the NAS-Bench-201 table, percent by data set; absent without a table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub benchmark: Option<Accuracies>,
 }
 
-/// A stage begins.
+/// Start of a stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageRecord {
     /// Stage, from 1.
     pub stage: u64,
-    /// Steps done before it.
+    /// Steps done before.
     pub step: u64,
     /// Partial-channel divisor.
     pub k: i64,
-    /// Operations left on every edge.
+    /// Operations kept on every edge.
     pub ops_kept: usize,
     /// Epochs of the stage.
     pub epochs: u64,
-    /// Weights of the supernet, in numbers.
+    /// Number of weights in the supernet.
     pub num_weights: i64,
 }
 
-/// The run has ended well.
+/// End of a search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FinishRecord {
     /// Steps done.
@@ -175,94 +176,94 @@ pub struct FinishRecord {
     pub stages: u64,
     /// Epochs done.
     pub epochs: u64,
-    /// Images of both sets that went through the network.
+    /// Images of both data sets processed.
     pub images: u64,
-    /// How often an image that could not be decoded was replaced.
+    /// Number of replacements of images that could not be decoded.
     #[serde(default)]
     pub replaced_images: u64,
-    /// Ranks that took part in the end.
+    /// Number of ranks at the end of the run.
     pub ranks: u64,
-    /// The found architecture: DARTS one-line text, or the architecture string of NAS-Bench-201.
+    /// The found architecture: DARTS one-line notation, or the architecture string of NAS-Bench-201.
     pub genotype: String,
-    /// Its test accuracy in the benchmark's table, percent by data set; absent without a table.
+    /// Its test accuracy in the NAS-Bench-201 table, percent by data set; absent without a table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub benchmark: Option<Accuracies>,
-    /// Seconds since the program started, or went on from a checkpoint, the last time.
+    /// Time in training steps over the whole run, seconds.
     pub wall_s: f64,
 }
 
-/// An evaluation begins.
+/// Start of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkRecord {
-    /// Steps done before it.
+    /// Steps done before.
     pub step: u64,
     /// Epochs of the run.
     pub epochs: u64,
-    /// Learned numbers without the auxiliary head, as papers count.
+    /// Number of parameters without the auxiliary head, as papers count them.
     pub parameters: i64,
-    /// Learned numbers, all of them.
+    /// Number of parameters with the auxiliary head.
     pub num_weights: i64,
     /// Multiply-adds of convolutions and linear layers for one test image, without the auxiliary head.
     pub multiply_adds: i64,
-    /// The architecture, DARTS one-line text.
+    /// The architecture in DARTS one-line notation.
     pub genotype: String,
 }
 
-/// One epoch of an evaluation, and the test that followed, if one did.
+/// One epoch of an evaluation and its test, if there was one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluatedEpochRecord {
-    /// What every epoch has.
+    /// Fields of every epoch.
     #[serde(flatten)]
     pub summary: EpochSummary,
     /// Mean cross entropy over the test set.
     pub test_loss: Option<f64>,
-    /// Part of the test images whose class came first.
+    /// Top-1 test accuracy.
     pub test_top1: Option<f64>,
-    /// Part of the test images whose class was among the first five.
+    /// Top-5 test accuracy.
     pub test_top5: Option<f64>,
-    /// Images tested.
+    /// Number of test images.
     pub test_images: Option<u64>,
-    /// The best `test_top1` so far.
+    /// Best `test_top1` so far.
     pub best_top1: Option<f64>,
-    /// The epoch that had it first.
+    /// First epoch with that accuracy.
     pub best_epoch: Option<u64>,
-    /// Probability of drop path.
+    /// Drop-path probability.
     pub drop_path: f64,
 }
 
-/// An evaluation has ended well.
+/// End of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluatedRecord {
     /// Steps done.
     pub step: u64,
     /// Epochs done.
     pub epochs: u64,
-    /// Top-1 of the test after the last epoch.
+    /// Top-1 test accuracy after the last epoch.
     pub last_top1: f64,
-    /// Top-5 of the same test.
+    /// Top-5 test accuracy after the last epoch.
     pub last_top5: f64,
-    /// The epoch whose test had the highest top-1: chosen by the test images themselves.
+    /// Epoch with the best top-1 test accuracy: selected on the test set.
     pub best_epoch: u64,
-    /// Its top-1.
+    /// Top-1 test accuracy of that epoch.
     pub best_top1: f64,
-    /// Its top-5.
+    /// Top-5 test accuracy of that epoch.
     pub best_top5: f64,
-    /// Images of each test.
+    /// Number of images per test.
     pub test_images: u64,
-    /// Learned numbers without the auxiliary head.
+    /// Number of parameters without the auxiliary head.
     pub parameters: i64,
     /// Multiply-adds for one test image, without the auxiliary head.
     pub multiply_adds: i64,
-    /// Training images that went through the network.
+    /// Training images processed.
     pub images: u64,
-    /// How often one that could not be decoded was replaced.
+    /// Number of replacements of images that could not be decoded.
     #[serde(default)]
     pub replaced_images: u64,
-    /// Ranks that took part in the end.
+    /// Number of ranks at the end of the run.
     pub ranks: u64,
-    /// The architecture, DARTS one-line text.
+    /// The architecture in DARTS one-line notation.
     pub genotype: String,
-    /// Seconds in training steps.
+    /// Time in training steps, seconds.
     pub wall_s: f64,
 }
 

@@ -1,4 +1,4 @@
-//! The scaling table: how the speed of finished runs grows with their ranks, from what their logs measured.
+//! Scaling table: throughput of finished runs by number of ranks, from their logs.
 
 use crate::files;
 use crate::report::error::{Error, Result};
@@ -7,26 +7,26 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What the last epoch of a run measured. Images are those of both sets; times are rank 0's, milliseconds per step.
+/// Measurements of the last epoch of a run. Images: both data sets; times: rank 0, milliseconds per step.
 #[derive(Clone, Debug, PartialEq)]
 struct Speed {
     ranks: u64,
     steps: usize,
     images_per_s: f64,
-    /// Quartiles over the steps: how steady it was.
+    /// First and third quartile over the steps.
     quartiles: [f64; 2],
     data_wait_ms: f64,
     reduce_wait_ms: f64,
 }
 
-/// The table of `runs` in Markdown, fewest ranks first. Efficiency is images/s per rank, of that of the first line.
-/// Errors: a run without a log, without an epoch or without an end.
+/// Returns a Markdown table of `runs`, sorted by number of ranks. Efficiency: images/s per rank relative to the first
+/// row. Errors: the log of a run is missing, has no epoch, or has no end.
 pub fn scaling(runs: &[PathBuf]) -> Result<String> {
     let mut speeds: Vec<Speed> = runs.iter().map(|run| Speed::of(run)).collect::<Result<_>>()?;
     speeds.sort_by_key(|speed| speed.ranks);
     let per_rank = |speed: &Speed| speed.images_per_s / speed.ranks as f64;
     let mut table = String::from(
-        "| ranks | images/s | quartiles of the steps | per rank | efficiency | waiting for images | for other ranks | steps |\n\
+        "| ranks | images/s | quartiles over steps | per rank | efficiency | waiting for images | for other ranks | steps |\n\
          |---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for speed in &speeds {
@@ -61,7 +61,7 @@ impl Speed {
             .filter_map(|line| line["images_per_s"].as_f64())
             .collect();
         steps.sort_by(f64::total_cmp);
-        // The nearest of the steps, no number between two.
+        // Nearest rank, not interpolated.
         let quantile = |part: f64| steps.get((part * (steps.len().max(1) - 1) as f64).round() as usize);
         Ok(Speed {
             ranks: number(finish, "ranks")? as u64,
@@ -78,7 +78,7 @@ impl Speed {
 mod tests {
     use super::*;
 
-    /// A run of `ranks` ranks whose 4 steps of the last epoch made `images_per_s` 0.5, 0.9, 1.1 and 1.5 times.
+    /// Writes a run whose 4 steps of the last epoch reached 0.5, 0.9, 1.1 and 1.5 times `images_per_s`.
     fn run(dir: &Path, ranks: u64, images_per_s: f64) -> PathBuf {
         let run = dir.join(ranks.to_string());
         fs::create_dir(&run).unwrap();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_has_not_finished_is_no_measurement() {
+    fn an_unfinished_run_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = run(dir.path(), 2, 100.0);
         let log = path.join("metrics.jsonl");

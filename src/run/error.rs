@@ -1,71 +1,72 @@
-//! Why a run cannot begin, or go on, in its folder.
+//! Errors of starting or resuming a run.
 
 use std::path::PathBuf;
 
-/// Why a run cannot begin, or go on, in its folder.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error of starting or resuming a run; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A run folder that another job writes to.
+    /// Another job holds the lock of the run folder.
     #[error(
-        "{} is held by {who}: another job writes this run; wait for it, end it, or choose another --out",
+        "{} is held by {who}: another job writes to this run folder; wait for it, stop it, or choose another --out",
         path.display()
     )]
     RunLocked {
-        /// The lock.
+        /// The lock file.
         path: PathBuf,
         /// Its holder.
         who: String,
     },
-    /// A lock that this job held and that is another's now.
+    /// This job has lost the lock of the run folder.
     #[error(
-        "{} was taken by another job (this one did not answer for long, or the file was removed); this job ends and \
-         writes nothing more",
+        "{} was taken over by another job (this job did not respond for too long, or the file was removed); exiting \
+         without further writes",
         path.display()
     )]
     LockLost {
-        /// The lock.
+        /// The lock file.
         path: PathBuf,
     },
-    /// A run folder that holds a run, without `--resume`.
-    #[error("{} holds a run already; add --resume to go on with it, or choose another --out", .0.display())]
+    /// The run folder contains a run, and `--resume` was not given.
+    #[error("{} already contains a run; add --resume to resume it, or choose another --out", .0.display())]
     RunExists(PathBuf),
-    /// The result of a test that would be replaced.
-    #[error("{} holds the result of an earlier test; choose another --out, or move that file away", .0.display())]
+    /// The test result would be overwritten.
+    #[error("{} already exists; choose another --out, or move the file away", .0.display())]
     TestExists(PathBuf),
-    /// Another configuration or other data than the run began with.
+    /// The configuration or a data set differs from that of the run to be resumed.
     #[error(
-        "the run began with {before}, now it is {now}; go on with what it began with, or start another run"
+        "the configuration changed since the run started: {before} to {now}; resume with the original one, or start \
+         another run"
     )]
     RunChanged {
-        /// Then.
+        /// Value when the run started.
         before: String,
-        /// Now.
+        /// Value now.
         now: String,
     },
-    /// Ranks were started with different things.
-    #[error("rank {rank} and rank 0 do not have the same {what}; start all ranks with the same files")]
-    StartsDiffer {
-        /// The first rank that differs.
+    /// Ranks were started with different inputs.
+    #[error(
+        "rank {rank} and rank 0 were started with a different {what}; start all ranks with the same files"
+    )]
+    InputsDiffer {
+        /// The lowest rank that differs from rank 0.
         rank: usize,
-        /// What differs.
+        /// The input that differs.
         what: String,
     },
     /// The weights and the architecture would be trained on the same images.
-    #[error("--train {} and --valid {} hold the same images; eta has to be trained on images that the weights do not see (`drnas-dist split` makes two lists)", train.display(), valid.display())]
-    SameSets {
+    #[error("--train {} and --valid {} contain the same images; train eta on other images than the weights (`drnas-dist split` writes disjoint lists)", train.display(), valid.display())]
+    TrainIsValid {
         /// Shards of the weights.
         train: PathBuf,
         /// Shards of eta.
         valid: PathBuf,
     },
-    /// The network would be tested on what it was trained on.
-    #[error("--train {} and --test {} hold the same images; a test needs images that the weights have not seen", train.display(), test.display())]
-    TestedOnTraining {
-        /// Shards of the training.
+    /// The network would be tested on its training images.
+    #[error("--train {} and --test {} contain the same images; test on other images than the training images", train.display(), test.display())]
+    TrainIsTest {
+        /// Training shards.
         train: PathBuf,
-        /// Shards of the test.
+        /// Test shards.
         test: PathBuf,
     },
 }

@@ -1,9 +1,9 @@
-//! The run of an evaluation: training set, test set, what is told of it; and the test of given weights.
+//! Run of an evaluation: its data sets, messages and results; and `--test-only`.
 
 use super::error::Error as RunError;
 use super::run;
 use super::streams::{Streams, open};
-use super::training::{StepPlace, Told, Totals, Training};
+use super::training::{Announcement, StepPlace, Totals, Training};
 use crate::cli::EvaluateArgs;
 use crate::comm::Communicator;
 use crate::config::{self, EvaluateConfig, Settings};
@@ -13,9 +13,9 @@ use crate::eval::state::{check_classes, read_classes, read_weights, write_weight
 use crate::eval::{self, Evaluation, Tested};
 use crate::files;
 use crate::net::network::Network;
-use crate::process::messages::{print, say};
+use crate::process::messages::{print_stderr, print_stdout};
 use crate::report::{
-    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, evaluated_text,
+    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, counted, evaluated_text,
 };
 use crate::space;
 use crate::space::genotype::Genotype;
@@ -27,17 +27,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The weights of the best test so far, in the run folder.
+/// File in the run folder: weights with the best test accuracy so far.
 pub const BEST_WEIGHTS: &str = "best.safetensors";
-/// The architecture, in the run folder.
+/// File in the run folder: the architecture.
 pub const GENOTYPE: &str = "genotype.json";
-/// What the test of given weights leaves in the run folder.
+/// File in the run folder: result of `--test-only`.
 const TEST_RESULT: &str = "test.json";
 
-/// Multiply-adds of the 'mobile setting' that networks for ImageNet are compared in.
+/// Limit of the mobile setting in which ImageNet networks are compared.
 const MOBILE_MULTIPLY_ADDS: i64 = 600_000_000;
 
-/// Trains and tests, or only tests, as `args` say. Called by all ranks.
+/// Trains and tests a network, or only tests it (`args.test_only`). Called by all ranks.
 pub fn evaluate(config: &EvaluateConfig, args: &EvaluateArgs, world: &World) -> Result<()> {
     let genotype = Genotype::read(&args.genotype)?;
     let test_set = open(&args.test)?;
@@ -46,7 +46,7 @@ pub fn evaluate(config: &EvaluateConfig, args: &EvaluateArgs, world: &World) -> 
         return test_only(config, &genotype, weights, &test_set, &args.run.out, world);
     }
     config.check_ranks(world.size())?;
-    let train = args.train.as_ref().expect("clap asks for it, but for --test-only");
+    let train = args.train.as_ref().expect("clap requires --train without --test-only");
     let train_set = open(train)?;
     check_sets(config, &train_set, &test_set)?;
 
@@ -73,11 +73,11 @@ pub fn evaluate(config: &EvaluateConfig, args: &EvaluateArgs, world: &World) -> 
 fn check_sets(config: &EvaluateConfig, train: &ShardSet, test: &ShardSet) -> Result<()> {
     config.check_classes(train.num_classes())?;
     if train.hash() == test.hash() {
-        return Err(RunError::TestedOnTraining { train: train.dir().into(), test: test.dir().into() }.into());
+        return Err(RunError::TrainIsTest { train: train.dir().into(), test: test.dir().into() }.into());
     }
     if train.classes() != test.classes() {
         return Err(config::Error::Check(format!(
-            "{} and {} name their classes differently: pack both from folders with the same classes",
+            "{} and {} have different classes; pack both from folders with the same classes",
             train.dir().display(),
             test.dir().display()
         ))
@@ -86,7 +86,7 @@ fn check_sets(config: &EvaluateConfig, train: &ShardSet, test: &ShardSet) -> Res
     Ok(())
 }
 
-/// A pass over the test set, shared by the ranks.
+/// Opens one pass over the test set, split over the ranks.
 fn open_test(
     config: &EvaluateConfig,
     set: &Arc<ShardSet>,
@@ -104,7 +104,7 @@ fn open_test(
     Ok(TestLoader::open(Arc::clone(set), spec, pool)?)
 }
 
-/// `--test-only`. Collective.
+/// Tests given weights (`--test-only`). Collective.
 fn test_only(
     config: &EvaluateConfig,
     genotype: &Genotype,
@@ -114,15 +114,15 @@ fn test_only(
     world: &World,
 ) -> Result<()> {
     let path = out.join(TEST_RESULT);
-    // Before the work, not after it.
+    // Checked first, so that no test runs in vain.
     if world.rank() == 0 && path.exists() {
         return Err(RunError::TestExists(path).into());
     }
     match read_classes(weights)? {
         Some(classes) => check_classes(weights, &classes, set)?,
-        None if world.rank() == 0 => say(&format!(
-            "warning: {} holds no class names (an older version or another program wrote it): that its outputs mean the \
-             classes of {} in their order is not checked",
+        None if world.rank() == 0 => print_stderr(&format!(
+            "warning: {} has no class names (written by an older version or another program); cannot check that its \
+             outputs match the classes of {}",
             weights.display(),
             set.dir().display()
         )),
@@ -134,43 +134,43 @@ fn test_only(
     let comm = world.communicator();
     let tested = eval::test_weights(config, genotype, &named, &mut loader, world.device(), comm)?;
     if world.rank() == 0 {
-        print(&format!(
-            "{} on {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}, {} images",
+        print_stdout(&format!(
+            "{} on {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}, {}",
             weights.display(),
             set.dir().display(),
             100.0 * tested.top1(),
             100.0 * tested.top5(),
             tested.loss,
-            tested.images
+            counted(tested.images, "image")
         ));
         fs::create_dir_all(out).map_err(files::io("create folder", out))?;
-        let json = serde_json::to_string_pretty(&tested).expect("numbers have a JSON form");
+        let json = serde_json::to_string_pretty(&tested).expect("numbers can be serialised as JSON");
         files::write(&path, format!("{json}\n").as_bytes())?;
     }
     Ok(())
 }
 
-/// Numbers of a network, for people.
-fn introduce(net: &Network) -> String {
+/// Describes the size and the genotype of a network.
+fn network_text(net: &Network) -> String {
     let millions = |count: i64| count as f64 / 1e6;
     let (parameters, adds, px) = (net.num_parameters(), net.multiply_adds(), net.shape().px);
     let auxiliary = match net.shape().auxiliary {
         true => format!(
-            " ({:.3} M with the auxiliary head, which is for training only)",
+            " ({:.3} M with the auxiliary head, used only in training)",
             millions(net.params.num_elements())
         ),
         false => String::new(),
     };
     let mut text = format!(
-        "network: {:.3} M parameters{auxiliary}, {:.1} M multiply-adds for an image of {px} px\n{}",
+        "network: {:.3} M parameters{auxiliary}, {:.1} M multiply-adds per image of {px} px\n{}",
         millions(parameters),
         millions(adds),
         net.shape().genotype.to_line()
     );
     if adds > MOBILE_MULTIPLY_ADDS {
         text += &format!(
-            "\nwarning: {:.1} M multiply-adds are more than the 600 M of the 'mobile setting' that ImageNet results are \
-             compared in",
+            "\nwarning: {:.1} M multiply-adds exceed the 600 M of the mobile setting in which ImageNet results are \
+             compared",
             millions(adds)
         );
     }
@@ -185,7 +185,7 @@ struct EvaluateRun<'a> {
     streams: Streams,
     train_set: Arc<ShardSet>,
     test_set: Arc<ShardSet>,
-    /// Training images, once they are open.
+    /// Training images; `Some` after `open_data`.
     loader: Option<Loader>,
     rank: usize,
     size: usize,
@@ -193,7 +193,7 @@ struct EvaluateRun<'a> {
 }
 
 impl EvaluateRun<'_> {
-    /// The test of the epoch that has just ended, if it was tested.
+    /// Returns the test after the epoch that has just ended, if there was one.
     fn newest_test(&self) -> Option<Tested> {
         let epochs = self.evaluation.step() / self.evaluation.steps_per_epoch();
         self.evaluation.tests().last.filter(|tested| tested.epoch == epochs)
@@ -207,7 +207,7 @@ impl Training for EvaluateRun<'_> {
         self.config
     }
 
-    fn sets(&self) -> Vec<(&'static str, u64)> {
+    fn input_hashes(&self) -> Vec<(&'static str, u64)> {
         let genotype = xxh3_64(self.genotype.to_line().as_bytes());
         vec![("train", self.train_set.hash()), ("test", self.test_set.hash()), ("genotype", genotype)]
     }
@@ -239,7 +239,7 @@ impl Training for EvaluateRun<'_> {
     }
 
     fn train_step(&mut self, comm: &dyn Communicator) -> Result<StepOutcome> {
-        self.evaluation.train_step(self.loader.as_mut().expect("the data were opened"), comm)
+        self.evaluation.train_step(self.loader.as_mut().expect("open_data was called"), comm)
     }
 
     fn end_epoch(&mut self, comm: &dyn Communicator) -> Result<()> {
@@ -269,7 +269,7 @@ impl Training for EvaluateRun<'_> {
         Ok(vec![(GENOTYPE, format!("{json}\n"))])
     }
 
-    fn tell_stage(&self) -> Told {
+    fn announce_stage(&self) -> Announcement {
         let net = self.evaluation.net();
         let record = NetworkRecord {
             step: self.evaluation.step(),
@@ -279,10 +279,10 @@ impl Training for EvaluateRun<'_> {
             multiply_adds: net.multiply_adds(),
             genotype: self.genotype.to_line(),
         };
-        Told { record: LogRecord::Network(record), text: introduce(net) }
+        Announcement { record: LogRecord::Network(record), text: network_text(net) }
     }
 
-    fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
+    fn announce_epoch(&self, summary: EpochSummary) -> Result<Announcement> {
         let (test, best) = (self.newest_test(), self.evaluation.tests().best);
         let more = match (test, best) {
             (Some(test), Some(best)) => format!(
@@ -305,10 +305,10 @@ impl Training for EvaluateRun<'_> {
             drop_path: self.evaluation.drop_path(summary.epoch - 1),
             summary,
         };
-        Ok(Told { record: LogRecord::EvaluatedEpoch(record), text })
+        Ok(Announcement { record: LogRecord::EvaluatedEpoch(record), text })
     }
 
-    fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
+    fn finish(&self, out: &Path, totals: &Totals) -> Result<Announcement> {
         let tests = self.evaluation.tests();
         let (last, best) = tests.last.zip(tests.best).expect("the last epoch is always tested");
         let net = self.evaluation.net();
@@ -329,6 +329,6 @@ impl Training for EvaluateRun<'_> {
             genotype: self.genotype.to_line(),
             wall_s: totals.wall_s,
         };
-        Ok(Told { text: evaluated_text(out, &record), record: LogRecord::Evaluated(record) })
+        Ok(Announcement { text: evaluated_text(out, &record), record: LogRecord::Evaluated(record) })
     }
 }

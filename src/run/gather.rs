@@ -1,9 +1,9 @@
-//! Lines of text that every rank has some of, gathered on all of them.
+//! All-gather of text lines.
 
 use crate::comm::Communicator;
 use crate::error::Result;
 
-/// The lines of all ranks, on all of them. Collective.
+/// Returns the lines of all ranks, in rank order, on every rank. Collective.
 pub(super) fn gather_lines(mine: &[String], comm: &dyn Communicator) -> Result<Vec<String>> {
     let mut text = mine.join("\n").into_bytes();
     let lengths = comm.all_gather(&(text.len() as u64).to_le_bytes())?;

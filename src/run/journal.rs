@@ -1,31 +1,31 @@
-//! Journal: what rank 0 tells of a run: the log, the progress, the numbers of an epoch.
+//! Journal: log, progress line and epoch statistics of a run, on rank 0.
 
 use super::training::{Totals, Training};
 use crate::comm::ReduceWait;
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
-use crate::process::messages::say;
-use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status};
+use crate::process::messages::print_stderr;
+use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status, counted};
 use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// What a rank knows of a step before its losses are read.
+/// A step whose losses have not been read back yet.
 pub struct UnreadStep {
     /// The step, from 1.
     pub step: u64,
-    /// Images of all batches, all ranks.
+    /// Images in the batches of all ranks.
     pub images: u64,
-    /// Length of the step, seconds.
+    /// Duration of the step, seconds.
     pub wall_s: f64,
-    /// Of it waiting for images, milliseconds.
+    /// Part of it spent waiting for images, milliseconds.
     pub data_wait_ms: f64,
-    /// Of it the waits for other ranks.
+    /// Its waits for other ranks.
     pub reduce_waits: Vec<ReduceWait>,
-    /// Before it held up by a checkpoint, milliseconds.
+    /// Delay by a checkpoint before the step, milliseconds.
     pub checkpoint_ms: f64,
 }
 
@@ -41,54 +41,55 @@ struct EpochSums {
     wall_s: f64,
 }
 
-/// What of the journal goes into a checkpoint, so that an interrupted epoch reports all its steps, and a run all its time.
+/// The part of the journal that is checkpointed, so that the statistics of an epoch and of the run survive an
+/// interruption. time.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sums {
     epoch: EpochSums,
     totals: Totals,
-    /// Images that could not be decoded and were replaced, each with its reason; how often.
+    /// Images that could not be decoded, with the reason, and how often each was replaced.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     replaced: BTreeMap<String, u64>,
 }
 
-/// Images of [`Sums::replaced`] that the report names; `metrics.jsonl` and `messages.log` name all.
-const REPORTED: usize = 20;
+/// Number of replaced images that the report names; `metrics.jsonl` and `messages.log` name all of them.
+const MAX_REPORTED: usize = 20;
 
 impl Sums {
-    /// How often an image was replaced.
+    /// Number of replacements.
     fn num_replaced(&self) -> u64 {
         self.replaced.values().sum()
     }
 
-    /// What the report says of them; "" if there are none.
+    /// Lists the replaced images for the report; "" if there are none.
     fn replaced_text(&self) -> String {
-        let times = |count: u64| if count == 1 { "1 time".into() } else { format!("{count} times") };
-        let named = self.replaced.iter().take(REPORTED);
+        let named = self.replaced.iter().take(MAX_REPORTED);
         let mut text: String =
-            named.map(|(image, count)| format!("  {}: {image}\n", times(*count))).collect();
-        if self.replaced.len() > REPORTED {
-            text += &format!("  and {} more, see metrics.jsonl\n", self.replaced.len() - REPORTED);
+            named.map(|(image, count)| format!("  {}: {image}\n", counted(*count, "time"))).collect();
+        if self.replaced.len() > MAX_REPORTED {
+            text += &format!("  and {} more, see metrics.jsonl\n", self.replaced.len() - MAX_REPORTED);
         }
         match self.num_replaced() {
             0 => String::new(),
             count => format!(
-                "\nImages that could not be decoded were replaced by others, {} (data.skip_bad = true):\n{text}",
-                times(count)
+                "\nImages that could not be decoded were replaced {} (data.skip_bad = true):\n{text}",
+                counted(count, "time")
             ),
         }
     }
 }
 
-/// The log and the progress of a run. Rank 0 only.
+/// Log, progress line and statistics of a run. Rank 0 only.
 pub struct Journal {
     log: MetricsLog,
     progress: Progress,
-    /// Part of the checkpoint.
+    /// Statistics that are part of the checkpoint.
     pub sums: Sums,
 }
 
 impl Journal {
-    /// Opens the log in the folder `out`: a new one, or the old one up to step `resumed`, with the sums of then.
+    /// Creates the log in the folder `out`. With `resumed`, truncates the existing log to that step and continues with
+    /// those sums instead.
     pub fn open(
         training: &impl Training,
         out: &Path,
@@ -103,7 +104,7 @@ impl Journal {
         let log = match is_new {
             false => MetricsLog::resume(&path, step)?,
             true => {
-                // Nothing was saved of what this log speaks of.
+                // Without a checkpoint, an old log describes steps that are lost.
                 if path.exists() {
                     fs::remove_file(&path).map_err(files::io("remove", &path))?;
                 }
@@ -114,14 +115,14 @@ impl Journal {
         Ok(Journal { progress, log, sums })
     }
 
-    /// The run, or a stage of it, begins.
+    /// Announces the start of the run or of a stage.
     pub fn stage(&mut self, training: &impl Training) -> Result<()> {
-        let told = training.tell_stage();
-        self.progress.note(&told.text);
-        Ok(self.log.write(&told.record)?)
+        let announcement = training.announce_stage();
+        self.progress.note(&announcement.text);
+        Ok(self.log.write(&announcement.record)?)
     }
 
-    /// Steps whose losses were just read, oldest first.
+    /// Logs steps whose losses were just read back, oldest first, and updates the progress line.
     pub fn steps(
         &mut self,
         training: &impl Training,
@@ -149,7 +150,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Images that were replaced up to `step`, of all ranks. Each is named once in a run.
+    /// Logs images of all ranks that were replaced up to `step`, each once per run.
     pub fn replaced(&mut self, step: u64, images: Vec<String>) -> Result<()> {
         let mut new = Vec::new();
         for image in images {
@@ -164,7 +165,9 @@ impl Journal {
         }
         new.sort();
         for image in &new {
-            say(&format!("warning: image replaced by another one (data.skip_bad = true): {image}"));
+            print_stderr(&format!(
+                "warning: replaced an image that cannot be decoded (data.skip_bad = true): {image}"
+            ));
         }
         Ok(self.log.write(&LogRecord::Replaced(ReplacedRecord { step, images: new }))?)
     }
@@ -201,13 +204,13 @@ impl Journal {
         Ok(self.log.write(&LogRecord::Step(record))?)
     }
 
-    /// The last step of an epoch was told.
+    /// Announces the end of an epoch, after `steps` has logged its last step.
     pub fn epoch(&mut self, training: &impl Training) -> Result<()> {
         let sums = std::mem::take(&mut self.sums.epoch);
         let place = training.place(training.step() - 1);
         let steps = sums.steps as f64;
         let searched = (sums.architecture_steps > 0).then_some(sums.architecture_steps as f64);
-        let told = training.tell_epoch(EpochSummary {
+        let announcement = training.announce_epoch(EpochSummary {
             stage: place.stage + 1,
             epoch: place.epoch + 1,
             step: training.step(),
@@ -224,28 +227,28 @@ impl Journal {
             skipped_images: sums.measures.skipped as u64,
             wall_s: sums.wall_s,
         })?;
-        self.progress.note(&told.text);
-        Ok(self.log.write(&told.record)?)
+        self.progress.note(&announcement.text);
+        Ok(self.log.write(&announcement.record)?)
     }
 
-    /// What brings everything told so far to the disk, on any thread.
+    /// Returns a function that syncs all lines written so far to disk, on any thread.
     pub fn syncer(&self) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
         let sync = self.log.syncer()?;
         Ok(move || Ok(sync()?))
     }
 
-    /// Takes the progress away.
+    /// Removes the progress bar.
     pub fn close(&self) {
         self.progress.end();
     }
 
-    /// Has the results and the last line of the log written; the final report, for people.
+    /// Writes the results and the last line of the log; returns the final report.
     pub fn finish(&mut self, training: &impl Training, out: &Path) -> Result<String> {
         self.close();
         let totals = Totals { replaced_images: self.sums.num_replaced(), ..self.sums.totals };
-        let told = training.finish(out, &totals)?;
-        self.log.write(&told.record)?;
+        let announcement = training.finish(out, &totals)?;
+        self.log.write(&announcement.record)?;
         self.log.sync()?;
-        Ok(told.text + &self.sums.replaced_text())
+        Ok(announcement.text + &self.sums.replaced_text())
     }
 }

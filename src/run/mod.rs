@@ -1,4 +1,4 @@
-//! A run: from checked inputs to the result, with its log, its checkpoints and its end, whatever it trains.
+//! Runs a search or an evaluation: training loop, log, checkpoints, resume and exit.
 
 pub(crate) mod error;
 pub mod evaluate;
@@ -20,10 +20,10 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
 use crate::process::console;
-use crate::process::exit::at_last;
-use crate::process::messages::{note, print, say, say_into};
+use crate::process::exit::on_exit;
+use crate::process::messages::{log_to_file, print_stderr, print_stdout, set_log_file};
 use crate::process::phase::{self, Phase};
-use crate::report::{finish, finished, unfinish};
+use crate::report::{counted, finish, finished, unfinish};
 use crate::train::tally::{StepOutcome, Tally, timed};
 use crate::train::{self, checkpoint};
 use crate::world::World;
@@ -38,17 +38,18 @@ use std::time::Instant;
 use training::{Training, inputs};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Overrules the command that an interrupted run is told to go on with: scripts that start one set it to themselves.
+/// Environment variable: command to print for resuming an interrupted run. Launch scripts set it to their own command
+/// line.
 const COMMAND_VARIABLE: &str = "DRNAS_COMMAND";
 
-/// What a run writes in the course of it, beside checkpoints.
+/// Files that a run writes, apart from its checkpoints.
 const RESULTS: [&str; 6] =
     ["metrics.jsonl", "report.txt", "finished.json", "best.safetensors", "genotype.json", "genotype.txt"];
 
-/// What every rank says goes into this file of the run folder too: launchers lose some of it when a job is ended.
+/// File in the run folder: warnings and errors of all ranks. Launchers lose some of them when a job is killed.
 const MESSAGES_FILE: &str = "messages.log";
 
-/// Trains to the end. Called by all ranks.
+/// Trains to the last step and writes the results. Called by all ranks.
 fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()> {
     let comm = world.communicator();
     phase::begin(Phase::StartUp)?;
@@ -68,47 +69,47 @@ fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()
     run.finish(&training)
 }
 
-/// Compares over the ranks what each was started with; names the first thing that differs. Collective.
+/// Checks that all ranks were started with the same inputs; the error names the first difference. Collective.
 fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<()> {
     let program = fs::read("/proc/self/exe").map_or(0, |bytes| xxh3_64(&bytes));
     let mut mine = vec![
-        ("program (another version is installed there)".to_owned(), program),
+        ("version of the program".to_owned(), program),
         ("configuration".to_owned(), training.settings().hash()),
     ];
-    mine.extend(training.sets().iter().map(|(name, hash)| (format!("--{name}"), *hash)));
+    mine.extend(training.input_hashes().iter().map(|(name, hash)| (format!("--{name}"), *hash)));
     let bytes: Vec<u8> = mine.iter().flat_map(|(_, hash)| hash.to_le_bytes()).collect();
     let all = comm.all_gather(&bytes)?;
     for (index, (what, _)) in mine.iter().enumerate() {
         let part = |rank: usize| &all[rank][8 * index..8 * (index + 1)];
         if let Some(rank) = (1..all.len()).find(|&rank| part(rank) != part(0)) {
-            return Err(Error::StartsDiffer { rank, what: what.clone() }.into());
+            return Err(Error::InputsDiffer { rank, what: what.clone() }.into());
         }
     }
     Ok(())
 }
 
-/// The run around what is trained.
+/// A run in progress, apart from what is trained.
 struct Run<'a> {
     world: &'a World,
     out: PathBuf,
-    /// The command that goes on.
+    /// Command that resumes the run.
     command: String,
-    /// Rank 0 alone has them: it writes for all.
+    /// `None` except on rank 0, which writes for all ranks; also `writer` and `lock`.
     journal: Option<Journal>,
     writer: Option<Writer>,
     lock: Option<Lock>,
-    /// Losses that nobody has looked at, and what else is known of their steps.
+    /// Losses that have not been read back yet, and their steps.
     tally: Tally,
     pending: Vec<UnreadStep>,
-    /// Images that this rank has replaced since the last look.
+    /// Images that this rank has replaced since the losses were last read back.
     replaced: Vec<String>,
-    /// Milliseconds for which the next step was held up by a checkpoint.
+    /// Delay of the next step by a checkpoint, milliseconds.
     checkpoint_ms: f64,
 }
 
 impl<'a> Run<'a> {
-    /// Makes the run folder, or goes on from its newest good checkpoint: `training` is then where that was. `None` when
-    /// the run has finished already. Collective.
+    /// Creates the run folder, or restores `training` from its newest valid checkpoint. Returns `None` if the run has
+    /// already finished. Collective.
     fn begin(training: &mut impl Training, args: &RunArgs, world: &'a World) -> Result<Option<Run<'a>>> {
         let mut run = Run {
             world,
@@ -128,14 +129,14 @@ impl<'a> Run<'a> {
         } else {
             run.refuse_old(training)?
         };
-        // Nobody writes before everybody has read.
+        // No rank writes until all ranks have read.
         world.communicator().barrier()?;
         if resumed.is_some()
             && training.step() == training.num_steps()
             && let Some(report) = finished(&run.out)?
         {
             if world.rank() == 0 {
-                print(&format!("this run has finished:\n\n{report}"));
+                print_stdout(&format!("this run has finished:\n\n{report}"));
             }
             return Ok(None);
         }
@@ -146,8 +147,8 @@ impl<'a> Run<'a> {
             match &resumed {
                 Some((step, _)) => {
                     let text = format!("resumed after step {step}");
-                    print(&text);
-                    note(&text);
+                    print_stdout(&text);
+                    log_to_file(&text);
                 }
                 None => journal.stage(training)?,
             }
@@ -159,17 +160,17 @@ impl<'a> Run<'a> {
         Ok(Some(run))
     }
 
-    /// Nobody else writes this run: rank 0 locks the folder before anyone reads it. Messages of any rank go there from now
-    /// on. Collective.
+    /// Locks the run folder on rank 0, before any rank reads it, and logs the messages of all ranks there from now on.
+    /// Collective.
     fn lock_folder(&mut self) -> Result<()> {
         if self.world.rank() == 0 {
             fs::create_dir_all(&self.out).map_err(files::io("create folder", &self.out))?;
             let lock = Lock::acquire(&self.out, self.world.host())?;
-            at_last(lock.releaser());
+            on_exit(lock.releaser());
             self.lock = Some(lock);
-            console::keep_in(&self.out)?;
+            console::open_log(&self.out)?;
             if self.world.size() == 1 {
-                // Of several ranks the hook of `launch` says it.
+                // With several ranks, the panic hook of `launch` does this.
                 let usual = std::panic::take_hook();
                 std::panic::set_hook(Box::new(move |panic| {
                     console::log(&panic.to_string());
@@ -180,13 +181,13 @@ impl<'a> Run<'a> {
         self.world.communicator().barrier()?;
         if self.world.rank() != 0 {
             let out = self.out.clone();
-            at_last(move || lock::remove_if_dead(&out));
+            on_exit(move || lock::remove_if_dead(&out));
         }
-        say_into(&self.out.join(MESSAGES_FILE));
+        set_log_file(&self.out.join(MESSAGES_FILE));
         Ok(())
     }
 
-    /// Without `--resume` no older run is touched, nor what else would be replaced.
+    /// Without `--resume`: fails if the folder contains a run or a file that would be overwritten.
     fn refuse_old(&self, training: &impl Training) -> Result<Option<(u64, Sums)>> {
         let inputs = inputs(training)?;
         let is_input = |name: &str| inputs.iter().any(|(input, _)| *input == name);
@@ -199,33 +200,35 @@ impl<'a> Run<'a> {
         if old { Err(Error::RunExists(self.out.clone()).into()) } else { Ok(None) }
     }
 
-    /// Says and saves what the run is. Rank 0 only.
+    /// Writes the inputs to the run folder and prints the configuration and the size of the run. Rank 0 only.
     fn introduce(&self, training: &impl Training) -> Result<()> {
         for (name, text) in inputs(training)? {
             files::write(&self.out.join(name), text.as_bytes())?;
         }
-        print(&training.settings().to_toml());
+        print_stdout(&training.settings().to_toml());
         let world = self.world;
-        print(&format!(
-            "{} ranks on {} hosts, {} threads each; {} replicas, {} steps; run folder {}\n\
-             interrupted, it goes on with: {}",
-            world.size(),
-            world.num_hosts(),
-            world.threads(),
-            training.settings().replicas(),
-            training.num_steps(),
+        print_stdout(&format!(
+            "{} on {}, {} per rank; {}, {}; run folder {}\nTo resume if interrupted: {}",
+            counted(world.size() as u64, "rank"),
+            counted(world.num_hosts() as u64, "host"),
+            counted(world.threads() as u64, "thread"),
+            counted(training.settings().replicas() as u64, "replica"),
+            counted(training.num_steps(), "step"),
             self.out.display(),
             self.command
         ));
-        // Which of the runs of a requeued job this is.
+        // Identifies this run of a requeued job.
         if let (Ok(job), count) = (std::env::var("SLURM_JOB_ID"), std::env::var("SLURM_RESTART_COUNT")) {
             let count = count.unwrap_or_else(|_| "0".into());
-            say(&format!("SLURM_JOB_ID {job}, SLURM_RESTART_COUNT {count}, from step {}", training.step()));
+            print_stderr(&format!(
+                "SLURM_JOB_ID {job}, SLURM_RESTART_COUNT {count}, from step {}",
+                training.step()
+            ));
         }
         Ok(())
     }
 
-    /// Notes a step; its losses stay on the device until the next look. Local.
+    /// Records a step; its losses stay on the device until they are read back. Local.
     fn note_step(&mut self, training: &impl Training, outcome: StepOutcome, wall_s: f64) {
         let batches = 1 + u64::from(!outcome.architecture.is_empty());
         self.tally.add(&outcome);
@@ -240,8 +243,8 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// What is due between two steps: a look at the losses, the end of an epoch or a stage, a comparison over the ranks, a
-    /// checkpoint. The log of a step is written before its checkpoint. Collective.
+    /// Does what is due between two steps: reads back the losses, ends an epoch or a stage, compares the ranks, writes
+    /// a checkpoint. The log of a step is written before its checkpoint. Collective.
     fn after_step(&mut self, training: &mut impl Training) -> Result<()> {
         let comm = self.world.communicator();
         let step = training.step();
@@ -282,19 +285,19 @@ impl<'a> Run<'a> {
             let written = self.writer.as_mut().map_or(Ok(None), Writer::poll)?;
             self.note_checkpoint(written);
         }
-        // The last step ends the run anyway.
+        // After the last step, the run ends normally.
         if stop && step < training.num_steps() {
             let written = self.writer.as_mut().map_or(Ok(None), Writer::wait)?;
             self.note_checkpoint(written);
             if let Some(journal) = &self.journal {
                 journal.close();
             }
-            self.world.leave();
+            self.world.exit_stopped();
         }
         Ok(())
     }
 
-    /// Reads the losses of the steps since the last look. Collective.
+    /// Reads back and logs the losses of the steps since the last call. Collective.
     fn look(&mut self, training: &impl Training) -> Result<()> {
         let measures = self.tally.take(self.world.communicator())?;
         let pending = std::mem::take(&mut self.pending);
@@ -315,7 +318,7 @@ impl<'a> Run<'a> {
             }
             None => None,
         };
-        // The same number on all ranks: they exchange names when there is one, and hardly ever.
+        // `skipped` is the same on all ranks, so they gather the names only when an image was replaced, which is rare.
         let replaced = match measures.iter().any(|measures| measures.skipped > 0.0) {
             true => gather_lines(&std::mem::take(&mut self.replaced), self.world.communicator())?,
             false => Vec::new(),
@@ -329,8 +332,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Begins to write the state, rank 0 for all; training goes on while a thread writes it. An error shows at one of the
-    /// next steps. Collective.
+    /// Starts to write a checkpoint on rank 0; training continues while a thread writes it. A write error is returned
+    /// at one of the next steps. Collective.
     fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
         phase::begin(Phase::Checkpoint)?;
         training.state().check_finite()?;
@@ -347,37 +350,34 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// A checkpoint is whole: from now on a run that ends goes on from there.
+    /// Updates the exit message after a checkpoint is complete.
     fn note_checkpoint(&self, step: Option<u64>) {
         if step.is_some() {
             self.prepare_farewell(step);
         }
     }
 
-    /// What a person is told when a signal ends the run.
+    /// Sets the message printed when a signal ends the run.
     fn prepare_farewell(&self, newest: Option<u64>) {
-        self.world.set_farewell(match newest {
-            Some(step) => format!(
-                "stopped; the newest checkpoint, after step {step}, is good. Go on with:\n  {}",
-                self.command
-            ),
-            None => format!("stopped before the first checkpoint. Begin again with:\n  {}", self.command),
+        self.world.set_exit_message(match newest {
+            Some(step) => format!("stopped; newest checkpoint: step {step}. To resume:\n  {}", self.command),
+            None => format!("stopped before the first checkpoint. To start again:\n  {}", self.command),
         });
     }
 
-    /// Writes the results and the final report. Rank 0 writes; all call.
+    /// Writes the results and the final report on rank 0. Called by all ranks.
     fn finish(mut self, training: &impl Training) -> Result<()> {
         phase::begin(Phase::End)?;
         if let (Some(journal), Some(writer)) = (&mut self.journal, &mut self.writer) {
             writer.wait()?;
             finish(&self.out, training.step(), &journal.finish(training, &self.out)?)?;
-            note(&format!("finished after step {}", training.step()));
+            log_to_file(&format!("finished after step {}", training.step()));
         }
         Ok(())
     }
 }
 
-/// The command that goes on with a run of `size` ranks: as it was typed, with `--resume`.
+/// Returns the command that resumes a run of `size` ranks: the original command line with `--resume`.
 fn go_on(size: usize) -> String {
     let mut words: Vec<String> = Vec::new();
     if size > 1 {

@@ -1,10 +1,10 @@
-//! The run of a search: its two sets, their streams of samples, and what is told of it.
+//! Run of a search: its two data sets, messages and results.
 
 use super::error::Error as RunError;
 use super::run;
 use super::streams::{Streams, open};
-use super::table_lookup::{TableLookup, beside};
-use super::training::{StepPlace, Told, Totals, Training};
+use super::table_lookup::{TableLookup, comparison_text};
+use super::training::{Announcement, StepPlace, Totals, Training};
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
 use crate::config::{self, Config, Settings};
@@ -12,7 +12,7 @@ use crate::data::{Loader, ShardSet};
 use crate::error::Result;
 use crate::files;
 use crate::report::{
-    Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, final_text,
+    Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, counted, final_text,
 };
 use crate::search::Search;
 use crate::search::dirichlet::entropy;
@@ -26,18 +26,18 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What can be done with a finished search.
+/// Next steps that the report suggests.
 const TRAIN: &str = "Train it from scratch: drnas-dist evaluate-imagenet (or evaluate-cifar) --genotype RUN/genotype.json, see --help.";
-const PLOT: &str = "Draw how it came about: drnas-dist plot trajectory RUN --table FILE.";
+const PLOT: &str = "Plot the search trajectory: drnas-dist plot trajectory RUN --table FILE.";
 const WATCH: &str =
-    "Watch how it came about: the epoch lines of metrics.jsonl hold the genotype of each epoch.";
-const AGAIN: &str = "Search again with another seed (--set seed=1) and compare: one search is one sample.";
+    "Inspect the search: the epoch lines of metrics.jsonl contain the genotype of each epoch.";
+const AGAIN: &str = "Repeat the search with other seeds (--set seed=1): results vary between seeds.";
 
-/// Streams of samples, as the loaders number them.
+/// Stream numbers of the loaders.
 const WEIGHTS: u64 = 0;
 const ARCHITECTURE: u64 = 1;
 
-/// Searches as `args` say, seen beside `benchmark` if there is one (rank 0's counts). Called by all ranks.
+/// Runs a search. `benchmark`: used on rank 0 only, to report the accuracy of each architecture. Called by all ranks.
 pub fn search(
     config: &Config,
     args: &SearchArgs,
@@ -59,17 +59,17 @@ pub fn search(
     run(search, &args.run, world)
 }
 
-/// What has to be true of the two sets.
+/// Checks that both data sets have the same classes and different images.
 fn check_sets(config: &Config, args: &SearchArgs, sets: &[Arc<ShardSet>; 2]) -> Result<()> {
     for set in sets {
         config.check_classes(set.num_classes())?;
     }
     if sets[0].hash() == sets[1].hash() {
-        return Err(RunError::SameSets { train: args.train.clone(), valid: args.valid.clone() }.into());
+        return Err(RunError::TrainIsValid { train: args.train.clone(), valid: args.valid.clone() }.into());
     }
     if sets[0].classes() != sets[1].classes() {
         return Err(config::Error::Check(format!(
-            "{} and {} name their classes differently: pack both from one folder",
+            "{} and {} have different classes; pack both from one folder",
             args.train.display(),
             args.valid.display()
         ))
@@ -85,15 +85,15 @@ struct SearchRun<'a> {
     timeline: Timeline,
     schedule: Schedule,
     streams: Streams,
-    /// For the weights; for the architecture.
+    /// Data sets of the weights and of the architecture.
     sets: [Arc<ShardSet>; 2],
-    /// The same, once they are open.
+    /// Loaders of `sets`; `Some` after `open_data`.
     loaders: Option<[Loader; 2]>,
     benchmark: Option<TableLookup>,
 }
 
 impl SearchRun<'_> {
-    /// What the table knows of what was found, if there is a table.
+    /// Looks up the accuracies of `found`, if there is a table.
     fn accuracies(&self, found: &Found) -> Option<Accuracies> {
         Some(self.benchmark.as_ref()?.accuracies(&found.architecture()?))
     }
@@ -106,7 +106,7 @@ impl Training for SearchRun<'_> {
         self.config
     }
 
-    fn sets(&self) -> Vec<(&'static str, u64)> {
+    fn input_hashes(&self) -> Vec<(&'static str, u64)> {
         vec![("train", self.sets[0].hash()), ("valid", self.sets[1].hash())]
     }
 
@@ -127,13 +127,13 @@ impl Training for SearchRun<'_> {
     }
 
     fn place(&self, step: u64) -> StepPlace {
-        let moment = self.timeline.moment(step);
+        let position = self.timeline.position(step);
         StepPlace {
-            stage: moment.stage as u64,
+            stage: position.stage as u64,
             num_stages: self.timeline.stages().len() as u64,
-            epoch: moment.epoch,
-            lr: self.schedule.lr(moment.epoch),
-            eta_lr: moment.architecture.then_some(self.config.eta.lr),
+            epoch: position.epoch,
+            lr: self.schedule.lr(position.epoch),
+            eta_lr: position.architecture.then_some(self.config.eta.lr),
         }
     }
 
@@ -146,7 +146,7 @@ impl Training for SearchRun<'_> {
     }
 
     fn train_step(&mut self, comm: &dyn Communicator) -> Result<StepOutcome> {
-        let [weights, architecture] = self.loaders.as_mut().expect("the data were opened");
+        let [weights, architecture] = self.loaders.as_mut().expect("open_data was called");
         self.search.bilevel_step(weights, architecture, comm)
     }
 
@@ -166,7 +166,7 @@ impl Training for SearchRun<'_> {
         &mut self.search
     }
 
-    fn tell_stage(&self) -> Told {
+    fn announce_stage(&self) -> Announcement {
         let (number, num_weights) = (self.search.stage(), self.search.net().params.num_elements());
         let stage = self.timeline.stages()[number];
         let record = StageRecord {
@@ -178,30 +178,36 @@ impl Training for SearchRun<'_> {
             num_weights,
         };
         let text = format!(
-            "stage {}/{}: k {}, {} operations per edge, {} epochs, {num_weights} weights",
+            "stage {}/{}: k {}, {} per edge, {}, {}",
             number + 1,
             self.timeline.stages().len(),
             stage.k,
-            stage.ops_kept,
-            stage.epochs,
+            counted(stage.ops_kept as u64, "operation"),
+            counted(stage.epochs, "epoch"),
+            counted(num_weights as u64, "weight"),
         );
-        Told { record: LogRecord::Stage(record), text }
+        Announcement { record: LogRecord::Stage(record), text }
     }
 
-    fn tell_epoch(&self, summary: EpochSummary) -> Result<Told> {
+    fn announce_epoch(&self, summary: EpochSummary) -> Result<Announcement> {
         let found = self.search.found()?;
         let eta_entropy: Vec<f64> = self.search.mean_weights()?.iter().map(|table| entropy(table)).collect();
         let benchmark = self.accuracies(&found);
-        let architecture = match summary.architecture_top1 {
-            Some(top1) => format!(" (architecture set {:.1} %)", 100.0 * top1),
+        let validation = match summary.architecture_top1 {
+            Some(top1) => format!(", validation top-1 {:.1} %", 100.0 * top1),
             None => String::new(),
         };
-        let entropies: Vec<String> = eta_entropy.iter().map(|entropy| format!("{entropy:.3}")).collect();
+        let entropies: Vec<String> = match (&eta_entropy[..], self.search.space().tables()) {
+            ([entropy], _) => vec![format!("{entropy:.3}")],
+            (entropies, tables) => {
+                entropies.iter().zip(tables).map(|(entropy, table)| format!("{table} {entropy:.3}")).collect()
+            }
+        };
         let table = match (&self.benchmark, &benchmark) {
             (Some(benchmark), Some(accuracies)) => benchmark.epoch_text(accuracies),
             _ => String::new(),
         };
-        let more = format!("{architecture}, eta entropy {} nats", entropies.join(" / "));
+        let more = format!("{validation}, eta entropy {} nats", entropies.join(", "));
         let text = format!("{}{table}", summary.text(&more));
         let record = EpochRecord {
             summary,
@@ -211,10 +217,10 @@ impl Training for SearchRun<'_> {
             genotype: found.to_line(),
             benchmark,
         };
-        Ok(Told { record: LogRecord::Epoch(record), text })
+        Ok(Announcement { record: LogRecord::Epoch(record), text })
     }
 
-    fn finish(&self, out: &Path, totals: &Totals) -> Result<Told> {
+    fn finish(&self, out: &Path, totals: &Totals) -> Result<Announcement> {
         let found = self.search.found()?;
         let (json, line) = (found.to_json()?, found.to_line());
         for (name, text) in [("genotype.json", &json), ("genotype.txt", &line)] {
@@ -232,11 +238,14 @@ impl Training for SearchRun<'_> {
             benchmark: self.accuracies(&found),
             wall_s: totals.wall_s,
         };
-        let beside = beside(self.search.space(), &found, self.benchmark.as_ref())?;
+        let comparison = comparison_text(self.search.space(), &found, self.benchmark.as_ref())?;
         let next: &[&str] = match found {
             Found::Darts(_) => &[TRAIN, WATCH, AGAIN],
             Found::NasBench201(_) => &[PLOT, WATCH, AGAIN],
         };
-        Ok(Told { text: final_text(out, &record, &beside, next), record: LogRecord::Finish(record) })
+        Ok(Announcement {
+            text: final_text(out, &record, &comparison, next),
+            record: LogRecord::Finish(record),
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! From the command line to a run: the configuration is loaded, the ranks are joined, the run begins.
+//! Starts a run from the command line: loads the configuration, starts MPI, and calls the search or the evaluation.
 
 use super::table_lookup::TableLookup;
 use crate::cli::{EvaluateArgs, SearchArgs, SearchNb201Args};
@@ -6,21 +6,21 @@ use crate::config::{Config, EvaluateConfig, published};
 use crate::error::Result;
 use crate::nb201::Table;
 use crate::space::SearchSpace;
-use crate::world::within;
+use crate::world::with_world;
 
-/// Every rank: load the configuration, join the world, search.
+/// `search-imagenet` and `search-cifar`. Called by all ranks.
 pub fn search(args: &SearchArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
     let config: Config = args.run.settings(published, &[])?;
     config.check_space(space)?;
-    within(&config, args.run.share_gpu, |world| super::search::search(&config, args, None, world))
+    with_world(&config, args.run.share_gpu, |world| super::search::search(&config, args, None, world))
 }
 
-/// The same on NAS-Bench-201. The table is rank 0's business.
+/// `search-nb201`; only rank 0 opens the table. Called by all ranks.
 pub fn search_nb201(args: &SearchNb201Args) -> Result<()> {
     let published = if args.progressive { published::NB201_PROGRESSIVE } else { published::NB201 };
-    let config: Config = args.search.run.settings(published, &published::sets_of(args.dataset))?;
+    let config: Config = args.search.run.settings(published, &published::dataset_overrides(args.dataset))?;
     config.check_space(SearchSpace::NasBench201)?;
-    within(&config, args.search.run.share_gpu, |world| {
+    with_world(&config, args.search.run.share_gpu, |world| {
         let path = args.table.as_ref().filter(|_| world.rank() == 0);
         let table = path.map(|path| Table::open(path)).transpose()?;
         let benchmark = table.map(|table| TableLookup::new(table, args.dataset)).transpose()?;
@@ -28,9 +28,9 @@ pub fn search_nb201(args: &SearchNb201Args) -> Result<()> {
     })
 }
 
-/// Every rank: load the configuration, join the world, train and test.
+/// `evaluate-imagenet` and `evaluate-cifar`. Called by all ranks.
 pub fn evaluate(args: &EvaluateArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
     let config: EvaluateConfig = args.run.settings(published, &[])?;
     config.check_space(space)?;
-    within(&config, args.run.share_gpu, |world| super::evaluate::evaluate(&config, args, world))
+    with_world(&config, args.run.share_gpu, |world| super::evaluate::evaluate(&config, args, world))
 }

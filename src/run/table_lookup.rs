@@ -1,5 +1,4 @@
-//! What a search's architecture is to be seen beside: its row of the NAS-Bench-201 table, the published architecture, the
-//! optimum.
+//! Compares a found architecture with the published one and, on NAS-Bench-201, with the best of the table.
 
 use crate::error::Result;
 use crate::nb201::{Row, Table};
@@ -10,20 +9,20 @@ use crate::space::genotype::Genotype;
 use crate::space::nb201::{Architecture, DRNAS, Dataset};
 use std::fmt::Write;
 
-/// The table, and the data set that is searched on.
+/// The NAS-Bench-201 table and the data set of the search.
 pub struct TableLookup {
     table: Table,
     dataset: Dataset,
 }
 
 impl TableLookup {
-    /// `table` has to hold the test accuracy on `dataset`.
+    /// Errors: `table` lacks the test accuracy on `dataset`.
     pub fn new(table: Table, dataset: Dataset) -> Result<TableLookup> {
         table.accuracy(dataset)?;
         Ok(TableLookup { table, dataset })
     }
 
-    /// What the table knows of an architecture.
+    /// Looks up the test accuracies of an architecture.
     pub fn accuracies(&self, architecture: &Architecture) -> Accuracies {
         let known = self.table.row(architecture).accuracies();
         let named =
@@ -31,7 +30,7 @@ impl TableLookup {
         named.map(|(name, value)| (name.to_string(), value)).collect()
     }
 
-    /// "; table: CIFAR-10 93.76, CIFAR-100 70.90" for the line of an epoch.
+    /// Formats accuracies for the line of an epoch: "; table: CIFAR-10 93.76, CIFAR-100 70.90 %".
     pub fn epoch_text(&self, accuracies: &Accuracies) -> String {
         let text = |dataset: &Dataset| {
             accuracies.get(dataset.name()).map(|value| format!("{} {value:.2}", dataset.title()))
@@ -40,8 +39,8 @@ impl TableLookup {
         format!("; table: {} %", known.join(", "))
     }
 
-    /// Found, published and best architecture, with their accuracies and ranks, as lines.
-    fn beside(&self, found: &Architecture) -> Result<String> {
+    /// Formats a table of the found, published and best architectures with their accuracies and places.
+    fn comparison_text(&self, found: &Architecture) -> Result<String> {
         let column = self.table.accuracy(self.dataset)?;
         let best = self.table.optimum(column);
         let rows =
@@ -49,7 +48,7 @@ impl TableLookup {
         let known: Vec<Dataset> =
             Dataset::ALL.into_iter().filter(|dataset| self.table.accuracy(*dataset).is_ok()).collect();
         let mut text = format!(
-            "Test accuracy after 200 epochs in NAS-Bench-201, percent (rank of {}); searched on {}:\n",
+            "NAS-Bench-201 test accuracy after 200 epochs, percent (place among {} architectures); searched on {}:\n",
             self.table.len(),
             self.dataset.title()
         );
@@ -76,11 +75,11 @@ impl TableLookup {
     }
 }
 
-/// What the end of a search is to be seen beside, as lines.
-pub fn beside(space: SearchSpace, found: &Found, benchmark: Option<&TableLookup>) -> Result<String> {
+/// Formats the comparison for the report of a search.
+pub fn comparison_text(space: SearchSpace, found: &Found, benchmark: Option<&TableLookup>) -> Result<String> {
     let published = match (found, space) {
         (Found::NasBench201(architecture), _) => match benchmark {
-            Some(benchmark) => return benchmark.beside(architecture),
+            Some(benchmark) => return benchmark.comparison_text(architecture),
             None => DRNAS.to_string(),
         },
         (Found::Darts(_), SearchSpace::DartsImagenet) => Genotype::read("DrNAS_imagenet")?.to_line(),

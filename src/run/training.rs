@@ -1,4 +1,4 @@
-//! Training: what a run needs of the thing it trains, be it a search or an evaluation.
+//! Interface between a run and what it trains: a search or an evaluation.
 
 use crate::comm::Communicator;
 use crate::config::Settings;
@@ -9,22 +9,22 @@ use crate::train::tally::StepOutcome;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Something that is trained step by step over all ranks, with a state that can be saved at any step. Collective methods
-/// are called by all ranks in the same order.
+/// A training that runs step by step on all ranks and whose state can be saved after any step. Collective methods are
+/// called by all ranks in the same order.
 pub trait Training {
-    /// Its configuration.
+    /// Type of the configuration.
     type Settings: Settings;
 
-    /// The configuration of this run.
+    /// The configuration.
     fn settings(&self) -> &Self::Settings;
 
-    /// What it was given on the command line: option and content. A run goes on with what it began with.
-    fn sets(&self) -> Vec<(&'static str, u64)>;
+    /// Command-line options of the inputs with the hashes of their contents. They must not change when a run resumes.
+    fn input_hashes(&self) -> Vec<(&'static str, u64)>;
 
-    /// Names of the classes that it is trained on, in order of the labels.
+    /// Class names, in the order of the labels.
     fn classes(&self) -> &[String];
 
-    /// Steps of every epoch.
+    /// Steps per epoch.
     fn steps_per_epoch(&self) -> u64;
 
     /// Steps of the run, a multiple of `steps_per_epoch`.
@@ -33,90 +33,91 @@ pub trait Training {
     /// Steps done.
     fn step(&self) -> u64;
 
-    /// Where a step (0-based, below `num_steps`) stands.
+    /// Returns the stage, the epoch and the learning rates of `step` (from 0, below `num_steps`).
     fn place(&self, step: u64) -> StepPlace;
 
-    /// Opens the streams of images for the next step: before the first one, after `restore` if there was one. Local.
+    /// Opens the streams of images at the next step. Called before the first step, after `restore` if a run resumes.
+    /// Local.
     fn open_data(&mut self) -> Result<()>;
 
-    /// One step; gradients are averaged over all replicas. Collective.
+    /// Trains one step; gradients are averaged over all replicas. Collective.
     fn train_step(&mut self, comm: &dyn Communicator) -> Result<StepOutcome>;
 
-    /// After the last step of an epoch: tests, for one. Collective.
+    /// Called after the last step of an epoch, for example to test. Collective.
     fn end_epoch(&mut self, _comm: &dyn Communicator) -> Result<()> {
         Ok(())
     }
 
-    /// Whether a stage ends with the step just done; the run's last step ends one.
+    /// Returns whether a stage ends with the step just done; the last step of the run ends one.
     fn stage_ends(&self) -> bool {
         self.step() == self.num_steps()
     }
 
-    /// Goes to the next stage. Local; the same on all ranks.
+    /// Advances to the next stage. Local; the same on all ranks.
     fn advance(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// What its steps change.
+    /// State that steps change.
     fn state(&self) -> &dyn State;
 
-    /// The same, to be put back where a checkpoint was.
+    /// State that steps change, for `restore`.
     fn state_mut(&mut self) -> &mut dyn State;
 
-    /// What it was given beside the configuration, as files of the run folder: name and text.
+    /// Inputs other than the configuration, as files of the run folder: name and text.
     fn inputs(&self) -> Result<Vec<(&'static str, String)>> {
         Ok(Vec::new())
     }
 
-    /// What is told when the run, or a stage of it, begins. Rank 0.
-    fn tell_stage(&self) -> Told;
+    /// Announcement at the start of the run or of a stage. Rank 0.
+    fn announce_stage(&self) -> Announcement;
 
-    /// What is told after the last step of an epoch, and after `end_epoch`. Rank 0.
-    fn tell_epoch(&self, summary: EpochSummary) -> Result<Told>;
+    /// Announcement after the last step of an epoch and after `end_epoch`. Rank 0.
+    fn announce_epoch(&self, summary: EpochSummary) -> Result<Announcement>;
 
-    /// Writes the results into the run folder; what is told at the end: the record, and a report for people. Rank 0.
-    fn finish(&self, out: &Path, totals: &Totals) -> Result<Told>;
+    /// Writes the results to the run folder; returns the last log record and the final report. Rank 0.
+    fn finish(&self, out: &Path, totals: &Totals) -> Result<Announcement>;
 }
 
-/// Sums since the beginning of the run.
+/// Sums since the start of the run.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
-    /// Images of all sets.
+    /// Images of all data sets.
     pub images: u64,
-    /// Seconds in steps.
+    /// Time in steps, seconds.
     pub wall_s: f64,
-    /// Ranks of the last part of the run.
+    /// Number of ranks since the run was last started or resumed.
     pub ranks: u64,
-    /// How often an image that could not be decoded was replaced.
+    /// Number of replacements of images that could not be decoded.
     #[serde(default)]
     pub replaced_images: u64,
 }
 
-/// A line of the log, and the same for people.
-pub struct Told {
-    /// For the log.
+/// A log record and the corresponding console text.
+pub struct Announcement {
+    /// Record for `metrics.jsonl`.
     pub record: LogRecord,
-    /// For people.
+    /// Text for the console.
     pub text: String,
 }
 
-/// Where a step stands; stage and epoch count from 0.
+/// Stage, epoch and learning rates of a step; stage and epoch count from 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepPlace {
     /// Stage.
     pub stage: u64,
-    /// Stages of the run.
+    /// Number of stages in the run.
     pub num_stages: u64,
     /// Epoch of the run.
     pub epoch: u64,
     /// Learning rate of the weights.
     pub lr: f64,
-    /// Learning rate of eta if the step trains it.
+    /// Learning rate of eta; `None` if the step does not train it.
     pub eta_lr: Option<f64>,
 }
 
 impl StepPlace {
-    /// The log's line of a step, with what the place knows filled in.
+    /// Returns a log record of `step` with the fields of the place filled in.
     pub fn record(&self, step: u64) -> StepRecord {
         StepRecord {
             stage: self.stage + 1,
@@ -129,7 +130,7 @@ impl StepPlace {
     }
 }
 
-/// What the run was given, as files of the run folder: name and text.
+/// Inputs of the run, as files of the run folder: name and text.
 pub(super) fn inputs(training: &impl Training) -> Result<Vec<(&'static str, String)>> {
     let mut inputs = vec![("config.toml", training.settings().to_toml())];
     inputs.extend(training.inputs()?);

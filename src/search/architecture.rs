@@ -1,4 +1,4 @@
-//! The architecture's half of a bilevel step: the gradient of eta of either order, and what Adam is given.
+//! Architecture part of a bilevel step: the first- and second-order gradient of eta, and the step of Adam.
 
 use super::Search;
 use super::dirichlet;
@@ -16,7 +16,8 @@ use crate::train::tally::{StepOutcome, measure};
 use tch::Tensor;
 
 impl Search {
-    /// Gradients of theta alone, carried to eta along the sample's path: their sum over the local replicas.
+    /// Computes the first-order gradient of eta, summed over the local replicas: gradients of theta, propagated to eta
+    /// by the pathwise derivative of the sample. Local.
     pub(super) fn first_order(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<Tensor> {
         let grad = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         for local in 0..self.replicas.len() {
@@ -37,7 +38,8 @@ impl Search {
         Ok(grad)
     }
 
-    /// The same through a virtual weight step on `batches`.
+    /// Computes the second-order gradient of eta, summed over the local replicas, through a virtual weight step on
+    /// `batches`. Collective.
     pub(super) fn second_order(
         &mut self,
         batches: &[(Tensor, Tensor)],
@@ -59,7 +61,7 @@ impl Search {
         step.grad(&shares, comm, outcome)
     }
 
-    /// The batch of every local replica, taken from `loader`.
+    /// Takes a batch for every local replica from `loader`.
     pub(super) fn local_batches(
         &mut self,
         loader: &mut Loader,
@@ -68,7 +70,7 @@ impl Search {
         (0..self.replicas.len()).map(|_| self.prepare(loader, outcome)).collect()
     }
 
-    /// Pulls eta towards the uniform Dirichlet, clips the averaged gradient and takes one step of Adam.
+    /// Adds the KL regulariser, clips the averaged gradient and takes a step of Adam.
     pub(super) fn descend_eta(&mut self, mut grad: Tensor) {
         if self.config.eta.regulariser == Regulariser::Kl {
             for table in 0..grad.size()[0] {

@@ -1,7 +1,7 @@
-//! Dirichlet: the distribution of mixing weights: concentration, sample, gradient, KL, pruning.
+//! Dirichlet distribution of the mixing weights: concentration, sample, gradient, KL, pruning.
 //!
 //! Shapes: E edges, O operations; `eta`, `beta`, `theta`, masks (0 or 1) are all [E, O]. Source: DrNAS (ICLR 2021),
-//! beta = ELU(eta) + 1. Everything stays on eta's device; no value is looked at.
+//! beta = ELU(eta) + 1. Everything stays on eta's device; no value is read back.
 
 use super::gamma::log_gamma;
 use crate::random::{Purpose, stream};
@@ -10,7 +10,7 @@ use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Kind, Tensor};
 
-/// Initial eta: 1e-3 * N(0, 1), in double precision on the CPU, the same on every rank for one seed.
+/// Draws the initial eta, 1e-3 * N(0, 1), in double precision on the CPU; the same on every rank for one seed.
 pub fn initial_eta(num_edges: usize, num_operations: usize, seed: u64, table: usize) -> Tensor {
     let mut random = stream(seed, Purpose::Eta, &[table as u64]);
     let values: Vec<f64> = (0..num_edges * num_operations)
@@ -22,12 +22,12 @@ pub fn initial_eta(num_edges: usize, num_operations: usize, seed: u64, table: us
     Tensor::from_slice(&values).view([num_edges as i64, num_operations as i64])
 }
 
-/// beta = ELU(eta) + 1 > 0.
+/// Returns beta = ELU(eta) + 1 > 0.
 pub fn concentration(eta: &Tensor) -> Tensor {
     eta.elu() + 1.0
 }
 
-/// d beta / d eta: 1 above 0, exp(eta) = beta below.
+/// Returns d beta / d eta: 1 for eta > 0, otherwise exp(eta) = beta.
 fn concentration_slope(eta: &Tensor) -> Tensor {
     eta.clamp_max(0.0).exp()
 }
@@ -87,12 +87,12 @@ impl ThetaSample {
     }
 }
 
-/// Sums of the rows of `[E, O]`: [E, 1].
+/// Returns the sums of the rows of `[E, O]`: [E, 1].
 fn row_sum(table: &Tensor) -> Tensor {
     table.sum_dim_intlist(-1, true, None)
 }
 
-/// Sum over edges of KL(Dirichlet(beta) || Dirichlet(1)), a scalar:
+/// Returns the sum over edges of KL(Dirichlet(beta) || Dirichlet(1)), a scalar:
 /// ln G(b) - sum ln G(beta_o) - ln G(O) + sum (beta_o - 1)(psi(beta_o) - psi(b)), b = sum beta_o.
 pub fn kl(eta: &Tensor) -> Tensor {
     let beta = concentration(eta);
@@ -102,7 +102,7 @@ pub fn kl(eta: &Tensor) -> Tensor {
     (total.lgamma() - operations).sum(None::<Kind>) - beta.lgamma().sum(None::<Kind>) + spread
 }
 
-/// Gradient of [`kl`] by eta: (beta - 1) psi'(beta) - (b - O) psi'(b), times ELU'.
+/// Returns the gradient of [`kl`] with respect to eta: (beta - 1) psi'(beta) - (b - O) psi'(b), times ELU'.
 pub fn kl_grad(eta: &Tensor) -> Tensor {
     let beta = concentration(eta);
     let total = row_sum(&beta);
@@ -110,7 +110,7 @@ pub fn kl_grad(eta: &Tensor) -> Tensor {
     ((&beta - 1.0) * beta.polygamma(1) - excess) * concentration_slope(eta)
 }
 
-/// Keeps the `keep` operations of largest eta on every edge (already pruned ones are out, of equals the first stay) and
+/// Keeps the `keep` operations with the largest eta on every edge (among those still kept; the first of equal ones) and
 /// sets eta of the others to 0, as published. `eta`: `[E][O]` on the host.
 pub fn prune(eta: &mut [Vec<f64>], mask: &Mask, keep: usize) -> Mask {
     let mut pruned = mask.clone();
@@ -128,8 +128,8 @@ pub fn prune(eta: &mut [Vec<f64>], mask: &Mask, keep: usize) -> Mask {
     pruned
 }
 
-/// Mean over edges of the entropy of the chosen weights (softmax of eta over the kept), in nats: ln O at the start,
-/// towards 0 as the architecture is decided.
+/// Returns the mean over edges of the entropy of the mean weights (softmax of eta over the kept operations), in nats:
+/// ln O at the start, falling towards 0 as the search converges.
 pub fn entropy(weights: &[Vec<f64>]) -> f64 {
     let edge = |row: &Vec<f64>| -> f64 { row.iter().filter(|&&p| p > 0.0).map(|p| -p * p.ln()).sum() };
     weights.iter().map(edge).sum::<f64>() / weights.len() as f64

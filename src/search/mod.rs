@@ -1,8 +1,8 @@
-//! The search: its state, and one bilevel step.
+//! Search: its state and the bilevel step.
 //!
-//! A run is defined over R logical replicas. The global batch is split over them; each draws its own theta (or all share
-//! one draw), has its own batch statistics and its own random streams; gradients are averaged. A rank computes its share
-//! of the replicas one after another, so the result does not depend on the number of ranks.
+//! A run is defined over R logical replicas. The global batch is split over them; each draws its own theta (or all use
+//! the same draw) and has its own batch statistics and random streams; gradients are averaged. A rank computes its
+//! replicas one after another, so the result does not depend on the number of ranks.
 
 mod architecture;
 pub mod dirichlet;
@@ -32,7 +32,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use timeline::Timeline;
 
-/// Everything that a step changes, and what it is done with. The same on all ranks but for `replicas`.
+/// State of a search and what a step needs. Equal on all ranks except for the replicas.
 pub struct Search {
     config: Config,
     schedule: Schedule,
@@ -47,12 +47,12 @@ pub struct Search {
     sgd: Sgd,
     /// Steps done.
     step: u64,
-    /// Number of the stage, from 0.
+    /// Index of the stage, from 0.
     stage: usize,
 }
 
 impl Search {
-    /// The beginning of a run: the same weights and eta on every rank. Local.
+    /// Creates the initial state, with the same weights and eta on every rank. Local.
     pub fn new(config: &Config, timeline: Timeline, replicas: Range<usize>, device: Device) -> Search {
         let space = config.model.space;
         let first = config.search.stages[0];
@@ -65,7 +65,7 @@ impl Search {
         let tables: Vec<Tensor> =
             (0..tables).map(|table| dirichlet::initial_eta(edges, operations, config.seed, table)).collect();
         let eta = Tensor::stack(&tables, 0).to_kind(kind).to_device(device);
-        // KL takes the place of the weight decay.
+        // The KL regulariser replaces weight decay.
         let weight_decay = match config.eta.regulariser {
             Regulariser::L2 => config.eta.weight_decay,
             Regulariser::Kl => 0.0,
@@ -90,7 +90,7 @@ impl Search {
         self.step
     }
 
-    /// Number of the stage, from 0.
+    /// Index of the stage, from 0.
     pub fn stage(&self) -> usize {
         self.stage
     }
@@ -100,13 +100,13 @@ impl Search {
         &self.net
     }
 
-    /// eta, [T, E, O]. For tests that disturb it.
+    /// Returns eta, [T, E, O], for tests that modify it.
     pub fn eta_mut(&mut self) -> &mut Tensor {
         &mut self.eta
     }
 
-    /// One bilevel step: eta on a batch of the second set (when its time has come), then the weights on a batch of the
-    /// first. Collective; gradients are averaged over all replicas.
+    /// Takes one bilevel step: eta on a batch of the second data set (if due), then the weights on a batch of the
+    /// first. Gradients are averaged over all replicas. Collective.
     pub fn bilevel_step(
         &mut self,
         weights: &mut Loader,
@@ -117,12 +117,12 @@ impl Search {
         let num_local = self.replicas.len();
         let mut taken = None;
 
-        // The architecture: gradients of theta, carried to eta, averaged, one step of Adam.
-        if self.timeline.moment(self.step).architecture {
+        // Architecture: gradients of theta, propagated to eta, averaged; one step of Adam.
+        if self.timeline.position(self.step).architecture {
             let sum = match self.config.search.order {
                 GradientOrder::First => self.first_order(architecture, &mut outcome)?,
                 GradientOrder::Second => {
-                    // The virtual step sees the batches that the real one sees.
+                    // The virtual step uses the same batches as the real one.
                     let batches = self.local_batches(weights, &mut outcome)?;
                     let sum = self.second_order(&batches, architecture, comm, &mut outcome)?;
                     taken = Some(batches.into_iter());
@@ -137,7 +137,8 @@ impl Search {
             self.descend_eta(grad);
         }
 
-        // The weights: each replica draws its own theta; a bucket is averaged while the ones before it are differentiated.
+        // Weights: each replica draws its own theta; a bucket is reduced while the segments before it are
+        // differentiated.
         for local in 0..num_local {
             let (images, labels) = self.batch(&mut taken, weights, &mut outcome)?;
             let theta = mixing_weights(self.draw(Purpose::ThetaWeightStep, local));
@@ -154,7 +155,7 @@ impl Search {
         Ok(outcome)
     }
 
-    /// The next batch of the weights: of those that were `taken` for the virtual step, or a new one.
+    /// Returns the next batch for the weights: one already `taken` for the virtual step, or a new one.
     fn batch(
         &mut self,
         taken: &mut Option<std::vec::IntoIter<(Tensor, Tensor)>>,
@@ -170,12 +171,12 @@ impl Search {
         }
     }
 
-    /// Learning rate of the weights in the next step.
+    /// Returns the learning rate of the weights in the next step.
     fn lr(&self) -> f64 {
-        self.schedule.lr(self.timeline.moment(self.step).epoch)
+        self.schedule.lr(self.timeline.position(self.step).epoch)
     }
 
-    /// The mixing weights of local replica `local` for this step, one sample per table.
+    /// Draws the mixing weights of local replica `local` for this step, one sample per table.
     fn draw(&self, purpose: Purpose, local: usize) -> Vec<ThetaSample> {
         let replica = match self.config.search.theta {
             config::Theta::PerReplica => (self.replicas.start + local) as u64,
@@ -190,35 +191,36 @@ impl Search {
             .collect()
     }
 
-    /// The next batch on the device: normalised images, labels.
+    /// Returns the next batch on the device: normalised images, labels.
     fn prepare(&mut self, loader: &mut Loader, outcome: &mut StepOutcome) -> Result<(Tensor, Tensor)> {
         step::prepare(loader, &mut self.upload, outcome)
     }
 
-    /// eta as numbers, `[T][E][O]`.
+    /// Copies eta to the host, `[T][E][O]`.
     pub fn eta_on_host(&self) -> Result<Vec<Vec<Vec<f64>>>> {
         let eta = self.eta.to_device(Device::Cpu).to_kind(Kind::Double);
         (0..eta.size()[0]).map(|table| Ok(Vec::<Vec<f64>>::try_from(eta.get(table))?)).collect()
     }
 
-    /// The weights that choose the architecture, `[T][E][O]`: softmax of eta over the kept operations.
+    /// Returns the mean mixing weights, which select the architecture, `[T][E][O]`: softmax of eta over the kept
+    /// operations.
     pub fn mean_weights(&self) -> Result<Vec<Vec<Vec<f64>>>> {
         let eta = self.eta_on_host()?;
         Ok(eta.iter().zip(&self.net.shape().masks).map(|(eta, mask)| mean_weights(eta, mask)).collect())
     }
 
-    /// The architecture chosen now.
+    /// Returns the currently selected architecture.
     pub fn found(&self) -> Result<Found> {
         Ok(Found::from_weights(self.space(), &self.mean_weights()?))
     }
 
-    /// The space that is searched.
+    /// Returns the search space.
     pub fn space(&self) -> SearchSpace {
         self.config.model.space
     }
 }
 
-/// The mixing weights of `samples`, one per table.
+/// Returns the mixing weights of `samples`, one per table.
 fn mixing_weights(samples: Vec<ThetaSample>) -> Vec<Tensor> {
     samples.into_iter().map(|sample| sample.theta).collect()
 }

@@ -1,6 +1,7 @@
-//! Between two stages: prune, then widen, then carry the optimiser over.
+//! Transition to the next stage: prunes operations, widens the network and carries the optimisers over.
 //!
-//! Everything is drawn from the run's seed and the stage's number, so every rank does the same without a word.
+//! Everything is derived from the seed of the run and the index of the stage, so all ranks do the same without
+//! communication.
 
 use super::Search;
 use super::dirichlet::prune;
@@ -12,13 +13,14 @@ use crate::net::widen::{Indices, draw_indices, widen, widen_running};
 use crate::space::Mask;
 use tch::{Device, Tensor};
 
-/// Keeps `keep` operations per edge: the new masks and eta with 0 for what went. `eta`: one `[E][O]` per table.
-pub fn pruned(eta: &mut [Vec<Vec<f64>>], masks: &[Mask], keep: usize) -> Vec<Mask> {
+/// Prunes to `keep` operations per edge: returns the new masks and sets eta of pruned operations to 0. `eta`: one
+/// `[E][O]` per table.
+pub fn prune_tables(eta: &mut [Vec<Vec<f64>>], masks: &[Mask], keep: usize) -> Vec<Mask> {
     eta.iter_mut().zip(masks).map(|(eta, mask)| prune(eta, mask, keep)).collect()
 }
 
-/// The network of the next stage: kept operations only, C/k channels each; weights, momentum and every replica's running
-/// statistics are carried over. `stage`: the number of the stage that begins.
+/// Creates the network of the next stage: kept operations only, with C/k channels each; weights, momentum and the
+/// running statistics of every replica are carried over. `stage`: index of the next stage.
 pub fn next_network(net: &Supernet, masks: Vec<Mask>, k: i64, seed: u64, stage: u64) -> Result<Supernet> {
     let old = net.shape();
     let weights = net.params.export(|bucket| &bucket.weights);
@@ -38,7 +40,7 @@ pub fn next_network(net: &Supernet, masks: Vec<Mask>, k: i64, seed: u64, stage: 
     Ok(next)
 }
 
-/// The supernet of one stage.
+/// Creates the supernet of a stage with zero weights.
 pub(super) fn supernet(
     config: &Config,
     k: i64,
@@ -58,12 +60,12 @@ pub(super) fn supernet(
 }
 
 impl Search {
-    /// Goes to the next stage: prune, widen, carry the optimisers over. Local; the same on all ranks.
+    /// Advances to the next stage: prunes, widens, carries the optimisers over. Local; the same on all ranks.
     pub fn advance(&mut self) -> Result<()> {
         self.stage += 1;
         let next = self.config.search.stages[self.stage];
         let mut eta = self.eta_on_host()?;
-        let masks = pruned(&mut eta, &self.net.shape().masks, next.ops_kept);
+        let masks = prune_tables(&mut eta, &self.net.shape().masks, next.ops_kept);
         let tables: Vec<Tensor> = eta
             .iter()
             .map(|table| {

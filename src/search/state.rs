@@ -1,7 +1,7 @@
-//! The search's state as a checkpoint, as a hash, and back.
+//! Saves, restores and hashes the state of a search.
 //!
-//! Tensors: those of the network (see [`crate::train::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is saved:
-//! streams are addressed by step (see `random`).
+//! Tensors: those of the network (see [`crate::train::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is
+//! saved: streams are indexed by step (see `random`).
 
 use super::Search;
 use super::stage::supernet;
@@ -18,10 +18,10 @@ use std::hash::Hasher;
 use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Version of what follows; another one is refused.
+/// Version of the metadata; other versions are refused.
 const VERSION: u32 = 1;
 
-/// What stands beside the tensors.
+/// Checkpoint metadata.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct SearchMeta {
     version: u32,
@@ -31,7 +31,7 @@ struct SearchMeta {
     k: i64,
     masks: Vec<Mask>,
     replicas: usize,
-    /// What the caller wants back.
+    /// Data of the caller.
     extra: serde_json::Value,
 }
 
@@ -68,7 +68,7 @@ impl State for Search {
         let meta: SearchMeta =
             serde_json::from_value(checkpoint.meta.clone()).map_err(|error| wrong(error.to_string()))?;
         if meta.version != VERSION {
-            return Err(wrong(format!("version {}, expected {VERSION}", meta.version)));
+            return Err(wrong(format!("expected version {VERSION}, found {}", meta.version)));
         }
         self.check_meta(&meta).map_err(wrong)?;
         let device = self.net.params.device();
@@ -81,9 +81,9 @@ impl State for Search {
             let saved = checkpoint.tensor(name)?;
             if saved.size() != tensor.size() {
                 return Err(wrong(format!(
-                    "{name} has shape {:?}, expected {:?}",
-                    saved.size(),
-                    tensor.size()
+                    "{name}: expected shape {:?}, found {:?}",
+                    tensor.size(),
+                    saved.size()
                 )));
             }
             tensor.copy_(saved);
@@ -101,7 +101,7 @@ impl State for Search {
         Err(train::Error::StateNotFinite { step: self.step, what }.into())
     }
 
-    /// Step, masks, eta, weights.
+    /// Compares step, masks, eta and weights.
     fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
         if comm.size() == 1 {
             return Ok(());
@@ -111,25 +111,25 @@ impl State for Search {
 }
 
 impl Search {
-    /// Whether the numbers of a checkpoint are ones that this search can come to. The files have checksums; this keeps
-    /// one that was made with other code, or by hand, from being gone on with.
+    /// Checks that the metadata of a checkpoint is possible in this search. The files have checksums; this refuses
+    /// checkpoints of other code and manually edited ones.
     fn check_meta(&self, meta: &SearchMeta) -> Result<(), String> {
         let search = &self.config.search;
         let Some(stage) = search.stages.get(meta.stage).filter(|_| meta.replicas == search.replicas as usize)
         else {
             return Err(format!(
-                "{} replicas in stage number {} from 0, expected {} replicas and one of {} stages",
-                meta.replicas,
-                meta.stage,
+                "expected {} replicas and a stage index below {}, found {} replicas and stage index {}",
                 search.replicas,
-                search.stages.len()
+                search.stages.len(),
+                meta.replicas,
+                meta.stage
             ));
         };
         let steps = self.timeline.steps_of(meta.stage);
         if !(steps.start..=steps.end).contains(&meta.step) || meta.adam_steps > meta.step {
             return Err(format!(
-                "step {} with {} architecture steps, expected a step in {}..={} of this stage",
-                meta.step, meta.adam_steps, steps.start, steps.end
+                "expected a step in {}..={} with at most as many architecture steps, found step {} with {}",
+                steps.start, steps.end, meta.step, meta.adam_steps
             ));
         }
         let space = self.config.model.space;
@@ -140,13 +140,13 @@ impl Search {
         let table = |mask: &Mask| mask.0.len() == edges && mask.0.iter().all(row);
         if meta.k != stage.k || meta.masks.len() != space.tables().len() || !meta.masks.iter().all(table) {
             return Err(format!(
-                "k {} and masks of {} tables, expected k {} and {} tables of {edges} edges that keep {} of \
-                 {operations} operations",
-                meta.k,
-                meta.masks.len(),
+                "expected k {} and {} masks of {edges} edges that keep {} of {operations} operations, found k {} and \
+                 {} masks",
                 stage.k,
                 space.tables().len(),
-                stage.ops_kept
+                stage.ops_kept,
+                meta.k,
+                meta.masks.len()
             ));
         }
         Ok(())

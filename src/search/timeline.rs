@@ -1,30 +1,30 @@
-//! Timeline: which stage and epoch a step belongs to. Files speak of epochs; the search counts steps.
+//! Maps steps to stages and epochs. Configuration files count epochs, the search counts steps.
 
 use crate::config::{Config, StageSection};
 use std::ops::Range;
 
-/// The steps of a run.
+/// Stages and epochs of a run, in steps.
 #[derive(Clone, Debug)]
 pub struct Timeline {
     stages: Vec<StageSection>,
-    /// Steps of every epoch.
+    /// Steps per epoch.
     pub steps_per_epoch: u64,
     architecture_from_epoch: u64,
 }
 
-/// Where a step stands; all counts from 0.
+/// Stage and epoch of a step, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub struct StepPosition {
     /// Stage.
     pub stage: usize,
     /// Epoch of the run.
     pub epoch: u64,
-    /// Whether the step trains eta too: not in the first epochs of each stage, so that the widened weights settle.
+    /// Whether the step also trains eta: not in the first epochs of each stage, in which the widened weights settle.
     pub architecture: bool,
 }
 
 impl Timeline {
-    /// `steps_of_data`: steps that one pass over the training set takes; `search.steps_per_epoch` may end epochs earlier.
+    /// `steps_of_data`: steps per pass over the training set; `search.steps_per_epoch` may end epochs earlier.
     pub fn new(config: &Config, steps_of_data: u64) -> Timeline {
         let bound = config.search.steps_per_epoch;
         Timeline {
@@ -49,25 +49,25 @@ impl Timeline {
         &self.stages
     }
 
-    /// The steps of stage `stage`.
+    /// Returns the steps of stage `stage`.
     pub fn steps_of(&self, stage: usize) -> Range<u64> {
         let epochs: u64 = self.stages[..stage].iter().map(|stage| stage.epochs).sum();
         epochs * self.steps_per_epoch..(epochs + self.stages[stage].epochs) * self.steps_per_epoch
     }
 
-    /// Where step `step` (0-based, below `num_steps`) stands.
-    pub fn moment(&self, step: u64) -> Moment {
+    /// Returns the stage and epoch of step `step` (from 0, below `num_steps`).
+    pub fn position(&self, step: u64) -> StepPosition {
         let stage = (0..self.stages.len()).find(|&stage| step < self.steps_of(stage).end);
         let stage = stage.expect("a step of the run");
         let epoch_in_stage = (step - self.steps_of(stage).start) / self.steps_per_epoch;
-        Moment {
+        StepPosition {
             stage,
             epoch: step / self.steps_per_epoch,
             architecture: epoch_in_stage >= self.architecture_from_epoch,
         }
     }
 
-    /// Architecture steps among the first `step` steps: how far the second set has been read.
+    /// Returns the number of architecture steps among the first `step` steps: the position in the second data set.
     pub fn architecture_steps_before(&self, step: u64) -> u64 {
         (0..self.stages.len())
             .map(|stage| {
@@ -94,12 +94,12 @@ mod tests {
         config.search.steps_per_epoch = 4;
         let timeline = Timeline::new(&config, 10);
         assert_eq!((timeline.num_epochs(), timeline.num_steps()), (5, 20));
-        assert_eq!(timeline.moment(0), Moment { stage: 0, epoch: 0, architecture: false });
-        assert_eq!(timeline.moment(4), Moment { stage: 0, epoch: 1, architecture: true });
-        assert_eq!(timeline.moment(11), Moment { stage: 0, epoch: 2, architecture: true });
-        assert_eq!(timeline.moment(12), Moment { stage: 1, epoch: 3, architecture: false });
-        assert_eq!(timeline.moment(19), Moment { stage: 1, epoch: 4, architecture: true });
-        let counted = |step| (0..step).filter(|&step| timeline.moment(step).architecture).count() as u64;
+        assert_eq!(timeline.position(0), StepPosition { stage: 0, epoch: 0, architecture: false });
+        assert_eq!(timeline.position(4), StepPosition { stage: 0, epoch: 1, architecture: true });
+        assert_eq!(timeline.position(11), StepPosition { stage: 0, epoch: 2, architecture: true });
+        assert_eq!(timeline.position(12), StepPosition { stage: 1, epoch: 3, architecture: false });
+        assert_eq!(timeline.position(19), StepPosition { stage: 1, epoch: 4, architecture: true });
+        let counted = |step| (0..step).filter(|&step| timeline.position(step).architecture).count() as u64;
         for step in 0..=20 {
             assert_eq!(timeline.architecture_steps_before(step), counted(step), "{step}");
         }

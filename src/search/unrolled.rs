@@ -1,17 +1,17 @@
-//! The second-order architecture step: the gradient of the architecture loss at the weights after one virtual SGD step,
-//! through that step.
+//! Second-order architecture step: gradient of the architecture loss at the weights after one virtual SGD step,
+//! differentiated through that step.
 //!
-//! Over R replicas, with L_r and V_r the losses of replica r on its batch of the first and of the second set:
+//! Over R replicas, with L_r and V_r the losses of replica r on its batches of the first and second data set:
 //!     w' = w - lr * (momentum * m + mean_r dL_r/dw + decay * w)
 //!     d/d eta mean_r V_r(w'(eta), eta) = mean_r dV_r/d eta - lr * d/d eta <mean_r dL_r/dw, v>,   v = mean_r dV_r/dw'
-//! and the second term by finite differences: the change of dL_r/d eta from w - s v to w + s v, over 2 s, with a step of
-//! length s |v| = 0.01. All means are taken over all replicas, so there is one virtual network in the whole run, and the
-//! number of ranks does not show.
+//! The second term is computed by finite differences: the change of dL_r/d eta from w - s v to w + s v, divided by 2 s,
+//! with s |v| = 0.01. All means are over all replicas, so there is one virtual network in the whole run, and the result
+//! does not depend on the number of ranks.
 //!
-//! Source: DARTS (ICLR 2019), `architect.py` of the published DrNAS code. Departures: the mixing weights of the first set
-//! are one draw in all three passes (published: each pass draws anew, so that the difference is one of noise); momentum
-//! is counted (published for NAS-Bench-201: eta is among the parameters, has no momentum, and the exception that follows
-//! drops it for all); the virtual networks leave running statistics alone.
+//! Source: DARTS (ICLR 2019), `architect.py` of the published DrNAS code. Departures: all three passes on the first
+//! data set use the same draw of mixing weights (published: each pass draws anew, so that the difference is mostly
+//! noise); momentum is included (published for NAS-Bench-201: eta is among the parameters, has no momentum, and the
+//! resulting exception drops momentum for all); the virtual networks do not update running statistics.
 
 use super::dirichlet::ThetaSample;
 use crate::comm::Communicator;
@@ -25,37 +25,37 @@ use crate::train::step::{backward, start_mean};
 use crate::train::tally::{StepOutcome, measure};
 use tch::Tensor;
 
-/// Length of the step in the weights over which gradients are compared.
+/// Length of the finite-difference step in the weights.
 pub const LENGTH: f64 = 1e-2;
 
-/// What one replica brings: normalised images with labels of both sets, and the mixing weights drawn for each.
+/// Inputs of one replica: normalised images with labels of both data sets, and a sample of mixing weights for each.
 pub struct Share {
-    /// For the virtual step.
+    /// Batch of the virtual step.
     pub train: (Tensor, Tensor),
     /// One sample per table.
     pub train_samples: Vec<ThetaSample>,
-    /// For the loss behind it.
+    /// Batch of the architecture loss.
     pub valid: (Tensor, Tensor),
     /// One sample per table.
     pub valid_samples: Vec<ThetaSample>,
 }
 
-/// What the virtual step starts from.
+/// Starting point of the virtual step.
 pub struct Unrolled<'a> {
-    /// The network, with weights and momentum before the step. The weights are in the end what they were, bit for bit.
+    /// The network, with weights and momentum before the step. The weights are restored bit-identical.
     pub net: &'a Supernet,
     /// eta, `[T, E, O]`.
     pub eta: &'a Tensor,
     /// The optimiser of the weights.
     pub sgd: Sgd,
-    /// Its learning rate now.
+    /// Current learning rate of the weights.
     pub lr: f64,
     /// See [`LENGTH`].
     pub length: f64,
 }
 
 impl Unrolled<'_> {
-    /// The gradient of eta, `[T, E, O]`, summed over the local replicas: one share for each. Collective.
+    /// Computes the gradient of eta, `[T, E, O]`, summed over the local replicas, one share each. Collective.
     pub fn grad(
         &self,
         shares: &[Share],
@@ -73,7 +73,7 @@ impl Unrolled<'_> {
         let sum = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
         self.add_at_virtual_weights(&sum, shares, comm, outcome)?;
 
-        // The buckets hold v. Nothing is read back; where v is 0 the difference is 0, whatever the step.
+        // The buckets contain v. Nothing is read back; if v is 0, the difference is 0 for any step.
         let norms: Vec<Tensor> = buckets.iter().map(|bucket| bucket.grads.norm()).collect();
         let step = Tensor::stack(&norms, 0).norm().clamp_min(f64::from(f32::MIN_POSITIVE)).reciprocal()
             * self.length;
@@ -90,7 +90,7 @@ impl Unrolled<'_> {
         Ok(sum)
     }
 
-    /// Gradients of the weights on the first set, averaged over all replicas, into the buckets.
+    /// Computes the gradients of the weights on the first data set into the buckets, averaged over all replicas.
     fn weight_grads(
         &self,
         shares: &[Share],
@@ -110,7 +110,7 @@ impl Unrolled<'_> {
         Ok(())
     }
 
-    /// The first term, and v into the buckets.
+    /// Adds the first term to `sum` and computes v into the buckets.
     fn add_at_virtual_weights(
         &self,
         sum: &Tensor,
@@ -122,7 +122,7 @@ impl Unrolled<'_> {
         for (local, share) in shares.iter().enumerate() {
             begin(Phase::Forward)?;
             let theta = leaves(&share.valid_samples);
-            let logits = self.net.logits_tried(&share.valid.0, &theta);
+            let logits = self.net.trial_logits(&share.valid.0, &theta);
             let loss = cross_entropy(&logits, &share.valid.1);
             outcome.architecture.push(measure(&logits, &share.valid.1, &loss));
             let weights: Vec<&Tensor> =
@@ -144,12 +144,12 @@ impl Unrolled<'_> {
         Ok(())
     }
 
-    /// One side of the finite difference.
+    /// Adds one side of the finite difference.
     fn add_difference(&self, sum: &Tensor, shares: &[Share], step: &Tensor, sign: f64) -> Result<()> {
         for share in shares {
             begin(Phase::Forward)?;
             let theta = leaves(&share.train_samples);
-            let loss = cross_entropy(&self.net.logits_tried(&share.train.0, &theta), &share.train.1);
+            let loss = cross_entropy(&self.net.trial_logits(&share.train.0, &theta), &share.train.1);
             begin(Phase::Backward)?;
             let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
             let scaled: Vec<Tensor> = grads.iter().map(|grad| grad / step).collect();
@@ -158,7 +158,7 @@ impl Unrolled<'_> {
         Ok(())
     }
 
-    /// Adds `factor` times the gradient by eta, given the gradients by theta.
+    /// Adds `factor` times the gradient with respect to eta, given the gradients with respect to theta.
     fn add_path(&self, sum: &Tensor, samples: &[ThetaSample], grads: &[Tensor], factor: f64) {
         for (table, (sample, grad)) in (0..).zip(samples.iter().zip(grads)) {
             let _ = sum.get(table).g_add_(&(sample.grad_eta(&self.eta.get(table), grad) * factor));
@@ -170,7 +170,7 @@ fn set(bucket: &Bucket, weights: &Tensor) {
     tch::no_grad(|| bucket.weights.shallow_clone().copy_(weights));
 }
 
-/// Mixing weights to differentiate for, one per table.
+/// Returns mixing weights as autograd leaves, one per table.
 fn leaves(samples: &[ThetaSample]) -> Vec<Tensor> {
     samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect()
 }

@@ -1,26 +1,24 @@
-//! What is wrong with the name or the file of an architecture.
+//! Errors in the names and files of architectures.
 
 use crate::files::IoError;
 
-/// The result of what can fail here.
+/// Result with the [`Error`] of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with the name or the file of an architecture.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error in the name or the file of an architecture; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A genotype file that does not describe an architecture of the space.
+    /// A genotype that is not an architecture of the space.
     #[error("genotype: {0}")]
     Genotype(String),
-    /// A text that names no architecture of NAS-Bench-201.
+    /// A string that is not an architecture of NAS-Bench-201.
     #[error(
-        "architecture \"{text}\": {what}; it reads like |nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+        "architecture \"{text}\": {what}; expected text like |nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
     )]
     Nb201 {
-        /// The text, its first 200 characters.
+        /// The string, at most its first 200 characters.
         text: String,
-        /// What is wrong and what was expected.
+        /// Description of the error.
         what: String,
     },
     /// A file or folder could not be read, written, renamed or removed.

@@ -1,4 +1,4 @@
-//! What a search finds, whichever its space.
+//! Result of a search in any space.
 
 use super::genotype::Genotype;
 use super::nb201::Architecture;
@@ -6,7 +6,7 @@ use super::{NUM_EDGES, SearchSpace};
 use crate::space::error::{Error, Result};
 use serde_json::json;
 
-/// The chosen architecture.
+/// An architecture found by a search.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Two DARTS cells.
@@ -16,7 +16,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// The architecture that the mean of the Dirichlet points at. `weights`: one `[E][O]` per eta table, pruned entries 0
+    /// Selects the architecture by the mean of the Dirichlet. `weights`: one `[E][O]` per eta table, pruned entries 0
     /// (see [`super::genotype::mean_weights`]).
     pub fn from_weights(space: SearchSpace, weights: &[Vec<Vec<f64>>]) -> Found {
         match space {
@@ -28,7 +28,7 @@ impl Found {
         }
     }
 
-    /// The line that other code holds: `Genotype(normal=...)`, or the benchmark's `|nor_conv_3x3~0|+|...`.
+    /// Returns the notation of the original code: `Genotype(normal=...)`, or `|nor_conv_3x3~0|+|...`.
     pub fn to_line(&self) -> String {
         match self {
             Found::Darts(genotype) => genotype.to_line(),
@@ -36,7 +36,7 @@ impl Found {
         }
     }
 
-    /// The same for programs: a genotype's fields, or `{"space": "nas-bench-201", "architecture": "|..."}`.
+    /// Returns JSON: the fields of a genotype, or `{"space": "nas-bench-201", "architecture": "|..."}`.
     pub fn to_json(&self) -> Result<String> {
         let text = match self {
             Found::Darts(genotype) => serde_json::to_string_pretty(genotype),
@@ -47,7 +47,7 @@ impl Found {
         text.map_err(|error| Error::Genotype(error.to_string()))
     }
 
-    /// The NAS-Bench-201 architecture, if it is one.
+    /// Returns the architecture if the space is NAS-Bench-201.
     pub fn architecture(&self) -> Option<Architecture> {
         match self {
             Found::Darts(_) => None,
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_search_of_either_space_finds_something() {
+    fn both_spaces_have_text_and_json() {
         let mut rows = vec![vec![0.1; 5]; 6];
         for (row, operation) in rows.iter_mut().zip(DRNAS.0) {
             row[operation] = 0.6;

@@ -1,36 +1,36 @@
-//! The chosen architecture as plain data: from eta, to JSON, to and from the one line that DARTS users paste.
+//! Genotype of a DARTS architecture: selected from eta, as JSON, and in the one-line notation of the DARTS code.
 
-use super::{Mask, NUM_INPUTS, NUM_NODES, Operation, SearchSpace, edge, heaviest};
+use super::{Mask, NUM_INPUTS, NUM_NODES, Operation, SearchSpace, argmax, edge};
 use crate::space::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// A cell's kept edges: per node two of (operation name, state it comes from), the heavier first.
+/// Edges of a cell: two (operation name, input state) per node, the one with the larger weight first.
 pub type Edges = Vec<(String, usize)>;
 
-/// An architecture. JSON form: the fields as they are.
+/// A DARTS architecture. JSON: its fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Genotype {
     /// Edges of the normal cells.
     pub normal: Edges,
-    /// States that a normal cell's output is made of.
+    /// States concatenated to the output of a normal cell.
     pub normal_concat: Vec<usize>,
     /// Edges of the reduction cells.
     pub reduce: Edges,
-    /// States that a reduction cell's output is made of.
+    /// States concatenated to the output of a reduction cell.
     pub reduce_concat: Vec<usize>,
 }
 
-/// Edges into a node of the final network.
+/// Edges into a node of the evaluation network.
 pub const EDGES_PER_NODE: usize = 2;
 
 impl Genotype {
-    /// The architecture that the mean of the Dirichlet points at. `weights`: one [E, O] table for the normal, one for
-    /// the reduction cells, pruned entries 0 (see [`mean_weights`]). Per node the two input edges with the largest
-    /// weight, each with its heaviest operation; of equals the first.
+    /// Selects the architecture by the mean of the Dirichlet. `weights`: one [E, O] table for the normal and one for
+    /// the reduction cells, pruned entries 0 (see [`mean_weights`]). Keeps for every node the two input edges with the
+    /// largest weight, each with the operation of the largest weight; the first of equal ones.
     pub fn from_weights(space: SearchSpace, weights: &[Vec<Vec<f64>>]) -> Genotype {
         let cell = |table: &Vec<Vec<f64>>| -> Edges {
-            let best = |edge: usize| heaviest(&table[edge]);
+            let best = |edge: usize| argmax(&table[edge]);
             (0..NUM_NODES)
                 .flat_map(|node| {
                     let mut inputs: Vec<usize> = (0..node + NUM_INPUTS).collect();
@@ -38,7 +38,7 @@ impl Genotype {
                         let edge = edge(node, *from);
                         table[edge][best(edge)]
                     };
-                    inputs.sort_by(|a, b| weight(b).total_cmp(&weight(a))); // stable: first of equals
+                    inputs.sort_by(|a, b| weight(b).total_cmp(&weight(a))); // stable: the first of equal ones
                     inputs.truncate(EDGES_PER_NODE);
                     inputs.into_iter().map(move |from| (from, edge(node, from))).collect::<Vec<_>>()
                 })
@@ -54,7 +54,8 @@ impl Genotype {
         }
     }
 
-    /// The line that DARTS code holds: `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), ...)`.
+    /// Returns the notation of the DARTS code: `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6),
+    /// ...)`.
     pub fn to_line(&self) -> String {
         let edges = |edges: &Edges| {
             let items: Vec<String> =
@@ -76,7 +77,7 @@ impl Genotype {
         )
     }
 
-    /// Reads JSON, checking that every edge exists in the space and that outputs are made of nodes.
+    /// Parses JSON and checks that every edge exists in the space and that outputs consist of nodes.
     pub fn from_json(text: &str) -> Result<Genotype> {
         let genotype: Genotype =
             serde_json::from_str(text).map_err(|source| Error::Genotype(source.to_string()))?;
@@ -85,27 +86,27 @@ impl Genotype {
             ("reduce", &genotype.reduce, &genotype.reduce_concat),
         ] {
             let nodes = NUM_INPUTS..NUM_INPUTS + NUM_NODES;
-            let rising = concat.windows(2).all(|pair| pair[0] < pair[1]);
-            if concat.is_empty() || !rising || !concat.iter().all(|state| nodes.contains(state)) {
+            let ascending = concat.windows(2).all(|pair| pair[0] < pair[1]);
+            if concat.is_empty() || !ascending || !concat.iter().all(|state| nodes.contains(state)) {
                 return Err(Error::Genotype(format!(
-                    "{table}_concat = {concat:?}, expected some of the nodes 2, 3, 4, 5, rising"
+                    "{table}_concat: expected some of the nodes 2, 3, 4, 5 in ascending order, found {concat:?}"
                 )));
             }
             if edges.len() != NUM_NODES * EDGES_PER_NODE {
                 return Err(Error::Genotype(format!(
-                    "{table} has {} edges, expected {}",
-                    edges.len(),
-                    NUM_NODES * EDGES_PER_NODE
+                    "{table}: expected {} edges, found {}",
+                    NUM_NODES * EDGES_PER_NODE,
+                    edges.len()
                 )));
             }
             for (index, (operation, from)) in edges.iter().enumerate() {
                 let node = index / EDGES_PER_NODE;
                 if Operation::from_name(operation).is_none() {
-                    return Err(Error::Genotype(format!("{table} names an unknown operation '{operation}'")));
+                    return Err(Error::Genotype(format!("{table}: unknown operation '{operation}'")));
                 }
                 if *from >= node + NUM_INPUTS {
                     return Err(Error::Genotype(format!(
-                        "{table}: node {node} cannot come from state {from}, only from 0..{}",
+                        "{table}: node {node}: expected an input state from 0 to {}, found {from}",
                         node + NUM_INPUTS - 1
                     )));
                 }
@@ -115,7 +116,7 @@ impl Genotype {
     }
 }
 
-/// Weights of the mean architecture on the host: softmax of eta over the kept operations, 0 elsewhere.
+/// Computes the mean mixing weights on the host: softmax of eta over the kept operations, 0 elsewhere.
 /// `eta`: `[E][O]`. Source: `process_step_matrix(.., 'softmax', mask)` of the published code.
 pub fn mean_weights(eta: &[Vec<f64>], mask: &Mask) -> Vec<Vec<f64>> {
     eta.iter()
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn heavier_edge_first_and_first_of_equals() {
+    fn edges_are_ordered_by_weight() {
         let genotype = Genotype::from_weights(SearchSpace::DartsImagenet, &weights());
         assert_eq!(genotype.normal[0], ("sep_conv_5x5".into(), 1));
         assert_eq!(genotype.normal[1], ("sep_conv_3x3".into(), 0));
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn text_forms() {
+    fn text_and_json_are_read_back() {
         let genotype = Genotype::from_weights(SearchSpace::DartsImagenet, &weights());
         let line = genotype.to_line();
         assert!(line.starts_with("Genotype(normal=[('sep_conv_5x5', 1), ('sep_conv_3x3', 0), "), "{line}");
@@ -162,7 +163,12 @@ mod tests {
         let json = serde_json::to_string(&genotype).unwrap();
         assert_eq!(Genotype::from_json(&json).unwrap(), genotype);
         let wrong = json.replacen("[\"sep_conv_5x5\",1]", "[\"sep_conv_5x5\",2]", 1);
-        assert!(Genotype::from_json(&wrong).unwrap_err().to_string().contains("cannot come from state 2"));
+        assert!(
+            Genotype::from_json(&wrong)
+                .unwrap_err()
+                .to_string()
+                .contains("expected an input state from 0 to 1, found 2")
+        );
         let wrong = json.replacen("sep_conv_5x5", "sep_conv_9x9", 1);
         assert!(Genotype::from_json(&wrong).unwrap_err().to_string().contains("sep_conv_9x9"));
         for concat in ["[]", "[2,3,4,6]", "[1,2]", "[3,2]", "[2,2]"] {
@@ -173,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn mean_is_a_softmax_over_the_kept() {
+    fn mean_weights_are_a_softmax_over_kept_operations() {
         let mut mask = Mask::full(1, 3);
         mask.0[0][1] = false;
         let weights = mean_weights(&[vec![0.0, 9.0, (3.0f64).ln()]], &mask);

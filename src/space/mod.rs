@@ -1,4 +1,4 @@
-//! The search space: which operations stand on which edges of which tables.
+//! Search spaces: operations, edges, tables and masks.
 
 pub(crate) mod error;
 pub mod found;
@@ -10,25 +10,25 @@ pub use error::{Error, Result};
 
 use serde::{Deserialize, Serialize};
 
-/// The networks that a search can run on. The DARTS ones share the cell and differ in stem and input size.
+/// A search space. The two DARTS spaces share the cell and differ in stem and input size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SearchSpace {
-    /// DARTS cells behind three stride-2 convolutions (resolution / 8).
+    /// DARTS cells after three stride-2 convolutions (resolution / 8).
     DartsImagenet,
-    /// DARTS cells behind one 3x3 convolution.
+    /// DARTS cells after one 3x3 convolution.
     DartsCifar,
-    /// NAS-Bench-201: cells of one kind with one input, residual blocks between three groups of them.
+    /// NAS-Bench-201: one kind of cell with one input; residual blocks between three groups of cells.
     #[serde(rename = "nas-bench-201")]
     NasBench201,
 }
 
-/// What an operation does. Order and names are the published ones: eta's columns follow it.
+/// An operation. Order and names as published; they define the columns of eta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// 3x3 max pooling, batch norm.
     MaxPool3x3,
-    /// 3x3 average pooling without the padding, batch norm.
+    /// 3x3 average pooling, padding not counted; batch norm.
     AvgPool3x3,
     /// Identity; at stride 2 a factorized reduction.
     SkipConnect,
@@ -40,7 +40,7 @@ pub enum Operation {
     DilConv3x3,
     /// One separable 5x5 convolution of dilation 2.
     DilConv5x5,
-    /// No connection. NAS-Bench-201, as all that follow.
+    /// No connection (NAS-Bench-201, as are the following).
     None,
     /// 1x1 convolution.
     NorConv1x1,
@@ -69,7 +69,7 @@ impl Operation {
         Operation::AvgPool3x3,
     ];
 
-    /// The name that papers and genotypes use.
+    /// Returns the name used in papers and genotypes.
     pub const fn name(self) -> &'static str {
         match self {
             Operation::MaxPool3x3 => "max_pool_3x3",
@@ -85,7 +85,7 @@ impl Operation {
         }
     }
 
-    /// The DARTS operation of that name.
+    /// Returns the DARTS operation with a name.
     pub fn from_name(name: &str) -> Option<Operation> {
         Operation::DARTS.into_iter().find(|operation| operation.name() == name)
     }
@@ -95,11 +95,11 @@ impl Operation {
 pub const NUM_INPUTS: usize = 2;
 /// Nodes of a DARTS cell.
 pub const NUM_NODES: usize = 4;
-/// Edges of a DARTS cell: node i has one from each of the i + 2 states before it.
+/// Edges of a DARTS cell: node i has one from each of the i + 2 preceding states.
 pub const NUM_EDGES: usize = 14;
 
 impl SearchSpace {
-    /// How people call it.
+    /// Returns the name of the space.
     pub fn name(self) -> &'static str {
         match self {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => "DARTS",
@@ -107,7 +107,7 @@ impl SearchSpace {
         }
     }
 
-    /// Names of the eta tables, one per kind of cell.
+    /// Returns the names of the eta tables, one per kind of cell.
     pub fn tables(self) -> &'static [&'static str] {
         match self {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => &["normal", "reduce"],
@@ -115,7 +115,7 @@ impl SearchSpace {
         }
     }
 
-    /// Operations on every edge, in the order of eta's columns.
+    /// Returns the operations on every edge, in the order of eta's columns.
     pub fn operations(self) -> &'static [Operation] {
         match self {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => &Operation::DARTS,
@@ -123,7 +123,7 @@ impl SearchSpace {
         }
     }
 
-    /// Stride of the 5x5 pooling in the auxiliary head of the final network.
+    /// Returns the stride of the 5x5 pooling in the auxiliary head of the evaluation network.
     pub fn auxiliary_stride(self) -> i64 {
         match self {
             SearchSpace::DartsImagenet => 2,
@@ -131,12 +131,12 @@ impl SearchSpace {
         }
     }
 
-    /// Smallest map that an auxiliary head can take: its pooling must leave 2x2 pixels.
+    /// Returns the smallest map for an auxiliary head: its pooling must leave 2x2 pixels.
     pub fn smallest_auxiliary_side(self) -> i64 {
         5 + self.auxiliary_stride()
     }
 
-    /// Rows of an eta table.
+    /// Returns the number of rows of an eta table.
     pub fn num_edges(self) -> usize {
         match self {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => NUM_EDGES,
@@ -145,34 +145,34 @@ impl SearchSpace {
     }
 }
 
-/// The edge from state `from` (0, 1: inputs; 2..: nodes) to node `node`: edges are numbered node by node.
+/// Returns the edge from state `from` (0, 1: inputs; 2..: nodes) to node `node`; edges are numbered node by node.
 pub fn edge(node: usize, from: usize) -> usize {
     debug_assert!(from < node + NUM_INPUTS);
     (0..node).map(|earlier| earlier + NUM_INPUTS).sum::<usize>() + from
 }
 
-/// The nodes that state `from` feeds: a tail of the nodes, the nearest first.
+/// Returns the nodes with an edge from state `from`: all from the nearest on.
 pub fn nodes_fed_by(from: usize) -> std::ops::Range<usize> {
     from.saturating_sub(NUM_INPUTS - 1)..NUM_NODES
 }
 
-/// The column of the largest weight of an edge, of equals the first.
-fn heaviest(row: &[f64]) -> usize {
-    // `max_by` would take the last of equals.
+/// Returns the column of the largest value, the first of equal ones.
+fn argmax(row: &[f64]) -> usize {
+    // `max_by` would return the last of equal ones.
     (0..row.len()).fold(0, |best, column| if row[column] > row[best] { column } else { best })
 }
 
-/// Which operations are kept on each edge, one row per edge; lives on the host, equal on all ranks.
+/// Kept operations, one row per edge; on the host, equal on all ranks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mask(pub Vec<Vec<bool>>);
 
 impl Mask {
-    /// Every operation on every edge.
+    /// Returns a mask that keeps everything.
     pub fn full(num_edges: usize, num_operations: usize) -> Mask {
         Mask(vec![vec![true; num_operations]; num_edges])
     }
 
-    /// Whether `operation` (a column of eta) is kept on `edge`.
+    /// Returns whether `operation` (a column of eta) is kept on `edge`.
     pub fn keeps(&self, edge: usize, operation: usize) -> bool {
         self.0[edge][operation]
     }

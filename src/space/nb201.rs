@@ -1,9 +1,9 @@
-//! An architecture of NAS-Bench-201: one operation on each of the six edges of the cell, and its text
+//! Architectures of NAS-Bench-201: one operation on each of the six edges of the cell, as a string such as
 //! `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|none~2|`.
 //!
-//! Source: NAS-Bench-201 (ICLR 2020); order of operations and edges as DrNAS has them.
+//! Source: NAS-Bench-201 (ICLR 2020); order of operations and edges as in DrNAS.
 
-use super::{Operation, heaviest};
+use super::{Operation, argmax};
 use crate::space::error::{Error, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -15,25 +15,25 @@ pub const OPERATIONS: [&str; 5] = {
     let [a, b, c, d, e] = Operation::NAS_BENCH_201;
     [a.name(), b.name(), c.name(), d.name(), e.name()]
 };
-/// Edges of the cell as (node, state it comes from), in the order of eta's rows; state 0 is the cell's input.
+/// Edges of the cell as (node, input state), in the order of eta's rows; state 0 is the input of the cell.
 pub const EDGES: [(usize, usize); 6] = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)];
-/// Architectures of the space: every operation on every edge.
+/// Number of architectures in the space: every operation on every edge.
 pub const NUM_ARCHITECTURES: usize = OPERATIONS.len().pow(EDGES.len() as u32);
-/// The architecture that the DrNAS paper reports: the CIFAR-100 optimum of the benchmark.
+/// The architecture reported in the DrNAS paper, the CIFAR-100 optimum of the benchmark.
 pub const DRNAS: Architecture = Architecture([3, 3, 3, 1, 3, 3]);
 
-/// The operation of each edge, as an index into [`OPERATIONS`], edges as in [`EDGES`]. Indices are below 5.
+/// Operation of each edge, as an index into [`OPERATIONS`] (below 5), in the order of [`EDGES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Architecture(pub [usize; 6]);
 
 impl Architecture {
-    /// The number of this architecture, `0..NUM_ARCHITECTURES`: its operations read as digits, the first edge's the
-    /// highest. Not the index that the benchmark gives it, which follows no rule (see `nb201::Table`).
+    /// Returns the code of this architecture, `0..NUM_ARCHITECTURES`: its operations as base-5 digits, the first edge
+    /// most significant. It is not the index in the benchmark, which is arbitrary (see `nb201::Table`).
     pub fn code(self) -> usize {
         self.0.iter().fold(0, |code, operation| code * OPERATIONS.len() + operation)
     }
 
-    /// The architecture of that code; none from `NUM_ARCHITECTURES` on.
+    /// Returns the architecture with a code, `None` from `NUM_ARCHITECTURES` on.
     pub fn from_code(code: usize) -> Option<Architecture> {
         let mut operations = [0; EDGES.len()];
         let mut rest = code;
@@ -44,24 +44,24 @@ impl Architecture {
         (rest == 0).then_some(Architecture(operations))
     }
 
-    /// Every architecture, by code.
+    /// Returns all architectures in the order of their codes.
     pub fn all() -> impl Iterator<Item = Architecture> {
         (0..NUM_ARCHITECTURES).filter_map(Architecture::from_code)
     }
 
-    /// The arg max of each row, of equals the first (as in `TinyNetwork.genotype` of the published code). `weights`:
-    /// `[E][O]`, mixing weights or their mean, pruned entries 0.
+    /// Returns the arg max of each row, the first of equal ones (as `TinyNetwork.genotype` of the published code).
+    /// `weights`: `[E][O]`, mixing weights or their mean, pruned entries 0.
     pub fn from_weights(weights: &[Vec<f64>]) -> Architecture {
         assert_eq!(weights.len(), EDGES.len(), "rows of a NAS-Bench-201 table");
         Architecture(std::array::from_fn(|edge| {
             let row = &weights[edge];
             assert_eq!(row.len(), OPERATIONS.len(), "columns of a NAS-Bench-201 table");
-            heaviest(row)
+            argmax(row)
         }))
     }
 }
 
-/// What the benchmark's networks were trained on.
+/// Data set of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 pub enum Dataset {
     /// CIFAR-10.
@@ -79,10 +79,10 @@ pub enum Dataset {
 }
 
 impl Dataset {
-    /// The three, in the order in which papers report them.
+    /// All data sets in the order in which papers report them.
     pub const ALL: [Dataset; 3] = [Dataset::Cifar10, Dataset::Cifar100, Dataset::ImageNet16];
 
-    /// The name on the command line and in configurations.
+    /// Returns the name on the command line and in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Dataset::Cifar10 => "cifar10",
@@ -91,7 +91,7 @@ impl Dataset {
         }
     }
 
-    /// The name that people write.
+    /// Returns the name for display.
     pub fn title(self) -> &'static str {
         match self {
             Dataset::Cifar10 => "CIFAR-10",
@@ -100,7 +100,7 @@ impl Dataset {
         }
     }
 
-    /// The table's column of the test accuracy after 200 epochs, percent, mean over the trained seeds.
+    /// Returns the column of the test accuracy after 200 epochs, percent, mean over the trained seeds.
     pub fn column(self) -> &'static str {
         match self {
             Dataset::Cifar10 => "c10_test_200",
@@ -109,7 +109,7 @@ impl Dataset {
         }
     }
 
-    /// Whether a column of that name holds accuracies of this data set: "c10_valid_12", "in16_test_12".
+    /// Returns whether a column contains accuracies on this data set, such as "c10_valid_12".
     pub fn owns(self, column: &str) -> bool {
         let prefix = self.column().split('_').next().unwrap_or_default();
         column
@@ -117,7 +117,7 @@ impl Dataset {
             .is_some_and(|rest| rest.starts_with("_test") || rest.starts_with("_valid"))
     }
 
-    /// The data set of that name.
+    /// Returns the data set with a name.
     pub fn from_name(name: &str) -> Option<Dataset> {
         Dataset::ALL.into_iter().find(|dataset| dataset.name() == name)
     }
@@ -138,30 +138,30 @@ impl fmt::Display for Architecture {
 impl FromStr for Architecture {
     type Err = Error;
 
-    /// Reads the text; the edges of a node have to stand in order, as the benchmark writes them.
+    /// Parses the string; the edges of a node must be in order, as the benchmark writes them.
     fn from_str(text: &str) -> Result<Architecture> {
-        let bad = |what: String| Error::Nb201 { text: text.chars().take(200).collect(), what };
+        let invalid = |what: String| Error::Nb201 { text: text.chars().take(200).collect(), what };
         let nodes: Vec<&str> = text.trim().split('+').collect();
         if nodes.len() != 3 {
-            return Err(bad(format!("3 nodes, joined by '+', expected, {} found", nodes.len())));
+            return Err(invalid(format!("expected 3 nodes joined by '+', found {}", nodes.len())));
         }
         let mut operations = Vec::with_capacity(EDGES.len());
         for (node, part) in (1..).zip(nodes) {
             let inside = part.strip_prefix('|').and_then(|part| part.strip_suffix('|'));
             let edges: Vec<&str> = inside
-                .ok_or_else(|| bad(format!("node {node}: '|' expected at both ends")))?
+                .ok_or_else(|| invalid(format!("node {node}: expected '|' at both ends")))?
                 .split('|')
                 .collect();
             if edges.len() != node {
-                return Err(bad(format!("node {node}: {node} edges expected, {} found", edges.len())));
+                return Err(invalid(format!("node {node}: expected {node} edges, found {}", edges.len())));
             }
             for (from, edge) in edges.into_iter().enumerate() {
                 let name = edge.strip_suffix(&format!("~{from}")).ok_or_else(|| {
-                    bad(format!("node {node}: an operation and '~{from}' expected, '{edge}' found"))
+                    invalid(format!("node {node}: expected an operation and '~{from}', found '{edge}'"))
                 })?;
                 let operation = OPERATIONS.iter().position(|operation| *operation == name);
                 operations.push(operation.ok_or_else(|| {
-                    bad(format!("unknown operation '{name}', known are {}", OPERATIONS.join(", ")))
+                    invalid(format!("unknown operation '{name}', expected one of {}", OPERATIONS.join(", ")))
                 })?);
             }
         }
@@ -177,7 +177,7 @@ mod tests {
         "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|";
 
     #[test]
-    fn text_and_code_go_there_and_back() {
+    fn text_and_code_are_invertible() {
         assert_eq!(TEXT.parse::<Architecture>().unwrap(), DRNAS);
         assert_eq!(DRNAS.to_string(), TEXT);
         let all: Vec<Architecture> = Architecture::all().collect();
@@ -190,16 +190,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_architecture_is_refused_with_the_place() {
+    fn invalid_architectures_are_refused() {
         for (text, what) in [
-            ("", "3 nodes"),
-            ("|none~0|+|none~0|none~1|", "3 nodes"),
-            (&TEXT.replace("|+|n", "+|n"), "node 1: '|' expected"),
-            (&TEXT.replace("|nor_conv_3x3~1|+", "|+"), "node 2: 2 edges expected, 1 found"),
-            (&TEXT.replace("|+|skip", "|none~2|+|skip"), "node 2: 2 edges expected, 3 found"),
-            (&TEXT.replace("skip_connect~0", "skip_connect~1"), "node 3: an operation and '~0' expected"),
+            ("", "expected 3 nodes"),
+            ("|none~0|+|none~0|none~1|", "expected 3 nodes"),
+            (&TEXT.replace("|+|n", "+|n"), "node 1: expected '|'"),
+            (&TEXT.replace("|nor_conv_3x3~1|+", "|+"), "node 2: expected 2 edges, found 1"),
+            (&TEXT.replace("|+|skip", "|none~2|+|skip"), "node 2: expected 2 edges, found 3"),
+            (&TEXT.replace("skip_connect~0", "skip_connect~1"), "node 3: expected an operation and '~0'"),
             (&TEXT.replace("skip_connect", "sep_conv_9x9"), "unknown operation 'sep_conv_9x9'"),
-            (&TEXT.replace("skip_connect~0", ""), "node 3: an operation and '~0' expected, '' found"),
+            (&TEXT.replace("skip_connect~0", ""), "node 3: expected an operation and '~0', found ''"),
         ] {
             let error = text.parse::<Architecture>().unwrap_err().to_string();
             assert!(error.contains(what), "{what} is not in {error}");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_equals_is_taken() {
+    fn the_first_of_equal_weights_is_selected() {
         let mut weights = vec![vec![0.2; 5]; 6];
         weights[3] = vec![0.0, 0.3, 0.1, 0.3, 0.3];
         assert_eq!(Architecture::from_weights(&weights), Architecture([0, 0, 0, 1, 0, 0]));

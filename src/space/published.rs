@@ -1,4 +1,4 @@
-//! Genotypes as people have them: a file, a published name, or the line that DARTS code holds.
+//! Reads a genotype from a file, a published name, or the one-line notation of the DARTS code.
 
 use super::genotype::Genotype;
 use crate::files;
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// The architectures of the papers, by the names of their code.
+/// Published architectures, by the names in their code.
 const PUBLISHED: [(&str, &str); 6] = [
     (
         "DARTS_V1",
@@ -59,12 +59,12 @@ const PUBLISHED: [(&str, &str); 6] = [
     ),
 ];
 
-/// Longer texts are refused: a wrong file must not be worked on for minutes.
+/// Maximum length of a genotype; avoids parsing a wrong file for minutes.
 const MAX_BYTES: usize = 1 << 14;
 
 impl Genotype {
-    /// The architecture that `text` means: a published name, the text of a genotype (JSON, or the line of DARTS code), or a
-    /// file that holds such a text, as a search writes it (`genotype.json`).
+    /// Reads an architecture from a published name, the text of a genotype (JSON or DARTS notation), or a file that
+    /// contains such a text, for example `genotype.json` of a search.
     pub fn read(text: &str) -> Result<Genotype> {
         if let Some((_, line)) = PUBLISHED.iter().find(|(name, _)| *name == text) {
             return Genotype::parse(line);
@@ -73,7 +73,7 @@ impl Genotype {
         if path.is_file() {
             let mut content = String::new();
             let file = File::open(path).map_err(files::io("open", path))?;
-            // As much as shows that it is too long.
+            // One byte more than allowed, to detect longer files.
             let read = file.take(MAX_BYTES as u64 + 1).read_to_string(&mut content);
             read.map_err(files::io("read", path))?;
             return Genotype::parse(&content).map_err(|error| match error {
@@ -91,12 +91,12 @@ impl Genotype {
         )))
     }
 
-    /// Reads either text form, checking that the architecture exists in the space.
+    /// Parses either notation and checks that the architecture exists in the space.
     pub fn parse(text: &str) -> Result<Genotype> {
         let text = text.trim();
         if text.len() > MAX_BYTES {
             return Err(Error::Genotype(format!(
-                "more than {MAX_BYTES} bytes are no genotype, which has about 500"
+                "expected a genotype of at most {MAX_BYTES} bytes, found a longer text"
             )));
         }
         if text.starts_with('{') {
@@ -109,17 +109,17 @@ impl Genotype {
             ))
         };
         if text.starts_with('|') {
-            return Err(wrong("an architecture of NAS-Bench-201"));
+            return Err(wrong("found an architecture of NAS-Bench-201"));
         }
-        let json = line_to_json(text).ok_or_else(|| wrong("the text is no genotype"))?;
+        let json = line_to_json(text).ok_or_else(|| wrong("not a genotype"))?;
         let genotype: serde_json::Result<Genotype> = serde_json::from_str(&json);
         genotype.map_err(|error| wrong(&error.to_string()))?;
         Genotype::from_json(&json)
     }
 }
 
-/// The Python of `Genotype(key=value, ...)` as JSON; whatever stands before it (`NAME = `) is left out. Not a parser: what
-/// is not of that form makes no JSON either.
+/// Converts the Python text `Genotype(key=value, ...)` to JSON, ignoring a prefix such as `NAME = `. This is not a
+/// parser: text of another form gives invalid JSON.
 fn line_to_json(text: &str) -> Option<String> {
     let (_, inner) = text.split_once("Genotype(")?;
     let inner = inner.trim_end().strip_suffix(')')?;
@@ -138,7 +138,7 @@ fn line_to_json(text: &str) -> Option<String> {
         json = json.replacen(&inside, &format!(",\"{key}\":"), 1);
     }
     let json = json.replace('(', "[").replace(')', "]").replace('\'', "\"");
-    // Python allows a comma at the end of a list.
+    // Python allows trailing commas.
     Some(format!("{{{}}}", json.replace(",]", "]").trim_end_matches(',')))
 }
 
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_published_name_is_read_and_written_again() {
+    fn published_genotypes_are_read_back() {
         for (name, line) in PUBLISHED {
             let genotype = Genotype::read(name).unwrap();
             assert_eq!(genotype.to_line(), line, "{name}");
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_taken_as_people_paste_it() {
+    fn pasted_python_is_accepted() {
         let genotype = Genotype::read("DARTS_V2").unwrap();
         let pasted = format!("DARTS_V2 = {}\n", genotype.to_line().replace(", ", ",\n    "));
         assert_eq!(Genotype::read(&pasted).unwrap(), genotype);
@@ -173,19 +173,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_genotypes_are_refused() {
         let line = Genotype::read("DrNAS_imagenet").unwrap().to_line();
         let refused = |text: &str, word: &str| {
-            let said = Genotype::read(text).unwrap_err().to_string();
-            assert!(said.contains(word), "{said}");
+            let error = Genotype::read(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
         };
         refused("DrNAS_imagnet", "neither a file nor a published name (DARTS_V1, ");
         refused(&line.replacen("sep_conv_3x3", "sep_conv_7x7", 1), "unknown operation 'sep_conv_7x7'");
-        refused(&line.replacen("range(2, 6)", "range(2, 7)", 1), "normal_concat = [2, 3, 4, 5, 6], expected");
-        refused(&line.replace("range(2, 6)", "range(1, 6)"), "expected some of the nodes 2, 3, 4, 5");
+        refused(&line.replacen("range(2, 6)", "range(2, 7)", 1), "in ascending order, found [2, 3, 4, 5, 6]");
+        refused(
+            &line.replace("range(2, 6)", "range(1, 6)"),
+            "normal_concat: expected some of the nodes 2, 3, 4, 5",
+        );
         refused(&line.replacen("reduce_concat", "reduction_concat", 1), "expected Genotype(normal=");
         refused(&line.replacen(", normal_concat=range(2, 6)", "", 1), "missing field `normal_concat`");
-        refused("Genotype(", "the text is no genotype");
+        refused("Genotype(", "not a genotype");
         refused("|nor_conv_3x3~0|+|skip_connect~0|", "an architecture of NAS-Bench-201");
     }
 }

@@ -1,81 +1,79 @@
-//! What ends a training, and what is wrong with its checkpoints and weights.
+//! Errors of training, checkpoints and weights.
 
 use std::path::PathBuf;
 
-/// What ends a training, and what is wrong with its checkpoints and weights.
-///
-/// One line each: what, where, expected, found, and a way out.
+/// An error of training, checkpoints or weights; each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A checkpoint that cannot be read back.
+    /// A checkpoint cannot be read.
     #[error("checkpoint {}: {why}", path.display())]
-    CheckpointDamaged {
-        /// Its folder.
+    CheckpointCorrupt {
+        /// The folder of the checkpoint.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the error.
         why: String,
     },
-    /// A checkpoint that could not be written.
-    #[error("the checkpoint of step {step} was not written, the ones before it are untouched: {source}")]
+    /// A checkpoint could not be written.
+    #[error("the checkpoint of step {step} was not written, earlier checkpoints are unchanged: {source}")]
     CheckpointNotWritten {
         /// The step.
         step: u64,
-        /// What stood in the way.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A state that has no place in a checkpoint.
+    /// A tensor cannot be stored in, or is missing from, a checkpoint.
     #[error("checkpoint: tensor {name}: {why}")]
     CheckpointTensor {
         /// The tensor.
         name: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// A checkpoint that is whole, but of another program or run.
-    #[error("the checkpoint does not fit: {0}")]
+    /// An intact checkpoint of another program or run.
+    #[error("the checkpoint does not match this run: {0}")]
     CheckpointState(String),
-    /// Weights and a test set whose labels mean other classes.
+    /// Weights and a test set have different classes.
     #[error(
-        "{} and {} do not have the same classes: label {label} is {expected} in the weights and {found} in the test set; \
-         pack the test images from a folder with the class folders of the training",
+        "{} and {} have different classes: label {label} is {expected} in the weights, but {found} in the test set; \
+         pack the test images from a folder with the same class folders as the training images",
         weights.display(),
         set.display()
     )]
     ClassesDiffer {
-        /// The file of weights.
+        /// The weights file.
         weights: PathBuf,
-        /// The folder of shards.
+        /// The shard folder.
         set: PathBuf,
-        /// The first label that differs.
+        /// The lowest label that differs.
         label: usize,
-        /// Its class in the weights, in quotes, or "nothing".
+        /// Its class in the weights, quoted, or "nothing".
         expected: String,
-        /// Its class in the set, in the same way.
+        /// Its class in the test set, quoted, or "nothing".
         found: String,
     },
-    /// `--resume` where there are checkpoints, but none that can be read.
-    #[error("none of the {count} checkpoints in {} can be read (see the warnings); restore one, or remove the folder to begin again", folder.display())]
-    NoGoodCheckpoint {
-        /// The folder of checkpoints.
+    /// `--resume` found checkpoints, but none is valid.
+    #[error("none of the {count} checkpoints in {} can be read (see the warnings); restore one, or remove the folder to start from scratch", folder.display())]
+    NoValidCheckpoint {
+        /// The folder of the checkpoints.
         folder: PathBuf,
-        /// Checkpoints looked at.
+        /// Number of checkpoints.
         count: usize,
     },
-    /// Ranks that must have computed the same have not.
+    /// The state differs between ranks.
     #[error(
-        "after step {step} ranks {ranks:?} of {of} hold other weights, eta or masks than the rest; a machine computes wrongly or a message was lost: go on from the newest checkpoint with --resume"
+        "after step {step}: weights, eta or masks of ranks {ranks:?} (of {of}) differ from the other ranks, due to faulty hardware or a lost message; resume from the newest checkpoint with --resume"
     )]
     StateDiffers {
         /// Steps done.
         step: u64,
-        /// The ranks that differ from most.
+        /// The ranks that differ from the majority.
         ranks: Vec<usize>,
-        /// All ranks.
+        /// Number of ranks.
         of: usize,
     },
-    /// Weights or eta that are not numbers, or infinite.
+    /// Weights or eta are not finite.
     #[error(
-        "after step {step} the {what} are no longer finite, the checkpoint is not written; begin another run with a lower weights.lr or longer weights.warmup_epochs"
+        "after step {step}: the {what} are not finite, so no checkpoint was written; start another run with a lower weights.lr or more weights.warmup_epochs"
     )]
     StateNotFinite {
         /// Steps done.
@@ -83,32 +81,32 @@ pub enum Error {
         /// "weights" or "eta".
         what: &'static str,
     },
-    /// A loss that is not a number, or infinite.
+    /// A loss is not finite.
     #[error(
-        "step {step}: the loss is {loss} (weights), {architecture_loss} (architecture); begin another run with a lower weights.lr or longer weights.warmup_epochs"
+        "step {step}: the loss is {loss} (weights), {architecture_loss} (architecture); start another run with a lower weights.lr or more weights.warmup_epochs"
     )]
     LossNotFinite {
         /// The step, from 1.
         step: u64,
-        /// Of the weight step.
+        /// Loss of the weight step.
         loss: f64,
-        /// Of the architecture step, 0 without one.
+        /// Loss of the architecture step, 0 without one.
         architecture_loss: f64,
     },
-    /// A test whose losses are no numbers.
+    /// The loss of a test is not finite.
     #[error(
-        "the test after epoch {epoch} gave losses that are not finite; begin another run with a lower weights.lr or longer weights.warmup_epochs"
+        "the test loss after epoch {epoch} is not finite; start another run with a lower weights.lr or more weights.warmup_epochs"
     )]
     TestNotFinite {
         /// Epochs trained.
         epoch: u64,
     },
-    /// A file of weights that cannot be read or written.
-    #[error("weights {}: {why}; a safetensors file is expected", path.display())]
+    /// A weights file cannot be read or written.
+    #[error("weights {}: expected a safetensors file: {why}", path.display())]
     WeightsFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the error.
         why: String,
     },
 }

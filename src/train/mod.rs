@@ -1,4 +1,4 @@
-//! What a search and an evaluation share: one weight step, its optimiser and schedule, what is counted, what is saved.
+//! Parts that searches and evaluations share: weight step, optimisers, schedule, statistics, state and checkpoints.
 
 pub mod checkpoint;
 pub(crate) mod error;

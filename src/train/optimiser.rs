@@ -1,15 +1,15 @@
-//! SGD of the weights, Adam of eta, and the clipping of their gradients; all on flat buffers, no scalar is read back.
+//! SGD for the weights, Adam for eta, and gradient clipping, on flat buffers; no scalar is read back from the device.
 
 use crate::net::bucket::Bucket;
 use tch::Tensor;
 
-/// What is added to a norm before dividing by it (`torch.nn.utils.clip_grad_norm_`).
+/// Added to a norm before dividing by it (as `torch.nn.utils.clip_grad_norm_`).
 const CLIP_EPS: f64 = 1e-6;
-/// What is added to the denominator of Adam.
+/// Added to the denominator of Adam.
 const ADAM_EPS: f64 = 1e-8;
 
-/// The factor that brings the common norm of `grads` down to `max_norm`, at most 1: a scalar on their device. A `max_norm`
-/// of 0 does not clip.
+/// Returns the factor, at most 1, that reduces the total norm of `grads` to `max_norm`, as a scalar on their device.
+/// `max_norm` = 0: no clipping.
 pub fn clip_coefficient<'a>(grads: impl Iterator<Item = &'a Tensor>, max_norm: f64) -> Tensor {
     let norms: Vec<Tensor> = grads.map(Tensor::norm).collect();
     let norm = Tensor::stack(&norms, 0).norm();
@@ -19,18 +19,18 @@ pub fn clip_coefficient<'a>(grads: impl Iterator<Item = &'a Tensor>, max_norm: f
     ((norm + CLIP_EPS).reciprocal() * max_norm).clamp_max(1.0)
 }
 
-/// Stochastic gradient descent with momentum and weight decay, as `torch.optim.SGD`; the momentum is the buckets'.
+/// SGD with momentum and weight decay, as `torch.optim.SGD`; the momentum buffers are in the buckets.
 #[derive(Clone, Copy, Debug)]
 pub struct Sgd {
-    /// Part of the momentum that stays at each step.
+    /// Momentum factor.
     pub momentum: f64,
-    /// Added to the gradient, times the weight.
+    /// Weight decay, added to the gradient (L2).
     pub weight_decay: f64,
 }
 
 impl Sgd {
-    /// One step with gradients times `coefficient` (see [`clip_coefficient`]); the next ones may be added then. Local: every
-    /// rank has the same gradients and does the same.
+    /// Takes a step with the gradients times `coefficient` (see [`clip_coefficient`]) and clears the gradients. Local:
+    /// identical on all ranks, because the gradients are.
     pub fn step(&self, buckets: &mut [Bucket], coefficient: &Tensor, lr: f64) {
         tch::no_grad(|| {
             for bucket in buckets {
@@ -44,29 +44,29 @@ impl Sgd {
     }
 }
 
-/// Adam with weight decay added to the gradient, as `torch.optim.Adam`, for one tensor.
+/// Adam with L2 weight decay, as `torch.optim.Adam`, for one tensor.
 pub struct Adam {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the two means.
+    /// Decay rates of the moments.
     pub betas: [f64; 2],
-    /// Added to the gradient, times the value.
+    /// Weight decay, added to the gradient (L2).
     pub weight_decay: f64,
     /// Steps done.
     pub steps: u64,
-    /// Mean of gradients.
+    /// First moment: running mean of gradients.
     pub mean: Tensor,
-    /// Mean of squared gradients.
+    /// Second moment: running mean of squared gradients.
     pub square: Tensor,
 }
 
 impl Adam {
-    /// No steps done; the means have the shape of `value`.
+    /// Creates the optimiser with zero moments of the shape of `value`.
     pub fn new(value: &Tensor, lr: f64, betas: [f64; 2], weight_decay: f64) -> Adam {
         Adam { lr, betas, weight_decay, steps: 0, mean: value.zeros_like(), square: value.zeros_like() }
     }
 
-    /// One step of `value`, in place.
+    /// Updates `value` in place.
     pub fn step(&mut self, value: &mut Tensor, grad: &Tensor) {
         self.steps += 1;
         let [beta1, beta2] = self.betas;
@@ -85,7 +85,7 @@ mod tests {
     use tch::{Device, Kind};
 
     #[test]
-    fn sgd_is_the_textbook_one() {
+    fn sgd_matches_the_textbook() {
         let bucket = Bucket::new(&[vec![2]], Kind::Double, Device::Cpu);
         bucket.view(&bucket.weights, 0).copy_(&Tensor::from_slice(&[1.0, -2.0]));
         let (mut w, mut v) = ([1.0, -2.0], [0.0, 0.0]);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn adam_is_the_textbook_one() {
+    fn adam_matches_the_textbook() {
         let mut value = Tensor::from_slice(&[0.5, -1.5]);
         let mut adam = Adam::new(&value, 6e-3, [0.5, 0.999], 1e-3);
         let (mut p, mut m, mut s) = ([0.5, -1.5], [0.0; 2], [0.0; 2]);

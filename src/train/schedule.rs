@@ -1,40 +1,40 @@
-//! Learning rates: an epoch in, a rate out; the same for every step of the epoch, as published.
+//! Learning-rate schedules, constant within an epoch, as published.
 //!
-//! The cosine is the closed form. The published ImageNet search steps PyTorch's recursive form and overwrites the rate
-//! by hand during warm-up, so that all its later rates are 2 / (1 + cos(4 pi / 50)) = 1.016 times these; the rates that
-//! its authors meant, and that `tests/golden/schedules.json` lists, are the closed ones.
+//! The cosine is the closed form. The published ImageNet search uses PyTorch's recursive form and overwrites the
+//! learning rate during warm-up, so that all later rates are 2 / (1 + cos(4 pi / 50)) = 1.016 times these; the closed
+//! form is what its authors intended, and what `tests/golden/schedules.json` contains.
 
 use crate::config::{Config, DecayKind, EvaluateConfig};
 use std::f64::consts::PI;
 
-/// How the rate falls after warm-up.
+/// Decay after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decay {
-    /// Half a cosine over all epochs, from `lr` to `lr_min`; warm-up hides its beginning and does not shift it.
+    /// Half a cosine over all epochs, from `lr` to `lr_min`. Warm-up replaces its beginning and does not shift it.
     Cosine {
-        /// Rate that the cosine would reach after the last epoch.
+        /// Learning rate that the cosine would reach after the last epoch.
         lr_min: f64,
     },
-    /// Linear to almost 0 over all epochs but the last five, which share what one epoch more would have had (runs of up to
-    /// ten epochs: linear to the end).
+    /// Linear to almost 0 until the last five epochs, which divide the rate that one more epoch would have (in runs of
+    /// up to ten epochs: linear to the end).
     Linear,
 }
 
 /// Learning rate by epoch, over all stages of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// Highest rate.
+    /// Peak learning rate.
     pub lr: f64,
     /// Epochs of the run.
     pub epochs: u64,
-    /// Epochs of linear warm-up: `lr` is reached in the last of them; 0 = none.
+    /// Epochs of linear warm-up, the last of which has rate `lr`; 0 = none.
     pub warmup_epochs: u64,
-    /// What follows.
+    /// Decay after the warm-up.
     pub decay: Decay,
 }
 
 impl Schedule {
-    /// The schedule of a search: one cosine over all its stages, not restarted between them.
+    /// Returns the schedule of a search: one cosine over all stages, without restarts.
     pub fn of_search(config: &Config) -> Schedule {
         Schedule {
             lr: config.weights.lr,
@@ -44,7 +44,7 @@ impl Schedule {
         }
     }
 
-    /// The schedule of an evaluation.
+    /// Returns the schedule of an evaluation.
     pub fn of_evaluation(config: &EvaluateConfig) -> Schedule {
         Schedule {
             lr: config.lr(),
@@ -57,7 +57,7 @@ impl Schedule {
         }
     }
 
-    /// The rate of `epoch`, counted from 0 over the whole run. After the last epoch it stays where it ended.
+    /// Returns the learning rate of `epoch`, counted from 0 over the whole run; constant after the last epoch.
     pub fn lr(&self, epoch: u64) -> f64 {
         let Schedule { lr, epochs, .. } = *self;
         let epoch = epoch.min(epochs.saturating_sub(1));
@@ -70,7 +70,7 @@ impl Schedule {
                 lr_min + (lr - lr_min) * (1.0 + angle.cos()) / 2.0
             }
             Decay::Linear => {
-                // A run too short for two slopes has one.
+                // A short run has a single slope.
                 let slow = if epochs > 2 * LAST_EPOCHS { LAST_EPOCHS } else { 0 };
                 let (left, sloped) = (epochs - epoch, (epochs - slow) as f64);
                 match left > slow {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_runs_have_rates_too() {
+    fn rates_of_short_runs_are_positive_and_decrease() {
         for decay in [Decay::Cosine { lr_min: 0.0 }, Decay::Linear] {
             for epochs in 1..14 {
                 let schedule = Schedule { lr: 0.1, epochs, warmup_epochs: 0, decay };

@@ -1,7 +1,7 @@
-//! The state of a network as part of a checkpoint, as a hash, and back: what search and evaluation share.
+//! Saves, restores and hashes the state of a network, for searches and evaluations.
 //!
-//! Tensors: `weights/NAME` under the published names (with the running statistics averaged over all replicas, as a test
-//! uses them), `momentum/NAME`, `running/R` (every replica's own statistics, flat, in the order of their names).
+//! Tensors: `weights/NAME` under the published names (including the running statistics averaged over all replicas, as
+//! tests use them), `momentum/NAME`, `running/R` (flat statistics of replica R, in the order of their names).
 
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
@@ -13,30 +13,30 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// What the steps of a training change.
+/// State that the steps of a training change.
 pub trait State {
-    /// The state after the steps done, for the rank that writes it, which gives an `extra` (it comes back as
-    /// `meta["extra"]`); `None` for the others. Collective: the running statistics of all replicas are gathered.
+    /// Returns the state as a checkpoint on the rank that passes `extra` (stored as `meta["extra"]`), `None` on the
+    /// others. Collective: gathers the running statistics of all replicas.
     fn to_checkpoint(
         &self,
         comm: &dyn Communicator,
         extra: Option<serde_json::Value>,
     ) -> Result<Option<Checkpoint>>;
 
-    /// Puts this state where `checkpoint` was. Local.
+    /// Restores the state of `checkpoint`. Local.
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
 
-    /// Refuses a state that no run can go on from. Local; equal on all ranks. Reads one number per bucket.
+    /// Returns an error if the state contains NaN or infinity. Local; equal on all ranks. Reads one number per bucket.
     fn check_finite(&self) -> Result<()>;
 
-    /// Compares what must be equal on all ranks; a difference is an error that names the ranks. Collective.
+    /// Compares the state across ranks; the error names ranks that differ. Collective.
     fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()>;
 }
 
-/// The running statistics of all replicas, [R, S] on the host; the first `num_local` replicas of `params` are those of
-/// this rank. Collective.
+/// Gathers the running statistics of all replicas, [R, S] on the host. The first `num_local` replicas of `params` are
+/// those of this rank. Collective.
 pub fn gather_running(params: &Params, num_local: usize, comm: &dyn Communicator) -> Result<Tensor> {
-    let running: Vec<Tensor> = (0..num_local).map(|local| flat(&params.export_running(local))).collect();
+    let running: Vec<Tensor> = (0..num_local).map(|local| flatten(&params.export_running(local))).collect();
     let mine = Tensor::stack(&running, 0);
     let all: Vec<Tensor> = (comm.all_gather(&bytes_of(&mine)?)?.iter())
         .map(|bytes| Tensor::f_from_data_size(bytes, &mine.size(), mine.kind()).map_err(Error::from))
@@ -44,19 +44,20 @@ pub fn gather_running(params: &Params, num_local: usize, comm: &dyn Communicator
     Ok(Tensor::cat(&all, 0))
 }
 
-/// What a test uses: the mean over the replicas of `all` (see [`gather_running`]), under the published names.
-pub fn agreed_running(params: &Params, all: &Tensor) -> Named {
-    unflat(&all.mean_dim(0, false, None::<Kind>), &params.export_running(0))
+/// Averages the running statistics over the replicas of `all` (see [`gather_running`]), as tests use them, under the
+/// published names.
+pub fn averaged_running(params: &Params, all: &Tensor) -> Named {
+    unflatten(&all.mean_dim(0, false, None::<Kind>), &params.export_running(0))
 }
 
-/// The tensors of a checkpoint, on the host. Local.
+/// Returns the tensors of a checkpoint, on the host. Local.
 pub fn tensors_of(params: &Params, all_running: &Tensor) -> Vec<(String, Tensor)> {
     let host = |tensor: &Tensor| tensor.to_device(Device::Cpu);
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     for (name, tensor) in params.export(|bucket| &bucket.weights) {
         tensors.push((format!("weights/{name}"), host(&tensor)));
     }
-    for (name, tensor) in agreed_running(params, all_running) {
+    for (name, tensor) in averaged_running(params, all_running) {
         tensors.push((format!("weights/{name}"), tensor));
     }
     for (name, tensor) in params.export(|bucket| &bucket.momentum) {
@@ -68,7 +69,7 @@ pub fn tensors_of(params: &Params, all_running: &Tensor) -> Vec<(String, Tensor)
     tensors
 }
 
-/// Puts weights, momentum and the statistics of `replicas`, those of this rank, back. Local.
+/// Restores weights, momentum and the statistics of `replicas`, those of this rank. Local.
 pub fn restore(params: &mut Params, checkpoint: &Checkpoint, replicas: Range<usize>) -> Result<()> {
     params.import(&group(checkpoint, "weights/"), |bucket| &bucket.weights)?;
     params.import(&group(checkpoint, "momentum/"), |bucket| &bucket.momentum)?;
@@ -78,17 +79,17 @@ pub fn restore(params: &mut Params, checkpoint: &Checkpoint, replicas: Range<usi
         let expected: i64 = like.values().map(|tensor| tensor.numel() as i64).sum();
         if flat.size() != [expected] {
             return Err(TrainError::CheckpointState(format!(
-                "running/{replica} has shape {:?}, expected [{expected}]",
+                "running/{replica}: expected shape [{expected}], found {:?}",
                 flat.size()
             ))
             .into());
         }
-        params.import_running(local, &unflat(flat, &like))?;
+        params.import_running(local, &unflatten(flat, &like))?;
     }
     Ok(())
 }
 
-/// The tensors whose names begin with `prefix`, by the rest of their names.
+/// Returns the tensors whose names begin with `prefix`, without the prefix.
 pub fn group(checkpoint: &Checkpoint, prefix: &str) -> Named {
     let tensors = checkpoint.tensors.iter();
     tensors
@@ -96,12 +97,12 @@ pub fn group(checkpoint: &Checkpoint, prefix: &str) -> Named {
         .collect()
 }
 
-/// Whether all weights are numbers, and finite. Reads one number per bucket.
+/// Returns whether all weights are finite. Reads one number per bucket.
 pub fn weights_are_finite(params: &Params) -> bool {
     params.buckets.iter().all(|bucket| is_finite(&bucket.weights))
 }
 
-/// Whether all of a tensor is.
+/// Returns whether all elements of a tensor are finite.
 pub fn is_finite(tensor: &Tensor) -> bool {
     tensor.isfinite().all().int64_value(&[]) != 0
 }
@@ -114,8 +115,7 @@ pub fn hash_weights(params: &Params, hasher: &mut Xxh3) -> Result<()> {
     Ok(())
 }
 
-/// Compares the hash of what must be equal on all ranks after `step` steps; a difference is an error that names the ranks.
-/// Collective.
+/// Compares the hash of the state after `step` steps across ranks; the error names ranks that differ. Collective.
 pub fn compare_ranks(step: u64, hash: u64, comm: &dyn Communicator) -> Result<()> {
     let hashes = comm.all_gather(&hash.to_le_bytes())?;
     let common = most_common(&hashes);
@@ -126,7 +126,7 @@ pub fn compare_ranks(step: u64, hash: u64, comm: &dyn Communicator) -> Result<()
     Err(TrainError::StateDiffers { step, ranks: other, of: comm.size() }.into())
 }
 
-/// What most ranks have; of equals the lowest rank's.
+/// Returns the most frequent hash; in a tie, that of the lowest rank.
 fn most_common(hashes: &[Vec<u8>]) -> &Vec<u8> {
     let count = |hash: &Vec<u8>| hashes.iter().filter(|other| *other == hash).count();
     let mut best = &hashes[0];
@@ -138,13 +138,13 @@ fn most_common(hashes: &[Vec<u8>]) -> &Vec<u8> {
     best
 }
 
-/// All tensors one after another, in the order of their names.
-fn flat(named: &Named) -> Tensor {
+/// Concatenates all tensors, flattened, in the order of their names.
+fn flatten(named: &Named) -> Tensor {
     Tensor::cat(&named.values().map(|tensor| tensor.reshape([-1])).collect::<Vec<_>>(), 0)
 }
 
-/// The reverse of `flat`: names and shapes of `like`.
-fn unflat(flat: &Tensor, like: &Named) -> Named {
+/// Inverse of [`flatten`], with the names and shapes of `like`.
+fn unflatten(flat: &Tensor, like: &Named) -> Named {
     let mut offset = 0;
     like.iter()
         .map(|(name, tensor)| {
@@ -156,7 +156,7 @@ fn unflat(flat: &Tensor, like: &Named) -> Named {
         .collect()
 }
 
-/// The bytes of a tensor, from any device.
+/// Copies the bytes of a tensor from any device.
 pub fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
     let tensor = tensor.to_device(Device::Cpu).contiguous();
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_odd_rank_is_the_one_named() {
+    fn the_majority_wins_and_ties_go_to_the_lowest_rank() {
         let [a, b] = [vec![1], vec![2]];
         assert_eq!(most_common(&[a.clone(), b.clone(), b.clone()]), &b);
         assert_eq!(most_common(&[a.clone(), b.clone()]), &a);

@@ -1,5 +1,5 @@
-//! The step of the weights, as search and evaluation share it: gradients of the replicas, averaged over the ranks while
-//! the backward pass goes on, clipped, descended.
+//! Weight step of searches and evaluations: gradients of the replicas, averaged over ranks during the backward pass,
+//! clipped, and applied.
 
 use crate::comm::Communicator;
 use crate::data::{Loader, Upload};
@@ -11,7 +11,7 @@ use crate::train::optimiser::{Sgd, clip_coefficient};
 use crate::train::tally::StepOutcome;
 use tch::Tensor;
 
-/// The next batch on the device: normalised images, labels.
+/// Returns the next batch on the device: normalised images, labels.
 pub fn prepare(
     loader: &mut Loader,
     upload: &mut Upload,
@@ -25,9 +25,9 @@ pub fn prepare(
     Ok(upload.input(&batch)?)
 }
 
-/// Differentiates the loss of local replica `local` of `num_local`, the ones of this rank in order. A bucket's reduction
-/// starts as soon as the last one has its gradients, and travels while the segments before it are differentiated.
-/// Collective for the last one.
+/// Differentiates the loss of local replica `local` of `num_local`. With the last replica, the reduction of each bucket
+/// starts as soon as its gradients are complete and overlaps with the differentiation of earlier segments. Collective
+/// for the last replica.
 pub fn backward(
     tape: Tape,
     loss: &Tensor,
@@ -49,13 +49,14 @@ pub fn backward(
     Ok(())
 }
 
-/// Starts to average a bucket over all replicas, when `num_local` of them have been added up here. Collective.
+/// Starts the average of a bucket over all replicas, after the gradients of `num_local` replicas were added.
+/// Collective.
 pub fn start_mean(bucket: &Bucket, num_local: usize, comm: &dyn Communicator) -> Result<()> {
     let _ = bucket.grads.shallow_clone().g_mul_scalar_(1.0 / num_local as f64);
     Ok(comm.start_mean(&bucket.grads)?)
 }
 
-/// Waits for the averaged gradients, clips their common norm at `grad_clip` and takes the step. Collective.
+/// Waits for the averaged gradients, clips their total norm to `grad_clip` and applies them. Collective.
 pub fn descend(
     buckets: &mut [Bucket],
     sgd: &Sgd,

@@ -1,4 +1,4 @@
-//! Tally: losses and hits of the steps, kept on the device until somebody looks.
+//! Tally of losses and correct predictions, kept on the device until they are read back.
 
 use crate::comm::{Communicator, ReduceWait};
 use crate::error::Result;
@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Numbers of one step: means over all its images.
+/// Statistics of one step: means over all its images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// Cross entropy of the weight step.
     pub loss: f64,
-    /// Part of its images whose class came first.
+    /// Top-1 accuracy of the weight step.
     pub top1: f64,
-    /// Part of its images whose class was among the first five.
+    /// Top-5 accuracy of the weight step.
     pub top5: f64,
     /// Cross entropy of the architecture step, 0 without one.
     pub architecture_loss: f64,
-    /// Top-1 of the architecture step.
+    /// Top-1 accuracy of the architecture step.
     pub architecture_top1: f64,
-    /// Images of both batches that could not be decoded and were replaced, all ranks together.
+    /// Number of replaced images in both batches on all ranks.
     pub skipped: f64,
 }
 
 impl Measures {
-    /// Adds another step's numbers to these.
+    /// Adds the statistics of another step.
     pub fn add(&mut self, other: &Measures) {
         self.loss += other.loss;
         self.top1 += other.top1;
@@ -35,20 +35,20 @@ impl Measures {
     }
 }
 
-/// What one step leaves behind on this rank.
+/// Outcome of one step on this rank.
 #[derive(Default)]
 pub struct StepOutcome {
-    /// Loss, top-1, top-5 of each local replica's weight batch, on the device.
+    /// Loss, top-1, top-5 of the weight batch of each local replica, on the device.
     pub weights: Vec<Tensor>,
-    /// The same of the architecture batches; empty without an architecture step.
+    /// The same for the architecture batches; empty without an architecture step.
     pub architecture: Vec<Tensor>,
-    /// Images that could not be decoded and were replaced.
+    /// Number of images that could not be decoded and were replaced.
     pub num_skipped: usize,
-    /// Each of them: shard, record, file name, and why.
+    /// Shard, record, file name and reason for each of them.
     pub replaced: Vec<String>,
-    /// Milliseconds spent waiting for images.
+    /// Time waiting for images, milliseconds.
     pub data_wait_ms: f64,
-    /// The waits for other ranks.
+    /// Waits for other ranks, one per `finish`.
     pub reduce_waits: Vec<ReduceWait>,
 }
 
@@ -60,27 +60,27 @@ pub fn timed<T>(total_ms: &mut f64, f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Loss, top-1 and top-5 of one batch, as `[3]` in float64 on the device.
+/// Returns loss, top-1 and top-5 of one batch, as `[3]` in float64 on the device.
 pub fn measure(logits: &Tensor, labels: &Tensor, loss: &Tensor) -> Tensor {
     let classes = logits.size()[1];
     let (_, best) = logits.detach().topk(classes.min(5), 1, true, true);
-    let hits = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
-    let top1 = hits.narrow(1, 0, 1).mean(Kind::Double);
-    let top5 = hits.sum_dim_intlist(1, false, Kind::Double).mean(Kind::Double);
+    let correct = best.eq_tensor(&labels.unsqueeze(1)).to_kind(Kind::Double);
+    let top1 = correct.narrow(1, 0, 1).mean(Kind::Double);
+    let top5 = correct.sum_dim_intlist(1, false, Kind::Double).mean(Kind::Double);
     Tensor::stack(&[loss.detach().to_kind(Kind::Double), top1, top5], 0)
 }
 
-/// Steps whose numbers nobody has looked at.
+/// Statistics of steps that have not been read back.
 #[derive(Default)]
 pub struct Tally {
-    /// [5] each, on the device: mean over this rank's replicas.
+    /// `[5]` per step, on the device: mean over the replicas of this rank.
     waiting: Vec<Tensor>,
-    /// Images replaced in each.
+    /// Replaced images per step.
     skipped: Vec<f64>,
 }
 
 impl Tally {
-    /// Keeps the numbers of one step, without a look at them.
+    /// Adds the statistics of one step without reading them back.
     pub fn add(&mut self, outcome: &StepOutcome) {
         let mean = |batches: &[Tensor]| Tensor::stack(batches, 0).mean_dim(0, false, Kind::Double);
         let weights = mean(&outcome.weights);
@@ -92,7 +92,7 @@ impl Tally {
         self.skipped.push(outcome.num_skipped as f64);
     }
 
-    /// The numbers of all waiting steps, averaged over the ranks, oldest first. Collective.
+    /// Reads back the statistics of all waiting steps, averaged over the ranks, oldest first. Collective.
     pub fn take(&mut self, comm: &dyn Communicator) -> Result<Vec<Measures>> {
         if self.waiting.is_empty() {
             return Ok(Vec::new());
@@ -123,7 +123,7 @@ mod tests {
     use crate::comm::Solo;
 
     #[test]
-    fn numbers_of_a_step() {
+    fn statistics_of_steps_are_averaged() {
         let logits = Tensor::from_slice(&[3.0, 1.0, 2.0, 0.0, 0.0, 5.0]).view([2, 3]);
         let labels = Tensor::from_slice(&[0i64, 1]);
         let loss = Tensor::from(1.5);

@@ -1,92 +1,94 @@
-//! Which device a rank computes on: its number among the ranks of its machine is the number of its card.
+//! Selects the device of each rank: its local rank is the index of its GPU.
 
 use crate::comm::{Communicator, nccl_library};
 use crate::config::{self, DeviceChoice, Reduce};
-use crate::cuda::{self, Card, Context, Driver, LibtorchCuda, NoDriver};
+use crate::cuda::{self, Context, Driver, DriverUnavailable, Gpu, LibtorchCuda};
 use crate::error::Result;
-use crate::process::messages::say;
-use crate::process::place::MachinePlace;
+use crate::process::messages::print_stderr;
+use crate::process::place::RankPlacement;
 use crate::world::error::Error as WorldError;
 use std::collections::BTreeSet;
 use tch::Device;
 
-/// What a run wants of the devices of its ranks.
+/// Device options of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Devices {
-    /// Cards or CPU.
+    /// GPU, CPU or automatic.
     pub choice: DeviceChoice,
-    /// Whether ranks may share a card.
+    /// Whether ranks may share a GPU.
     pub share_gpu: bool,
-    /// In which kind gradients travel between cards.
+    /// Data type in which gradients are reduced between GPUs.
     pub reduce: Reduce,
-    /// Where tensors are, if not on the card: for stand-ins of the CUDA libraries, whose cards have host memory.
+    /// Overrides the device of the tensors: for stand-ins of the CUDA libraries, whose GPUs use host memory.
     pub tensors: Option<Device>,
 }
 
 /// The device of this rank.
-pub(super) struct Own {
-    /// Where its tensors are.
+pub(super) struct RankDevice {
+    /// The device of its tensors.
     pub(super) device: Device,
-    /// Its card and the card's context, current on this thread; none on the CPU.
-    pub(super) card: Option<(Card, Context)>,
+    /// Its GPU and the GPU's context, current on this thread; `None` on the CPU.
+    pub(super) gpu: Option<(Gpu, Context)>,
 }
 
-/// What a rank found when it looked for cards.
-pub(super) enum CardSearch {
-    /// Cards, by this driver.
+/// Result of probing for GPUs.
+pub(super) enum GpuProbe {
+    /// GPUs are usable through this driver.
     Usable(&'static Driver),
-    /// No card, and why.
-    NoCard(String),
-    /// The machine has cards, but they cannot be used; why.
+    /// No GPU, and the reason.
+    NoGpu(String),
+    /// The machine has GPUs that cannot be used, and the reason.
     Unusable(String),
 }
 
-/// Cards of one rank that others are told of.
-const MOST_CARDS: usize = 16;
-const WHY: usize = 640;
-const HOST: usize = 64;
+/// Maximum number of GPUs of one rank that are sent to the others.
+const MAX_GPUS: usize = 16;
+const WHY_BYTES: usize = 640;
+const HOST_BYTES: usize = 64;
 
-/// What a rank tells the others of its cards.
+/// The GPUs visible to a rank, as sent to the other ranks.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct CardsSeen {
+pub(super) struct VisibleGpus {
     host: String,
     local_size: usize,
-    /// The first [`MOST_CARDS`].
-    cards: Vec<[u8; 16]>,
-    /// Why there is none that can be used.
+    /// UUIDs of the first [`MAX_GPUS`].
+    gpus: Vec<[u8; 16]>,
+    /// The reason if none is usable.
     why_none: String,
-    /// Whether the machine has cards all the same.
+    /// Whether the machine has GPUs although none is usable.
     unusable: bool,
 }
 
 impl Devices {
-    /// The CPU, whatever there is.
+    /// Selects the CPU.
     pub fn cpu() -> Devices {
         Devices { choice: DeviceChoice::Cpu, ..Devices::default() }
     }
 
-    /// Looks for cards and opens what they are used by, NCCL among it if there are `several` ranks, and libtorch's CUDA half:
-    /// before the first tensor. Makes no context. Ranks: local.
-    pub(super) fn look(&self, several: bool) -> CardSearch {
-        use CardSearch::{NoCard, Unusable, Usable};
+    /// Probes for GPUs and loads the driver, libtorch's CUDA library and, for `several` ranks, NCCL: before the first
+    /// tensor. Creates no context. Local.
+    pub(super) fn probe(&self, several: bool) -> GpuProbe {
+        use GpuProbe::{NoGpu, Unusable, Usable};
         if self.choice == DeviceChoice::Cpu {
-            return NoCard(String::new());
+            return NoGpu(String::new());
         }
         let driver = match Driver::open() {
-            Ok(driver) if driver.num_cards() > 0 => driver,
-            Ok(_) => return NoCard(hidden()),
-            Err(NoDriver::Absent(why)) if !cuda::card_is_present() => {
-                return NoCard(format!("{why}; install the NVIDIA driver"));
+            Ok(driver) if driver.num_gpus() > 0 => driver,
+            Ok(_) => return NoGpu(why_hidden()),
+            Err(DriverUnavailable::Absent(why)) if !cuda::gpu_is_present() => {
+                return NoGpu(format!("{why}; install the NVIDIA driver"));
             }
-            Err(NoDriver::Absent(why)) => {
+            Err(DriverUnavailable::Absent(why)) => {
                 return Unusable(format!(
                     "{why}; install the NVIDIA driver, or start the container with it (--nv, --gpus all)"
                 ));
             }
-            Err(NoDriver::Unusable(why)) => return Unusable(format!("{why}; install a newer NVIDIA driver")),
+            Err(DriverUnavailable::Unusable(why)) => {
+                return Unusable(format!("{why}; install a newer NVIDIA driver"));
+            }
         };
         let libtorch = self.tensors.is_none().then(cuda::load);
-        // libtorch needs an NCCL too, but cannot say what is wrong with it.
+        // libtorch needs NCCL too, but reports no useful error about it.
         if several && let Err(why) = nccl_library() {
             return Unusable(why.to_string());
         }
@@ -95,7 +97,7 @@ impl Devices {
             None => Usable(driver),
             Some(LibtorchCuda::Loaded(_)) if tch::Cuda::is_available() => Usable(driver),
             Some(LibtorchCuda::Loaded(path)) => {
-                Unusable(format!("{} finds no card; `drnas-dist doctor` shows versions", path.display()))
+                Unusable(format!("{} finds no GPU; `drnas-dist doctor` shows versions", path.display()))
             }
             Some(LibtorchCuda::Absent) => Unusable(format!("this libtorch is a CPU build; {install}")),
             Some(LibtorchCuda::Unusable(why)) => {
@@ -104,69 +106,69 @@ impl Devices {
         }
     }
 
-    /// Chooses the device of this rank and binds its card. All ranks come to the same answer or to an error. Collective.
+    /// Chooses the device of this rank and binds its GPU. All ranks reach the same decision or an error. Collective.
     pub(super) fn choose(
         &self,
-        found: CardSearch,
-        place: &MachinePlace,
+        found: GpuProbe,
+        place: &RankPlacement,
         comm: &dyn Communicator,
-    ) -> Result<Own> {
-        // All ranks have the same configuration, which is compared later; ranks that differ in it differ here first.
-        let unusable = matches!(found, CardSearch::Unusable(_));
+    ) -> Result<RankDevice> {
+        // The configuration is compared between ranks later; ranks with different device settings fail here first.
+        let unusable = matches!(found, GpuProbe::Unusable(_));
         let (driver, why_none) = match found {
-            CardSearch::Usable(driver) => (Some(driver), String::new()),
-            CardSearch::NoCard(why) | CardSearch::Unusable(why) => (None, why),
+            GpuProbe::Usable(driver) => (Some(driver), String::new()),
+            GpuProbe::NoGpu(why) | GpuProbe::Unusable(why) => (None, why),
         };
-        let cards: Vec<Card> = match driver {
+        let gpus: Vec<Gpu> = match driver {
             Some(driver) => {
-                (0..driver.num_cards()).map(|index| driver.card(index)).collect::<cuda::Result<_>>()?
+                (0..driver.num_gpus()).map(|index| driver.gpu(index)).collect::<cuda::Result<_>>()?
             }
             None => Vec::new(),
         };
-        let mine = CardsSeen {
+        let mine = VisibleGpus {
             host: place.host.clone(),
             local_size: place.local_size,
-            cards: cards.iter().take(MOST_CARDS).map(|card| card.uuid).collect(),
+            gpus: gpus.iter().take(MAX_GPUS).map(|gpu| gpu.uuid).collect(),
             why_none,
             unusable,
         };
         let all = comm.all_gather(&mine.to_bytes())?;
-        let all: Vec<CardsSeen> = all.iter().map(|bytes| CardsSeen::from_bytes(bytes)).collect();
-        if !self.on_cards(&all)? {
+        let all: Vec<VisibleGpus> = all.iter().map(|bytes| VisibleGpus::from_bytes(bytes)).collect();
+        if !self.on_gpus(&all)? {
             if self.choice == DeviceChoice::Auto && comm.rank() == 0 {
-                say(&format!("note: no GPU found, using the CPU: {}", mine.why_none));
+                print_stderr(&format!("note: no GPU found, using the CPU: {}", mine.why_none));
             }
             return match self.reduce {
-                Reduce::Fp32 => Ok(Own { device: Device::Cpu, card: None }),
+                Reduce::Fp32 => Ok(RankDevice { device: Device::Cpu, gpu: None }),
                 Reduce::Bf16 => Err(config::Error::Check(
-                    "run.reduce = \"bf16\" is for ranks with GPUs, these compute on the CPU; use \"fp32\""
+                    "run.reduce = \"bf16\" requires GPUs, but the ranks compute on the CPU; use \"fp32\""
                         .into(),
                 )
                 .into()),
             };
         }
-        // More than one round: ranks that share, or one that is shown its own card only.
-        let index = place.local_rank % cards.len();
-        let driver = driver.expect("on_cards: every rank has a card");
+        // Wraps around if ranks share GPUs, or if each rank sees only its own.
+        let index = place.local_rank % gpus.len();
+        let driver = driver.expect("on_gpus: every rank has a GPU");
         let context = Context::new(driver, index)?;
         let device = self.tensors.unwrap_or(Device::Cuda(index));
-        Ok(Own { device, card: Some((cards[index].clone(), context)) })
+        Ok(RankDevice { device, gpu: Some((gpus[index].clone(), context)) })
     }
 
-    /// Whether the ranks compute on cards, of which each machine must then have enough.
-    fn on_cards(&self, all: &[CardsSeen]) -> Result<bool> {
+    /// Returns whether the ranks compute on GPUs. Errors: a machine has too few, or only some machines have any.
+    fn on_gpus(&self, all: &[VisibleGpus]) -> Result<bool> {
         if self.choice == DeviceChoice::Cpu {
             return Ok(false);
         }
-        if let Some(bare) = all.iter().find(|seen| seen.cards.is_empty()) {
-            let (host, why) = (bare.host.clone(), bare.why_none.clone());
+        if let Some(without) = all.iter().find(|seen| seen.gpus.is_empty()) {
+            let (host, why) = (without.host.clone(), without.why_none.clone());
             let unusable = all.iter().find(|seen| seen.unusable);
-            return match all.iter().find(|seen| !seen.cards.is_empty()) {
+            return match all.iter().find(|seen| !seen.gpus.is_empty()) {
                 _ if self.choice == DeviceChoice::Cuda => Err(WorldError::NoGpu { host, why }.into()),
                 Some(other) => Err(WorldError::SomeHaveNoGpu { with: other.host.clone(), host, why }.into()),
-                // Hours of a job on expensive machines: not without being asked.
+                // Falling back to the CPU would waste an expensive machine: only on request.
                 None => match unusable {
-                    Some(CardsSeen { host, why_none, .. }) => {
+                    Some(VisibleGpus { host, why_none, .. }) => {
                         Err(WorldError::GpuUnusable { host: host.clone(), why: why_none.clone() }.into())
                     }
                     None => Ok(false),
@@ -174,12 +176,12 @@ impl Devices {
             };
         }
         for seen in all {
-            // A launcher may show each rank its own card only: together they see enough.
+            // A launcher may make only its own GPU visible to each rank: count the GPUs of all local ranks.
             let together: BTreeSet<_> =
-                (all.iter()).filter(|other| other.host == seen.host).flat_map(|other| &other.cards).collect();
+                (all.iter()).filter(|other| other.host == seen.host).flat_map(|other| &other.gpus).collect();
             let (ranks, gpus) = (seen.local_size, together.len());
-            let enough = gpus >= ranks && (seen.cards.len() >= ranks || seen.cards.len() == 1);
-            if !enough && !self.share_gpu && ranks <= MOST_CARDS {
+            let enough = gpus >= ranks && (seen.gpus.len() >= ranks || seen.gpus.len() == 1);
+            if !enough && !self.share_gpu && ranks <= MAX_GPUS {
                 return Err(WorldError::TooFewGpus { host: seen.host.clone(), ranks, gpus }.into());
             }
         }
@@ -187,40 +189,40 @@ impl Devices {
     }
 }
 
-/// Why the driver shows no card.
-fn hidden() -> String {
+/// Explains why the driver shows no GPU.
+fn why_hidden() -> String {
     match std::env::var("CUDA_VISIBLE_DEVICES") {
         Ok(list) => {
-            format!("the NVIDIA driver shows no card with CUDA_VISIBLE_DEVICES={list}; change or unset it")
+            format!("the NVIDIA driver shows no GPU with CUDA_VISIBLE_DEVICES={list}; change or unset it")
         }
-        Err(_) => "the NVIDIA driver shows no card; see nvidia-smi".into(),
+        Err(_) => "the NVIDIA driver shows no GPU; see nvidia-smi".into(),
     }
 }
 
-impl CardsSeen {
+impl VisibleGpus {
     fn to_bytes(&self) -> Vec<u8> {
         let text = |text: &str, length: usize| {
             let mut bytes = text.as_bytes().to_vec();
             bytes.resize(length, b' ');
             bytes
         };
-        let mut bytes = vec![self.local_size as u8, self.cards.len() as u8, u8::from(self.unusable)];
-        bytes.extend((0..MOST_CARDS).flat_map(|index| self.cards.get(index).copied().unwrap_or_default()));
-        bytes.extend(text(&self.host, HOST));
-        bytes.extend(text(&self.why_none, WHY));
+        let mut bytes = vec![self.local_size as u8, self.gpus.len() as u8, u8::from(self.unusable)];
+        bytes.extend((0..MAX_GPUS).flat_map(|index| self.gpus.get(index).copied().unwrap_or_default()));
+        bytes.extend(text(&self.host, HOST_BYTES));
+        bytes.extend(text(&self.why_none, WHY_BYTES));
         bytes
     }
 
-    fn from_bytes(bytes: &[u8]) -> CardsSeen {
+    fn from_bytes(bytes: &[u8]) -> VisibleGpus {
         let (counts, rest) = bytes.split_at(3);
-        let (cards, texts) = rest.split_at(16 * MOST_CARDS);
-        let (host, why_none) = texts.split_at(HOST);
+        let (gpus, texts) = rest.split_at(16 * MAX_GPUS);
+        let (host, why_none) = texts.split_at(HOST_BYTES);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_string();
-        CardsSeen {
+        VisibleGpus {
             host: text(host),
             local_size: counts[0] as usize,
-            cards: (cards.chunks_exact(16).take(counts[1] as usize))
-                .map(|card| card.try_into().expect("16 bytes"))
+            gpus: (gpus.chunks_exact(16).take(counts[1] as usize))
+                .map(|gpu| gpu.try_into().expect("16 bytes"))
                 .collect(),
             why_none: text(why_none),
             unusable: counts[2] != 0,
@@ -233,63 +235,64 @@ mod tests {
     use super::*;
     use std::slice::from_ref;
 
-    fn seen(host: &str, local_size: usize, cards: &[u8]) -> CardsSeen {
-        let why_none = if cards.is_empty() { "no driver; install it".into() } else { String::new() };
-        CardsSeen {
+    fn seen(host: &str, local_size: usize, gpus: &[u8]) -> VisibleGpus {
+        let why_none = if gpus.is_empty() { "no driver; install it".into() } else { String::new() };
+        VisibleGpus {
             host: host.into(),
             local_size,
-            cards: cards.iter().map(|&card| [card; 16]).collect(),
+            gpus: gpus.iter().map(|&gpu| [gpu; 16]).collect(),
             why_none,
             unusable: false,
         }
     }
 
-    fn chosen(choice: DeviceChoice, share_gpu: bool, all: &[CardsSeen]) -> Result<bool, String> {
+    fn chosen(choice: DeviceChoice, share_gpu: bool, all: &[VisibleGpus]) -> Result<bool, String> {
         let devices = Devices { choice, share_gpu, ..Devices::default() };
-        devices.on_cards(all).map_err(|error| error.to_string())
+        devices.on_gpus(all).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn all_ranks_compute_on_cards_or_none_does() {
+    fn all_ranks_use_gpus_or_none_does() {
         use DeviceChoice::{Auto, Cpu, Cuda};
-        let (bare, rich) = (seen("a", 1, &[]), seen("b", 1, &[1, 2]));
-        assert_eq!(chosen(Auto, false, &[bare.clone(), bare.clone()]), Ok(false));
+        let (without, rich) = (seen("a", 1, &[]), seen("b", 1, &[1, 2]));
+        assert_eq!(chosen(Auto, false, &[without.clone(), without.clone()]), Ok(false));
         assert_eq!(chosen(Auto, false, from_ref(&rich)), Ok(true));
         assert_eq!(chosen(Cpu, false, from_ref(&rich)), Ok(false));
         assert_eq!(
-            chosen(Cuda, false, from_ref(&bare)).unwrap_err(),
-            "device = \"cuda\": no GPU can be used on a: no driver; install it, or compute there with --set device=cpu"
+            chosen(Cuda, false, from_ref(&without)).unwrap_err(),
+            "device = \"cuda\": no usable GPU on a: no driver; install it, or compute on the CPU with --set device=cpu"
         );
-        let broken = CardsSeen { unusable: true, why_none: "no NCCL; install it".into(), ..bare.clone() };
+        let broken =
+            VisibleGpus { unusable: true, why_none: "no NCCL; install it".into(), ..without.clone() };
         assert_eq!(
-            chosen(Auto, false, &[bare.clone(), broken.clone()]).unwrap_err(),
+            chosen(Auto, false, &[without.clone(), broken.clone()]).unwrap_err(),
             "a has GPUs that cannot be used: no NCCL; install it, or compute on the CPU with --set device=cpu"
         );
         assert_eq!(chosen(Cpu, false, from_ref(&broken)), Ok(false));
-        assert_eq!(CardsSeen::from_bytes(&broken.to_bytes()), broken);
-        let mixed = chosen(Auto, false, &[rich, bare]).unwrap_err();
-        assert!(mixed.contains("b has a GPU that can be used, a has none: no driver"), "{mixed}");
+        assert_eq!(VisibleGpus::from_bytes(&broken.to_bytes()), broken);
+        let mixed = chosen(Auto, false, &[rich, without]).unwrap_err();
+        assert!(mixed.contains("b has a usable GPU, a does not: no driver"), "{mixed}");
     }
 
     #[test]
-    fn every_rank_of_a_machine_needs_a_card() {
+    fn every_rank_of_a_machine_needs_a_gpu() {
         let all = vec![seen("a", 3, &[1, 2]); 3];
         let few = chosen(DeviceChoice::Auto, false, &all).unwrap_err();
-        assert!(few.contains("a: 3 ranks, but 2 GPUs") && few.contains("--share-gpu"), "{few}");
+        assert!(few.contains("a: 3 ranks but 2 GPUs;") && few.contains("--share-gpu"), "{few}");
         assert_eq!(chosen(DeviceChoice::Auto, true, &all), Ok(true));
-        // A launcher that shows each rank its own card.
+        // A launcher that shows each rank its own GPU.
         assert_eq!(chosen(DeviceChoice::Cuda, false, &[seen("a", 2, &[1]), seen("a", 2, &[2])]), Ok(true));
-        // One that shows two ranks the same card, and a machine whose ranks see fewer than they are.
+        // Two ranks that see the same GPU, and a machine with more ranks than visible GPUs.
         assert!(chosen(DeviceChoice::Cuda, false, &[seen("a", 2, &[1]), seen("a", 2, &[1])]).is_err());
         assert!(chosen(DeviceChoice::Cuda, false, &vec![seen("a", 3, &[1, 2]); 3]).is_err());
-        // Two machines with cards that have the same numbers.
+        // Two machines whose GPUs have the same UUIDs.
         assert_eq!(chosen(DeviceChoice::Cuda, false, &[seen("a", 1, &[1]), seen("b", 1, &[1])]), Ok(true));
     }
 
     #[test]
-    fn what_is_seen_survives_its_bytes() {
+    fn visible_gpus_round_trip_through_bytes() {
         for seen in [seen("node-7", 8, &[3, 4, 5]), seen("x", 1, &[])] {
-            assert_eq!(CardsSeen::from_bytes(&seen.to_bytes()), seen);
+            assert_eq!(VisibleGpus::from_bytes(&seen.to_bytes()), seen);
         }
     }
 }

@@ -1,69 +1,69 @@
-//! Why the ranks of a run cannot be joined, or have to end.
+//! Errors of joining and watching ranks.
 
-/// Why the ranks of a run cannot be joined, or have to end.
+/// An error of joining or watching the ranks of a run.
 ///
-/// One line each: what, where, expected, found, and a way out.
+/// The message is one line: what, where, expected, found, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A rank that died or stopped, as another one sees it.
-    #[error("rank {rank} on {host}: lost {lost}: {how}; all ranks are ended, go on with --resume")]
+    /// A rank died or stopped, as detected by another one.
+    #[error("rank {rank} on {host}: lost {lost}: {how}; terminating all ranks, resume with --resume")]
     RankLost {
-        /// The rank that noticed.
+        /// The rank that detected it.
         rank: usize,
         /// Its host.
         host: String,
-        /// The lost rank, its host, step and phase when it was last heard of.
+        /// The lost rank, its host, and its last known step and phase.
         lost: String,
-        /// How it shows.
+        /// How it was detected.
         how: String,
     },
-    /// Heartbeats cannot begin.
-    #[error("heartbeats: {what}: {source}; run.heartbeat_s = 0 goes without them")]
-    Watch {
-        /// What was tried.
+    /// Heartbeats cannot start.
+    #[error("heartbeats: {what}: {source}; set run.heartbeat_s = 0 to disable them")]
+    HeartbeatSetup {
+        /// The attempted action.
         what: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A rank that does not reach rank 0 outside MPI.
+    /// A rank cannot reach rank 0 by TCP.
     #[error(
-        "heartbeats: rank {rank} on {host} does not reach rank 0 at {}; let a firewall between the machines pass TCP, or \
-         go without heartbeats by run.heartbeat_s = 0",
-        doors.iter().map(|door| door.to_string()).collect::<Vec<_>>().join(", ")
+        "heartbeats: rank {rank} on {host} cannot reach rank 0 at {}; allow TCP between the machines in the firewall, \
+         or disable heartbeats with run.heartbeat_s = 0",
+        addresses.iter().map(|address| address.to_string()).collect::<Vec<_>>().join(", ")
     )]
-    WatchLink {
+    HeartbeatUnreachable {
         /// The rank.
         rank: usize,
         /// Its host.
         host: String,
-        /// Where it tried.
-        doors: Vec<std::net::SocketAddr>,
+        /// The addresses tried.
+        addresses: Vec<std::net::SocketAddr>,
     },
-    /// The launcher and MPI count different numbers of ranks.
+    /// The launcher and MPI disagree on the number of ranks.
     #[error(
-        "{variable} says {promised} ranks, MPI says {size}: each process would be a world of its own and write the \
-         same folder; {advice}"
+        "{variable} says {expected} ranks, MPI says {found}: each process would run alone and write to the same \
+         folder; {advice}"
     )]
     WorldSize {
         /// The environment variable of the launcher.
         variable: &'static str,
-        /// Ranks by that variable.
-        promised: usize,
-        /// Ranks by MPI.
-        size: usize,
-        /// How to start it.
+        /// The number of ranks according to that variable.
+        expected: usize,
+        /// The number of ranks according to MPI.
+        found: usize,
+        /// How to start the program.
         advice: &'static str,
     },
-    /// MPI does not allow a process with several threads.
+    /// MPI does not support multithreaded processes.
     #[error(
-        "MPI grants thread level {granted} only, Funneled is needed (worker threads read the data); \
-         use an MPI built with threads"
+        "MPI: expected thread level Funneled or higher (worker threads read the data), found {granted}; use an MPI \
+         built with thread support"
     )]
     MpiThreads {
         /// The level granted.
         granted: String,
     },
-    /// Cards that cannot be used, where the device was left open.
+    /// The GPUs cannot be used, with `device = "auto"`.
     #[error("{host} has GPUs that cannot be used: {why}, or compute on the CPU with --set device=cpu")]
     GpuUnusable {
         /// The machine.
@@ -71,38 +71,39 @@ pub enum Error {
         /// Why not, and what to do.
         why: String,
     },
-    /// A card is wanted, and there is none.
-    #[error("device = \"cuda\": no GPU can be used on {host}: {why}, or compute there with --set device=cpu")]
+    /// A GPU is required, but none can be used.
+    #[error("device = \"cuda\": no usable GPU on {host}: {why}, or compute on the CPU with --set device=cpu")]
     NoGpu {
         /// The machine.
         host: String,
         /// Why not, and what to do.
         why: String,
     },
-    /// Some machines have cards, some have none.
+    /// Some machines have usable GPUs, others do not.
     #[error(
-        "{with} has a GPU that can be used, {host} has none: {why}; leave {host} out, or compute everywhere with \
+        "{with} has a usable GPU, {host} does not: {why}; exclude {host}, or compute on the CPU everywhere with \
          --set device=cpu"
     )]
     SomeHaveNoGpu {
-        /// A machine with cards.
+        /// A machine with GPUs.
         with: String,
-        /// A machine without.
+        /// A machine without one.
         host: String,
         /// Why not, and what to do.
         why: String,
     },
-    /// More ranks than cards on a machine.
+    /// A machine has more ranks than GPUs.
     #[error(
-        "{host}: {ranks} ranks, but {gpus} GPUs; start at most one rank for each GPU, or let ranks share one with \
-         --share-gpu"
+        "{host}: {ranks} ranks but {gpus} GPU{}; start at most one rank per GPU, or let ranks share GPUs with \
+         --share-gpu",
+        if *gpus == 1 { "" } else { "s" }
     )]
     TooFewGpus {
         /// The machine.
         host: String,
-        /// Its ranks.
+        /// Its number of ranks.
         ranks: usize,
-        /// Its cards.
+        /// Its number of GPUs.
         gpus: usize,
     },
 }

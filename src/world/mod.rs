@@ -1,4 +1,4 @@
-//! The world of a run: MPI start, this rank's place in it, its threads; what ends it: Drop, a panic, a signal.
+//! The world of a run: its ranks, this rank's placement, device and threads, and shutdown.
 
 mod device;
 pub(crate) mod error;
@@ -8,47 +8,49 @@ mod start;
 pub use device::Devices;
 pub use error::Error;
 
-use crate::comm::{Communicator, Mpi, Nccl, Solo, Terms};
+use crate::comm::{Communicator, Mpi, Nccl, NcclOptions, Solo};
 use crate::config::{Precision, Settings};
-use crate::cuda::{Card, Context};
+use crate::cuda::{Context, Gpu};
 use crate::error::Result;
-use crate::process::exit::{at_last, end_all, last_acts};
-use crate::process::messages::say;
-use crate::process::place::{MachinePlace, Seat, host_name, place, threads_per_rank};
-use crate::process::signals::{STOPPED, Standing};
-use crate::process::{leftovers, phase, torch};
-use device::Own;
+use crate::process::exit::{abort_all, on_exit, run_exit_hooks};
+use crate::process::messages::print_stderr;
+use crate::process::place::{CpuBinding, RankPlacement, host_name, placement, threads_per_rank};
+use crate::process::signals::{STOPPED, SignalState};
+use crate::process::{phase, shm_segments, torch};
+use device::RankDevice;
 use heartbeat::HeartbeatWatch;
 use mpi::Threading;
 use mpi::environment::Universe;
 use signal_hook::iterator::Handle;
-use start::{LAUNCHED, end_all_on_panic, finalize_deadline, keeps_promise, promised, start_mpi};
+use start::{
+    LAUNCHER_VARIABLES, abort_all_on_panic, check_world_size, finalize_deadline, launcher_size, start_mpi,
+};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// How long ranks wait for one another.
+/// How long an operation waits for the other ranks.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// In each operation until all have started and [`World::keep_watch`] has begun: a rank that stops before that is
-    /// missed by nothing else.
+    /// Until all ranks have started and [`World::start_heartbeats`] has returned: before that, only this limit detects
+    /// a rank that hangs.
     pub start: Duration,
-    /// In each operation after that.
+    /// From then on.
     pub operation: Duration,
 }
 
 impl From<Duration> for Limits {
-    /// The same for both.
+    /// Uses the same limit for both.
     fn from(limit: Duration) -> Limits {
         Limits { start: limit, operation: limit }
     }
 }
 
-/// How long commands without a configuration wait for other ranks.
+/// Limit of commands without a configuration.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
-/// Every rank: joins the world, does `work` in it.
-pub fn within<S: Settings>(
+/// Joins the world, does `work` in it and shuts it down. Called by all ranks.
+pub fn with_world<S: Settings>(
     settings: &S,
     share_gpu: bool,
     work: impl FnOnce(&World) -> Result<()>,
@@ -62,60 +64,60 @@ pub fn within<S: Settings>(
     };
     torch::allow_tf32(settings.precision() == Precision::Tf32);
     let world = World::start_on(devices, limits, threads)?;
-    let watched = world.keep_watch(Duration::from_secs_f64(run.heartbeat_s));
+    let watched = world.start_heartbeats(Duration::from_secs_f64(run.heartbeat_s));
     let outcome = watched.and_then(|()| work(&world));
     world.end(outcome)
 }
 
-/// All ranks of the run and this one's place among them. One per process, on the main thread; dropped last.
+/// All ranks of the run and the placement of this one. One per process, on the main thread; dropped last.
 pub struct World {
     ranks: Ranks,
-    place: MachinePlace,
+    place: RankPlacement,
     device: tch::Device,
-    card: Option<(Card, Context)>,
+    gpu: Option<(Gpu, Context)>,
     threads: usize,
     limits: Limits,
     watch: OnceLock<Arc<HeartbeatWatch>>,
-    standing: Arc<Standing>,
+    signal_state: Arc<SignalState>,
     signals: Handle,
 }
 
-/// How the ranks are joined.
+/// How the ranks communicate.
 enum Ranks {
-    /// One process, with MPI started if a launcher started the process.
+    /// A single process, with MPI initialised if a launcher started it.
     Alone(Solo, Option<(Universe, Threading)>),
-    /// Several; with a card each, tensors go another way.
+    /// Several ranks; with one GPU each, tensors go through NCCL.
     Joined(Rc<Mpi>, Option<Box<Nccl>>, Option<(Universe, Threading)>),
 }
 
 impl World {
-    /// Starts MPI if a launcher started this process (alone, MPI is never touched: nothing of it can go wrong), finds the
-    /// place of this rank, gives libtorch its threads and installs the handling of signals and panics.
+    /// Starts the world on the CPU: initialises MPI if a launcher started this process (a single process never calls
+    /// MPI), determines the placement of this rank, sets libtorch's threads and installs the signal and panic handlers.
     ///
-    /// `limits` say how long one operation may wait for the other ranks. `threads` per rank; by default OMP_NUM_THREADS or,
-    /// if that is not set, the cores of the machine that these ranks may use, divided among its ranks. Errors: the launcher and MPI count different
-    /// numbers of ranks. All ranks call it, once, before the first tensor. Ranks compute on the CPU.
+    /// `threads` are per rank; the default is OMP_NUM_THREADS or, if it is not set, the available cores of the machine
+    /// divided among its ranks. Errors: the launcher and MPI disagree on the number of ranks. Called by all ranks, once,
+    /// before the first tensor.
     pub fn start(limits: impl Into<Limits>, threads: Option<usize>) -> Result<World> {
         Self::start_on(Devices::cpu(), limits, threads)
     }
 
-    /// `start`, on the devices that are wanted. With cards, each rank has one, bound before the first tensor, and NCCL joins
-    /// the ranks.
+    /// Like [`World::start`], on the given devices. On GPUs, each rank binds one before the first tensor, and the ranks
+    /// are joined by NCCL.
     pub fn start_on(devices: Devices, limits: impl Into<Limits>, threads: Option<usize>) -> Result<World> {
         let limits = limits.into();
         let variable = |name: &str| std::env::var(name).ok();
-        // Read first: Open MPI sets variables of its own when it starts.
-        let promise = promised(variable);
-        let seen = devices.look(promise.is_some_and(|(_, size)| size > 1));
-        let (standing, signals) = Standing::watch_signals()?;
-        let universe = if LAUNCHED.iter().any(|name| variable(name).is_some()) {
+        // Read first: Open MPI sets its own variables when it starts.
+        let expected = launcher_size(variable);
+        let found = devices.probe(expected.is_some_and(|(_, size)| size > 1));
+        let (signal_state, signals) = SignalState::watch_signals()?;
+        let universe = if LAUNCHER_VARIABLES.iter().any(|name| variable(name).is_some()) {
             let started = start_mpi(limits.start)?;
             let size = mpi::traits::Communicator::size(&started.0.world()) as usize;
-            // A launcher of another MPI, or srun without its plugin, makes worlds of one.
-            keeps_promise(promise, size)?;
+            // With the launcher of another MPI, or srun without its plugin, every process is a world of one rank.
+            check_world_size(expected, size)?;
             Some(started)
         } else {
-            keeps_promise(promise, 1)?;
+            check_world_size(expected, 1)?;
             None
         };
         let size =
@@ -126,55 +128,56 @@ impl World {
             _ => match Mpi::join(host.clone(), limits.start) {
                 Ok(mpi) => Ranks::Joined(Rc::new(mpi), None, universe),
                 Err(why) => {
-                    say(&why.to_string());
-                    end_all(1)
+                    print_stderr(&why.to_string());
+                    abort_all(1)
                 }
             },
         };
         let comm = ranks.communicator();
-        let seat = Seat::here();
-        let seats: Vec<Seat> = (ranks.or_end(comm.all_gather(&seat.to_bytes()))?.iter())
-            .map(|bytes| Seat::from_bytes(bytes))
+        let binding = CpuBinding::here();
+        let bindings: Vec<CpuBinding> = (ranks.or_abort(comm.all_gather(&binding.to_bytes()))?.iter())
+            .map(|bytes| CpuBinding::from_bytes(bytes))
             .collect();
-        let place = place(&seats, comm.rank(), host);
-        let neighbours: Vec<&Seat> =
-            (seats.iter()).filter(|other| other.machine == seats[comm.rank()].machine).collect();
+        let place = placement(&bindings, comm.rank(), host);
+        let neighbours: Vec<&CpuBinding> =
+            (bindings.iter()).filter(|other| other.machine == bindings[comm.rank()].machine).collect();
         let threads = threads.or_else(torch::omp_num_threads);
-        let threads = threads.unwrap_or_else(|| threads_per_rank(&seat, &neighbours)).max(1);
+        let threads = threads.unwrap_or_else(|| threads_per_rank(&binding, &neighbours)).max(1);
         torch::set_threads(threads);
         let (rank, size) = (comm.rank(), comm.size());
         phase::set_identity(rank, &place.host);
-        let own = ranks.or_end(devices.choose(seen, &place, comm))?;
-        ranks.join_cards(&devices, &own, limits.operation);
+        let rank_device = ranks.or_abort(devices.choose(found, &place, comm))?;
+        ranks.join_nccl(&devices, &rank_device, limits.operation);
         if size > 1 {
-            at_last(leftovers::remove_segments);
-            end_all_on_panic(rank, place.host.clone());
+            on_exit(shm_segments::remove);
+            abort_all_on_panic(rank, place.host.clone());
         }
-        standing.join(rank, size);
+        signal_state.join(rank, size);
         let watch = OnceLock::new();
         Ok(World {
             ranks,
             place,
-            device: own.device,
-            card: own.card,
+            device: rank_device.device,
+            gpu: rank_device.gpu,
             threads,
             limits,
             watch,
-            standing,
+            signal_state,
             signals,
         })
     }
 
-    /// Watches the other ranks by heartbeats, outside the collective library: one that dies, or gives no sign of life for
-    /// `limit`, is named and ends all of them. Nothing happens in a world of one, for a limit of 0, and the second time.
-    /// Errors: the ranks do not reach one another by TCP. Collective.
-    pub fn keep_watch(&self, limit: Duration) -> Result<()> {
+    /// Starts the heartbeats, which are independent of the collective library: a rank that dies, or sends none for
+    /// `limit`, is named and all ranks are terminated. No effect in a world of one rank, for a limit of 0, and when
+    /// called again.
+    /// Errors: the ranks cannot reach one another by TCP. Collective.
+    pub fn start_heartbeats(&self, limit: Duration) -> Result<()> {
         if self.size() > 1 && !limit.is_zero() && self.watch.get().is_none() {
             let watch = HeartbeatWatch::start(self.communicator(), self.host(), limit)?;
-            let told = Arc::clone(&watch);
-            at_last(move || told.tell_failure());
-            let looking = Arc::clone(&watch);
-            self.standing.before_leaving(move || looking.look_once());
+            let announcing = Arc::clone(&watch);
+            on_exit(move || announcing.announce_failure());
+            let checking = Arc::clone(&watch);
+            self.signal_state.before_exit(move || checking.check_once());
             let _ = self.watch.set(watch);
         }
         if let Ranks::Joined(mpi, ..) = &self.ranks {
@@ -183,62 +186,62 @@ impl World {
         Ok(())
     }
 
-    /// The communicator of all ranks.
+    /// Returns the communicator of all ranks.
     pub fn communicator(&self) -> &dyn Communicator {
         self.ranks.communicator()
     }
 
-    /// This rank, 0..size.
+    /// Returns this rank, 0..size.
     pub fn rank(&self) -> usize {
         self.communicator().rank()
     }
 
-    /// Number of ranks.
+    /// Returns the number of ranks.
     pub fn size(&self) -> usize {
         self.communicator().size()
     }
 
-    /// This rank among those of its machine, 0..local_size: the number of its GPU.
+    /// Returns the local rank, 0..local_size, which is also the index of its GPU.
     pub fn local_rank(&self) -> usize {
         self.place.local_rank
     }
 
-    /// Number of ranks on this machine.
+    /// Returns the number of ranks on this machine.
     pub fn local_size(&self) -> usize {
         self.place.local_size
     }
 
-    /// Number of machines.
+    /// Returns the number of machines.
     pub fn num_hosts(&self) -> usize {
-        self.place.hosts
+        self.place.num_hosts
     }
 
-    /// Name of this machine.
+    /// Returns the host name.
     pub fn host(&self) -> &str {
         &self.place.host
     }
 
-    /// The device that this rank computes on.
+    /// Returns the device this rank computes on.
     pub fn device(&self) -> tch::Device {
         self.device
     }
 
-    /// This rank's card; none on the CPU.
-    pub fn card(&self) -> Option<&Card> {
-        self.card.as_ref().map(|(card, _)| card)
+    /// Returns this rank's GPU, or `None` on the CPU.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref().map(|(gpu, _)| gpu)
     }
 
-    /// The context of this rank's card, current on the thread that started the world; none on the CPU.
+    /// Returns the context of this rank's GPU, current on the thread that started the world, or `None` on the CPU.
     pub fn context(&self) -> Option<Context> {
-        self.card.as_ref().map(|(_, context)| *context)
+        self.gpu.as_ref().map(|(_, context)| *context)
     }
 
-    /// Threads that libtorch uses in this rank.
+    /// Returns the number of libtorch threads of this rank.
     pub fn threads(&self) -> usize {
         self.threads
     }
 
-    /// The thread level that MPI granted; none if MPI was not needed.
+    /// Returns the thread level granted by MPI, or `None` if MPI was not needed.
     pub fn threading(&self) -> Option<Threading> {
         match &self.ranks {
             Ranks::Alone(_, universe) | Ranks::Joined(_, _, universe) => {
@@ -247,39 +250,39 @@ impl World {
         }
     }
 
-    /// What rank 0 prints when a signal ends the run: which checkpoint is good, and the command that goes on.
-    pub fn set_farewell(&self, text: impl Into<String>) {
-        self.standing.set_farewell(text.into());
+    /// Sets the message that rank 0 prints when a signal ends the run: the newest checkpoint and the command to resume.
+    pub fn set_exit_message(&self, text: impl Into<String>) {
+        self.signal_state.set_exit_message(text.into());
     }
 
-    /// Whether this rank was asked to end the run: SIGUSR1; alone SIGINT and SIGTERM too. The ranks have to agree on what
-    /// to do about it (see `run`): then they write a checkpoint and call [`World::leave`].
+    /// Returns whether this rank was asked to stop: by SIGUSR1, in a single process also by SIGINT or SIGTERM. The
+    /// ranks must agree on the step (see `run`); then they write a checkpoint and call [`World::exit_stopped`].
     pub fn stop_requested(&self) -> bool {
-        self.standing.stop_requested()
+        self.signal_state.stop_requested()
     }
 
-    /// Prints the farewell, leaves MPI and exits with code [`STOPPED`]. Collective.
-    pub fn leave(&self) -> ! {
-        if let Some(text) = self.standing.farewell() {
-            say(&text);
+    /// Prints the exit message, finalises MPI and exits with code [`STOPPED`]. Collective.
+    pub fn exit_stopped(&self) -> ! {
+        if let Some(text) = self.signal_state.exit_message() {
+            print_stderr(&text);
         }
         if let Ranks::Joined(mpi, nccl, _) = &self.ranks {
-            if let Err(why) = mpi.agree("stop of the run") {
+            if let Err(why) = mpi.agree("stop") {
                 mpi.abort(&why);
             }
             if let Some(nccl) = nccl {
-                nccl.leave();
+                nccl.stop_watching();
             }
             self.goodbye();
         }
         if self.threading().is_some() {
             let _deadline = finalize_deadline(self.rank(), self.host());
-            // SAFETY: MPI is started, nothing is under way, this is the thread that started it, and nothing of MPI is
-            // called after this.
+            // SAFETY: MPI is initialised, nothing is in progress, this is the thread that initialised it, and MPI is
+            // not called again.
             unsafe { mpi::ffi::MPI_Finalize() };
         }
-        last_acts();
-        // SAFETY: ends the process without running anything of it: MPI is finalised, and must not be a second time.
+        run_exit_hooks();
+        // SAFETY: exits without running destructors or exit handlers: MPI must not be finalised twice.
         unsafe { libc::_exit(STOPPED) }
     }
 
@@ -289,16 +292,16 @@ impl World {
         }
     }
 
-    /// Ends the world after `outcome`, the result of the run on this rank. Several ranks: an error is printed with the rank
-    /// and ends all of them; alone, it is handed back to be printed.
+    /// Shuts down the world after `outcome`, the result of the run on this rank. With several ranks, an error is
+    /// printed with the rank and terminates all of them; in a single process, it is returned.
     pub fn end<T, E: Into<crate::Error>>(self, outcome: Result<T, E>) -> Result<T> {
-        self.ranks.or_end(outcome)
+        self.ranks.or_abort(outcome)
     }
 }
 
 impl Drop for World {
-    /// Finalises MPI, which waits for all ranks: so only after all have said, under the time limit, that they are here. A
-    /// rank that ends otherwise (an error on its way up) ends all.
+    /// Finalises MPI, which waits for all ranks: therefore only after all ranks have agreed to, under the time limit. A
+    /// rank that ends otherwise (an error is being propagated) terminates all ranks.
     fn drop(&mut self) {
         self.signals.close();
         let watch = self.watch.get();
@@ -308,12 +311,12 @@ impl Drop for World {
                 let (rank, host) = (mpi.rank(), &self.place.host);
                 let idle = mpi.idle() && nccl.as_ref().is_none_or(|nccl| nccl.idle());
                 if !idle || std::thread::panicking() {
-                    say(&format!(
-                        "rank {rank} on {host}: leaves with operations under way, all ranks are ended"
+                    print_stderr(&format!(
+                        "rank {rank} on {host}: exiting with operations in progress; terminating all ranks"
                     ));
-                    end_all(1);
+                    abort_all(1);
                 }
-                if let Err(why) = mpi.agree("end of the run") {
+                if let Err(why) = mpi.agree("shutdown") {
                     mpi.abort(&why);
                 }
                 if let Some(nccl) = nccl.take() {
@@ -338,15 +341,15 @@ impl Ranks {
         }
     }
 
-    /// Several ranks with cards are joined by NCCL too. Collective.
-    fn join_cards(&mut self, devices: &Devices, own: &Own, limit: Duration) {
-        if let (Ranks::Joined(mpi, nccl, _), Some((card, context))) = (self, &own.card) {
-            let terms = Terms {
-                card: card.clone(),
+    /// Joins several ranks with GPUs by NCCL. Collective.
+    fn join_nccl(&mut self, devices: &Devices, rank_device: &RankDevice, limit: Duration) {
+        if let (Ranks::Joined(mpi, nccl, _), Some((gpu, context))) = (self, &rank_device.gpu) {
+            let terms = NcclOptions {
+                gpu: gpu.clone(),
                 context: *context,
-                device: own.device,
+                device: rank_device.device,
                 reduce: devices.reduce,
-                share: devices.share_gpu,
+                share_gpu: devices.share_gpu,
                 limit,
             };
             *nccl = match Nccl::join(mpi, terms) {
@@ -356,8 +359,8 @@ impl Ranks {
         }
     }
 
-    /// An error ends all ranks; alone, it is handed back.
-    fn or_end<T, E: Into<crate::Error>>(&self, outcome: Result<T, E>) -> Result<T> {
+    /// Terminates all ranks on an error; a single process returns it.
+    fn or_abort<T, E: Into<crate::Error>>(&self, outcome: Result<T, E>) -> Result<T> {
         match (self, outcome.map_err(Into::into)) {
             (Ranks::Joined(mpi, ..), Err(why)) => mpi.abort(&why),
             (_, outcome) => outcome,

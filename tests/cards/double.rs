@@ -1,6 +1,6 @@
-//! The double of CUDA and NCCL: how it is compiled, how this program runs on it, and stream 0 of it.
+//! The test double of CUDA and NCCL: compiles it, runs this test program on it, and gives access to its stream 0.
 
-use crate::bench::mpirun::{Ended, run_with};
+use crate::bench::mpirun::{Outcome, run_with};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,11 +16,11 @@ pub struct Double {
 
 impl Double {
     pub fn open() -> Double {
-        // SAFETY: the double is open already; the types are those of double.h.
+        // SAFETY: the library is already loaded; the types match double.h.
         unsafe {
             let library = libloading::Library::new("libcuda.so.1").unwrap();
             let double = Double {
-                enqueue: *library.get(b"double_enqueue\0").expect("this is no double"),
+                enqueue: *library.get(b"double_enqueue\0").expect("libcuda.so.1 is the double"),
                 synchronize: *library.get(b"double_synchronize\0").unwrap(),
             };
             std::mem::forget(library);
@@ -28,36 +28,36 @@ impl Double {
         }
     }
 
-    /// Work of libtorch: `work` runs late, in order.
-    pub fn give(&self, work: impl FnOnce() + 'static) {
+    /// Enqueues `work` on stream 0, as libtorch would; it runs late and in order.
+    pub fn enqueue(&self, work: impl FnOnce() + 'static) {
         extern "C" fn run(argument: *mut c_void) {
-            // SAFETY: what `give` made below, once.
+            // SAFETY: the pointer comes from `Box::into_raw` below and is used once.
             let work = unsafe { Box::from_raw(argument.cast::<Box<dyn FnOnce()>>()) };
             work();
         }
         let boxed: Box<Box<dyn FnOnce()>> = Box::new(Box::new(work));
-        // SAFETY: a function and its argument, which runs once.
+        // SAFETY: `run` is called once, with this argument.
         unsafe { (self.enqueue)(std::ptr::null_mut(), run, Box::into_raw(boxed).cast()) }
     }
 
-    /// A copy on stream 0, which keeps both tensors until then: a scene may end early.
+    /// Enqueues a copy on stream 0, which keeps both tensors alive until it runs, since a scenario may end early.
     pub fn copy(&self, to: &Tensor, from: &Tensor) {
         let bytes = from.numel() * from.kind().elt_size_in_bytes();
         let (to, from) = (to.shallow_clone(), from.shallow_clone());
-        // SAFETY: two tensors of that size.
-        self.give(move || unsafe {
+        // SAFETY: both tensors have `bytes` bytes.
+        self.enqueue(move || unsafe {
             std::ptr::copy_nonoverlapping(from.data_ptr() as *const u8, to.data_ptr() as *mut u8, bytes);
         });
     }
 
-    /// What `.item()` does: the host waits for stream 0.
+    /// The host waits for stream 0, as in `.item()`.
     pub fn synchronize(&self) {
-        // SAFETY: the legacy stream.
+        // SAFETY: null is the legacy stream.
         unsafe { (self.synchronize)(std::ptr::null_mut()) }
     }
 }
 
-/// The folder of the double, compiled with `options`: once for all runs of the tests.
+/// Returns the folder of the double compiled with `options`; it is kept for later runs of the tests.
 pub fn compiled(options: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/double");
     let mut text: Vec<u8> = options.concat().into_bytes();
@@ -84,45 +84,45 @@ pub fn compiled(options: &[&str]) -> PathBuf {
     };
     compile("cuda.c", "libcuda.so.1", &["-lpthread"]);
     compile("nccl.c", "libnccl.so.2", &["./libcuda.so.1", "-Wl,-rpath,$ORIGIN"]);
-    // Another run of the tests may have been faster.
+    // Fails if another process has created the folder in the meantime.
     if std::fs::rename(fresh.path(), &folder).is_ok() {
         let _ = fresh.keep();
     }
     folder
 }
 
-/// The folder of the whole double.
+/// The folder of the complete double.
 pub fn double() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| compiled(&[]))
 }
 
-/// This program in `scene` on the double in `folder`, under mpirun with `size` ranks, or alone for 0.
-pub fn run_on(folder: &Path, scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
+/// Runs `scenario` on the double in `folder`, under mpirun with `size` ranks, or without mpirun for 0.
+pub fn run_on(folder: &Path, scenario: &str, size: usize, variables: &[(&str, &str)]) -> Outcome {
     let nccl = folder.join("libnccl.so.2");
     let double = [("LD_LIBRARY_PATH", folder.to_str().unwrap()), ("DRNAS_NCCL", nccl.to_str().unwrap())];
-    run_with(scene, size, &[&double, variables].concat())
+    run_with(scenario, size, &[&double, variables].concat())
 }
 
-pub fn good(scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
-    run_on(double(), scene, size, variables).good(size)
+pub fn succeeds(scenario: &str, size: usize, variables: &[(&str, &str)]) -> Outcome {
+    run_on(double(), scenario, size, variables).expect_success(size)
 }
 
-/// Ends soon, with an error and `expected` in its words.
-pub fn bad_on(
+/// Asserts that the scenario fails promptly with an error that contains `expected`.
+pub fn fails_on(
     folder: &Path,
-    scene: &str,
+    scenario: &str,
     size: usize,
     variables: &[(&str, &str)],
     expected: &[&str],
-) -> Ended {
-    let ended = run_on(folder, scene, size, variables).bad(expected);
-    let Ended { what, output, wall, .. } = &ended;
+) -> Outcome {
+    let outcome = run_on(folder, scenario, size, variables).expect_failure(expected);
+    let Outcome { what, output, wall, .. } = &outcome;
     assert!(!output.contains("panicked"), "{what}: {output}");
     assert!(*wall < Duration::from_secs(30), "{what} {wall:?}: {output}");
-    ended
+    outcome
 }
 
-pub fn bad(scene: &str, size: usize, variables: &[(&str, &str)], expected: &[&str]) -> Ended {
-    bad_on(double(), scene, size, variables, expected)
+pub fn fails(scenario: &str, size: usize, variables: &[(&str, &str)], expected: &[&str]) -> Outcome {
+    fails_on(double(), scenario, size, variables, expected)
 }

@@ -1,17 +1,17 @@
-//! Ranks with a card each, on the double of CUDA and NCCL (tests/double): order, numbers, faults. No GPU is used.
+//! Ranks with one GPU each, on the test double of CUDA and NCCL (tests/double): ordering, values, faults. Needs no GPU.
 //!
-//! The tests start this very program again under mpirun; `rank_program` is what each rank then runs. Tensors are in host
-//! memory; what libtorch does on a card, work on stream 0, is given to the double, which runs it late.
+//! The tests start this test program again under mpirun; each rank runs `rank_program`. Tensors are in host memory; the
+//! work that libtorch would do on stream 0 is enqueued on the double, which runs it late.
 
 #[path = "../common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod bench;
 mod double;
-mod scenes;
+mod scenarios;
 
-use bench::mpirun::{Ended, SCENE};
-use bench::{Bench, assert_same_end};
-use double::{Double, bad, bad_on, compiled, double, good, run_on};
+use bench::mpirun::{Outcome, SCENARIO};
+use bench::{Bench, assert_same_result};
+use double::{Double, compiled, double, fails, fails_on, run_on, succeeds};
 use drnas_dist::config;
 use drnas_dist::config::{DeviceChoice, Reduce};
 use drnas_dist::world::{Devices, World};
@@ -20,35 +20,35 @@ use std::process::Command;
 use std::time::Duration;
 use tch::Device;
 
-/// Time limit of the scenes in which something never ends.
+/// Time limit of the scenarios in which an operation hangs.
 const LIMIT: Duration = Duration::from_secs(4);
-/// Time limit of the others: a busy machine must not fail them.
+/// Time limit of the other scenarios, which must not fail on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-// -- what a rank does -----------------------------------------------------------------------------
+// -- the rank program -----------------------------------------------------------------------------
 
 #[test]
-#[ignore = "the other tests start it under mpirun"]
+#[ignore = "run under mpirun by the other tests"]
 fn rank_program() {
-    let Ok(scene) = std::env::var(SCENE) else {
+    let Ok(scenario) = std::env::var(SCENARIO) else {
         return;
     };
     let flag = |name: &str| std::env::var_os(name).is_some();
     let devices = Devices {
         choice: if flag("TEST_AUTO") { DeviceChoice::Auto } else { DeviceChoice::Cuda },
         share_gpu: flag("TEST_SHARE"),
-        reduce: if scene == "bf16" { Reduce::Bf16 } else { Reduce::Fp32 },
-        tensors: Some(if scene == "elsewhere" { Device::Cuda(0) } else { Device::Cpu }),
+        reduce: if scenario == "bf16" { Reduce::Bf16 } else { Reduce::Fp32 },
+        tensors: Some(if scenario == "wrong-device" { Device::Cuda(0) } else { Device::Cpu }),
     };
     let limit = if flag("TEST_IMPATIENT") { LIMIT } else { PATIENCE };
-    if scene == "doctor" {
+    if scenario == "doctor" {
         return drnas_dist::commands::doctor::run(limit, None).unwrap();
     }
     if flag("TEST_CROSSED") && std::env::var("OMPI_COMM_WORLD_RANK").is_ok_and(|rank| rank == "1") {
-        // SAFETY: no other thread of this process runs yet that reads the environment.
+        // SAFETY: no other thread of this process reads the environment yet.
         unsafe { std::env::set_var("CUDA_VISIBLE_DEVICES", "1,0") };
     }
-    let started = match scene.as_str() {
+    let started = match scenario.as_str() {
         "by-mpi" => World::start(limit, Some(1)),
         _ => World::start_on(devices, limit, Some(1)),
     };
@@ -59,40 +59,40 @@ fn rank_program() {
             std::process::exit(2);
         }
     };
-    let outcome = match scene.as_str() {
-        "by-mpi" => scenes::means(&world, None),
-        "means" => scenes::means(&world, Some(&Double::open())),
-        "broadcasts" => scenes::broadcasts(&world, &Double::open()),
-        "others" => scenes::others(&world),
-        "elsewhere" => scenes::elsewhere(&world),
-        "bf16" => scenes::in_bf16(&world),
-        "ahead" => scenes::ahead(&world, &Double::open()),
-        "groups" => scenes::groups(&world, &Double::open()),
-        "steps" => scenes::steps(&world, &Double::open()),
-        "lengths" => scenes::lengths(&world),
-        "kept" => scenes::kept(&world),
-        "failed-mean" => scenes::failed(&world, |buffer| Ok(world.communicator().start_mean(buffer)?)),
+    let outcome = match scenario.as_str() {
+        "by-mpi" => scenarios::means(&world, None),
+        "means" => scenarios::means(&world, Some(&Double::open())),
+        "broadcasts" => scenarios::broadcasts(&world, &Double::open()),
+        "host-side" => scenarios::host_side(&world),
+        "wrong-device" => scenarios::wrong_device(&world),
+        "bf16" => scenarios::in_bf16(&world),
+        "ahead" => scenarios::ahead(&world, &Double::open()),
+        "groups" => scenarios::groups(&world, &Double::open()),
+        "steps" => scenarios::steps(&world, &Double::open()),
+        "lengths" => scenarios::lengths(&world),
+        "kept" => scenarios::kept(&world),
+        "failed-mean" => scenarios::failed(&world, |buffer| Ok(world.communicator().start_mean(buffer)?)),
         "failed-broadcast" => {
-            scenes::failed(&world, |buffer| Ok(world.communicator().broadcast(buffer, 0)?))
+            scenarios::failed(&world, |buffer| Ok(world.communicator().broadcast(buffer, 0)?))
         }
-        "traced" => scenes::traced(&world, &Double::open()),
-        "time" => scenes::time(&world, &Double::open()),
+        "traced" => scenarios::traced(&world, &Double::open()),
+        "time" => scenarios::time(&world, &Double::open()),
         "leave" => {
-            scenes::steps(&world, &Double::open()).unwrap();
-            world.set_farewell("go on with --resume");
-            world.leave()
+            scenarios::steps(&world, &Double::open()).unwrap();
+            world.set_exit_message("to resume, add --resume");
+            world.exit_stopped()
         }
-        "abort" => world.communicator().abort(&config::Error::Check("a planned mistake".into())),
-        "dropped" => return scenes::dropped(world),
-        "card" => scenes::card(&world),
-        "uploads" => scenes::uploads(&world),
-        "slots" => scenes::slots(&world, &Double::open()),
-        "failed-copy" => scenes::failed_copy(&world),
-        "search" => scenes::search(&world),
-        other => panic!("no scene {other}"),
+        "abort" => world.communicator().abort(&config::Error::Check("injected error".into())),
+        "dropped" => return scenarios::dropped(world),
+        "gpu" => scenarios::gpu(&world),
+        "uploads" => scenarios::uploads(&world),
+        "slots" => scenarios::slots(&world, &Double::open()),
+        "failed-copy" => scenarios::failed_copy(&world),
+        "search" => scenarios::search(&world),
+        other => panic!("unknown scenario {other}"),
     };
     match world.end(outcome) {
-        Ok(()) => println!("good end"),
+        Ok(()) => println!("rank done"),
         Err(why) => {
             eprintln!("error: {why}");
             std::process::exit(1);
@@ -102,78 +102,83 @@ fn rank_program() {
 
 // -- the tests ------------------------------------------------------------------------------------
 
-/// One after the other of the two streams is the later one: what does not wait for it is found out.
+/// Delays stream 0 or the other streams, so that a missing wait in either direction is detected.
 const LATE: [[(&str, &str); 2]; 2] = [
     [("DOUBLE_LATE_LEGACY_US", "20000"), ("DOUBLE_LATE_US", "0")],
     [("DOUBLE_LATE_LEGACY_US", "0"), ("DOUBLE_LATE_US", "20000")],
 ];
 
 #[test]
-fn means_are_in_order_and_those_of_mpi_on_2_and_4_ranks() {
+fn means_are_ordered_and_equal_those_of_mpi_on_2_and_4_ranks() {
     for size in [2, 4] {
-        let hash = |ended: Ended| {
-            let at = ended.output.find("hash ").expect("a hash");
-            ended.output[at..at + 21].to_string()
+        let hash = |outcome: Outcome| {
+            let at = outcome.output.find("hash ").expect("a hash");
+            outcome.output[at..at + 21].to_string()
         };
-        let by_mpi = hash(good("by-mpi", size, &[]));
+        let by_mpi = hash(succeeds("by-mpi", size, &[]));
         for late in LATE {
-            assert_eq!(hash(good("means", size, &late)), by_mpi, "{late:?}");
+            assert_eq!(hash(succeeds("means", size, &late)), by_mpi, "{late:?}");
         }
     }
 }
 
 #[test]
-fn broadcasts_are_in_order() {
+fn broadcasts_are_ordered() {
     for late in LATE {
-        good("broadcasts", 2, &late);
+        succeeds("broadcasts", 2, &late);
     }
-    good("broadcasts", 4, &[]);
+    succeeds("broadcasts", 4, &[]);
 }
 
 #[test]
-fn what_is_on_the_host_goes_by_mpi_and_what_cannot_be_sent_is_refused() {
-    good("others", 2, &[]);
-    good("elsewhere", 2, &[]);
+fn host_data_goes_through_mpi_and_unsupported_tensors_are_refused() {
+    succeeds("host-side", 2, &[]);
+    succeeds("wrong-device", 2, &[]);
 }
 
 #[test]
-fn gradients_travel_in_bf16_on_demand() {
+fn gradients_are_reduced_in_bf16_on_request() {
     for size in [2, 4] {
-        good("bf16", size, &[("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "5000")]);
+        succeeds("bf16", size, &[("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "5000")]);
     }
 }
 
 #[test]
-fn neither_host_nor_stream_0_waits_for_other_ranks() {
-    let ended = good("ahead", 2, &[]);
-    assert!(ended.output.contains("the host is ahead"), "{}", ended.output);
+fn host_and_stream_0_do_not_wait_for_other_ranks() {
+    let outcome = succeeds("ahead", 2, &[]);
+    assert!(outcome.output.contains("the host is ahead"), "{}", outcome.output);
 }
 
 #[test]
 fn small_buffers_share_a_group() {
-    good("groups", 2, &[]);
-    // Two groups: what came up to the large buffer, and the rest; a third is never begun.
-    good("groups", 2, &[("DOUBLE_FAIL", "ncclGroupStart:3")]);
-    bad("groups", 2, &[("DOUBLE_FAIL", "ncclGroupStart:2")], &["ncclGroupStart"]);
-    bad("groups", 2, &[("DOUBLE_FAIL", "ncclAllReduce:8")], &["ncclAllReduce"]);
+    succeeds("groups", 2, &[]);
+    // Two groups: the buffers up to the large one, and the rest; a third group is never started.
+    succeeds("groups", 2, &[("DOUBLE_FAIL", "ncclGroupStart:3")]);
+    fails("groups", 2, &[("DOUBLE_FAIL", "ncclGroupStart:2")], &["ncclGroupStart"]);
+    fails("groups", 2, &[("DOUBLE_FAIL", "ncclAllReduce:8")], &["ncclAllReduce"]);
 }
 
 #[test]
-fn buffers_are_kept_until_their_means_are_there() {
+fn buffers_are_kept_until_their_means_are_complete() {
     let late = ("DOUBLE_LATE_US", "50000");
-    good("kept", 2, &[("DOUBLE_LEGACY", "host"), late]);
-    // The collective is under way when what follows it fails: the first record is that of libtorch's stream.
-    for scene in ["failed-mean", "failed-broadcast"] {
-        bad(scene, 2, &[late, ("DOUBLE_FAIL", "cuEventRecord:2")], &["cuEventRecord: unspecified launch"]);
+    succeeds("kept", 2, &[("DOUBLE_LEGACY", "host"), late]);
+    // The collective is in progress when the event record after it fails (the first record is on libtorch's stream).
+    for scenario in ["failed-mean", "failed-broadcast"] {
+        fails(
+            scenario,
+            2,
+            &[late, ("DOUBLE_FAIL", "cuEventRecord:2")],
+            &["cuEventRecord: unspecified launch"],
+        );
     }
 }
 
 #[test]
-fn streams_copy_and_events_tell_the_time() {
-    good("time", 0, &[("DOUBLE_LATE_US", "20000")]);
+fn streams_copy_and_events_measure_time() {
+    succeeds("time", 0, &[("DOUBLE_LATE_US", "20000")]);
     for call in ["cuMemcpyHtoDAsync", "cuEventSynchronize"] {
         let fail = format!("{call}:1");
-        bad(
+        fails(
             "time",
             0,
             &[("DOUBLE_FAIL", &fail)],
@@ -183,27 +188,27 @@ fn streams_copy_and_events_tell_the_time() {
 }
 
 #[test]
-fn a_trace_shows_that_reductions_overlap_with_backward() {
-    good("traced", 2, &[]);
+fn trace_shows_overlap_of_reductions_with_backward() {
+    succeeds("traced", 2, &[]);
 }
 
 #[test]
-fn ranks_leave_together_when_they_are_asked_to() {
-    let ended = run_on(double(), "leave", 2, &[]);
-    assert_eq!(ended.code, Some(drnas_dist::process::signals::STOPPED), "{}", ended.output);
-    assert_eq!(ended.output.matches("go on with --resume").count(), 1, "{}", ended.output);
-    assert!(!ended.output.contains("rank 1 on"), "{}", ended.output);
+fn ranks_exit_together_on_request() {
+    let outcome = run_on(double(), "leave", 2, &[]);
+    assert_eq!(outcome.code, Some(drnas_dist::process::signals::STOPPED), "{}", outcome.output);
+    assert_eq!(outcome.output.matches("to resume, add --resume").count(), 1, "{}", outcome.output);
+    assert!(!outcome.output.contains("rank 1 on"), "{}", outcome.output);
 }
 
 #[test]
-fn one_rank_ends_all() {
-    bad("abort", 2, &[], &["rank 0 on ", "a planned mistake"]);
+fn abort_on_one_rank_ends_all_ranks() {
+    fails("abort", 2, &[], &["rank 0 on ", "injected error"]);
 }
 
 #[test]
-fn a_search_is_the_one_of_mpi_bit_for_bit() {
+fn search_equals_that_over_mpi_bit_for_bit() {
     let bench = Bench::get();
-    let by_mpi = bench.searched(2, "by-mpi", &[]);
+    let by_mpi = bench.run_search(2, "by-mpi", &[]);
     let path = |name: &str| bench.path(name).display().to_string();
     let words = format!(
         "drnas-dist search-imagenet --config {} --train {} --valid {} --out {}",
@@ -212,115 +217,120 @@ fn a_search_is_the_one_of_mpi_bit_for_bit() {
         path("valid"),
         path("by-nccl")
     );
-    good("search", 2, &[("TEST_WORDS", &words), ("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "300")]);
-    assert_same_end(&bench.run("by-nccl"), &by_mpi);
-    // Of the 80 GiB of card 0 of the double three quarters are in use.
+    succeeds("search", 2, &[("TEST_WORDS", &words), ("DOUBLE_LEGACY", "host"), ("DOUBLE_LATE_US", "300")]);
+    assert_same_result(&bench.run("by-nccl"), &by_mpi);
+    // GPU 0 of the double has 80 GiB, of which three quarters are in use.
     let log = std::fs::read_to_string(bench.path("by-nccl").join("metrics.jsonl")).unwrap();
     assert!(log.contains(r#""card_memory_mib":61440.0"#), "{log}");
 }
 
-/// The real program, without a driver and with the double's. (Without libtorch's CUDA libraries it comes no further; what it
-/// says of NCCL is tested above.)
+/// Runs the real program without a driver, and with that of the double. (Without libtorch's CUDA libraries it gets no
+/// further; messages about NCCL are tested below.)
 #[test]
-fn the_program_says_what_to_do_where_there_is_no_card() {
-    // SAFETY: the driver's library runs no code of ours when opened.
+fn unusable_gpus_are_reported_with_advice() {
+    // SAFETY: opening libcuda runs only its own initialisers.
     if unsafe { libloading::Library::new("libcuda.so.1") }.is_ok() {
         println!("skipped: this machine has a driver");
         return;
     }
     let bench = Bench::get();
     let cuda = ["--set", "device=cuda"];
-    let said = |command: Command| {
+    let failure_text = |command: Command| {
         let output = bench::finish(command, PATIENCE);
         assert!(!output.status.success());
-        bench::said(&output)
+        bench::output_text(&output)
     };
-    let text = said(bench.search(2, "none", &cuda));
-    let told = "device = \"cuda\": no GPU can be used on ";
-    assert!(text.contains(told) && text.contains("no NVIDIA driver (libcuda.so.1: cannot open"), "{text}");
-    assert!(text.contains("; install the NVIDIA driver, or compute there with --set device=cpu"), "{text}");
-    let torch = drnas_dist::cuda::mapped("libtorch_cpu.so").expect("this program is linked with it");
+    let text = failure_text(bench.search(2, "none", &cuda));
+    let start = "device = \"cuda\": no usable GPU on ";
+    assert!(text.contains(start) && text.contains("no NVIDIA driver (libcuda.so.1: cannot open"), "{text}");
+    assert!(
+        text.contains("; install the NVIDIA driver, or compute on the CPU with --set device=cpu"),
+        "{text}"
+    );
+    let torch = drnas_dist::cuda::mapped_library("libtorch_cpu.so").expect("this program is linked with it");
     let complete = torch.ancestors().nth(3).is_some_and(|packages| packages.join("nvidia/cudnn").exists());
     if !torch.with_file_name("libtorch_cuda.so").exists() || complete {
-        println!("skipped: libtorch has no CUDA half, or all that it needs");
+        println!("skipped: needs a CUDA build of libtorch without its CUDA libraries");
         return;
     }
     let mut command = bench.search(2, "none", &cuda);
     command.env("LD_LIBRARY_PATH", double());
-    let text = said(command);
-    assert!(text.contains(told) && text.contains("libtorch cannot use CUDA (lib"), "{text}");
+    let text = failure_text(command);
+    assert!(text.contains(start) && text.contains("libtorch cannot use CUDA (lib"), "{text}");
     assert!(text.contains("run launch/setup.sh on this machine"), "{text}");
-    // Without a word about the device: not hours on the CPU of a machine with cards.
+    // With device = "auto": no silent run on the CPU of a machine that has GPUs.
     let mut command = bench.search(2, "none", &["--set", "device=auto"]);
     command.env("LD_LIBRARY_PATH", double());
-    let text = said(command);
+    let text = failure_text(command);
     assert!(text.contains(" has GPUs that cannot be used: libtorch cannot use CUDA (lib"), "{text}");
     assert!(text.contains("or compute on the CPU with --set device=cpu"), "{text}");
 }
 
 #[test]
-fn each_rank_has_a_card_of_its_own() {
-    let output = good("card", 2, &[]).output;
+fn each_rank_has_its_own_gpu() {
+    let output = succeeds("gpu", 2, &[]).output;
     assert!(output.contains("rank 0 has 0000:10:00.0 on Cpu, 80 GiB"), "{output}");
     assert!(output.contains("rank 1 has 0000:11:00.0 on Cpu, 81 GiB"), "{output}");
-    let output = good("card", 0, &[("CUDA_VISIBLE_DEVICES", "5")]).output;
+    let output = succeeds("gpu", 0, &[("CUDA_VISIBLE_DEVICES", "5")]).output;
     assert!(output.contains("rank 0 has 0000:15:00.0 on Cpu, 85 GiB"), "{output}");
 }
 
 #[test]
-fn doctor_shows_cards_and_libraries_with_their_paths() {
-    let ended = run_on(double(), "doctor", 2, &[("DOUBLE_CARDS", "2")]);
-    assert_eq!(ended.code, Some(0), "{}", ended.output);
+fn doctor_lists_gpus_and_libraries_with_their_paths() {
+    let outcome = run_on(double(), "doctor", 2, &[("DOUBLE_CARDS", "2")]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.output);
     let folder = double().display();
     for line in [
         format!("CUDA driver    CUDA 13.0  {folder}/libcuda.so.1"),
         format!("NCCL           2.30.0  {folder}/libnccl.so.2"),
         "GPU 0 Double 0 (80 GiB) at 0000:10:00.0, GPU 1 Double 1 (81 GiB) at 0000:11:00.0".into(),
     ] {
-        assert!(ended.output.contains(&line), "no {line:?} in: {}", ended.output);
+        assert!(outcome.output.contains(&line), "no {line:?} in: {}", outcome.output);
     }
 }
 
 #[test]
-fn too_few_cards_and_shared_ones_are_told() {
-    let few =
-        "3 ranks, but 2 GPUs; start at most one rank for each GPU, or let ranks share one with --share-gpu";
-    bad("card", 3, &[("DOUBLE_CARDS", "2")], &[few]);
-    bad("card", 3, &[("DOUBLE_CARDS", "2"), ("TEST_AUTO", "1")], &[few]);
-    // Ranks that number the same cards differently.
+fn too_few_or_shared_gpus_are_reported() {
+    let few = "3 ranks but 2 GPUs; start at most one rank per GPU, or let ranks share GPUs with --share-gpu";
+    fails("gpu", 3, &[("DOUBLE_CARDS", "2")], &[few]);
+    fails("gpu", 3, &[("DOUBLE_CARDS", "2"), ("TEST_AUTO", "1")], &[few]);
+    // Two ranks that enumerate the same GPUs in different order.
     let two = ("DOUBLE_CARDS", "2");
-    bad("card", 2, &[two, ("TEST_CROSSED", "1")], &["ranks 0 and 1 both have the card at 0000:10:00.0"]);
+    fails("gpu", 2, &[two, ("TEST_CROSSED", "1")], &["ranks 0 and 1 use the same GPU at 0000:10:00.0"]);
     let one = ("DOUBLE_CARDS", "1");
     let (share, allow) = (("TEST_SHARE", "1"), ("NCCL_MULTI_RANK_GPU_ENABLE", "1"));
-    let cannot = "share the card at 0000:10:00.0 (--share-gpu): that needs NCCL 2.30.0 or newer and NCCL_MULTI_RANK_GPU_ENABLE=1";
-    bad("card", 2, &[one, share], &[cannot, "this is NCCL 2.30.0"]);
+    let cannot = "sharing the GPU at 0000:10:00.0 (--share-gpu) requires NCCL 2.30.0 or newer and NCCL_MULTI_RANK_GPU_ENABLE=1";
+    fails("gpu", 2, &[one, share], &[cannot, "found NCCL 2.30.0"]);
     let old = ("DOUBLE_NCCL_VERSION", "22809");
-    bad("card", 2, &[one, share, allow, old], &[cannot, "this is NCCL 2.28.9"]);
-    good("means", 2, &[one, share, allow]);
+    fails("gpu", 2, &[one, share, allow, old], &[cannot, "found NCCL 2.28.9"]);
+    succeeds("means", 2, &[one, share, allow]);
 }
 
 #[test]
-fn no_card_is_told_and_auto_is_then_the_cpu() {
+fn missing_gpu_is_reported_and_auto_selects_the_cpu() {
     let none = ("DOUBLE_CARDS", "0");
-    bad(
-        "card",
+    fails(
+        "gpu",
         2,
         &[none],
-        &["device = \"cuda\": no GPU can be used on ", "shows no card; see nvidia-smi, or compute"],
+        &["device = \"cuda\": no usable GPU on ", "shows no GPU; see nvidia-smi, or compute"],
     );
     let hidden = ("CUDA_VISIBLE_DEVICES", "");
-    bad("card", 0, &[hidden], &["shows no card with CUDA_VISIBLE_DEVICES=; change or unset it"]);
+    fails("gpu", 0, &[hidden], &["shows no GPU with CUDA_VISIBLE_DEVICES=; change or unset it"]);
     let auto = ("TEST_AUTO", "1");
-    let ended = good("card", 2, &[none, auto]);
-    assert_eq!(ended.output.matches("note: no GPU found, using the CPU: the NVIDIA driver shows").count(), 1);
-    assert!(ended.output.contains("rank 1 has nothing on Cpu"), "{}", ended.output);
+    let outcome = succeeds("gpu", 2, &[none, auto]);
+    assert_eq!(
+        outcome.output.matches("note: no GPU found, using the CPU: the NVIDIA driver shows").count(),
+        1
+    );
+    assert!(outcome.output.contains("rank 1 has nothing on Cpu"), "{}", outcome.output);
     let bf16 = "run.reduce = \"bf16\" is for ranks with GPUs";
-    bad("bf16", 0, &[none, auto], &[bf16]);
-    // No driver at all: the folder of the double is not there.
+    fails("bf16", 0, &[none, auto], &[bf16]);
+    // No driver: the folder of the double does not exist.
     let nowhere = Path::new("/nonexistent");
-    bad_on(
+    fails_on(
         nowhere,
-        "card",
+        "gpu",
         0,
         &[],
         &["no NVIDIA driver (libcuda.so.1: cannot open", "; install the NVIDIA driver, or"],
@@ -328,55 +338,55 @@ fn no_card_is_told_and_auto_is_then_the_cpu() {
 }
 
 #[test]
-fn a_missing_wrong_or_old_library_is_told() {
+fn missing_wrong_or_old_nccl_is_reported() {
     let advice = "run launch/setup.sh on a machine with an NVIDIA driver, or name a file in DRNAS_NCCL";
-    bad(
-        "card",
+    fails(
+        "gpu",
         2,
         &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")],
-        &["NCCL is not found", "/nonexistent/", advice],
+        &["NCCL not found", "/nonexistent/", advice],
     );
-    // One rank with one card sends nothing and needs no NCCL.
-    good("card", 0, &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")]);
-    // A name without a folder is looked for as the system does it.
-    good("card", 2, &[("DRNAS_NCCL", "libnccl.so.2")]);
+    // A single rank sends nothing and needs no NCCL.
+    succeeds("gpu", 0, &[("DRNAS_NCCL", "/nonexistent/libnccl.so.2")]);
+    // A name without a folder is found by the system's library search.
+    succeeds("gpu", 2, &[("DRNAS_NCCL", "libnccl.so.2")]);
     let other = double().join("libcuda.so.1");
     let other = other.to_str().unwrap();
-    bad(
-        "card",
+    fails(
+        "gpu",
         2,
         &[("DRNAS_NCCL", other)],
-        &[other, "has no ncclGetVersion, so this NCCL is too old or another library", advice],
+        &[other, "no ncclGetVersion: NCCL is too old, or this is another library", advice],
     );
-    bad(
-        "card",
+    fails(
+        "gpu",
         2,
         &[("DOUBLE_NCCL_VERSION", "21005")],
-        &["NCCL 2.10.5 is too old, 2.18.0 or newer is needed", advice],
+        &["expected NCCL 2.18.0 or newer, found 2.10.5", advice],
     );
-    bad("card", 2, &[("DOUBLE_NCCL_VERSION", "21799")], &["NCCL 2.17.99 is too old"]);
-    good("card", 2, &[("DOUBLE_NCCL_VERSION", "21800")]);
-    bad(
-        "card",
+    fails("gpu", 2, &[("DOUBLE_NCCL_VERSION", "21799")], &["expected NCCL 2.18.0 or newer, found 2.17.99"]);
+    succeeds("gpu", 2, &[("DOUBLE_NCCL_VERSION", "21800")]);
+    fails(
+        "gpu",
         3,
         &[("DOUBLE_NCCL_VERSION_2", "22809")],
-        &["rank 2 has NCCL 2.28.9, rank 0 has 2.30.0; give all hosts the same one"],
+        &["rank 2 has NCCL 2.28.9, rank 0 has 2.30.0; install the same version on all hosts"],
     );
 }
 
 #[test]
-fn libraries_without_a_function_are_told() {
+fn libraries_without_a_required_function_are_reported() {
     for (symbol, ranks) in
         [("ncclBroadcast", 2), ("ncclGetLastError", 2), ("cuStreamWaitEvent", 0), ("cuGetErrorString", 0)]
     {
         let folder = compiled(&[&format!("-D{symbol}=another_{symbol}")]);
-        bad_on(&folder, "card", ranks, &[], &[&format!("has no {symbol}")]);
+        fails_on(&folder, "gpu", ranks, &[], &[&format!("no {symbol}")]);
     }
 }
 
-/// The first call of each kind that fails on one card ends the run with the call's name and the driver's words.
+/// The first failing call of each kind ends the run with the name of the call and the driver's error string.
 #[test]
-fn an_error_of_any_call_of_the_driver_is_told() {
+fn error_of_any_driver_call_is_reported() {
     for call in [
         "cuInit",
         "cuDeviceGetCount",
@@ -390,13 +400,13 @@ fn an_error_of_any_call_of_the_driver_is_told() {
         "cuMemGetInfo",
     ] {
         let fail = format!("{call}:1");
-        let said = format!("{call}: unspecified launch failure (CUDA error 719)");
-        bad("card", 0, &[("DOUBLE_FAIL", &fail)], &[&said]);
+        let expected = format!("{call}: unspecified launch failure (CUDA error 719)");
+        fails("gpu", 0, &[("DOUBLE_FAIL", &fail)], &[&expected]);
     }
-    // An error for which the driver has no words.
+    // An error for which the driver has no error string.
     let wordless = [("DOUBLE_FAIL", "cuInit:1"), ("DOUBLE_WORDLESS", "1")];
-    bad("card", 0, &wordless, &["cuInit: an error that it has no words for (CUDA error 719)"]);
-    // A broadcast makes 3 events, records 3 times and waits twice.
+    fails("gpu", 0, &wordless, &["cuInit: unknown error (CUDA error 719)"]);
+    // A broadcast creates 3 events, records 3 times and waits twice.
     for (call, numbers) in [
         ("cuStreamCreate", 1..=1),
         ("cuEventCreate", 1..=3),
@@ -406,120 +416,123 @@ fn an_error_of_any_call_of_the_driver_is_told() {
     ] {
         for number in numbers {
             let fail = format!("{call}:{number}");
-            let said = format!("{call}: unspecified launch failure (CUDA error 719)");
-            bad("steps", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "1")], &["rank 1 on ", &said]);
+            let expected = format!("{call}: unspecified launch failure (CUDA error 719)");
+            fails("steps", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "1")], &["rank 1 on ", &expected]);
         }
     }
 }
 
 #[test]
-fn an_error_of_any_call_of_nccl_is_told() {
+fn error_of_any_nccl_call_is_reported() {
     for call in ["ncclGetVersion", "ncclGetUniqueId", "ncclCommInitRank"] {
         let fail = format!("{call}:1");
-        let said =
-            format!("{call}: unhandled system error (NCCL error 2); NCCL_DEBUG=INFO makes NCCL say more");
-        bad("card", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "0")], &["rank 0 on ", &said]);
+        let expected =
+            format!("{call}: unhandled system error (NCCL error 2); set NCCL_DEBUG=INFO for details");
+        fails("gpu", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "0")], &["rank 0 on ", &expected]);
     }
     for (call, at) in [
         ("ncclBroadcast", "step 0, start-up: broadcast of 10 Float from rank 0"),
-        ("ncclGroupStart", "step 1, backward: all-reduce of 1 means of 1000 (1000 Float)"),
-        ("ncclAllReduce", "step 1, backward: all-reduce of 1 means of 1000 (1000 Float)"),
-        ("ncclGroupEnd", "step 1, backward: all-reduce of 1 means of 1000 (1000 Float)"),
+        ("ncclGroupStart", "step 1, backward: all-reduce of 1 tensor, 1000 elements (1000 Float)"),
+        ("ncclAllReduce", "step 1, backward: all-reduce of 1 tensor, 1000 elements (1000 Float)"),
+        ("ncclGroupEnd", "step 1, backward: all-reduce of 1 tensor, 1000 elements (1000 Float)"),
         ("ncclCommGetAsyncError", "step "),
     ] {
         let fail = format!("{call}:1");
-        let said = format!(": {call}: unhandled system error (NCCL error 2); look at the cards and links");
-        bad("steps", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "1")], &["rank 1 on ", at, &said]);
+        let expected =
+            format!(": {call}: unhandled system error (NCCL error 2); check the GPUs and network links");
+        fails("steps", 2, &[("DOUBLE_FAIL", &fail), ("DOUBLE_RANK", "1")], &["rank 1 on ", at, &expected]);
     }
-    // At the good end of a run nobody is left to be told.
+    // Errors during the shutdown of a successful run are ignored.
     for call in ["ncclCommDestroy", "cuStreamDestroy", "cuEventDestroy"] {
-        good("steps", 2, &[("DOUBLE_FAIL", &format!("{call}:1"))]);
+        succeeds("steps", 2, &[("DOUBLE_FAIL", &format!("{call}:1"))]);
     }
 }
 
 #[test]
-fn an_asynchronous_error_is_told_with_its_step() {
-    bad(
+fn asynchronous_error_is_reported_with_its_step() {
+    fails(
         "steps",
         2,
         &[("DOUBLE_LOST", "4"), ("DOUBLE_RANK", "1")],
         &[
             "rank 1 on ",
-            ", step 3, backward: all-reduce of 1 means of 1000 (1000 Float): ncclCommGetAsyncError: remote process",
-            "(NCCL error 6): the double lost its link; look at the cards and links of the hosts, then go on with",
+            ", step 3, backward: all-reduce of 1 tensor, 1000 elements (1000 Float): ncclCommGetAsyncError: remote process",
+            "(NCCL error 6): the double lost its link; check the GPUs and network links of the hosts, then resume with",
         ],
     );
 }
 
 #[test]
-fn what_never_ends_is_told_within_the_limit() {
+fn hanging_calls_are_reported_within_the_time_limit() {
     let impatient = ("TEST_IMPATIENT", "1");
-    // A rank that does not come, while the host of the others waits for the card.
-    bad(
+    // A missing rank, while the hosts of the others wait for their GPUs.
+    fails(
         "steps",
         3,
         &[impatient, ("TEST_ABSENT", "5")],
         &[
             "rank 0 on ",
-            ", step 5, backward: waited ",
-            " s in all-reduce of 1 means of 1000 (1000 Float) and it does not end (furthest behind: rank 2 on ",
+            ", step 5, backward: timed out after ",
+            " s in all-reduce of 1 tensor, 1000 elements (1000 Float), furthest behind: rank 2 on ",
         ],
     );
-    // Calls that never return on rank 1: of the library, of the driver, of the watchdog itself; and the end. Where rank 0
-    // waits with it, either of them may say so first, and ends the other.
-    for (call, who, said) in [
-        ("ncclCommInitRank:1", "rank ", ", step 0, start-up: waited "),
-        ("ncclGroupEnd:6", "rank ", ", step 6, backward: waited "),
-        ("cuEventQuery:9", "rank 1 on ", "s in all-reduce of 1 means of 1000"),
+    // Calls that never return on rank 1: of NCCL, of the driver, of the watchdog itself, and at shutdown. Where rank 0
+    // waits as well, either rank may report first and end the other.
+    for (call, who, text) in [
+        ("ncclCommInitRank:1", "rank ", ", step 0, start-up: timed out after "),
+        ("ncclGroupEnd:6", "rank ", ", step 6, backward: timed out after "),
+        ("cuEventQuery:9", "rank 1 on ", "s in all-reduce of 1 tensor, 1000 elements"),
         ("ncclCommGetAsyncError:3", "rank 1 on ", "s in a"),
-        ("ncclCommDestroy:1", "rank ", "s in ncclCommDestroy and it does not end"),
+        ("ncclCommDestroy:1", "rank ", "s in ncclCommDestroy"),
     ] {
-        bad("steps", 2, &[impatient, ("DOUBLE_HANG", call), ("DOUBLE_RANK", "1")], &[who, said]);
+        fails("steps", 2, &[impatient, ("DOUBLE_HANG", call), ("DOUBLE_RANK", "1")], &[who, text]);
     }
 }
 
 #[test]
-fn ranks_that_send_other_lengths_are_told_so() {
-    let ended = bad(
+fn mismatched_lengths_are_reported() {
+    let outcome = fails(
         "lengths",
         2,
         &[],
-        &["rank 0: finish of 1 means of 1000 (1000 Float); rank 1: finish of 1 means of 999 (999 Float)"],
+        &[
+            "rank 0: mean of 1 tensor, 1000 elements (1000 Float); rank 1: mean of 1 tensor, 999 elements (999 Float)",
+        ],
     );
-    assert!(ended.wall < PATIENCE / 2, "{:?}", ended.wall);
+    assert!(outcome.wall < PATIENCE / 2, "{:?}", outcome.wall);
 }
 
 #[test]
-fn a_world_dropped_with_means_under_way_ends_all() {
-    bad("dropped", 2, &[], &["rank 1 on ", "operations under way"]);
+fn dropping_the_world_during_a_reduction_ends_all_ranks() {
+    fails("dropped", 2, &[], &["rank 1 on ", "operations under way"]);
 }
 
-// -- images on their way to a card ----------------------------------------------------------------
+// -- uploads of images ----------------------------------------------------------------------------
 
 #[test]
-fn batches_arrive_as_they_are() {
-    good("uploads", 0, &[("DOUBLE_LEGACY", "host")]);
+fn uploaded_batches_equal_those_on_the_cpu() {
+    succeeds("uploads", 0, &[("DOUBLE_LEGACY", "host")]);
 }
 
-/// Copies late, readers late, both: no slot is written before it was read, none is read before it was written.
+/// Late copies, late readers, and both: no slot is overwritten before it is read or read before it is written.
 #[test]
-fn slots_take_turns() {
+fn staging_slots_alternate() {
     for late in [("DOUBLE_LATE_US", "15000"), ("DOUBLE_LATE_LEGACY_US", "15000")] {
-        good("slots", 0, &[late]);
+        succeeds("slots", 0, &[late]);
     }
-    good("slots", 0, &[]);
+    succeeds("slots", 0, &[]);
 }
 
 #[test]
-fn a_copy_that_fails_is_an_error() {
-    bad_on(
+fn failed_copy_is_an_error() {
+    fails_on(
         double(),
         "uploads",
         0,
         &[("DOUBLE_LEGACY", "host"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:5")],
         &["cuMemcpyHtoDAsync"],
     );
-    // The second of two: the first one is under way.
+    // The second of two copies fails while the first is in progress.
     let fail = [("DOUBLE_LATE_US", "50000"), ("DOUBLE_FAIL", "cuMemcpyHtoDAsync:2")];
-    bad("failed-copy", 0, &fail, &["cuMemcpyHtoDAsync: unspecified launch"]);
+    fails("failed-copy", 0, &fail, &["cuMemcpyHtoDAsync: unspecified launch"]);
 }

@@ -1,4 +1,4 @@
-//! A Slurm of one's own: a controller and two nodes on this machine, in a temporary folder, gone when dropped.
+//! A private Slurm cluster: a controller and two nodes on this machine, in a temporary folder; shut down when dropped.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The daemons and where they keep everything.
+/// The daemons and the folder that holds their state.
 pub struct Cluster {
     folder: tempfile::TempDir,
     daemons: Vec<Child>,
-    /// GPUs that each node pretends to have.
+    /// Number of fake GPUs per node.
     pub gpus: u32,
 }
 
@@ -55,7 +55,7 @@ PartitionName=urgent Nodes=node1,node2 MaxTime=00:30:00 DefaultTime=00:05:00 Pri
 ";
 
 impl Cluster {
-    /// Starts the daemons and waits for both nodes. Errors: why that is not possible here.
+    /// Starts the daemons and waits for both nodes. Errors: the reason why Slurm cannot run on this machine.
     pub fn start() -> Result<Cluster, String> {
         // SAFETY: no arguments, cannot fail.
         if unsafe { libc::geteuid() } != 0 {
@@ -65,7 +65,7 @@ impl Cluster {
             let path = std::env::var_os("PATH").unwrap_or_default();
             if !std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
                 return Err(format!(
-                    "{program} is not there (apt-get install --no-install-recommends slurm-wlm libpmix-dev)"
+                    "{program} not found (apt-get install --no-install-recommends slurm-wlm libpmix-dev)"
                 ));
             }
         }
@@ -103,10 +103,10 @@ impl Cluster {
         }
         let start = Instant::now();
         let idle = ["-h", "-N", "-p", "test", "-t", "idle", "-o", "%N"];
-        while cluster.said("sinfo", &idle).lines().count() != 2 {
+        while cluster.stdout_of("sinfo", &idle).lines().count() != 2 {
             if start.elapsed() > Duration::from_secs(60) {
                 let log = |name| std::fs::read_to_string(cluster.path(name)).unwrap_or_default();
-                panic!("the nodes do not come up:\n{}\n{}", log("slurmctld.log"), log("slurmd.node1.log"));
+                panic!("the nodes did not come up:\n{}\n{}", log("slurmctld.log"), log("slurmd.node1.log"));
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -117,21 +117,21 @@ impl Cluster {
         self.folder.path().join(name)
     }
 
-    /// A program that speaks with this cluster.
+    /// `program`, configured to use this cluster.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("SLURM_CONF", self.path("slurm.conf")).stdin(Stdio::null());
         command
     }
 
-    /// What a program prints.
-    pub fn said(&self, program: &str, arguments: &[&str]) -> String {
+    /// Runs `program` and returns its standard output.
+    pub fn stdout_of(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.command(program).args(arguments).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Submits `job`, a script of the checkout and its arguments, as a user would; the number of the job. `options` are
-    /// sbatch's, `settings` the script's.
+    /// Submits `job`, a script of the checkout with arguments, as a user would, and returns the job id. `options` are for
+    /// sbatch, `settings` are the script's variables.
     pub fn submit(&self, options: &[&str], settings: &BTreeMap<&str, String>, job: &[&str]) -> String {
         let program = Path::new(env!("CARGO_BIN_EXE_drnas-dist"));
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -139,7 +139,7 @@ impl Cluster {
         let output = (self.command("sbatch").current_dir(checkout).args(["--parsable"]).args(options))
             .args(job)
             .envs(settings)
-            // As launch/env.sh finds the program; what killed ranks leave behind stays in the folder.
+            // launch/env.sh finds the program here; leftovers of killed ranks stay in the folder.
             .env("CARGO_TARGET_DIR", program.parent().unwrap().parent().unwrap())
             .env("PATH", format!("{}:{path}", checkout.join("native/bin").display()))
             .env("TMPDIR", self.folder.path())
@@ -151,29 +151,29 @@ impl Cluster {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// One field of a job, as Slurm shows it.
+    /// One field of `scontrol show job`.
     pub fn field(&self, job: &str, name: &str) -> String {
-        let text = self.said("scontrol", &["-o", "show", "job", job]);
+        let text = self.stdout_of("scontrol", &["-o", "show", "job", job]);
         let found = text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         found.unwrap_or_default().to_owned()
     }
 
-    /// Waits until `done`; what is in `log` when it takes too long.
+    /// Waits until `done` returns true; on timeout panics with the content of `log`.
     pub fn wait(&self, what: &str, log: &Path, done: impl Fn() -> bool) {
         let start = Instant::now();
         while !done() {
             if start.elapsed() > Duration::from_secs(240) {
                 let log = std::fs::read_to_string(log).unwrap_or_default();
-                panic!("{what} did not come; {}\n{log}", self.said("squeue", &[]));
+                panic!("timed out waiting for {what}; {}\n{log}", self.stdout_of("squeue", &[]));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
-    /// Waits until the job has ended for good; its state.
-    pub fn ended(&self, job: &str, log: &Path) -> String {
-        let ended = ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"];
-        self.wait("the end of the job", log, || ended.contains(&self.field(job, "JobState").as_str()));
+    /// Waits until the job is in a final state, which it returns.
+    pub fn wait_for_end(&self, job: &str, log: &Path) -> String {
+        let final_states = ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"];
+        self.wait("the end of the job", log, || final_states.contains(&self.field(job, "JobState").as_str()));
         self.field(job, "JobState")
     }
 }
@@ -182,12 +182,12 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         let _ = self.command("scancel").args(["-u", "root"]).status();
         let start = Instant::now();
-        while !self.said("squeue", &["-h"]).is_empty() && start.elapsed() < Duration::from_secs(20) {
+        while !self.stdout_of("squeue", &["-h"]).is_empty() && start.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(200));
         }
-        // The controller last: nodes tell it that they go.
+        // The controller goes last: the nodes report to it when they shut down.
         for daemon in self.daemons.iter_mut().rev() {
-            // SAFETY: a child of ours that has not been waited for.
+            // SAFETY: our child, which has not been waited for.
             unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };
             let start = Instant::now();
             while daemon.try_wait().unwrap().is_none() {
@@ -204,11 +204,11 @@ fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned()
 }
 
-/// Two device files that look like GPUs to Slurm, which gives them out; 0 where none can be made.
+/// Creates two device files that Slurm allocates as GPUs; returns 0 if they cannot be created.
 fn fake_gpus(dir: &Path) -> u32 {
     for number in 0..2 {
         let path = std::ffi::CString::new(dir.join(format!("gpu{number}")).to_str().unwrap()).unwrap();
-        // SAFETY: a path that ends with 0; nobody opens the device.
+        // SAFETY: `path` is NUL-terminated; the device is never opened.
         if unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o600, libc::makedev(195, number)) } != 0 {
             return 0;
         }

@@ -1,24 +1,25 @@
-//! mpirun as tests need it, and this very test program again as what its ranks run: `rank_program`, in a scene.
+//! mpirun with the settings that tests need, and `rank_program`: the current test program, run again as the ranks of a
+//! scenario.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Tells this program, started again, what to do.
-pub const SCENE: &str = "DRNAS_TEST_SCENE";
+/// Names the scenario that `rank_program` runs.
+pub const SCENARIO: &str = "DRNAS_TEST_SCENE";
 
-/// The arguments with which a test program does what the ranks of its tests do.
+/// Arguments that make a test program run its `rank_program`.
 pub const RANK_PROGRAM: [&str; 5] =
     ["--exact", "rank_program", "--ignored", "--nocapture", "--test-threads=1"];
 
-/// mpirun of the native parts, or of the path.
+/// mpirun from native/ if it is installed there, otherwise from PATH.
 pub fn mpirun() -> PathBuf {
     let native = Path::new(env!("CARGO_MANIFEST_DIR")).join("native/bin/mpirun");
     if native.exists() { native } else { "mpirun".into() }
 }
 
-/// Any number of ranks may run here, and what killed ones leave behind, shared memory for one, lies in `folder`.
-pub fn at_home<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
+/// Allows any number of ranks on this machine, and keeps leftovers of killed ranks, such as shared memory, in `folder`.
+pub fn configure_mpi<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
     command
         .env("TMPDIR", folder)
         .env("OMPI_MCA_btl_sm_backing_directory", folder)
@@ -28,16 +29,16 @@ pub fn at_home<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
         .stdin(Stdio::null())
 }
 
-/// `rank_program` in `scene`, under mpirun with `size` ranks, or alone for 0. `folder` is its TMPDIR.
-pub fn rank_program(scene: &str, size: usize, folder: &Path) -> Command {
-    // Nothing here may hang: `timeout` ends what does.
+/// `rank_program` running `scenario` under mpirun with `size` ranks, or without mpirun for 0. `folder` is its TMPDIR.
+pub fn rank_program(scenario: &str, size: usize, folder: &Path) -> Command {
+    // `timeout` ends a scenario that hangs.
     let mut command = Command::new("timeout");
     command.args(["--foreground", "--kill-after=5", "150"]);
     if size > 0 {
         command.arg(mpirun()).args(["--bind-to", "none", "-n", &size.to_string()]);
     }
-    command.arg(std::env::current_exe().unwrap()).args(RANK_PROGRAM).env(SCENE, scene);
-    at_home(&mut command, folder);
+    command.arg(std::env::current_exe().unwrap()).args(RANK_PROGRAM).env(SCENARIO, scenario);
+    configure_mpi(&mut command, folder);
     for name in [
         "SLURM_NTASKS",
         "OMPI_COMM_WORLD_SIZE",
@@ -52,44 +53,44 @@ pub fn rank_program(scene: &str, size: usize, folder: &Path) -> Command {
     command
 }
 
-/// How ranks ended.
-pub struct Ended {
-    /// What was run.
+/// How the ranks of a scenario ended.
+pub struct Outcome {
+    /// Scenario, number of ranks and variables.
     pub what: String,
-    /// Both streams.
+    /// Standard output and standard error.
     pub output: String,
     pub code: Option<i32>,
     pub wall: Duration,
 }
 
-/// Runs `rank_program` with `variables` to its end.
-pub fn run_with(scene: &str, size: usize, variables: &[(&str, &str)]) -> Ended {
+/// Runs `rank_program` with `variables` in its environment to completion.
+pub fn run_with(scenario: &str, size: usize, variables: &[(&str, &str)]) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let started = Instant::now();
-    let output = rank_program(scene, size, folder.path())
+    let output = rank_program(scenario, size, folder.path())
         .envs(variables.iter().copied())
         .output()
-        .expect("`timeout` is not there");
+        .expect("`timeout` is installed");
     let text = [output.stdout, output.stderr].concat();
-    Ended {
-        what: format!("{scene} on {size} {variables:?}"),
+    Outcome {
+        what: format!("{scenario} on {size} {variables:?}"),
         output: String::from_utf8_lossy(&text).into_owned(),
         code: output.status.code(),
         wall: started.elapsed(),
     }
 }
 
-impl Ended {
-    /// All of `size` ranks (0: one alone) came to their good end.
-    pub fn good(self, size: usize) -> Ended {
+impl Outcome {
+    /// Asserts that all `size` ranks (0: one without mpirun) finished without error.
+    pub fn expect_success(self, size: usize) -> Outcome {
         assert_eq!(self.code, Some(0), "{}: {}", self.what, self.output);
-        assert_eq!(self.output.matches("good end").count(), size.max(1), "{}: {}", self.what, self.output);
+        assert_eq!(self.output.matches("rank done").count(), size.max(1), "{}: {}", self.what, self.output);
         self
     }
 
-    /// An error, `expected` in its words, and not by giving up on time.
-    pub fn bad(self, expected: &[&str]) -> Ended {
-        let Ended { what, output, code, .. } = &self;
+    /// Asserts that the ranks failed, did not time out, and printed all `expected` texts.
+    pub fn expect_failure(self, expected: &[&str]) -> Outcome {
+        let Outcome { what, output, code, .. } = &self;
         assert!(!matches!(code, Some(0 | 124 | 137)), "{what} {code:?}: {output}");
         for text in expected {
             assert!(output.contains(text), "{what}: no {text:?} in: {output}");
@@ -98,8 +99,8 @@ impl Ended {
     }
 }
 
-/// Whether process `pid` runs: a zombie whose parent has not asked about it does not.
-pub fn lives(pid: &str) -> bool {
+/// Returns whether process `pid` is running; a zombie is not.
+pub fn is_alive(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }

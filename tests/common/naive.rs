@@ -1,5 +1,5 @@
-//! The obvious supernet: one operation on one edge at a time, as the published code computes it. The oracle for the
-//! stacked network, and what it is measured against.
+//! A naive supernet that computes one operation on one edge at a time, as the published code does: the oracle for the
+//! stacked network and the baseline of its benchmark.
 //!
 //! Weights are looked up by their published names; NCHW throughout.
 
@@ -9,7 +9,7 @@ use drnas_dist::space::nb201::EDGES;
 use drnas_dist::space::{Operation, SearchSpace};
 use tch::Tensor;
 
-/// Weights (leaves) and running statistics by published name.
+/// A naive supernet over weights (leaves) and running statistics, both by published name.
 pub struct Naive<'a> {
     pub shape: &'a SupernetShape,
     pub weights: &'a Named,
@@ -86,7 +86,7 @@ impl Naive<'_> {
         }
     }
 
-    /// An operation of NAS-Bench-201: pooling without a batch norm, dense convolutions.
+    /// An operation of NAS-Bench-201: pooling has no batch norm, convolutions are dense.
     fn operation_201(&self, x: &Tensor, name: &str, operation: Operation) -> Tensor {
         let kernel = match operation {
             Operation::None => return x * 0.0,
@@ -143,7 +143,7 @@ impl Naive<'_> {
         y.view([n, k, channels / k, h, w]).transpose(1, 2).contiguous().view([n, channels, h, w])
     }
 
-    /// The network of NAS-Bench-201.
+    /// Logits of the NAS-Bench-201 network.
     fn logits_201(&self, images: &Tensor, theta: &Tensor) -> Tensor {
         let mut x = self.norm(&conv(images, self.weight("stem.0.weight"), 1, 1, 1, 1), "stem.1");
         for cell in 0..self.shape.num_cells() {
@@ -167,7 +167,7 @@ impl Naive<'_> {
         pooled.linear(self.weight("classifier.weight"), Some(self.weight("classifier.bias")))
     }
 
-    /// Logits of images under theta (one [E, O] per table), in training mode.
+    /// Logits of `images` [N, C, H, W] for mixing weights `theta`, one [E, O] per table, in training mode.
     pub fn logits(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
         if self.shape.space == SearchSpace::NasBench201 {
             return self.logits_201(images, &theta[0]);

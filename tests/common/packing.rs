@@ -1,4 +1,4 @@
-//! The arguments of `split` and `pack` as a command line without options gives them.
+//! The arguments of `split` and `pack` with every option at its default.
 
 use clap::{Args, Parser};
 use drnas_dist::cli::{PackArgs, SplitArgs};

@@ -1,5 +1,5 @@
-/* Stand-ins of libcudart.so.13 (-DRUNTIME) and libcupti.so.13 (-DCUPTI) for the test of launch/gpu/count.c, and the
- * program that calls them. What a function returns is made of all its arguments, so that one that gets lost shows. */
+/* Test doubles of libcudart.so.13 (-DRUNTIME) and libcupti.so.13 (-DCUPTI) for the test of launch/gpu/count.c, and the
+ * program that calls them. Return values are hashes of all arguments, so that a lost argument is detected. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stddef.h>
@@ -30,7 +30,7 @@ static int mixed(int count, const uint64_t *values) {
 #define MIXED(...) mixed(sizeof((uint64_t[]){__VA_ARGS__}) / 8, (uint64_t[]){__VA_ARGS__})
 #define P(pointer) ((uint64_t)(uintptr_t)(pointer))
 
-/* The launch inside is this library's own, as in the real one: not another call to count. */
+/* As in the real library, the inner launch is internal and not a second call to count. */
 static int launch(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, void *stream) {
     return MIXED(P(function), grid.x, grid.y, grid.z, block.x, block.y, block.z, P(arguments), shared, P(stream));
 }
@@ -54,7 +54,7 @@ int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) { return MIXE
 
 #elif defined CUPTI
 
-/* All of CUpti_CallbackData, cupti_callbacks.h of CUDA 13.0. */
+/* The fields of CUpti_CallbackData, cupti_callbacks.h of CUDA 13.0. */
 struct data {
     int site;
     const char *function;
@@ -84,7 +84,7 @@ int cuptiEnableDomain(uint32_t enable, void *subscriber, int domain) {
     enabled = domain == 1 && enable;
     return 0;
 }
-/* What the driver's call `function` makes CUPTI do: a callback on entry, one on exit. */
+/* Makes the callbacks of CUPTI for the driver call `function`: one on entry, one on exit. */
 void double_driver_call(const char *function) {
     for (int site = 0; site < 2; site++) {
         struct data data = {.site = site, .function = function};
@@ -114,7 +114,7 @@ int main(void) {
     *(void **)&calls = dlsym(RTLD_DEFAULT, "drnas_runtime_calls");
     if (!calls)
         return 0;
-    /* A runtime that lacks a function which this one calls all the same. */
+    /* Calls a function that the runtime lacks. */
     int (*missing)(void *);
     *(void **)&missing = dlsym(RTLD_DEFAULT, "cudaFreeHost");
     fprintf(stderr, "missing = %d\n", missing(here));

@@ -1,4 +1,4 @@
-/* A stand-in of libcuda.so.1 for tests: cards with host memory, streams that run late. See README.md. */
+/* A test double of libcuda.so.1: GPUs with host memory, streams that run late. See README.md. */
 #define _GNU_SOURCE
 #include "double.h"
 #include <pthread.h>
@@ -8,7 +8,7 @@
 enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_CONTEXT = 201, NOT_READY = 600, LAUNCH_FAILED = 719 };
 enum { NON_BLOCKING = 1 };
 
-/* A point in a stream's work: one for each record. */
+/* A point in the work of a stream; each event record creates one. */
 struct mark {
     int done, holders;
     struct timespec when;
@@ -25,7 +25,7 @@ struct stream {
     struct work *first, **last;
     pthread_t thread;
     int late_us, blocking, host;
-    struct mark *tail; /* the end of what it was given */
+    struct mark *tail; /* the end of its queue */
     struct stream *next;
 };
 
@@ -35,8 +35,8 @@ struct event {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static struct stream *streams; /* all but the legacy one */
-static __thread int current;   /* card + 1 */
+static struct stream *streams; /* all except the legacy stream */
+static __thread int current;   /* GPU + 1 */
 
 static void drop(struct mark *mark) {
     if (mark && --mark->holders == 0)
@@ -105,7 +105,7 @@ static void put(struct stream *stream, void (*run)(void *), void *argument, stru
     pthread_cond_broadcast(&changed);
 }
 
-/* Marks the end of what `stream` has by now, in its tail. */
+/* Updates `stream->tail` to the current end of the queue. */
 static void mark_tail(struct stream *stream) {
     struct mark *mark = calloc(1, sizeof *mark);
     mark->holders = 2; /* the tail, and the work that reaches it */
@@ -134,8 +134,8 @@ static struct stream *legacy(void) {
     return stream;
 }
 
-/* Work on a stream; the legacy stream and blocking ones wait for one another. */
-static void give(struct stream *stream, void (*run)(void *), void *argument, struct mark *wait,
+/* Enqueues work on a stream; the legacy stream and blocking streams wait for each other. */
+static void enqueue(struct stream *stream, void (*run)(void *), void *argument, struct mark *wait,
                  struct mark *reached) {
     struct stream *zero = legacy();
     if (!stream)
@@ -153,7 +153,7 @@ static void give(struct stream *stream, void (*run)(void *), void *argument, str
 
 void double_enqueue(CUstream stream, void (*work)(void *), void *argument) {
     pthread_mutex_lock(&lock);
-    give(stream, work, argument, NULL, NULL);
+    enqueue(stream, work, argument, NULL, NULL);
     pthread_mutex_unlock(&lock);
 }
 
@@ -167,16 +167,16 @@ void double_synchronize(CUstream stream) {
 
 int double_current(void) { return current - 1; }
 
-/* The number of the card that this process calls `index`, -1 for none. */
-static int card(int index) {
+/* The physical number of the GPU that this process sees as `index`, -1 for none. */
+static int gpu(int index) {
     const char *list = getenv("CUDA_VISIBLE_DEVICES");
-    int cards = double_number("DOUBLE_CARDS", 8);
+    int num_gpus = double_number("DOUBLE_CARDS", 8);
     if (!list)
-        return index < cards ? index : -1;
+        return index < num_gpus ? index : -1;
     while (*list) {
         char *end;
         int number = strtol(list, &end, 10);
-        if (end == list || number >= cards)
+        if (end == list || number >= num_gpus)
             return -1;
         if (index-- == 0)
             return number;
@@ -199,14 +199,14 @@ int cuDriverGetVersion(int *version) {
 
 int cuDeviceGetCount(int *count) {
     FAULT("cuDeviceGetCount", LAUNCH_FAILED);
-    for (*count = 0; card(*count) >= 0; ++*count)
+    for (*count = 0; gpu(*count) >= 0; ++*count)
         ;
     return SUCCESS;
 }
 
 int cuDeviceGet(int *device, int ordinal) {
     FAULT("cuDeviceGet", LAUNCH_FAILED);
-    *device = card(ordinal);
+    *device = gpu(ordinal);
     return *device < 0 ? INVALID_VALUE : SUCCESS;
 }
 
@@ -216,7 +216,7 @@ int cuDeviceGetName(char *name, int length, int device) {
     return SUCCESS;
 }
 
-/* Cards differ, so that a context on the wrong one shows. */
+/* Differs between GPUs, so that a context on the wrong GPU is detected. */
 static size_t memory_of(int device) { return (size_t)(80 + device) << 30; }
 
 int cuDeviceTotalMem_v2(size_t *bytes, int device) {
@@ -271,13 +271,13 @@ static void run_copy(void *argument) {
     free(copy);
 }
 
-/* As from pinned memory: it reads when its turn comes. */
+/* Behaves like a copy from pinned memory: reads the source when the stream reaches it. */
 int cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, CUstream stream) {
     FAULT("cuMemcpyHtoDAsync", LAUNCH_FAILED);
     struct copy *copy = malloc(sizeof *copy);
     *copy = (struct copy){(void *)(size_t)to, from, bytes};
     pthread_mutex_lock(&lock);
-    give(stream, run_copy, copy, NULL, NULL);
+    enqueue(stream, run_copy, copy, NULL, NULL);
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }
@@ -294,7 +294,7 @@ int cuStreamCreate(CUstream *stream, unsigned flags) {
     return SUCCESS;
 }
 
-/* As on a card: what it has been given is still done. */
+/* As on a GPU, pending work is still executed. */
 int cuStreamDestroy_v2(CUstream stream) {
     FAULT("cuStreamDestroy", LAUNCH_FAILED);
     return stream ? SUCCESS : INVALID_VALUE;
@@ -304,8 +304,8 @@ int cuStreamWaitEvent(CUstream stream, struct event *event, unsigned flags) {
     (void)flags;
     FAULT("cuStreamWaitEvent", LAUNCH_FAILED);
     pthread_mutex_lock(&lock);
-    /* The record that is the last one now: later ones do not count. */
-    give(stream, NULL, NULL, hold(event->mark), NULL);
+    /* Waits for the latest record so far; later records have no effect. */
+    enqueue(stream, NULL, NULL, hold(event->mark), NULL);
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }
@@ -326,7 +326,7 @@ int cuEventRecord(struct event *event, CUstream stream) {
     mark->holders = 2; /* the event, and the work that reaches it */
     drop(event->mark);
     event->mark = mark;
-    give(stream, NULL, NULL, NULL, mark);
+    enqueue(stream, NULL, NULL, NULL, mark);
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }

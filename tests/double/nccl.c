@@ -1,4 +1,4 @@
-/* A stand-in of libnccl.so.2 for tests: collectives between processes through a file that all of them map. See README.md. */
+/* A test double of libnccl.so.2: collectives between processes through a shared, mapped file. See README.md. */
 #define _GNU_SOURCE
 #include "double.h"
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 enum { SUCCESS = 0, SYSTEM_ERROR = 2, INVALID_USAGE = 5, REMOTE_ERROR = 6 };
 enum { UINT8 = 1, FLOAT32 = 7, FLOAT64 = 8, BFLOAT16 = 9 };
 enum { AVG = 4 };
-enum { CHUNK = 1 << 20, MOST_RANKS = 16 };
+enum { CHUNK = 1 << 20, MAX_RANKS = 16 };
 
 struct id {
     char path[128];
@@ -18,8 +18,8 @@ struct id {
 
 struct shared {
     atomic_int arrived, round;
-    /* What each rank is about to do. */
-    long what[MOST_RANKS];
+    /* The collective that each rank calls, encoded as a number. */
+    long what[MAX_RANKS];
     char slots[] __attribute__((aligned(64)));
 };
 
@@ -47,7 +47,7 @@ static void hang(void) {
         pause();
 }
 
-static void meet(struct comm *comm) {
+static void barrier(struct comm *comm) {
     struct shared *shared = comm->shared;
     int round = atomic_load(&shared->round);
     if (atomic_fetch_add(&shared->arrived, 1) + 1 == comm->size) {
@@ -74,10 +74,10 @@ static uint16_t narrow(float number) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16; /* to nearest, ties to even; no NaN here */
 }
 
-/* The mean of one place over the ranks, added in pairs. */
+/* The mean of each element over the ranks, by pairwise summation. */
 #define MEAN(type, load, store, round)                                                             \
     for (size_t i = 0; i < count; i++) {                                                           \
-        type sums[MOST_RANKS];                                                                     \
+        type sums[MAX_RANKS];                                                                      \
         for (int rank = 0; rank < size; rank++)                                                    \
             sums[rank] = load(((const type##_at *)(slots + (size_t)rank * CHUNK))[i]);             \
         for (int step = 1; step < size; step *= 2)                                                 \
@@ -113,7 +113,7 @@ static void run(void *argument) {
         hang();
     }
     shared->what[comm->rank] = (long)all->count * 1024 + all->kind * 32 + all->root + 1;
-    meet(comm);
+    barrier(comm);
     for (int other = 0; other < comm->size; other++)
         if (shared->what[other] != shared->what[comm->rank])
             hang();
@@ -122,18 +122,18 @@ static void run(void *argument) {
         size_t part = bytes - at < CHUNK ? bytes - at : CHUNK;
         if (all->root < 0 || all->root == comm->rank)
             memcpy(shared->slots + (size_t)comm->rank * CHUNK, (const char *)all->from + at, part);
-        meet(comm);
+        barrier(comm);
         if (all->root < 0)
             mean(shared->slots, (char *)all->to + at, part / width(all->kind), all->kind, comm->size);
         else
             memcpy((char *)all->to + at, shared->slots + (size_t)all->root * CHUNK, part);
-        meet(comm);
+        barrier(comm);
     }
-    meet(comm);
+    barrier(comm);
     free(all);
 }
 
-/* As the library does: nothing of a group is on a stream before its end. */
+/* As in NCCL, the collectives of a group are enqueued when the group ends. */
 static int start(struct collective one) {
     struct collective *all = malloc(sizeof *all);
     *all = one;
@@ -166,7 +166,7 @@ int ncclGetUniqueId(struct id *id) {
 
 int ncclCommInitRank(struct comm **comm, int size, struct id id, int rank) {
     FAULT("ncclCommInitRank", SYSTEM_ERROR);
-    if (double_current() < 0 || size > MOST_RANKS)
+    if (double_current() < 0 || size > MAX_RANKS)
         return INVALID_USAGE;
     size_t bytes = sizeof(struct shared) + (size_t)size * CHUNK;
     int file = open(id.path, O_RDWR | O_CREAT, 0600);
@@ -180,17 +180,17 @@ int ncclCommInitRank(struct comm **comm, int size, struct id id, int rank) {
     (*comm)->rank = rank;
     (*comm)->size = size;
     (*comm)->shared = memory;
-    meet(*comm);
+    barrier(*comm);
     return SUCCESS;
 }
 
-/* Waits for the others, as the library may. */
+/* Waits for the other ranks, as NCCL may. */
 int ncclCommDestroy(struct comm *comm) {
     FAULT("ncclCommDestroy", SYSTEM_ERROR);
-    /* Who still asks is heard for a while: memory that is really gone would not tell. */
+    /* Detects for a while later uses of the communicator, which freed memory would not reveal. */
     atomic_store(&comm->gone, 1);
     usleep(300000);
-    meet(comm);
+    barrier(comm);
     return SUCCESS;
 }
 

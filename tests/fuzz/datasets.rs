@@ -1,7 +1,6 @@
-//! What is downloaded: CIFAR's binary files, the pickles of the downsampled ImageNet, split files and tables of
-//! NAS-Bench-201.
+//! Downloaded files: CIFAR's binary files, pickles of downsampled ImageNet, split files and tables of NAS-Bench-201.
 
-use crate::{Target, bombard};
+use crate::{Target, fuzz};
 use drnas_dist::Result;
 use drnas_dist::cli::{SourceArgs, SourceFormat};
 use drnas_dist::data::source::Source;
@@ -47,7 +46,7 @@ fn cifar_records() {
         let good = fs::read(&path).unwrap();
         let seeds = vec![good.clone()];
         let target = Target { name, seeds, words: "/ .. # class1", spare_bytes: 1 << 20, every: 1 };
-        bombard(&target, |file| {
+        fuzz(&target, |file| {
             fs::write(&path, file).unwrap();
             read_all(dir.path(), &test_part(SourceFormat::Cifar10))
         });
@@ -64,7 +63,7 @@ fn split_file() {
     let (split_file, part) = (Some(path.clone()), Some("train".into()));
     let args = SourceArgs { split_file, part, ..test_part(SourceFormat::Cifar10) };
     let target = Target { name: "split-file", seeds, words, spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&path, file).unwrap();
         read_all(dir.path(), &args)
     });
@@ -74,7 +73,7 @@ fn split_file() {
 fn pickle() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("val_data");
-    // {"data": a numpy array of 2 x 768 bytes, "labels": [1, 2]} by hand, protocol 2.
+    // {"data": a numpy array of 2 x 768 bytes, "labels": [1, 2]}, written by hand in protocol 2.
     let mut seed = b"\x80\x02}q\x00(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R\
         (K\x01K\x02M\x00\x03\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89T\x00\x06\x00\x00"
         .to_vec();
@@ -82,15 +81,15 @@ fn pickle() {
     seed.extend(b"tbU\x06labels](K\x01K\x02eu.");
     let words = "( } ] ) N K\x01 U\x04data q\0 h\0 t l e u s a b R . cx J\x7f\x7f\x7f\x7f";
     let target = Target { name: "pickle", seeds: vec![seed], words, spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&path, file).unwrap();
         read_all(dir.path(), &test_part(SourceFormat::Imagenet16))
     });
 }
 
-/// A few bytes that name two long texts again and again.
+/// A short pickle that refers to two long strings many times.
 #[test]
-fn a_pickle_that_repeats_itself_takes_no_memory() {
+fn repetitive_pickle_takes_little_memory() {
     let mut bytes = b"\x80\x04".to_vec();
     for place in 0..2 {
         bytes.extend([b'X', 0x50, 0xc3, 0, 0]); // 50,000 bytes of text
@@ -104,7 +103,7 @@ fn a_pickle_that_repeats_itself_takes_no_memory() {
 }
 
 #[test]
-fn a_range_that_is_far_too_long_takes_no_memory() {
+fn huge_range_takes_little_memory() {
     let dir = cifar();
     let args = SourceArgs { range: Some(0..1 << 26), ..test_part(SourceFormat::Cifar10) };
     let (read, held) = crate::memory::measured(|| read_all(dir.path(), &args));
@@ -112,7 +111,7 @@ fn a_range_that_is_far_too_long_takes_no_memory() {
     assert!(held < 1 << 20, "{held} bytes held");
 }
 
-/// A source of a table, with one column.
+/// The source of a table with one column.
 fn csv() -> String {
     let mut text = String::from("arch,c10_test_200\n");
     for (number, architecture) in Architecture::all().enumerate() {
@@ -121,8 +120,8 @@ fn csv() -> String {
     text
 }
 
-/// Opens a table and asks it everything.
-fn ask(path: &Path) -> Result<()> {
+/// Opens a table and reads everything from it.
+fn read_table(path: &Path) -> Result<()> {
     let table = Table::open(path)?;
     for column in 0..table.columns().len() {
         table.values(column);
@@ -136,7 +135,7 @@ fn ask(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes magic, version, size and checksums of a damaged table right again.
+/// Corrects magic number, version, size and checksums of a mutated table.
 fn reseal(table: &mut [u8]) {
     if table.len() < 64 {
         return;
@@ -157,23 +156,23 @@ fn nb201_table() {
     fs::write(&source, csv()).unwrap();
     import(&source, &path, &[], true).unwrap();
     let good = fs::read(&path).unwrap();
-    // Nearly all of the file is numbers: what stands in front of them is also damaged alone.
-    for (name, damaged, sealed, every) in [
+    // Most of the file is values, so the header in front of them is also mutated separately.
+    for (name, num_mutated, sealed, every) in [
         ("nb201-table", good.len(), false, 4),
         ("nb201-table-resealed", good.len(), true, 4),
         ("nb201-table-front", 192, true, 1),
     ] {
-        let (front, rest) = good.split_at(damaged);
+        let (front, rest) = good.split_at(num_mutated);
         let target = Target { name, seeds: vec![front.to_vec()], words: "", spare_bytes: 1 << 20, every };
-        bombard(&target, |file| {
+        fuzz(&target, |file| {
             let mut file = [file, rest].concat();
             if sealed {
                 reseal(&mut file);
             }
             fs::write(&path, &file).unwrap();
-            let asked = ask(&path);
-            assert!(sealed || asked.is_err() || file == good, "the checksum is not looked at");
-            asked
+            let result = read_table(&path);
+            assert!(sealed || result.is_err() || file == good, "the checksum is not verified");
+            result
         });
     }
 }
@@ -185,9 +184,9 @@ fn nb201_import() {
     let words = r#", " "" | ~0| arch, index, nan 1e999 {"columns":[] -"#;
     let seeds = vec![csv().into_bytes()];
     let target = Target { name: "nb201-import", seeds, words, spare_bytes: 8 << 20, every: 30 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&source, file).unwrap();
         import(&source, &out, &[], true)?;
-        ask(&out)
+        read_table(&out)
     });
 }

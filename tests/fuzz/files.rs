@@ -1,10 +1,10 @@
-//! Files that the program wrote: shards, `set.json`, checkpoints, `metrics.jsonl`; and images from anywhere.
+//! Files written by the program (shards, `set.json`, checkpoints, `metrics.jsonl`), and images.
 //!
-//! What a checksum guards is damaged twice: as it lies there, and with the checksums made right again, so that what
-//! stands behind them is reached too.
+//! Files with checksums are mutated twice: as they are, and with corrected checksums, to reach the code behind the
+//! verification.
 
 use crate::packing::pack_args;
-use crate::{Target, bombard};
+use crate::{Target, fuzz};
 use drnas_dist::cli::{DemoArgs, PackArgs};
 use drnas_dist::comm::Solo;
 use drnas_dist::commands::demo_data;
@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A small packed set: 3 classes x 4 images, in shards of `shard_images`.
+/// A small packed data set: 3 classes x 4 images, in shards of `shard_images`.
 fn packed(shard_images: u32) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (root, out) = (dir.path().join("images"), dir.path().join("shards"));
@@ -48,7 +48,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(number)
 }
 
-/// Makes magic, version, size and checksums of a damaged shard right again.
+/// Corrects magic number, version, size and checksums of a mutated shard.
 fn reseal(shard: &mut [u8]) {
     if shard.len() < 64 {
         return;
@@ -83,24 +83,24 @@ fn shard() {
         spare_bytes: 1 << 20,
         every: 1,
     };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&path, file).unwrap();
         read_shard(&path)
     });
 }
 
 #[test]
-fn shard_behind_its_checksums() {
+fn shard_with_valid_checksums() {
     let (_dir, shards) = packed(12);
     let path = shards.join("shard-00000.bin");
     let good: SetFile = read_set_file(&shards).unwrap();
     let seeds = vec![fs::read(&path).unwrap()];
     let target = Target { name: "shard-resealed", seeds, words: "", spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         let mut file = file.to_vec();
         reseal(&mut file);
         fs::write(&path, &file).unwrap();
-        // A set that fits this shard.
+        // A set.json that matches this shard.
         if file.len() >= 64 {
             let mut set = good.clone();
             set.plan_hash = hex(number::<8>(&file, 32));
@@ -108,7 +108,7 @@ fn shard_behind_its_checksums() {
             fs::write(shards.join("set.json"), serde_json::to_vec(&set).unwrap()).unwrap();
         }
         let set = ShardSet::open(&shards)?;
-        (0..set.len()).for_each(|index| drop(set.place(index)));
+        (0..set.len()).for_each(|index| drop(set.location(index)));
         (0..set.len()).try_for_each(|index| set.sample(index).map(drop))
     });
 }
@@ -125,7 +125,7 @@ fn set_file() {
         spare_bytes: 1 << 20,
         every: 1,
     };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&path, file).unwrap();
         let set = ShardSet::open(&shards)?;
         assert_eq!(set.len(), 12);
@@ -135,7 +135,7 @@ fn set_file() {
 
 const FILES: [&str; 3] = ["DONE", "state.json", "state.safetensors"];
 
-/// A folder with the checkpoints of steps 1 and 2; the folder of the second.
+/// A folder with checkpoints of steps 1 and 2; also returns the folder of the second.
 fn checkpoints() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     for step in [1, 2] {
@@ -153,7 +153,7 @@ fn checkpoints() -> (tempfile::TempDir, PathBuf) {
     (dir, folder)
 }
 
-/// Writes one file of a checkpoint; with `sealed`, `DONE` then says that it is right.
+/// Writes one file of a checkpoint; with `sealed`, also updates its checksum in `DONE`.
 fn put(folder: &Path, name: &str, bytes: &[u8], sealed: bool) {
     fs::write(folder.join(name), bytes).unwrap();
     if sealed {
@@ -164,18 +164,18 @@ fn put(folder: &Path, name: &str, bytes: &[u8], sealed: bool) {
     }
 }
 
-fn bombard_checkpoint(name: &str, file: &str, sealed: bool) {
+fn fuzz_checkpoint(name: &str, file: &str, sealed: bool) {
     let (dir, folder) = checkpoints();
     let words = "[ { \" \"F32\" \"F64\" \"BF16\" \"shape\": \"data_offsets\": null \\u0000 0,";
     let good = fs::read(folder.join(file)).unwrap();
     let target = Target { name, seeds: vec![good.clone()], words, spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |bytes| {
+    fuzz(&target, |bytes| {
         put(&folder, file, bytes, sealed);
         let found = checkpoint::read(dir.path(), 2);
-        assert!(sealed || file == "DONE" || found.is_err() || bytes == good, "the checksum is not looked at");
-        // Whatever happens to the newest, the run goes on from the one before.
+        assert!(sealed || file == "DONE" || found.is_err() || bytes == good, "the checksum is not verified");
+        // If the newest checkpoint is corrupt, a run resumes from the previous one.
         let latest = checkpoint::latest(dir.path()).unwrap();
-        let (step, _) = latest.found.expect("step 1 is good");
+        let (step, _) = latest.found.expect("step 1 is valid");
         assert_eq!(step, if found.is_ok() { 2 } else { 1 });
         found.map(drop)
     });
@@ -183,22 +183,22 @@ fn bombard_checkpoint(name: &str, file: &str, sealed: bool) {
 
 #[test]
 fn checkpoint_marker() {
-    bombard_checkpoint("checkpoint-done", FILES[0], false);
+    fuzz_checkpoint("checkpoint-done", FILES[0], false);
 }
 
 #[test]
 fn checkpoint_state() {
-    bombard_checkpoint("checkpoint-state", FILES[1], false);
-    bombard_checkpoint("checkpoint-state-resealed", FILES[1], true);
+    fuzz_checkpoint("checkpoint-state", FILES[1], false);
+    fuzz_checkpoint("checkpoint-state-resealed", FILES[1], true);
 }
 
 #[test]
 fn checkpoint_tensors() {
-    bombard_checkpoint("checkpoint-tensors", FILES[2], false);
-    bombard_checkpoint("checkpoint-tensors-resealed", FILES[2], true);
+    fuzz_checkpoint("checkpoint-tensors", FILES[2], false);
+    fuzz_checkpoint("checkpoint-tensors-resealed", FILES[2], true);
 }
 
-/// A search of two stages, small enough to be restored thousands of times.
+/// A search of two stages, small enough to restore it thousands of times.
 fn small_search() -> Search {
     let text = "
         [model]
@@ -227,8 +227,8 @@ fn small_search() -> Search {
     Search::new(&config, timeline, 0..2, Device::Cpu)
 }
 
-/// The states that a run can go on from: what is accepted has to be usable.
-fn bombard_search(name: &str, file: &str) {
+/// Fuzzes the state of a search: an accepted state must be usable.
+fn fuzz_search(name: &str, file: &str) {
     let (dir, folder) = checkpoints();
     let mut search = small_search();
     let state = search.to_checkpoint(&Solo::default(), Some(json!({"sums": 1}))).unwrap().unwrap();
@@ -236,26 +236,26 @@ fn bombard_search(name: &str, file: &str) {
     let words = "[ { \" true false , [true], \"k\": \"stage\": \"F32\" \"I64\" \"shape\": null";
     let seeds = vec![fs::read(folder.join(file)).unwrap()];
     let target = Target { name, seeds, words, spare_bytes: 8 << 20, every: 10 };
-    bombard(&target, |bytes| {
+    fuzz(&target, |bytes| {
         put(&folder, file, bytes, true);
         search.restore(&checkpoint::read(dir.path(), 2)?)?;
         search.found()?;
-        let _ = search.check_finite(); // damaged numbers are found here, before the next checkpoint
+        let _ = search.check_finite(); // detects corrupt numbers before the next checkpoint
         search.to_checkpoint(&Solo::default(), Some(json!(null))).map(drop)
     });
 }
 
 #[test]
 fn search_state() {
-    bombard_search("search-state", FILES[1]);
+    fuzz_search("search-state", FILES[1]);
 }
 
 #[test]
 fn search_tensors() {
-    bombard_search("search-tensors", FILES[2]);
+    fuzz_search("search-tensors", FILES[2]);
 }
 
-/// What `--weights` names: what is accepted fits a network.
+/// The file of `--weights`: accepted weights must fit the network.
 #[test]
 fn weights() {
     let shape = NetworkShape {
@@ -277,13 +277,13 @@ fn weights() {
     let words = "[ { \" \"F32\" \"F8_E4M3\" \"BOOL\" \"U16\" \"shape\": \"data_offsets\": weights/ null 0,";
     let seeds = vec![fs::read(&path).unwrap()];
     let target = Target { name: "weights", seeds, words, spare_bytes: 8 << 20, every: 4 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&path, file).unwrap();
         Ok::<_, Error>(net.params.load(&read_weights(&path)?)?)
     });
 }
 
-/// Files that `verify` is given: lists, and tensors.
+/// The files of `verify`: JSON lists and tensors.
 #[test]
 fn golden() {
     let dir = tempfile::tempdir().unwrap();
@@ -298,7 +298,7 @@ fn golden() {
         let path = dir.path().join(name);
         let target =
             Target { name, seeds: vec![fs::read(good).unwrap()], words, spare_bytes: 64 << 20, every };
-        bombard(&target, |file| {
+        fuzz(&target, |file| {
             fs::write(&path, file).unwrap();
             match verify::verify(&path, verify::PLACEMENT)?.pass() {
                 true => Ok::<_, Error>(()),
@@ -320,10 +320,10 @@ fn metrics() {
         (1..=4).map(|step| format!("{{\"event\":\"step\",\"step\":{step},\"loss\":2.5}}\n")).collect();
     let words = "\n { [ \"step\": null \" }\n \r";
     let target = Target { name: "metrics", seeds: vec![lines.into()], words, spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&path, file).unwrap();
         MetricsLog::resume(&path, 4).map_err(|error| error.to_string())?;
-        // What cannot be read is dropped; the rest is whole lines up to step 4.
+        // Unreadable lines are dropped; the rest is complete lines up to step 4.
         let kept = fs::read(&path).unwrap();
         for line in kept.split_inclusive(|byte| *byte == b'\n') {
             let value: Value = serde_json::from_slice(line).unwrap();
@@ -358,7 +358,7 @@ fn images() {
     seeds.push(png);
     let words = "\u{7f} IHDR IDAT PLTE iCCP Exif";
     let target = Target { name: "images", seeds, words, spare_bytes: 10 * MAX_PIXELS, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         let _ = dimensions(file);
         decode(file).map(|picture| assert_eq!(picture.rgb().len() as u64 % 3, 0))
     });

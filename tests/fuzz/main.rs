@@ -1,7 +1,7 @@
-//! Every parser of a file, given damaged files: an error in one line, never a panic, never memory without bound.
+//! Fuzz tests of every file parser: corrupt files give an error in one line, never a panic or unbounded memory use.
 //!
-//! The files are good ones, mutated by a generator that is seeded with parser and case: a case that fails once fails
-//! always. `DRNAS_FUZZ_CASES=200000 cargo test --release --test fuzz` tries more of them, one thread a parser.
+//! The inputs are valid files, mutated by a generator seeded with parser and case, so failures are reproducible.
+//! `DRNAS_FUZZ_CASES=200000 cargo test --release --test fuzz` tries more cases, with one thread per parser.
 
 mod datasets;
 mod files;
@@ -21,35 +21,34 @@ use xxhash_rust::xxh3::xxh3_64;
 #[global_allocator]
 static MEMORY: memory::Counting = memory::Counting;
 
-/// What a parser is given and what it may cost.
+/// The inputs and limits of a parser.
 pub struct Target<'a> {
-    /// Its name.
+    /// Name of the parser.
     pub name: &'a str,
-    /// Good files: each is accepted.
+    /// Valid files, which the parser must accept.
     pub seeds: Vec<Vec<u8>>,
-    /// What the format is made of, apart by spaces.
+    /// Tokens of the format, separated by spaces.
     pub words: &'a str,
-    /// Bytes that it may hold beyond 256 times the file: a parsed `[` takes about 100.
+    /// Memory that the parser may hold in addition to 256 times the file size (a parsed `[` takes about 100 bytes).
     pub spare_bytes: u64,
-    /// A parser that takes long is given one case in so many.
+    /// Divides the number of cases, for slow parsers.
     pub every: u64,
 }
 
-/// Mutated files per parser.
+/// Number of mutated files per parser.
 fn num_cases() -> u64 {
     std::env::var("DRNAS_FUZZ_CASES").map_or(1500, |text| text.parse().expect("DRNAS_FUZZ_CASES is a number"))
 }
 
-/// Gives `parse` every seed, then mutated ones. What the parser refuses has to be told in
-/// one line, without characters that move a terminal's cursor.
-pub fn bombard<E: Into<Box<dyn std::error::Error>>>(
+/// Runs `parse` on every seed and then on mutated files. An error must be a single line without control characters.
+pub fn fuzz<E: Into<Box<dyn std::error::Error>>>(
     target: &Target,
     mut parse: impl FnMut(&[u8]) -> Result<(), E>,
 ) {
     let mut parse = |file: &[u8]| parse(file).map_err(|error| chain(error.into().as_ref()));
     for (number, seed) in target.seeds.iter().enumerate() {
         if let Err(line) = parse(seed) {
-            panic!("{}: good file {number} is refused: {line}", target.name);
+            panic!("{}: valid file {number} is refused: {line}", target.name);
         }
     }
     let (mut accepted, mut most_bytes) = (0, 0);
@@ -72,14 +71,14 @@ pub fn bombard<E: Into<Box<dyn std::error::Error>>>(
         if let Some(fault) = fault {
             let kept = std::env::temp_dir().join(format!("drnas-fuzz-{}-{case}", target.name));
             std::fs::write(&kept, &file).unwrap();
-            panic!("{address}: {fault}; the file ({} bytes) is kept as {}", file.len(), kept.display());
+            panic!("{address}: {fault}; the file ({} bytes) is saved as {}", file.len(), kept.display());
         }
         accepted += u64::from(matches!(outcome, Ok(Ok(()))));
         most_bytes = most_bytes.max(bytes);
     }
     println!(
-        "{}: {cases} mutated files, {accepted} still good, at most {most_bytes} bytes held",
+        "{}: {cases} mutated files, {accepted} still valid, at most {most_bytes} bytes held",
         target.name,
     );
-    assert!(accepted < cases, "{}: nothing was ever refused", target.name);
+    assert!(accepted < cases, "{}: no file was refused", target.name);
 }

@@ -1,4 +1,4 @@
-//! What a thread holds on the heap, counted: a few damaged bytes must not ask for gigabytes.
+//! A counting allocator that measures the heap memory of a thread: a few corrupt bytes must not allocate gigabytes.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -12,19 +12,19 @@ thread_local! {
 }
 
 fn count(bytes: isize) {
-    // `try_with`: a thread that ends still frees.
+    // `try_with`, since an exiting thread may free memory after its thread-locals are destroyed.
     let _ = HELD.try_with(|held| {
         held.set(held.get() + bytes);
         let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
     });
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; counting touches two numbers of this thread and allocates
-// nothing.
+// SAFETY: every call is passed unchanged to the system allocator; counting only updates two thread-local numbers and
+// does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller's promises are those of `System`.
+        // SAFETY: the caller upholds the contract of `System`.
         unsafe { System.alloc(layout) }
     }
 
@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Runs `work`; its result and the most bytes that this thread held meanwhile, beyond what it held before.
+/// Runs `work`; returns its result and the peak of this thread's heap memory above the initial amount, bytes.
 pub fn measured<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = HELD.get();
     PEAK.set(before);

@@ -1,8 +1,8 @@
-//! Damage: from a good file, by a seeded generator, to one that is wrong in a way that parsers stumble over.
+//! Mutations that turn valid files into ones that are likely to break parsers, by a seeded generator.
 
 use rand::{Rng, RngExt};
 
-/// Numbers at which arithmetic goes wrong.
+/// Numbers at which arithmetic overflows or changes sign.
 const EDGES: [u64; 16] = [
     0,
     1,
@@ -22,7 +22,7 @@ const EDGES: [u64; 16] = [
     u64::MAX,
 ];
 
-/// The same in text, and other things that stand where a number stood.
+/// Such numbers as text, and other replacements for a number.
 const NUMBERS: [&str; 22] = [
     "0",
     "-0",
@@ -48,12 +48,12 @@ const NUMBERS: [&str; 22] = [
     "null",
 ];
 
-/// One to four kinds of damage to one of `seeds`. `words`: what the format is made of, apart by spaces.
+/// Applies one to four mutations to one of `seeds`. `words`: tokens of the format, separated by spaces.
 pub fn mutate(random: &mut impl Rng, seeds: &[Vec<u8>], words: &str) -> Vec<u8> {
     let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
     let mut bytes = pick(random, seeds).clone();
     for _ in 0..random.random_range(1..=4) {
-        damage(random, &mut bytes, seeds, &words);
+        apply_mutation(random, &mut bytes, seeds, &words);
     }
     bytes
 }
@@ -62,7 +62,7 @@ fn pick<'a, T>(random: &mut impl Rng, from: &'a [T]) -> &'a T {
     &from[random.random_range(0..from.len())]
 }
 
-/// A range inside `bytes`, of at most `longest`.
+/// A random range in `bytes` of length at most `longest`.
 fn range(random: &mut impl Rng, bytes: &[u8], longest: usize) -> std::ops::Range<usize> {
     let start = random.random_range(0..=bytes.len());
     let length = random.random_range(0..=longest.min(bytes.len() - start));
@@ -74,7 +74,7 @@ fn insert(random: &mut impl Rng, bytes: &mut Vec<u8>, piece: &[u8]) {
     bytes.splice(at..at, piece.iter().copied());
 }
 
-fn damage(random: &mut impl Rng, bytes: &mut Vec<u8>, seeds: &[Vec<u8>], words: &[&str]) {
+fn apply_mutation(random: &mut impl Rng, bytes: &mut Vec<u8>, seeds: &[Vec<u8>], words: &[&str]) {
     match random.random_range(0..13) {
         0 if !bytes.is_empty() => {
             let at = random.random_range(0..bytes.len());
@@ -84,7 +84,7 @@ fn damage(random: &mut impl Rng, bytes: &mut Vec<u8>, seeds: &[Vec<u8>], words: 
             let at = random.random_range(0..bytes.len());
             bytes[at] = *pick(random, b"\0\x01\x7f\x80\xff\n\r\t \"'[]{}=.,-#/\\");
         }
-        // A number in a binary file; these lie on multiples of 2.
+        // A number in a binary file, at a multiple of 2 bytes.
         2 | 3 if bytes.len() >= 8 => {
             let width = *pick(random, &[2, 4, 8]);
             let at = random.random_range(0..=bytes.len() - width) / 2 * 2;
@@ -121,7 +121,7 @@ fn damage(random: &mut impl Rng, bytes: &mut Vec<u8>, seeds: &[Vec<u8>], words: 
             }
             bytes.splice(start..end, pick(random, &NUMBERS).bytes());
         }
-        // Depth and length: the same piece very often.
+        // Depth and length: repeats a piece many times.
         11 => {
             let piece = match words.is_empty() || random.random() {
                 true => bytes[range(random, bytes, 8)].to_vec(),
@@ -130,7 +130,7 @@ fn damage(random: &mut impl Rng, bytes: &mut Vec<u8>, seeds: &[Vec<u8>], words: 
             let times = *pick(random, &[3, 40, 200, 20_000]);
             insert(random, bytes, &piece.repeat(times));
         }
-        // The head of one, the tail of another.
+        // The beginning of one file and the end of another.
         _ => {
             let other = pick(random, seeds);
             bytes.truncate(random.random_range(0..=bytes.len()));

@@ -1,6 +1,6 @@
-//! Texts that people write or paste: configuration, `--set`, split lists, genotypes.
+//! Text that users write or paste: configurations, `--set`, split lists, genotypes.
 
-use crate::{Target, bombard};
+use crate::{Target, fuzz};
 use drnas_dist::config::{Config, EvaluateConfig, Settings};
 use drnas_dist::data::folder::Folder;
 use drnas_dist::space::genotype::Genotype;
@@ -8,8 +8,8 @@ use drnas_dist::space::nb201::Architecture;
 use std::fs;
 use std::path::Path;
 
-/// A configuration that was accepted must say the same when it is written and read again.
-fn consistent<S: Settings>(config: &S) {
+/// Asserts that an accepted configuration stays the same when it is written and parsed again.
+fn assert_round_trip<S: Settings>(config: &S) {
     let text = config.to_toml();
     let again = S::parse(&text, "its own text", &[]).unwrap_or_else(|error| panic!("{error}:\n{text}"));
     assert_eq!(again.to_toml(), text);
@@ -20,7 +20,7 @@ fn consistent<S: Settings>(config: &S) {
     let _ = (config.replica_batch(), config.hash());
 }
 
-fn bombard_configuration<S: Settings>(name: &str, files: &[&str]) {
+fn fuzz_configuration<S: Settings>(name: &str, files: &[&str]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     let mut seeds = vec![S::default().to_toml().into_bytes()];
     seeds.extend(files.iter().map(|file| fs::read(folder.join(file)).unwrap()));
@@ -29,9 +29,9 @@ fn bombard_configuration<S: Settings>(name: &str, files: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.toml");
     let target = Target { name, seeds, words, spare_bytes: 4 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&path, file).unwrap();
-        S::load(&path, &[]).map(|config| consistent(&config))
+        S::load(&path, &[]).map(|config| assert_round_trip(&config))
     });
 }
 
@@ -39,13 +39,13 @@ fn bombard_configuration<S: Settings>(name: &str, files: &[&str]) {
 fn configuration_of_a_search() {
     let files =
         ["quickstart.toml", "search-imagenet-small.toml", "search-imagenet.toml", "search-nb201.toml"];
-    bombard_configuration::<Config>("configuration-search", &files);
+    fuzz_configuration::<Config>("configuration-search", &files);
 }
 
 #[test]
 fn configuration_of_an_evaluation() {
     let files = ["evaluate-imagenet.toml", "evaluate-cifar10.toml"];
-    bombard_configuration::<EvaluateConfig>("configuration-evaluate", &files);
+    fuzz_configuration::<EvaluateConfig>("configuration-evaluate", &files);
 }
 
 #[test]
@@ -62,10 +62,10 @@ fn set() {
     let words = "= . [ { \" ' \n a. search. stage. [[ 0 18446744073709551616 #";
     let seeds = seeds.map(|text| text.as_bytes().to_vec()).into();
     let target = Target { name: "set", seeds, words, spare_bytes: 4 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         // Arguments are text.
         let set = String::from_utf8_lossy(file).into_owned();
-        Config::parse("", "no file", &[set]).map(|config| consistent(&config))
+        Config::parse("", "no file", &[set]).map(|config| assert_round_trip(&config))
     });
 }
 
@@ -83,7 +83,7 @@ fn split_list() {
     let seeds = seeds.map(|text| text.as_bytes().to_vec()).into();
     let list = dir.path().join("list.txt");
     let target = Target { name: "split-list", seeds, words, spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         fs::write(&list, file).unwrap();
         Folder::from_list(dir.path(), &list).map(|folder| {
             for index in 0..folder.len() {
@@ -98,7 +98,7 @@ fn split_list() {
     });
 }
 
-fn checked(genotype: Genotype) {
+fn check_genotype(genotype: Genotype) {
     for concat in [&genotype.normal_concat, &genotype.reduce_concat] {
         assert!(concat.iter().all(|&state| (2..6).contains(&state)), "{concat:?} are not nodes of the cell");
     }
@@ -117,7 +117,7 @@ fn genotype() {
     let words = r#"[ { " ' ( ) ["skip_connect",0], ('none',0), 2, "normal": normal= Genotype( range( range(0,100) null -
         1e5 \u0000 , none"#;
     let target = Target { name: "genotype", seeds, words, spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |file| Genotype::parse(&String::from_utf8_lossy(file)).map(checked));
+    fuzz(&target, |file| Genotype::parse(&String::from_utf8_lossy(file)).map(check_genotype));
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn architecture_of_nas_bench_201() {
     let seeds = [0, 77, 15_624].map(|code| Architecture::from_code(code).unwrap().to_string().into_bytes());
     let words = "| + ~ ~0| ~1| none~0 +| skip_connect nor_conv_3x3 ||";
     let target = Target { name: "nb201-text", seeds: seeds.into(), words, spare_bytes: 1 << 20, every: 1 };
-    bombard(&target, |file| {
+    fuzz(&target, |file| {
         String::from_utf8_lossy(file).parse::<Architecture>().map(|architecture| {
             assert_eq!(Architecture::from_code(architecture.code()), Some(architecture));
         })

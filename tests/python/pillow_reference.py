@@ -1,7 +1,7 @@
-"""What torchvision's transforms make of a PIL image, written with Pillow alone.
+"""The results of torchvision's transforms, computed with Pillow only.
 
-Usage: pillow_reference.py CASES OUT. CASES is a JSON list; each case has "op", "args" and, for pictures, "width", "height"
-and "rgb" (a file of interleaved bytes). Case N writes OUT/N: planar bytes, or numbers as text.
+Usage: pillow_reference.py CASES OUT. CASES is a JSON list; each case has "op", "args" and, for images, "width",
+"height" and "rgb" (a file of interleaved bytes). Case N writes OUT/N: planar bytes, or numbers as text.
 """
 
 import json
@@ -27,7 +27,7 @@ def resized_crop(image, left, top, width, height, px):
 
 
 def pad_crop(image, pad, left, top, px):
-    """Pad(pad, fill=0) and the crop that RandomCrop(px) draws."""
+    """Pad(pad, fill=0) and the crop at (left, top) that RandomCrop(px) may draw."""
     return ImageOps.expand(image, border=pad, fill=0).crop((left, top, left + px, top + px))
 
 
@@ -45,7 +45,7 @@ def hole(row, column, px, side):
     return left, top, right - left, bottom - top
 
 
-PICTURES = {
+IMAGE_OPS = {
     "centre_crop": centre_crop,
     "resized_crop": resized_crop,
     "pad_crop": pad_crop,
@@ -68,7 +68,7 @@ def main():
                 continue
             with open(case["rgb"], "rb") as rgb:
                 image = Image.frombytes("RGB", (case["width"], case["height"]), rgb.read())
-            image = PICTURES[case["op"]](image, *case["args"])
+            image = IMAGE_OPS[case["op"]](image, *case["args"])
             file.writelines(plane.tobytes() for plane in image.split())
 
 

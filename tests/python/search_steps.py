@@ -1,25 +1,25 @@
 """A whole search in PyTorch: search_steps.py FOLDER.
 
-The networks are those of benches/plain, which tests/plain.rs compares with the published code. The loop is written here
-from DrNAS (ICLR 2021), DARTS (ICLR 2019) and the published code, with PyTorch's autograd, SGD, Adam, gradient clipping,
-cosine schedule and Dirichlet distribution. Replicas are networks with equal weights and their own batch statistics,
-whose gradients are averaged, as DistributedDataParallel does.
+The networks are those of benches/plain, which tests/plain.rs compares with the published code. The loop follows DrNAS
+(ICLR 2021), DARTS (ICLR 2019) and the published code, and uses PyTorch's autograd, SGD, Adam, gradient clipping, cosine
+schedule and Dirichlet distribution. Replicas are networks with equal weights and their own batch statistics, whose
+gradients are averaged as in DistributedDataParallel.
 
 Shapes: S steps, A steps that train eta, R replicas, N images per replica, T tables, E edges, O operations.
 
-FOLDER/search.toml is the configuration, with every key that is read here. FOLDER/inputs.safetensors holds what is drawn
-or read from disk:
+FOLDER/search.toml is the configuration, with every key that this script reads. FOLDER/inputs.safetensors holds the
+initial state, the random draws and the images:
 
     weights/NAME, eta [T, E, O]                         at the start of the search
     train.images [S, R, N, 3, px, px] uint8, train.labels [S, R, N]; valid.images, valid.labels [A, ...]
     theta.weights, theta.architecture, theta.virtual    [S, R, T, E, O]: Dirichlet samples before the mask, for the
                                                         weight step, the architecture step, and its virtual step
-    copied/NAME.input, copied/NAME.output, copied/NAME  channels that the widening copies: of a convolution's weight,
-                                                        of the batch norm behind a pooling; absent where none are
+    copied/NAME.input, copied/NAME.output, copied/NAME  channels that the widening copies: of a convolution's weight, or
+                                                        of the batch norm after a pooling; absent if there are none
 
 Writes FOLDER/torch.safetensors: `losses` [S], `architecture_losses` [A], `lr` [S], `epoch_eta` [epochs, T, E, O] (at
-the end of each epoch, before pruning), and the state after each step (of the last one of a stage: after pruning and
-widening) as STEP/NAME, with the names of a checkpoint, but running/REPLICA/NAME for a replica's running statistics.
+the end of each epoch, before pruning), and the state after each step (for the last step of a stage, after pruning and
+widening) as STEP/NAME, named as in a checkpoint except for a replica's running statistics: running/REPLICA/NAME.
 """
 
 import sys
@@ -39,12 +39,12 @@ from check import read_safetensors  # noqa: E402
 from search import draw_theta  # noqa: E402
 from tensors import write_safetensors  # noqa: E402
 
-# Of the finite difference in a second-order step (DARTS, appendix A).
+# Length of the finite difference in a second-order step (DARTS, appendix A).
 DIFFERENCE_LENGTH = 0.01
 
 
 def learning_rates(weights, epochs):
-    """The cosine, with the first epochs overwritten by a linear warm-up, as in the published ImageNet search."""
+    """The cosine schedule, whose first epochs are replaced by a linear warm-up, as in the published ImageNet search."""
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=weights["lr"])
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs, eta_min=weights["lr_min"])
     rates, warmup = [], weights["warmup_epochs"]
@@ -100,7 +100,7 @@ class Search:
         )
 
     def theta(self, samples):
-        """The mixing weights for a Dirichlet sample per table, [T, E, O]; differentiable by eta."""
+        """The mixing weights for one Dirichlet sample per table [T, E, O], differentiable with respect to eta."""
         sample_dirichlet, tables = torch._sample_dirichlet, []
         for table, (eta, sample) in enumerate(zip(self.etas, samples)):
             torch._sample_dirichlet = lambda *_, sample=sample, **__: sample.clone()
@@ -109,7 +109,7 @@ class Search:
         return tables
 
     def loss(self, batches, samples, virtual_weights=None):
-        """The mean over the replicas. With virtual weights, running statistics stay as they are."""
+        """The mean loss over the replicas. With virtual weights, the running statistics are not updated."""
         losses = []
         for net, (images, labels), sample in zip(self.nets, batches, samples, strict=True):
             inputs = (images, *self.theta(sample))
@@ -122,14 +122,14 @@ class Search:
         return torch.stack(losses).mean()
 
     def weight_grads(self, loss):
-        """The gradient of the weights, which all replicas share; None for those of pruned operations."""
+        """The gradients of the weights, summed over the replicas; None for weights of pruned operations."""
         weights = [weight for net in self.nets for weight in net.parameters()]
         grads = torch.autograd.grad(loss, weights, allow_unused=True)
         count = len(grads) // len(self.nets)
         return [None if grads[i] is None else sum(grads[i::count]) for i in range(count)]
 
     def regulariser(self):
-        """KL to the uniform distribution, summed over the edges."""
+        """The KL divergence from the uniform distribution, summed over the edges."""
         total = torch.zeros((), dtype=self.kind)
         if self.config["eta"]["regulariser"] == "kl":
             for eta in self.etas:
@@ -156,8 +156,8 @@ class Search:
         return loss.detach()
 
     def second_order(self, step, train, valid, lr):
-        """The loss after a virtual step of SGD, and its gradient with respect to eta, through that step by a finite
-        difference (DARTS, section 2.3 and appendix A). Virtual networks leave the running statistics alone.
+        """The loss after a virtual SGD step, and its gradient with respect to eta, through that step by a finite
+        difference (DARTS, section 2.3 and appendix A). Virtual networks do not update the running statistics.
         """
         settings, train_samples = self.config["weights"], self.inputs["theta.virtual"][step]
         weights = dict(self.nets[0].named_parameters())
@@ -198,7 +198,7 @@ class Search:
         return loss.detach()
 
     def advance(self, stage):
-        """To the next stage: prune, widen, carry the optimisers over."""
+        """Starts the next stage: prunes, widens and carries over the optimiser state."""
         masks = []
         for table, eta in enumerate(self.etas):
             left = eta.detach() if self.masks is None else eta.detach().masked_fill(self.masks[table] == 0, -torch.inf)
@@ -226,7 +226,7 @@ class Search:
         return extend(extend(tensor, 1, self.copied(f"{name}.input")), 0, self.copied(f"{name}.output"))
 
     def widened(self, net):
-        """Weights and running statistics for the next stage. A batch norm takes the channels of what is before it."""
+        """Weights and running statistics for the next stage; batch norms follow the channels of the preceding layer."""
         tensors = {name: self.widened_weight(name, weight.detach()) for name, weight in net.named_parameters()}
         tensors.update(net.named_buffers())
 
@@ -236,12 +236,12 @@ class Search:
                     tensors[f"{norm}.{name}"] = getattr(module, name).index_select(0, index)
 
         def channels(module, name):
-            """All channels that the output of a module has after the widening, as indices of the old ones."""
+            """The output channels of a module after the widening, as indices of the old channels."""
             count = module.weight.shape[0]
             return extend(torch.arange(count), 0, self.copied(f"{name}.weight.output"))
 
         for name, module in net.named_modules():
-            # Only inside an edge's operations.
+            # Only operations on edges are widened.
             if "._ops." not in name.replace(".edges.", "._ops."):
                 continue
             if isinstance(module, supernet.FactorizedReduce):
@@ -257,7 +257,7 @@ class Search:
         return tensors
 
     def pruned(self):
-        """Prefixes of the names of everything that belongs to pruned operations."""
+        """Name prefixes of the tensors of pruned operations."""
         prefixes = []
         for name, module in self.nets[0].named_modules():
             if isinstance(module, (supernet.MixedOp, nb201.Edge)):
@@ -266,7 +266,7 @@ class Search:
         return tuple(prefixes)
 
     def state(self):
-        """Everything that a step changes, except what belongs to pruned operations."""
+        """All tensors that a step changes, without those of pruned operations."""
         pruned, net = self.pruned(), self.nets[0]
         state = {}
         for name, weight in net.named_parameters():
@@ -313,7 +313,7 @@ def main(folder):
                 found["losses"].append(search.weight_step(step, train, lr))
                 found["lr"].append(torch.tensor(lr, dtype=torch.float64))
                 step += 1
-                # The end of a stage belongs to its last step.
+                # The change of stage is part of the last step of a stage.
                 if step % config["search"]["steps_per_epoch"] == 0:
                     found["epoch_eta"].append(torch.stack([eta.detach().clone() for eta in search.etas]))
                     if epoch_of_stage + 1 == stage["epochs"] and number + 1 < len(stages):

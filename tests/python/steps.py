@@ -1,11 +1,12 @@
-"""Training steps and logits of an exported network by PyTorch itself: steps.py FOLDER [float64].
+"""Trains an exported network in PyTorch and writes losses and logits: steps.py FOLDER [float64].
 
-With float64 all is computed in that, from the same numbers, whatever kind the export has.
+With float64, all computations are in float64, from the same values, whatever the precision of the export.
 
-FOLDER/export is what `drnas-dist export` writes. FOLDER/batches.safetensors: `images` [B, N, 3, px, px], `labels`
+FOLDER/export is the output of `drnas-dist export`. FOLDER/batches.safetensors: `images` [B, N, 3, px, px], `labels`
 [B, N], used in turn. FOLDER/settings.json: momentum, weight_decay, grad_clip, label_smoothing, auxiliary_weight, and
-`lr`, one per step. Writes FOLDER/torch.safetensors: `logits.before` (evaluation mode, first batch), `losses`, `logits.after`, and the
-state dict after the steps as `after/NAME`; FOLDER/torch.json: parameters and multiply-adds, counted on the modules.
+`lr`, one per step. Writes FOLDER/torch.safetensors: `logits.before` (evaluation mode, first batch), `losses`,
+`logits.after`, and the state dict after the steps as `after/NAME`; FOLDER/torch.json: parameters and multiply-adds,
+counted on the modules.
 """
 
 import json
@@ -30,7 +31,7 @@ net = load(folder / "export")
 if sys.argv[2:] == ["float64"]:
     images, net = images.double(), net.double()
 
-# Multiply-adds: of each convolution and linear layer, on the maps that it really makes.
+# Multiply-adds of each convolution and linear layer, from its actual output size.
 adds = []
 
 

@@ -1,4 +1,4 @@
-"""Writes tensors to a safetensors file, with nothing but PyTorch."""
+"""Writes tensors to a safetensors file, using only PyTorch and the standard library."""
 
 import ctypes
 import json

@@ -1,25 +1,25 @@
-//! Ranks joined by MPI, tensors in host memory: non-blocking operations only, polled under a time limit.
+//! Ranks joined by MPI, tensors in host memory: non-blocking operations, polled under a time limit.
 //!
-//! No call here waits inside MPI. Each collective is its non-blocking form, tested in a loop that sleeps between tests
-//! (ranks often share cores) and ends with [`Error::Stalled`] when the others do not come. The raw calls of `mpi::ffi` are
-//! used because the request scopes of rsmpi wait, without limit, for what is under way when a scope ends.
+//! No call blocks inside MPI. Each collective uses its non-blocking form, polled in a loop that sleeps between polls
+//! (ranks often share cores) and fails with [`Error::TimedOut`] if the other ranks do not arrive. The raw calls of
+//! `mpi::ffi` are used because the request scopes of rsmpi wait for pending operations without limit when a scope ends.
 //!
-//! MPI matches collectives by their order alone: two ranks that call different ones, or the same with other lengths, get
-//! an abort from inside MPI at best and wrong numbers at worst. So every operation (for means: every `finish`) first
-//! compares what the ranks are about to do, 16 bytes on a communicator of its own. A rank that leaves early, or took
-//! another branch, is therefore found at the next collective.
+//! MPI matches collectives only by their order: if ranks call different ones, or the same one with different sizes, the
+//! result is at best an abort inside MPI and at worst wrong values. Every operation (for means: every `finish`)
+//! therefore first compares the calls of all ranks, 16 bytes on a separate communicator. A rank that exits early or
+//! takes another branch is thus detected at the next collective.
 
 mod agreement;
-mod flight;
+mod requests;
 
-pub(crate) use agreement::Agreement;
-use flight::{Flight, Pause, text_of};
+use agreement::Agreement;
+use requests::{Backoff, PendingRequests, text_of};
 
 use crate::comm::communicator::{Communicator, ReduceWait, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
 use crate::process::error_line::chain;
-use crate::process::exit::end_all;
-use crate::process::messages::say;
+use crate::process::exit::abort_all;
+use crate::process::messages::print_stderr;
 use crate::process::{phase, rank_status};
 use mpi::ffi::{self, MPI_Comm, MPI_Datatype, MPI_Request};
 use std::cell::{Cell, RefCell};
@@ -27,43 +27,46 @@ use std::os::raw::{c_int, c_void};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-/// Elements (of a mean) or bytes (of a broadcast) in one MPI call: far below the i32 that MPI counts with, and small
-/// enough that the pieces of a long buffer travel side by side.
-const PIECE: usize = 1 << 22;
+/// Elements (of a mean) or bytes (of a broadcast) per MPI call: far below MPI's i32 limit, and small enough that the
+/// chunks of a long buffer are transferred concurrently.
+const CHUNK: usize = 1 << 22;
 
-/// The communicator of a world of MPI ranks. It lives on the thread that started MPI and is not `Send`.
+/// The communicator of several MPI ranks. It stays on the thread that initialised MPI and is not `Send`.
 pub struct Mpi {
-    /// The world: agreements only.
+    /// The world communicator, used only to compare operations.
     control: MPI_Comm,
-    /// A copy of the world: the data itself. What differs on `data` is then still told on `control`.
+    /// A duplicate of the world, used for the data, so that differing calls on `data` can still be reported on
+    /// `control`.
     data: MPI_Comm,
     rank: usize,
     size: usize,
     host: String,
     limit: Cell<Duration>,
-    number: Cell<u64>,
-    lost: Cell<bool>,
-    /// This rank wants to stop.
+    sequence: Cell<u64>,
+    failed: Cell<bool>,
+    /// The comparison that the next one finishes.
+    deferred: RefCell<Option<Agreement>>,
+    /// Whether this rank asks to stop.
     stop_wanted: Cell<bool>,
-    /// A rank wanted to, in an agreement that has ended.
-    stop_agreed: Cell<bool>,
+    /// Whether some rank asked to stop in a finished comparison.
+    stop_requested: Cell<bool>,
     means: RefCell<Vec<MpiMean>>,
-    /// Receive buffers that no mean uses now, kept from step to step.
-    sums: RefCell<Vec<Tensor>>,
+    /// Unused receive buffers, kept from step to step.
+    spare_sums: RefCell<Vec<Tensor>>,
 }
 
-/// One mean under way. MPI_IN_PLACE is a cast in mpi.h that bindgen cannot see and that differs between libraries, so
-/// sums arrive in a second buffer; the division writes them back, at no more memory traffic than dividing in place.
+/// A pending mean. MPI_IN_PLACE is a cast in mpi.h that bindgen does not support and that differs between libraries, so
+/// sums are received in a second buffer; the division writes them back, with no more memory traffic than in place.
 struct MpiMean {
     buffer: Tensor,
     sum: Tensor,
-    flight: Flight,
+    requests: PendingRequests,
     failed: Option<c_int>,
 }
 
 impl Mpi {
-    /// Joins the ranks of the world. MPI is initialised and this is the thread that did it. All ranks give the same `limit`,
-    /// the longest that one operation may wait for the other ranks. Collective.
+    /// Joins the ranks of the world. Called on the thread that initialised MPI. `limit`, equal on all ranks, is how
+    /// long an operation may wait for the other ranks. Collective.
     pub(crate) fn join(host: String, limit: Duration) -> Result<Self> {
         // SAFETY: constant handles; the out pointers are live; MPI is initialised.
         let (control, null, rank, size) = unsafe {
@@ -71,7 +74,7 @@ impl Mpi {
             let (mut rank, mut size) = (0, 0);
             ffi::MPI_Comm_rank(control, &mut rank);
             ffi::MPI_Comm_size(control, &mut size);
-            // From here on MPI hands its errors back instead of ending the process with a text of its own.
+            // From here on MPI returns errors instead of ending the process with its own message.
             ffi::MPI_Comm_set_errhandler(control, ffi::RSMPI_ERRORS_RETURN);
             (control, ffi::RSMPI_COMM_NULL, rank as usize, size as usize)
         };
@@ -82,40 +85,41 @@ impl Mpi {
             size,
             host,
             limit: Cell::new(limit),
-            number: Cell::new(0),
-            lost: Cell::new(false),
+            sequence: Cell::new(0),
+            failed: Cell::new(false),
+            deferred: RefCell::default(),
             stop_wanted: Cell::new(false),
-            stop_agreed: Cell::new(false),
+            stop_requested: Cell::new(false),
             means: RefCell::default(),
-            sums: RefCell::default(),
+            spare_sums: RefCell::default(),
         };
-        // MPI writes the new handle when the request is done, so it lives where a stall leaves it.
+        // MPI writes the new handle when the request completes, so the handle must outlive a timeout.
         let handle = Box::leak(Box::new(null));
-        let mut flight = Flight::new(Vec::new());
-        let operation = "start of the world";
-        // SAFETY: `handle` is leaked: it outlives the request.
-        joined.call(operation, &mut flight, |request| unsafe {
+        let mut requests = PendingRequests::new(Vec::new());
+        let operation = "start-up";
+        // SAFETY: `handle` is leaked, so it outlives the request.
+        joined.call(operation, &mut requests, |request| unsafe {
             ffi::MPI_Comm_idup(control, &raw mut *handle, request)
         })?;
-        joined.wait(operation, Instant::now(), &mut flight)?;
-        // SAFETY: the request is done; reclaims the box leaked above.
+        joined.wait(operation, Instant::now(), &mut requests)?;
+        // SAFETY: the request is complete; reclaims the box leaked above.
         joined.data = unsafe { *Box::from_raw(handle) };
         // SAFETY: a live communicator and a constant handle.
         unsafe { ffi::MPI_Comm_set_errhandler(joined.data, ffi::RSMPI_ERRORS_RETURN) };
         Ok(joined)
     }
 
-    /// From now on one operation may wait so long for the other ranks. All ranks give the same.
+    /// Sets how long an operation may wait for the other ranks. Equal on all ranks. Local.
     pub(crate) fn set_limit(&self, limit: Duration) {
         self.limit.set(limit);
     }
 
-    /// Whether nothing is under way and nothing failed: only then may MPI be finalised. Local.
+    /// Returns whether no operation is pending and none has failed: only then may MPI be finalised. Local.
     pub(crate) fn idle(&self) -> bool {
-        !self.lost.get() && self.means.borrow().is_empty()
+        !self.failed.get() && self.means.borrow().is_empty()
     }
 
-    /// The bytes of every rank. The lengths are known to be equal.
+    /// Gathers the bytes of every rank. The lengths must have been compared.
     fn gather(&self, operation: &str, since: Instant, bytes: &[u8], comm: MPI_Comm) -> Result<Vec<Vec<u8>>> {
         let length = bytes.len();
         let count = c_int::try_from(length).map_err(|_| Error::Buffer {
@@ -125,9 +129,9 @@ impl Mpi {
         })?;
         let mine = Tensor::f_from_slice(bytes)?;
         let all = Tensor::f_zeros([(length * self.size) as i64], (Kind::Uint8, Device::Cpu))?;
-        let mut flight = Flight::new(vec![mine.shallow_clone(), all.shallow_clone()]);
-        // SAFETY: `mine` holds `count` bytes, `all` as many for each rank; the flight keeps both.
-        self.call(operation, &mut flight, |request| unsafe {
+        let mut requests = PendingRequests::new(vec![mine.shallow_clone(), all.shallow_clone()]);
+        // SAFETY: `mine` holds `count` bytes, `all` as many for each rank; `requests` keeps both alive.
+        self.call(operation, &mut requests, |request| unsafe {
             ffi::MPI_Iallgather(
                 mine.data_ptr(),
                 count,
@@ -139,37 +143,43 @@ impl Mpi {
                 request,
             )
         })?;
-        self.wait(operation, since, &mut flight)?;
+        self.wait(operation, since, &mut requests)?;
         let mut flat = vec![0u8; length * self.size];
         let total = flat.len();
         all.f_copy_data_u8(&mut flat, total)?;
         Ok((0..self.size).map(|rank| flat[rank * length..(rank + 1) * length].to_vec()).collect())
     }
 
-    /// Starts one request of `flight`.
+    /// Starts a request and adds it to `requests`.
     fn call(
         &self,
         operation: &str,
-        flight: &mut Flight,
+        requests: &mut PendingRequests,
         start: impl FnOnce(*mut MPI_Request) -> c_int,
     ) -> Result<()> {
-        flight.add(start).map_err(|code| self.refused(operation, code))
+        requests.add(start).map_err(|code| self.mpi_error(operation, code))
     }
 
-    /// Waits for `flight`, at most until `limit` after `since`.
-    fn wait(&self, operation: &str, since: Instant, flight: &mut Flight) -> Result<()> {
-        self.wait_for(self.number.get(), operation, since, flight)
+    /// Waits for `requests`, at most `limit` from `since`.
+    fn wait(&self, operation: &str, since: Instant, requests: &mut PendingRequests) -> Result<()> {
+        self.wait_for(self.sequence.get(), operation, since, requests)
     }
 
-    /// The same for an operation that was started earlier, with sequence number `number`.
-    fn wait_for(&self, number: u64, operation: &str, since: Instant, flight: &mut Flight) -> Result<()> {
-        let mut pause = Pause::new();
+    /// Waits for the requests of the operation with sequence number `number`.
+    fn wait_for(
+        &self,
+        number: u64,
+        operation: &str,
+        since: Instant,
+        requests: &mut PendingRequests,
+    ) -> Result<()> {
+        let mut backoff = Backoff::new();
         let _waiting = Waiting::begin(number);
-        while !flight.test().map_err(|code| self.refused(operation, code))? {
+        while !requests.test().map_err(|code| self.mpi_error(operation, code))? {
             let waited = since.elapsed();
             if waited >= self.limit.get() {
-                self.lost.set(true);
-                return Err(Error::Stalled {
+                self.failed.set(true);
+                return Err(Error::TimedOut {
                     rank: self.rank,
                     host: self.host.clone(),
                     operation: operation.into(),
@@ -178,25 +188,24 @@ impl Mpi {
                     missing: rank_status::missing(self.rank, number),
                 });
             }
-            pause.rest();
+            backoff.wait();
         }
         Ok(())
     }
 
-    fn refused(&self, operation: &str, code: c_int) -> Error {
-        self.lost.set(true);
+    fn mpi_error(&self, operation: &str, code: c_int) -> Error {
+        self.failed.set(true);
         Error::Mpi {
             rank: self.rank,
             host: self.host.clone(),
             operation: operation.into(),
-            number: self.number.get(),
+            number: self.sequence.get(),
             text: text_of(code),
         }
     }
 
-    /// The number of the next collective.
-    pub(crate) fn next(&self) {
-        self.number.set(self.number.get() + 1);
+    fn next_sequence(&self) {
+        self.sequence.set(self.sequence.get() + 1);
     }
 }
 
@@ -210,24 +219,24 @@ impl Communicator for Mpi {
     }
 
     fn start_mean(&self, buffer: &Tensor) -> Result<()> {
-        self.next();
+        self.next_sequence();
         reducible("mean", buffer)?;
         in_host_memory("mean", buffer)?;
         let kind = buffer.f_kind()?;
         let mut means = self.means.borrow_mut();
-        let sum = self.sum_buffer(buffer.numel(), kind)?;
+        let sum = self.take_sum_buffer(buffer.numel(), kind)?;
         let mut mean = MpiMean {
             buffer: buffer.shallow_clone(),
-            flight: Flight::new(vec![buffer.shallow_clone(), sum.shallow_clone()]),
+            requests: PendingRequests::new(vec![buffer.shallow_clone(), sum.shallow_clone()]),
             sum,
             failed: None,
         };
         let datatype = datatype(kind);
-        for (start, count) in pieces(buffer.numel()) {
+        for (start, count) in chunks(buffer.numel()) {
             let at = |tensor: &Tensor| offset(tensor, start * kind.elt_size_in_bytes());
             let (from, to) = (at(&mean.buffer), at(&mean.sum));
-            // SAFETY: both buffers hold `start + count` elements of this kind; the flight keeps both.
-            let started = mean.flight.add(|request| unsafe {
+            // SAFETY: both buffers hold `start + count` elements of this kind; the mean's requests keep both alive.
+            let started = mean.requests.add(|request| unsafe {
                 ffi::MPI_Iallreduce(from, to, count, datatype, ffi::RSMPI_SUM, self.data, request)
             });
             mean.failed = mean.failed.or(started.err());
@@ -238,29 +247,29 @@ impl Communicator for Mpi {
 
     fn progress(&self) -> Result<()> {
         for mean in self.means.borrow_mut().iter_mut() {
-            // Kept for `finish`, which first asks whether the ranks differ: that is the better message.
-            mean.failed = mean.failed.or(mean.flight.test().err());
+            // Reported by `finish`, which first compares the ranks' operations: that gives a better message.
+            mean.failed = mean.failed.or(mean.requests.test().err());
         }
         Ok(())
     }
 
     fn finish(&self) -> Result<ReduceWait> {
-        self.next();
+        self.next_sequence();
         let since = Instant::now();
         let operation = describe(&self.means.borrow());
         self.agree_since(&operation, since)?;
         let mut means = self.means.borrow_mut();
         for mean in means.iter_mut() {
             if let Some(code) = mean.failed {
-                return Err(self.refused(&operation, code));
+                return Err(self.mpi_error(&operation, code));
             }
-            self.wait(&operation, since, &mut mean.flight)?;
-            // A tensor of one element: `div_out` divides in place, the scalar form makes a temporary copy.
+            self.wait(&operation, since, &mut mean.requests)?;
+            // A one-element tensor: `div_out` divides in place, whereas the scalar form makes a temporary copy.
             let size = Tensor::f_from_slice(&[self.size as f64])?.f_to_kind(mean.sum.kind())?;
             let flat = tch::no_grad(|| mean.buffer.f_view([-1]))?;
             let _ = tch::no_grad(|| mean.sum.f_div_out(&flat, &size))?;
         }
-        self.sums.borrow_mut().extend(means.drain(..).map(|mean| mean.sum));
+        self.spare_sums.borrow_mut().extend(means.drain(..).map(|mean| mean.sum));
         Ok(ReduceWait::since(since))
     }
 
@@ -269,11 +278,11 @@ impl Communicator for Mpi {
     }
 
     fn stop_requested(&self) -> bool {
-        self.stop_agreed.get()
+        self.stop_requested.get()
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
-        self.next();
+        self.next_sequence();
         contiguous("broadcast", buffer)?;
         in_host_memory("broadcast", buffer)?;
         root_within(root, self.size)?;
@@ -281,10 +290,10 @@ impl Communicator for Mpi {
         let operation = format!("broadcast of {} {kind:?} from rank {root}", buffer.numel());
         let since = Instant::now();
         self.agree_since(&operation, since)?;
-        let mut flight = Flight::new(vec![buffer.shallow_clone()]);
-        for (start, count) in pieces(buffer.numel() * kind.elt_size_in_bytes()) {
-            // SAFETY: the buffer holds `start + count` bytes; the flight keeps it.
-            self.call(&operation, &mut flight, |request| unsafe {
+        let mut requests = PendingRequests::new(vec![buffer.shallow_clone()]);
+        for (start, count) in chunks(buffer.numel() * kind.elt_size_in_bytes()) {
+            // SAFETY: the buffer holds `start + count` bytes; `requests` keeps it alive.
+            self.call(&operation, &mut requests, |request| unsafe {
                 ffi::MPI_Ibcast(
                     offset(buffer, start),
                     count,
@@ -295,11 +304,11 @@ impl Communicator for Mpi {
                 )
             })?;
         }
-        self.wait(&operation, since, &mut flight)
+        self.wait(&operation, since, &mut requests)
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.next();
+        self.next_sequence();
         let operation = format!("all-gather of {} bytes", bytes.len());
         let since = Instant::now();
         self.agree_since(&operation, since)?;
@@ -307,68 +316,70 @@ impl Communicator for Mpi {
     }
 
     fn barrier(&self) -> Result<()> {
-        self.next();
-        // An agreement ends only after every rank has begun it.
+        self.next_sequence();
+        // The comparison completes only after every rank has started it.
         self.agree("barrier")
     }
 
     fn abort(&self, why: &dyn std::error::Error) -> ! {
-        // What all ranks find (a wrong configuration) is told by one: the others give rank 0 time to end them.
+        // An error found by all ranks (an invalid configuration) is printed by one: the others give rank 0 time to
+        // abort.
         if self.rank != 0 {
             std::thread::sleep(Duration::from_millis(300));
         }
-        // Errors of this file name the rank themselves.
+        // Errors of this module name the rank themselves.
         let who = format!("rank {} on {}", self.rank, self.host);
         let why = chain(why);
-        // Some errors say more of where they come from.
+        // Some also name the step.
         let why = why.strip_prefix(&format!("{who}: ")).unwrap_or(&why);
         match why.starts_with(&who) {
-            true => say(why),
-            false => say(&format!("{who}{}: {why}", phase::in_step())),
+            true => print_stderr(why),
+            false => print_stderr(&format!("{who}{}: {why}", phase::step_suffix())),
         }
-        end_all(1)
+        abort_all(1)
     }
 }
 
 impl Mpi {
-    /// A receive buffer, one kept from an earlier mean if it fits. A mean that ends gives its buffer back.
-    fn sum_buffer(&self, length: usize, kind: Kind) -> Result<Tensor> {
-        let mut sums = self.sums.borrow_mut();
-        match sums.iter().position(|sum| sum.numel() == length && sum.kind() == kind) {
-            Some(at) => Ok(sums.swap_remove(at)),
+    /// Returns a receive buffer, reusing one from an earlier mean if the size fits.
+    fn take_sum_buffer(&self, length: usize, kind: Kind) -> Result<Tensor> {
+        let mut spare = self.spare_sums.borrow_mut();
+        match spare.iter().position(|sum| sum.numel() == length && sum.kind() == kind) {
+            Some(at) => Ok(spare.swap_remove(at)),
             None => Ok(Tensor::f_empty([length as i64], (kind, Device::Cpu))?),
         }
     }
 }
 
-/// While it lives, heartbeats say in which operation this rank waits.
+/// Marks this rank as waiting in an operation, as reported by heartbeats, until dropped.
 struct Waiting;
 
 impl Waiting {
     fn begin(number: u64) -> Self {
-        rank_status::wait_in(number);
+        rank_status::begin_wait(number);
         Self
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        rank_status::go_on();
+        rank_status::end_wait();
     }
 }
 
-/// "3 means of 1247 (1200 Float, 40 Float, 7 Double)": equal on ranks that do the same.
+/// Describes means, identically on all ranks: "mean of 3 tensors, 1247 elements (1200 Float, 40 Float, 7 Double)".
 fn describe(means: &[MpiMean]) -> String {
     let lengths: Vec<_> =
         (means.iter()).map(|mean| format!("{} {:?}", mean.sum.numel(), mean.sum.kind())).collect();
     let total: usize = means.iter().map(|mean| mean.sum.numel()).sum();
-    // The total first: long texts are cut where ranks compare them.
-    format!("{} means of {total} ({})", means.len(), lengths.join(", "))
+    let tensors = if means.len() == 1 { "tensor" } else { "tensors" };
+    // The total first: long texts are truncated when ranks compare them.
+    format!("mean of {} {tensors}, {total} elements ({})", means.len(), lengths.join(", "))
 }
 
-/// (start, count) of the pieces of `total` things.
-fn pieces(total: usize) -> impl Iterator<Item = (usize, c_int)> {
-    (0..total).step_by(PIECE).map(move |start| (start, PIECE.min(total - start) as c_int))
+/// Returns the (start, count) of the chunks of `total` items.
+fn chunks(total: usize) -> impl Iterator<Item = (usize, c_int)> {
+    (0..total).step_by(CHUNK).map(move |start| (start, CHUNK.min(total - start) as c_int))
 }
 
 fn offset(tensor: &Tensor, bytes: usize) -> *mut c_void {

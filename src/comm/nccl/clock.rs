@@ -1,4 +1,4 @@
-//! A trace by the clock of the card: when reductions run, and when the gradients of a step are complete.
+//! Traces GPU time: when reductions run, and when the gradients of a step are complete.
 
 use crate::comm::communicator::{Reduction, Trace};
 use crate::comm::error::Result;
@@ -8,7 +8,7 @@ use crate::cuda::{Context, Event, Stream};
 pub(super) struct Clock {
     context: Context,
     origin: Event,
-    /// What begins, and in which step.
+    /// Description, start and step of each reduction.
     begins: Vec<(String, Event, usize)>,
     ends: Vec<Event>,
     /// Ends of backward passes.
@@ -17,24 +17,24 @@ pub(super) struct Clock {
 
 /// A point in time.
 pub(super) enum Mark<'a> {
-    /// The communication stream begins what is named.
+    /// A reduction starts on the communication stream.
     Begin(&'a str),
-    /// It ends it.
+    /// The reduction ends.
     End,
-    /// libtorch's stream has computed all gradients of a step.
+    /// All gradients of a step have been computed on libtorch's stream.
     Step,
 }
 
 impl Clock {
-    /// Begins now, by the work of `torch`.
+    /// Starts the trace at the current end of the stream `torch`.
     pub(super) fn start(context: Context, torch: &Stream) -> Result<Clock> {
         let origin = Event::timed(context)?;
         origin.record(torch)?;
         Ok(Clock { context, origin, begins: Vec::new(), ends: Vec::new(), steps: Vec::new() })
     }
 
-    /// Times a point of one of the two streams.
-    pub(super) fn note(&mut self, mark: Mark, communication: &Stream, torch: &Stream) -> Result<()> {
+    /// Records the current end of one of the two streams.
+    pub(super) fn record(&mut self, mark: Mark, communication: &Stream, torch: &Stream) -> Result<()> {
         let event = Event::timed(self.context)?;
         match mark {
             Mark::Begin(what) => {
@@ -53,7 +53,7 @@ impl Clock {
         Ok(())
     }
 
-    /// The times of all points; the host waits for those that have not come.
+    /// Returns all times; the host waits for events that have not completed.
     pub(super) fn read(self) -> Result<Trace> {
         for event in self.ends.iter().chain(&self.steps) {
             event.synchronize()?;

@@ -1,4 +1,4 @@
-//! The NCCL library: which file it is, what it must have, and its words for errors.
+//! Loads the NCCL library, checks its version and formats its errors.
 
 use crate::comm::error::{Error, Result};
 use crate::cuda;
@@ -8,18 +8,19 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Names the file to use in place of the one that libtorch uses, for example a newer one that lets ranks share a card.
+/// Environment variable: path of an NCCL to use instead of libtorch's, for example a newer one that lets ranks share a
+/// GPU.
 pub const NCCL_VARIABLE: &str = "DRNAS_NCCL";
 
-/// The oldest version with everything that is used here (2.18.0): the average, bf16, the text of the last error.
+/// The oldest version with all functions used here (2.18.0): averaging, bf16, the message of the last error.
 const OLDEST: i32 = 21_800;
-/// The oldest version that lets ranks share a card (2.30.0).
+/// The oldest version that lets ranks share a GPU (2.30.0).
 pub(super) const OLDEST_SHARING: i32 = 23_000;
 
 const SETUP: &str = "run launch/setup.sh on a machine with an NVIDIA driver, or name a file in DRNAS_NCCL";
 
 table! {
-    /// The calls of NCCL that are made here.
+    /// The NCCL functions in use.
     Calls, header cudarc::nccl::sys, code ncclResult_t;
     fn ncclGetVersion(version: *mut c_int);
     fn ncclGetUniqueId(id: *mut ncclUniqueId);
@@ -51,7 +52,7 @@ table! {
 type NcclErrorString = unsafe extern "C" fn(u32) -> *const c_char;
 type LastError = unsafe extern "C" fn(ncclComm_t) -> *const c_char;
 
-/// NCCL, opened for good: it has threads of its own.
+/// NCCL, never unloaded: it has its own threads.
 pub(crate) struct Library {
     pub(super) calls: Calls,
     error_string: NcclErrorString,
@@ -62,7 +63,7 @@ pub(crate) struct Library {
 }
 
 impl Library {
-    /// The library that libtorch uses, or the one that [`NCCL_VARIABLE`] names. The first call opens it.
+    /// Returns the library that libtorch uses, or the one named by [`NCCL_VARIABLE`]; the first call loads it.
     pub(crate) fn open() -> Result<&'static Library> {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         if let Some(library) = LIBRARY.get() {
@@ -76,7 +77,7 @@ impl Library {
     fn find() -> Result<(libloading::Library, PathBuf)> {
         let candidates = match std::env::var_os(NCCL_VARIABLE) {
             Some(path) => vec![PathBuf::from(path)],
-            None => cuda::candidates("libnccl.so", &["libnccl.so.2", "libnccl.so"]),
+            None => cuda::library_candidates("libnccl.so", &["libnccl.so.2", "libnccl.so"]),
         };
         let mut why = String::new();
         for path in candidates {
@@ -85,11 +86,11 @@ impl Library {
                 Ok(library) => {
                     let path = match path.is_absolute() {
                         true => path,
-                        false => cuda::mapped("libnccl.so").unwrap_or(path),
+                        false => cuda::mapped_library("libnccl.so").unwrap_or(path),
                     };
                     return Ok((library, path));
                 }
-                // The first is the one that was meant.
+                // Report the error of the first candidate, the preferred one.
                 Err(error) if why.is_empty() => why = error.to_string(),
                 Err(_) => {}
             }
@@ -98,13 +99,13 @@ impl Library {
     }
 
     fn of(library: libloading::Library, path: PathBuf) -> Result<Library> {
-        let lacks = |symbol| Error::NcclSymbol { path: path.clone(), symbol, advice: SETUP };
-        let calls = Calls::of(&library).map_err(lacks)?;
+        let missing = |symbol| Error::NcclSymbol { path: path.clone(), symbol, advice: SETUP };
+        let calls = Calls::of(&library).map_err(missing)?;
         // SAFETY: const char *ncclGetErrorString(ncclResult_t), const char *ncclGetLastError(ncclComm_t).
         let (error_string, last_error) = unsafe {
             (
-                symbol(&library, "ncclGetErrorString").map_err(lacks)?,
-                symbol(&library, "ncclGetLastError").map_err(lacks)?,
+                symbol(&library, "ncclGetErrorString").map_err(missing)?,
+                symbol(&library, "ncclGetLastError").map_err(missing)?,
             )
         };
         std::mem::forget(library);
@@ -131,13 +132,13 @@ impl Library {
         &self.path
     }
 
-    /// The library's words for `code`, and what it adds about its last error on `comm` (or at all, for null).
+    /// Formats the message for `code` and NCCL's last error on `comm` (on any communicator, if null).
     pub(super) fn text_of(&self, code: u32, comm: ncclComm_t) -> String {
-        // SAFETY: each answers with a text of the library's own or null; `comm` is live or null.
+        // SAFETY: each returns a string owned by the library, or null; `comm` is live or null.
         let texts = unsafe { [(self.error_string)(code), (self.last_error)(comm)] };
         let [what, more] = texts.map(|text| match text.is_null() {
             true => String::new(),
-            // SAFETY: not null, a text that ends with a zero.
+            // SAFETY: not null, a zero-terminated string.
             false => unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().replace('\n', " "),
         });
         match more.is_empty() {
@@ -147,7 +148,7 @@ impl Library {
     }
 }
 
-/// 22809 is "2.28.9".
+/// Formats 22809 as "2.28.9".
 pub(crate) fn version_text(version: i32) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }

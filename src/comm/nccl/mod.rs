@@ -1,48 +1,49 @@
-//! Ranks with a card each, joined by NCCL: collectives on a stream of their own, in order with libtorch's by events.
+//! Ranks with one GPU each, joined by NCCL: collectives run on their own stream, ordered with libtorch's stream by
+//! events.
 //!
-//! The host never waits for a card here. Rules of order, one event each:
-//! - a reduction begins after what libtorch was given before it (`ready`: libtorch's stream -> communication stream);
-//! - what libtorch is given after `finish` begins after the reductions (`finished`: the other way).
+//! The host never waits for a GPU here. Each ordering rule uses one event:
+//! - a reduction starts after the work issued to libtorch before it (`ready`: libtorch's stream -> communication
+//!   stream);
+//! - work issued to libtorch after `finish` starts after the reductions (`finished`: the other direction).
 //!
-//! Tensors go through NCCL. What is on the host anyway, bytes and barriers, goes through MPI: it is rare, needs no way over
-//! the card and back, and MPI compares what the ranks are about to do. NCCL compares nothing, so descriptions of means
-//! are compared through MPI: those that are new before `finish` returns, so in the first step of a stage, the others while
-//! the next step is computed.
+//! Tensors go through NCCL. Data on the host, bytes and barriers, goes through MPI: it is rare, need not travel via the
+//! GPU, and MPI compares the ranks' operations. NCCL compares nothing, so `finish` compares descriptions of means
+//! through MPI: it waits for the result when a description first occurs, in the first step of a stage; afterwards the
+//! comparison overlaps with the next step.
 
 mod clock;
 mod library;
-mod terms;
+mod options;
 mod watch;
 
 pub use library::NCCL_VARIABLE;
-pub(crate) use terms::Terms;
+pub(crate) use options::NcclOptions;
 
 use library::{Library, version_text};
 
 use crate::comm::communicator::{Communicator, ReduceWait, Trace, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
-use crate::comm::mpi::{Agreement, Mpi};
+use crate::comm::mpi::Mpi;
 use crate::config::Reduce;
 use crate::cuda::{Context, Event, Stream};
 use crate::process::phase;
 use clock::{Clock, Mark};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
+use options::check_compatible;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-use terms::compare;
 use watch::NcclWatch;
 
-/// Means are handed to the library together until they have this many bytes: a call costs more than a small message.
+/// Means are grouped into launches of at least this many bytes: a launch costs more than a small message.
 const GROUP_BYTES: usize = 1 << 20;
 
-/// Bytes of the number by which ranks find one another.
+/// Bytes of the NCCL unique ID.
 const ID_BYTES: usize = 128;
 
-/// The communicator of ranks with a card each. It lives on one thread.
+/// The communicator of ranks with one GPU each. It stays on one thread.
 pub struct Nccl {
     mpi: Rc<Mpi>,
     library: &'static Library,
@@ -54,50 +55,48 @@ pub struct Nccl {
     torch: Stream,
     ready: Event,
     finished: Event,
-    /// Where tensors must be.
+    /// The device of all tensors.
     device: Device,
     reduce: Reduce,
     context: Context,
     clock: RefCell<Option<Clock>>,
     means: RefCell<Means>,
-    /// Descriptions of means that all ranks were found to have.
+    /// Descriptions of means found equal on all ranks.
     agreed: RefCell<HashSet<String>>,
-    /// The comparison that the last `finish` started.
-    agreement: RefCell<Option<Agreement>>,
 }
 
 #[derive(Default)]
 struct Means {
-    /// Not handed to the library yet.
-    waiting: Vec<NcclMean>,
-    /// Handed to it, until `finish`.
+    /// Not passed to NCCL yet.
+    queued: Vec<NcclMean>,
+    /// Passed to NCCL, kept until `finish`.
     started: Vec<NcclMean>,
 }
 
-/// One buffer to be averaged.
+/// A buffer to be averaged.
 struct NcclMean {
     buffer: Tensor,
-    /// What travels in its place.
+    /// Reduced in place of `buffer`, in another data type.
     copy: Option<Tensor>,
 }
 
 impl NcclMean {
-    fn sent(&self) -> &Tensor {
+    fn payload(&self) -> &Tensor {
         self.copy.as_ref().unwrap_or(&self.buffer)
     }
 
     fn bytes(&self) -> usize {
-        self.sent().numel() * self.sent().kind().elt_size_in_bytes()
+        self.payload().numel() * self.payload().kind().elt_size_in_bytes()
     }
 }
 
 impl Nccl {
-    /// Joins the ranks of `mpi`. Errors: no library, one that is too old, other versions on other ranks, two ranks on one
-    /// card. Collective.
-    pub(crate) fn join(mpi: &Rc<Mpi>, terms: Terms) -> Result<Nccl> {
+    /// Joins the ranks of `mpi`. Errors: NCCL is missing, too old or of different versions, or two ranks use the same
+    /// GPU. Collective.
+    pub(crate) fn join(mpi: &Rc<Mpi>, options: NcclOptions) -> Result<Nccl> {
         let library = Library::open()?;
-        compare(mpi, library, &terms)?;
-        let watch = NcclWatch::start(library, terms.context, terms.limit)?;
+        check_compatible(mpi, library, &options)?;
+        let watch = NcclWatch::start(library, options.context, options.limit)?;
         let started = |call: &'static str, code: u32| match code {
             0 => Ok(()),
             code => Err(Error::NcclStart { call, text: library.text_of(code, std::ptr::null_mut()) }),
@@ -125,54 +124,45 @@ impl Nccl {
             library,
             comm,
             watch,
-            stream: Stream::new(terms.context)?,
-            torch: Stream::legacy(terms.context),
-            ready: Event::new(terms.context)?,
-            finished: Event::new(terms.context)?,
-            device: terms.device,
-            reduce: terms.reduce,
-            context: terms.context,
+            stream: Stream::new(options.context)?,
+            torch: Stream::legacy(options.context),
+            ready: Event::new(options.context)?,
+            finished: Event::new(options.context)?,
+            device: options.device,
+            reduce: options.reduce,
+            context: options.context,
             clock: RefCell::default(),
             means: RefCell::default(),
             agreed: RefCell::default(),
-            agreement: RefCell::default(),
         })
     }
 
-    /// Whether nothing was started that `finish` has not been called for. Local.
+    /// Returns whether no reduction awaits `finish`. Local.
     pub(crate) fn idle(&self) -> bool {
         let means = self.means.borrow();
-        means.waiting.is_empty() && means.started.is_empty()
+        means.queued.is_empty() && means.started.is_empty()
     }
 
-    /// Leaves the ranks, under the time limit. All ranks, at the good end of a run.
+    /// Destroys the communicator, under the time limit. Called by all ranks at a normal exit.
     pub(crate) fn close(self) {
-        self.settle();
         self.watch.during("ncclCommDestroy", || {
-            self.watch.stop_asking();
-            // SAFETY: a live communicator, destroyed once. An error harms nobody any more.
+            self.watch.stop_polling();
+            // SAFETY: a live communicator, destroyed once. Errors no longer matter.
             unsafe { (self.library.calls.ncclCommDestroy)(self.comm) }
         });
     }
 
-    /// Before this process ends as all of them do, and without `close`: that others are gone is no error any more.
-    pub(crate) fn leave(&self) {
-        self.settle();
-        self.watch.stop_asking();
+    /// Stops the watchdog before a normal exit without `close`, so that the exit of other ranks is not reported as an
+    /// error.
+    pub(crate) fn stop_watching(&self) {
+        self.watch.stop_polling();
     }
 
-    /// Nothing of this is under way in MPI any more: it may be finalised.
-    fn settle(&self) {
-        if let Err(why) = self.end_agreement() {
-            self.mpi.abort(&why);
-        }
-    }
-
-    /// One call of the library, under the time limit.
+    /// Calls NCCL under the time limit.
     fn call(&self, operation: &str, call: &'static str, start: impl FnOnce() -> u32) -> Result<()> {
         match self.watch.during(operation, start) {
             0 => Ok(()),
-            code => Err(Error::NcclLost {
+            code => Err(Error::NcclFailed {
                 at: Box::new(phase::here()),
                 operation: operation.into(),
                 call,
@@ -181,32 +171,32 @@ impl Nccl {
         }
     }
 
-    /// Gives the communication stream a collective that begins after libtorch's work up to now.
-    fn start(&self, operation: String, collective: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+    /// Launches a collective on the communication stream, ordered after libtorch's work so far.
+    fn launch(&self, operation: String, collective: impl FnOnce(&str) -> Result<()>) -> Result<()> {
         self.ready.record(&self.torch)?;
         self.stream.wait(&self.ready)?;
-        self.note(Mark::Begin(&operation))?;
+        self.record(Mark::Begin(&operation))?;
         collective(&operation)?;
-        self.note(Mark::End)?;
+        self.record(Mark::End)?;
         let done = self.watch.event()?;
         done.record(&self.stream)?;
         self.watch.follow(&operation, done);
         Ok(())
     }
 
-    /// Hands the waiting means to the library, as one group.
-    fn start_waiting(&self) -> Result<()> {
-        let waiting = std::mem::take(&mut self.means.borrow_mut().waiting);
-        if waiting.is_empty() {
+    /// Launches the queued means as one group.
+    fn launch_queued(&self) -> Result<()> {
+        let queued = std::mem::take(&mut self.means.borrow_mut().queued);
+        if queued.is_empty() {
             return Ok(());
         }
-        let started = self.start(describe("all-reduce", &waiting), |operation| {
+        let started = self.launch(describe("all-reduce", &queued), |operation| {
             let calls = &self.library.calls;
             // SAFETY: no argument.
             self.call(operation, "ncclGroupStart", || unsafe { (calls.ncclGroupStart)() })?;
-            for mean in &waiting {
-                let sent = mean.sent();
-                let (at, count, kind) = (sent.data_ptr(), sent.numel(), data_type(sent.kind()));
+            for mean in &queued {
+                let payload = mean.payload();
+                let (at, count, kind) = (payload.data_ptr(), payload.numel(), data_type(payload.kind()));
                 // SAFETY: the tensor holds `count` elements of `kind` and is kept until `finish`; a live communicator
                 // and stream.
                 self.call(operation, "ncclAllReduce", || unsafe {
@@ -224,34 +214,26 @@ impl Nccl {
             // SAFETY: no argument.
             self.call(operation, "ncclGroupEnd", || unsafe { (calls.ncclGroupEnd)() })
         });
-        // After an error too: the card may have been given some of them, and still writes to their memory.
-        self.means.borrow_mut().started.extend(waiting);
+        // Even after an error: some may have been launched, and the GPU still writes to their memory.
+        self.means.borrow_mut().started.extend(queued);
         started
     }
 
-    /// Times a point, if there is a trace.
-    fn note(&self, mark: Mark) -> Result<()> {
+    /// Records a time if there is a trace.
+    fn record(&self, mark: Mark) -> Result<()> {
         let mut clock = self.clock.borrow_mut();
-        clock.as_mut().map_or(Ok(()), |clock| clock.note(mark, &self.stream, &self.torch))
+        clock.as_mut().map_or(Ok(()), |clock| clock.record(mark, &self.stream, &self.torch))
     }
 
-    /// Ends the comparison that the last `finish` started.
-    fn end_agreement(&self) -> Result<()> {
-        match self.agreement.take() {
-            Some(agreement) => self.mpi.finish_agreement(agreement, Instant::now()),
-            None => Ok(()),
-        }
-    }
-
-    /// The time at which libtorch's stream comes here.
-    fn mark(&self) -> Result<Event> {
+    /// Records an event that tells when libtorch's stream reaches this point.
+    fn timestamp(&self) -> Result<Event> {
         let event = Event::timed(self.context)?;
         event.record(&self.torch)?;
         Ok(event)
     }
 
-    /// What libtorch is given from now on begins after what is on the communication stream.
-    fn hand_over(&self) -> Result<()> {
+    /// Orders libtorch's work from now on after the work on the communication stream.
+    fn order_torch_after(&self) -> Result<()> {
         self.finished.record(&self.stream)?;
         Ok(self.torch.wait(&self.finished)?)
     }
@@ -280,21 +262,21 @@ impl Communicator for Nccl {
     fn start_mean(&self, buffer: &Tensor) -> Result<()> {
         reducible("mean", buffer)?;
         self.on_device("mean", buffer)?;
-        // The copy is libtorch's work: it is made before `ready`.
+        // The conversion runs on libtorch's stream, so it precedes `ready`.
         let copy = match (self.reduce, buffer.f_kind()?) {
             (Reduce::Bf16, Kind::Float) => Some(buffer.f_to_kind(Kind::BFloat16)?),
             _ => None,
         };
         let bytes = {
-            let waiting = &mut self.means.borrow_mut().waiting;
-            waiting.push(NcclMean { buffer: buffer.shallow_clone(), copy });
-            waiting.iter().map(NcclMean::bytes).sum::<usize>()
+            let queued = &mut self.means.borrow_mut().queued;
+            queued.push(NcclMean { buffer: buffer.shallow_clone(), copy });
+            queued.iter().map(NcclMean::bytes).sum::<usize>()
         };
-        if bytes >= GROUP_BYTES { self.start_waiting() } else { Ok(()) }
+        if bytes >= GROUP_BYTES { self.launch_queued() } else { Ok(()) }
     }
 
     fn progress(&self) -> Result<()> {
-        // The card moves them.
+        // Reductions progress on the GPU by themselves.
         Ok(())
     }
 
@@ -308,19 +290,18 @@ impl Communicator for Nccl {
     }
 
     fn finish(&self) -> Result<ReduceWait> {
-        self.start_waiting()?;
-        self.note(Mark::Step)?;
-        let description = describe("finish", &self.means.borrow().started);
-        self.end_agreement()?;
-        self.mpi.next();
-        *self.agreement.borrow_mut() = Some(self.mpi.start_agreement(&description)?);
-        if self.agreed.borrow_mut().insert(description) {
-            self.end_agreement()?;
+        self.launch_queued()?;
+        self.record(Mark::Step)?;
+        let description = describe("mean", &self.means.borrow().started);
+        match self.agreed.borrow().contains(&description) {
+            true => self.mpi.agree_deferred(&description)?,
+            false => self.mpi.agree(&description)?,
         }
-        let computed = self.mark()?;
-        self.hand_over()?;
-        let averaged = self.mark()?;
-        // Buffers that are freed from here on are used again by libtorch's stream, which waits.
+        self.agreed.borrow_mut().insert(description);
+        let computed = self.timestamp()?;
+        self.order_torch_after()?;
+        let averaged = self.timestamp()?;
+        // Memory freed from here on is reused on libtorch's stream, which waits for the reductions.
         for mut mean in std::mem::take(&mut self.means.borrow_mut().started) {
             if let Some(copy) = mean.copy {
                 tch::no_grad(|| mean.buffer.f_copy_(&copy))?;
@@ -345,9 +326,9 @@ impl Communicator for Nccl {
         let operation = format!("broadcast of {} {kind:?} from rank {root}", buffer.numel());
         self.mpi.agree(&operation)?;
         let (at, bytes) = (buffer.data_ptr(), buffer.numel() * kind.elt_size_in_bytes());
-        let started = self.start(operation, |operation| {
-            // SAFETY: the tensor holds `bytes` bytes, and what libtorch does with its memory next waits for the stream, or
-            // it is never given back; a live communicator and stream.
+        let started = self.launch(operation, |operation| {
+            // SAFETY: the tensor holds `bytes` bytes, and libtorch's next use of its memory waits for the stream, or it
+            // is leaked; a live communicator and stream.
             self.call(operation, "ncclBroadcast", || unsafe {
                 (self.library.calls.ncclBroadcast)(
                     at,
@@ -360,8 +341,8 @@ impl Communicator for Nccl {
                 )
             })
         });
-        started.and_then(|()| self.hand_over()).inspect_err(|_| {
-            // The card may have been given it, and still writes.
+        started.and_then(|()| self.order_torch_after()).inspect_err(|_| {
+            // It may have been launched, and the GPU still writes to it.
             std::mem::forget(buffer.shallow_clone());
         })
     }
@@ -380,20 +361,21 @@ impl Communicator for Nccl {
 }
 
 impl Drop for Nccl {
-    /// Without `close` the communicator is left to the end of the process: to destroy it would wait for the others.
-    /// Memory of means that never ended is left too: the card may still write to it.
+    /// Without `close`, the communicator is leaked: destroying it would wait for the other ranks. The memory of
+    /// unfinished means is leaked too: the GPU may still write to it.
     fn drop(&mut self) {
         let means = self.means.get_mut();
         std::mem::forget(std::mem::take(&mut means.started));
     }
 }
 
-/// "all-reduce of 3 means of 1247 (1200 Float, 40 Float, 7 BFloat16)": equal on ranks that do the same.
+/// Describes means, identically on all ranks: "all-reduce of 3 tensors, 1247 elements (1200 Float, 40 Float, 7 BFloat16)".
 fn describe(what: &str, means: &[NcclMean]) -> String {
-    let total: usize = means.iter().map(|mean| mean.sent().numel()).sum();
+    let total: usize = means.iter().map(|mean| mean.payload().numel()).sum();
     let lengths: Vec<_> =
-        means.iter().map(|mean| format!("{} {:?}", mean.sent().numel(), mean.sent().kind())).collect();
-    format!("{what} of {} means of {total} ({})", means.len(), lengths.join(", "))
+        means.iter().map(|mean| format!("{} {:?}", mean.payload().numel(), mean.payload().kind())).collect();
+    let tensors = if means.len() == 1 { "tensor" } else { "tensors" };
+    format!("{what} of {} {tensors}, {total} elements ({})", means.len(), lengths.join(", "))
 }
 
 fn data_type(kind: Kind) -> ncclDataType_t {
@@ -404,7 +386,7 @@ fn data_type(kind: Kind) -> ncclDataType_t {
     }
 }
 
-/// Version and path of the NCCL that ranks on cards would use. Local.
+/// Returns version and path of the NCCL that ranks on GPUs would use. Local.
 pub fn nccl_library() -> Result<(String, &'static Path)> {
     let library = Library::open()?;
     Ok((version_text(library.version), library.path()))

@@ -1,17 +1,17 @@
-//! The watchdog of a communicator: what is under way, and the end of all ranks when it fails or does not end.
+//! Watchdog of the NCCL communicator: terminates all ranks if a collective fails or does not finish.
 //!
-//! The main thread never waits for a collective by itself: it may be anywhere, also inside a call that never returns. So two
-//! threads look after it several times a second and end the run through MPI. One asks card and library, and may itself be
-//! held there; the other one only looks at the time. The library's own way to give up (`ncclCommAbort`) may hang until
-//! every rank of the machine calls it, and is not used.
+//! The main thread never waits for a collective, and may be blocked in a call that never returns. Two threads therefore
+//! check several times a second, and terminate the run through MPI. One polls GPU and library for errors, and may
+//! itself block; the other only checks the time. NCCL's own mechanism (`ncclCommAbort`) may hang until every rank of
+//! the machine calls it, and is not used.
 
 use super::library::Library;
 use crate::comm::error::{Error, Result};
 use crate::cuda::{Context, Event};
 use crate::files;
-use crate::process::exit::end_all;
-use crate::process::messages::say;
-use crate::process::phase::{self, Whereabouts};
+use crate::process::exit::abort_all;
+use crate::process::messages::print_stderr;
+use crate::process::phase::{self, RankLocation};
 use crate::process::rank_status;
 use cudarc::nccl::sys::{ncclComm_t, ncclResult_t};
 use std::cell::Cell;
@@ -21,20 +21,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Given to the other ranks to say what they see before the first one ends all.
-const LAST_WORDS: Duration = Duration::from_millis(300);
+/// Delay of ranks other than 0 before they terminate all ranks, so that the others can print their errors.
+const REPORT_GRACE: Duration = Duration::from_millis(300);
 
-/// Watches until it is dropped.
+/// The watchdog threads; they stop when this is dropped.
 pub(super) struct NcclWatch {
     shared: Arc<WatchShared>,
-    asking: Cell<Option<JoinHandle<()>>>,
+    poller: Cell<Option<JoinHandle<()>>>,
 }
 
 struct WatchShared {
     library: &'static Library,
     context: Context,
     limit: Duration,
-    /// Null before the communicator is there.
+    /// Null until the communicator is created.
     comm: AtomicPtr<std::ffi::c_void>,
     state: Mutex<WatchState>,
     wake: Condvar,
@@ -42,42 +42,42 @@ struct WatchShared {
 
 #[derive(Default)]
 struct WatchState {
-    /// The call of the library that the main thread is in.
-    call: Option<Awaited>,
-    /// The question that the asking thread waits for.
-    question: Option<Awaited>,
-    /// Collectives on the card, in the order in which they end.
-    flights: VecDeque<(Awaited, Arc<Event>)>,
-    /// When the last one ended.
-    moved: Option<Instant>,
-    /// Events that nothing uses now.
+    /// The NCCL call that the main thread is in.
+    call: Option<Watched>,
+    /// The query that the polling thread is in.
+    query: Option<Watched>,
+    /// Collectives on the GPU, in the order in which they complete.
+    collectives: VecDeque<(Watched, Arc<Event>)>,
+    /// When the last one completed.
+    last_completed: Option<Instant>,
+    /// Unused events.
     spare: Vec<Arc<Event>>,
-    /// No more questions.
-    quiet: bool,
-    /// No more looks at the time either.
+    /// Stops the polling thread.
+    polling_stopped: bool,
+    /// Stops the timeout thread.
     closing: bool,
 }
 
-/// Something that must end.
+/// An operation with a time limit.
 #[derive(Clone)]
-struct Awaited {
+struct Watched {
     operation: String,
-    at: Whereabouts,
+    at: RankLocation,
     since: Instant,
 }
 
-impl Awaited {
-    fn new(operation: &str) -> Awaited {
-        Awaited { operation: operation.into(), at: phase::here(), since: Instant::now() }
+impl Watched {
+    fn new(operation: &str) -> Watched {
+        Watched { operation: operation.into(), at: phase::here(), since: Instant::now() }
     }
 
-    fn lost(&self, call: &'static str, text: String) -> Error {
-        Error::NcclLost { at: Box::new(self.at.clone()), operation: self.operation.clone(), call, text }
+    fn failure(&self, call: &'static str, text: String) -> Error {
+        Error::NcclFailed { at: Box::new(self.at.clone()), operation: self.operation.clone(), call, text }
     }
 }
 
 impl NcclWatch {
-    /// Starts to watch. `limit` is the longest that one call or one collective may take.
+    /// Starts the threads. `limit` is how long a call or a collective may take.
     pub(super) fn start(library: &'static Library, context: Context, limit: Duration) -> Result<NcclWatch> {
         let shared = Arc::new(WatchShared {
             library,
@@ -91,7 +91,7 @@ impl NcclWatch {
             let shared = Arc::clone(&shared);
             let watch = move || {
                 if let Err(why) = watch(&shared) {
-                    end(&why);
+                    abort(&why);
                 }
             };
             std::thread::Builder::new()
@@ -100,24 +100,24 @@ impl NcclWatch {
                 .map_err(files::io("start a thread of", "/proc/self"))
         };
         thread("nccl-time", WatchShared::watch_time)?;
-        let asking = thread("nccl-ask", WatchShared::watch_answers)?;
-        Ok(NcclWatch { shared, asking: Cell::new(Some(asking)) })
+        let poller = thread("nccl-poll", WatchShared::poll_errors)?;
+        Ok(NcclWatch { shared, poller: Cell::new(Some(poller)) })
     }
 
-    /// From now on errors of `comm` are asked for.
+    /// Starts polling `comm` for errors.
     pub(super) fn set_comm(&self, comm: ncclComm_t) {
         self.shared.comm.store(comm.cast(), Ordering::Release);
     }
 
-    /// Runs a call of the library that may wait for other ranks.
+    /// Runs an NCCL call that may wait for other ranks, under the time limit.
     pub(super) fn during<T>(&self, operation: &str, call: impl FnOnce() -> T) -> T {
-        self.shared.lock().call = Some(Awaited::new(operation));
+        self.shared.lock().call = Some(Watched::new(operation));
         let answer = call();
         self.shared.lock().call = None;
         answer
     }
 
-    /// An event to be recorded after a collective and handed to [`NcclWatch::follow`].
+    /// Returns an event, to be recorded after a collective and passed to [`NcclWatch::follow`].
     pub(super) fn event(&self) -> Result<Arc<Event>> {
         match self.shared.lock().spare.pop() {
             Some(event) => Ok(event),
@@ -125,27 +125,27 @@ impl NcclWatch {
         }
     }
 
-    /// `operation` is under way until `done` has come. Given in the order in which they end.
+    /// Watches `operation` until the event `done` completes. Called in the order of completion.
     pub(super) fn follow(&self, operation: &str, done: Arc<Event>) {
-        self.shared.lock().flights.push_back((Awaited::new(operation), done));
+        self.shared.lock().collectives.push_back((Watched::new(operation), done));
     }
 
-    /// Asks no more: returns when the communicator is nobody's but the caller's.
-    pub(super) fn stop_asking(&self) {
-        self.shared.lock().quiet = true;
+    /// Stops the polling thread; afterwards only the caller uses the communicator.
+    pub(super) fn stop_polling(&self) {
+        self.shared.lock().polling_stopped = true;
         self.shared.wake.notify_all();
-        if let Some(asking) = self.asking.take() {
-            // It ends the process or returns.
-            let _ = asking.join();
+        if let Some(poller) = self.poller.take() {
+            // The thread returns or ends the process.
+            let _ = poller.join();
         }
     }
 }
 
 impl Drop for NcclWatch {
-    /// The threads end by themselves: one that is held in a call is not waited for.
+    /// Stops the threads without waiting for them, since they may be blocked in a call.
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        (state.quiet, state.closing) = (true, true);
+        (state.polling_stopped, state.closing) = (true, true);
         self.shared.wake.notify_all();
     }
 }
@@ -155,30 +155,33 @@ impl WatchShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the next look; none when `over` says so.
-    fn next_look(&self, over: fn(&WatchState) -> bool) -> Option<MutexGuard<'_, WatchState>> {
+    /// Waits for the next check; returns `None` once `stopped` returns true.
+    fn next_check(&self, stopped: fn(&WatchState) -> bool) -> Option<MutexGuard<'_, WatchState>> {
         let pause = (self.limit / 20).clamp(Duration::from_millis(1), Duration::from_millis(100));
-        let told = self.wake.wait_timeout_while(self.lock(), pause, |state| !over(state));
-        let (state, _) = told.unwrap_or_else(PoisonError::into_inner);
-        if over(&state) { None } else { Some(state) }
+        let woken = self.wake.wait_timeout_while(self.lock(), pause, |state| !stopped(state));
+        let (state, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        if stopped(&state) { None } else { Some(state) }
     }
 
-    /// Looks at the time; the error is what ends the run.
+    /// Checks the time limits; returns the error that terminates the run.
     fn watch_time(&self) -> Result<()> {
-        while let Some(state) = self.next_look(|state| state.closing) {
-            // A collective may have been given long before its turn came: what counts is that none ends.
-            let flight =
-                state.flights.front().map(|(flight, _)| (flight, state.moved.max(Some(flight.since))));
-            let calls = [&state.call, &state.question];
+        while let Some(state) = self.next_check(|state| state.closing) {
+            // A collective may have been queued long before it starts: the limit applies to the time without any
+            // completion.
+            let collective = state
+                .collectives
+                .front()
+                .map(|(collective, _)| (collective, state.last_completed.max(Some(collective.since))));
+            let calls = [&state.call, &state.query];
             let calls = calls.into_iter().flatten().map(|call| (call, Some(call.since)));
-            for (held, since) in calls.chain(flight) {
+            for (watched, since) in calls.chain(collective) {
                 let waited = since.map_or(Duration::ZERO, |since| since.elapsed());
                 if waited >= self.limit {
-                    return Err(Error::NcclStalled {
-                        at: Box::new(held.at.clone()),
-                        operation: held.operation.clone(),
+                    return Err(Error::NcclTimedOut {
+                        at: Box::new(watched.at.clone()),
+                        operation: watched.operation.clone(),
                         waited_s: waited.as_secs_f64(),
-                        behind: rank_status::furthest_behind(held.at.rank),
+                        behind: rank_status::furthest_behind(watched.at.rank),
                     });
                 }
             }
@@ -186,48 +189,49 @@ impl WatchShared {
         Ok(())
     }
 
-    /// Asks card and library; the error is what ends the run. Asks without the lock: the main thread never waits for it.
-    fn watch_answers(&self) -> Result<()> {
+    /// Polls GPU and library; returns the error that terminates the run. Holds no lock, so that the main thread never
+    /// waits.
+    fn poll_errors(&self) -> Result<()> {
         self.context.bind()?;
-        while let Some(state) = self.next_look(|state| state.quiet) {
+        while let Some(state) = self.next_check(|state| state.polling_stopped) {
             drop(state);
-            while self.ask_card()? {}
-            self.ask_library()?;
+            while self.poll_gpu()? {}
+            self.poll_library()?;
         }
         Ok(())
     }
 
-    /// Whether the oldest collective has ended since the last look.
-    fn ask_card(&self) -> Result<bool> {
-        let Some((flight, done)) = self.lock().flights.front().cloned() else {
+    /// Returns whether the oldest collective has completed since the last check.
+    fn poll_gpu(&self) -> Result<bool> {
+        let Some((collective, done)) = self.lock().collectives.front().cloned() else {
             return Ok(false);
         };
-        let ended = self.asking(&flight, || done.is_done());
-        if !ended.map_err(|why| flight.lost("the card", why.to_string()))? {
+        let ended = self.query(&collective, || done.is_done());
+        if !ended.map_err(|why| collective.failure("the GPU", why.to_string()))? {
             return Ok(false);
         }
         let mut state = self.lock();
-        let event = state.flights.pop_front().map(|(_, event)| event);
+        let event = state.collectives.pop_front().map(|(_, event)| event);
         state.spare.extend(event);
-        state.moved = Some(Instant::now());
+        state.last_completed = Some(Instant::now());
         Ok(true)
     }
 
-    /// Whether the library knows of an error that no call has told.
-    fn ask_library(&self) -> Result<()> {
+    /// Polls NCCL for an asynchronous error.
+    fn poll_library(&self) -> Result<()> {
         let comm: ncclComm_t = self.comm.load(Ordering::Acquire).cast();
         if comm.is_null() {
             return Ok(());
         }
-        let held = {
+        let watched = {
             let state = self.lock();
-            state.flights.front().map(|(flight, _)| flight).or(state.call.as_ref()).cloned()
+            state.collectives.front().map(|(collective, _)| collective).or(state.call.as_ref()).cloned()
         };
-        let held = held.unwrap_or_else(|| Awaited::new("a question to NCCL"));
+        let watched = watched.unwrap_or_else(|| Watched::new("ncclCommGetAsyncError"));
         let mut found = 0u32;
-        let code = self.asking(&held, || {
-            // SAFETY: a communicator that lives until `stop_asking` has returned, asked while another thread uses it, as the
-            // library allows. The answer is one of its codes, kept as a number: a newer library may have more.
+        let code = self.query(&watched, || {
+            // SAFETY: the communicator lives until `stop_polling` returns; NCCL allows this query while another thread
+            // uses it. The result is kept as a number: a newer library may have more codes.
             unsafe {
                 (self.library.calls.ncclCommGetAsyncError)(comm, (&raw mut found).cast::<ncclResult_t>())
             }
@@ -236,23 +240,23 @@ impl WatchShared {
         if code == 0 || code == ncclResult_t::ncclInProgress as u32 {
             return Ok(());
         }
-        Err(held.lost("ncclCommGetAsyncError", self.library.text_of(code, comm)))
+        Err(watched.failure("ncclCommGetAsyncError", self.library.text_of(code, comm)))
     }
 
-    /// Runs a question about `held`, which may itself be held up.
-    fn asking<T>(&self, held: &Awaited, question: impl FnOnce() -> T) -> T {
-        self.lock().question = Some(Awaited { since: Instant::now(), ..held.clone() });
-        let answer = question();
-        self.lock().question = None;
+    /// Runs a query about `watched`, under the time limit.
+    fn query<T>(&self, watched: &Watched, query: impl FnOnce() -> T) -> T {
+        self.lock().query = Some(Watched { since: Instant::now(), ..watched.clone() });
+        let answer = query();
+        self.lock().query = None;
         answer
     }
 }
 
-/// Says why and ends all ranks.
-fn end(why: &Error) -> ! {
-    say(&why.to_string());
+/// Prints the error and terminates all ranks.
+fn abort(why: &Error) -> ! {
+    print_stderr(&why.to_string());
     if phase::here().rank != 0 {
-        std::thread::sleep(LAST_WORDS);
+        std::thread::sleep(REPORT_GRACE);
     }
-    end_all(1)
+    abort_all(1)
 }

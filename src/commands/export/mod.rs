@@ -1,5 +1,5 @@
-//! `export`: a trained network for PyTorch: weights under the published names, genotype, sizes, and one Python file that
-//! builds the network and loads them.
+//! `export`: writes a trained network for PyTorch: weights under the published names, genotype, sizes, and a Python
+//! file that builds the network and loads them.
 
 use crate::cli::ExportArgs;
 use crate::config::{EvaluateConfig, Settings};
@@ -21,53 +21,53 @@ use serde::Serialize;
 use std::fs;
 use std::path::Path;
 
-/// The Python file.
+/// The exported Python file.
 const NETWORK_PY: &str = include_str!("network.py");
 
-/// What `network.json` says: all that the Python file needs beside the genotype.
+/// Content of `network.json`: what the Python file requires beside the genotype.
 #[derive(Serialize)]
 struct About {
     space: SearchSpace,
     init_channels: i64,
     layers: i64,
     num_classes: i64,
-    /// Side of the images it was tested on, pixels.
+    /// Side of the test images, pixels.
     px: i64,
     /// Normalisation of red, green, blue.
     mean: [f64; 3],
     std: [f64; 3],
-    /// Names of the classes, in order of the outputs; absent if the run is of an older version, which did not keep them.
+    /// Class names in the order of the outputs; absent for runs of older versions, which did not store them.
     #[serde(skip_serializing_if = "Option::is_none")]
     classes: Option<Vec<String>>,
-    /// Where the weights come from.
+    /// Origin of the weights.
     weights: String,
 }
 
-/// Weights, and what is known of them.
+/// Trained weights and their origin.
 pub struct Trained {
-    /// Under the published names.
+    /// Tensors by published name.
     pub weights: Named,
-    /// Names of the classes, in order of the outputs, if they are known.
+    /// Class names in the order of the outputs, if known.
     pub classes: Option<Vec<String>>,
-    /// Where the weights come from.
+    /// Origin of the weights.
     pub from: String,
 }
 
-/// Exports a run as `args` say. Local.
+/// `drnas-dist export`. Local.
 pub fn run(args: &ExportArgs) -> Result<()> {
     let config = EvaluateConfig::load(&args.run.join("config.toml"), &[])?;
     let genotype = Genotype::read(&args.run.join(GENOTYPE).display().to_string())?;
     let trained = if args.best { best_of(&args.run)? } else { newest_of(&args.run)? };
     if trained.classes.is_none() {
-        console::remark(&format!(
-            "warning: {} was trained by an older version and holds no class names; the export has none either, and \
-             tests of it cannot check them",
+        console::print_diagnostic(&format!(
+            "warning: {} was trained by an older version and contains no class names; neither does the export, so its \
+             class order cannot be checked in tests",
             args.run.display()
         ));
     }
     export(&config, &genotype, trained, &args.to, args.overwrite)?;
-    Ok(console::answer(&format!(
-        "{}: weights.safetensors, genotype.json, network.json, network.py (`python {}` loads them)\n",
+    Ok(console::print_result(&format!(
+        "{}: weights.safetensors, genotype.json, network.json, network.py (to load them: `python {}`)\n",
         args.to.display(),
         args.to.join("network.py").display()
     ))?)
@@ -81,9 +81,9 @@ fn best_of(run: &Path) -> Result<Trained> {
 fn newest_of(run: &Path) -> Result<Trained> {
     let folder = checkpoint::folder(run);
     let latest = checkpoint::latest(&folder)?;
-    latest.warnings.iter().for_each(|warning| console::remark(&format!("warning: {warning}")));
+    latest.warnings.iter().for_each(|warning| console::print_diagnostic(&format!("warning: {warning}")));
     let (step, saved) =
-        latest.found.ok_or(train::Error::NoGoodCheckpoint { folder, count: latest.warnings.len() })?;
+        latest.found.ok_or(train::Error::NoValidCheckpoint { folder, count: latest.warnings.len() })?;
     Ok(Trained {
         weights: group(&saved, "weights/"),
         classes: classes_of(&saved.meta),
@@ -91,8 +91,8 @@ fn newest_of(run: &Path) -> Result<Trained> {
     })
 }
 
-/// Writes the four files into the folder `to`; files of another content are replaced only if `overwrite` says so. The
-/// weights must be those of the configuration's network. Local.
+/// Writes the four files to the folder `to`; files with different content are replaced only if `overwrite` is set. The
+/// weights must belong to the network of the configuration. Local.
 pub fn export(
     config: &EvaluateConfig,
     genotype: &Genotype,
@@ -101,7 +101,7 @@ pub fn export(
     overwrite: bool,
 ) -> Result<()> {
     let Trained { weights, classes, from } = trained;
-    // What does not fit is found here and not in Python.
+    // Detects mismatched weights here rather than in Python.
     let placement = Placement::on_cpu(config.precision);
     Network::new(shape(config, genotype), placement).params.load(&weights)?;
     let about = About {
@@ -115,7 +115,8 @@ pub fn export(
         classes: classes.clone(),
         weights: from,
     };
-    let json = |value: serde_json::Result<String>| value.expect("plain data has a JSON form") + "\n";
+    let json =
+        |value: serde_json::Result<String>| value.expect("plain data can be serialised as JSON") + "\n";
     fs::create_dir_all(to).map_err(files::io("create folder", to))?;
     let files = [
         ("genotype.json", json(serde_json::to_string_pretty(genotype)).into_bytes()),
@@ -123,7 +124,7 @@ pub fn export(
         ("network.py", NETWORK_PY.as_bytes().to_vec()),
         ("weights.safetensors", weights_file(&weights, classes.as_deref())?),
     ];
-    // All of them or none.
+    // All files or none.
     for (name, bytes) in &files {
         files::check_new(&to.join(name), bytes, overwrite)?;
     }

@@ -5,8 +5,8 @@
     logits = net((images - net.mean) / net.std)     # images: [N, 3, px, px] in 0..1
     net.classes[logits[0].argmax()]                 # name of the class of the first image
 
-The folder holds weights.safetensors (names of the published DrNAS code), genotype.json, network.json and this file, which
-needs PyTorch and nothing else. Sources: quark0/darts, xiangning-chen/DrNAS (DARTS-space/model.py, operations.py).
+The folder contains weights.safetensors (names of the published DrNAS code), genotype.json, network.json and this file, which
+requires only PyTorch. Sources: quark0/darts, xiangning-chen/DrNAS (DARTS-space/model.py, operations.py).
 """
 
 import json
@@ -22,7 +22,7 @@ def conv(c_in, c_out, kernel, **options):
 
 
 class Operation(nn.Module):
-    """An operation of an edge; its layers are `op`."""
+    """Operation of an edge; its layers are in `op`."""
 
     def __init__(self, *layers):
         super().__init__()
@@ -67,7 +67,7 @@ def operation(name, c, stride):
 
 
 def drop_path(x, probability):
-    """Leaves x out for some images of the batch."""
+    """Drops x for some images of the batch."""
     kept = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) >= probability
     return x * kept / (1 - probability)
 
@@ -111,7 +111,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class Network(nn.Module):
-    """In evaluation mode images to logits; in training mode to (logits, logits of the auxiliary head or None)."""
+    """Maps images to logits in evaluation mode, to (logits, auxiliary logits or None) in training mode."""
 
     def __init__(self, genotype, space, init_channels, layers, num_classes, auxiliary):
         super().__init__()
@@ -148,7 +148,7 @@ class Network(nn.Module):
         for number, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
             if self.training and number == self.auxiliary_cell and hasattr(self, "auxiliary_head"):
-                s1 = torch.relu(s1)  # published: the head rectifies in place, also for what follows
+                s1 = torch.relu(s1)  # as published: the in-place ReLU also affects the next cell
                 auxiliary = self.auxiliary_head(s1)
         logits = self.classifier(s1.mean((2, 3)))
         return (logits, auxiliary) if self.training else logits
@@ -170,7 +170,7 @@ def read_safetensors(path):
 
 
 def load(folder):
-    """The network of `folder`, with its weights, on the CPU."""
+    """Returns the network of `folder` with its weights, on the CPU."""
     folder = Path(folder)
     about = json.loads((folder / "network.json").read_text())
     genotype = json.loads((folder / "genotype.json").read_text())
@@ -182,7 +182,7 @@ def load(folder):
     for name in ("mean", "std"):
         values = torch.tensor(about[name], dtype=weights["classifier.weight"].dtype)
         net.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
-    net.classes = about.get("classes")  # names in order of the outputs; None from older versions
+    net.classes = about.get("classes")  # in the order of the outputs; None for runs of older versions
     return net
 
 

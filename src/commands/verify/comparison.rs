@@ -1,32 +1,32 @@
-//! Comparison: the largest error of one kind of tensor, and whether it is allowed.
+//! Comparison of tensors by their largest relative error.
 
 use crate::net::params::Named;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::fmt;
 use tch::{Device, Kind, Tensor};
 
-/// The largest error of one kind of tensor.
+/// Largest error of one kind of tensor.
 #[derive(Debug, Clone)]
 pub struct Finding {
     /// "logits", "gradients" ...
     pub kind: &'static str,
-    /// Tensors compared.
+    /// Number of tensors compared.
     pub count: usize,
-    /// Largest relative error, and the tensor that has it.
+    /// Largest relative error and the name of its tensor.
     pub worst: (f64, String),
-    /// What is allowed.
+    /// Largest error that passes.
     pub tolerance: f64,
 }
 
 impl Finding {
-    /// Whether the error is within the tolerance (a NaN is not).
+    /// Returns whether the error is within the tolerance (NaN is not) and at least one tensor was compared.
     pub fn passes(&self) -> bool {
         self.worst.0 <= self.tolerance && self.count > 0
     }
 }
 
 impl Serialize for Finding {
-    /// `error` is null when it is not finite.
+    /// `error` is written as null if it is not finite.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut out = serializer.serialize_struct("Finding", 6)?;
         out.serialize_field("kind", self.kind)?;
@@ -44,32 +44,33 @@ impl fmt::Display for Finding {
         let Finding { kind, count, worst: (error, name), tolerance } = self;
         let verdict = if self.passes() { "ok" } else { "FAILED" };
         write!(out, "{verdict:6} {kind:24} {count:5} compared, largest relative error {error:9.2e}")?;
-        write!(out, " (allowed {tolerance:.0e}) {name}")
+        write!(out, " (tolerance {tolerance:.0e}) {name}")
     }
 }
 
-/// Collects errors of one kind.
+/// Collects the errors of one kind of tensor.
 pub struct Comparison {
     finding: Finding,
-    /// Denominators are at least this.
+    /// Lower bound of denominators.
     floor: f64,
-    /// Whether tensors of many names are compared as one.
+    /// Whether all tensors are compared as one.
     together: bool,
 }
 
 impl Comparison {
-    /// Nothing compared. `tolerance`: the relative error allowed; `floor`: denominators are at least this.
+    /// Creates an empty comparison. `tolerance`: largest relative error that passes; `floor`: lower bound of
+    /// denominators.
     pub fn new(kind: &'static str, tolerance: f64, floor: f64) -> Comparison {
         let finding = Finding { kind, count: 0, worst: (0.0, String::new()), tolerance };
         Comparison { finding, floor, together: false }
     }
 
-    /// The same, with all tensors compared as one if `together`.
+    /// Compares all tensors as one if `together`.
     pub fn together(self, together: bool) -> Comparison {
         Comparison { together, ..self }
     }
 
-    /// |ours - theirs| / |theirs|, Frobenius norms in float64.
+    /// Adds the error |ours - theirs| / |theirs|: Frobenius norms in float64; infinite if the shapes differ.
     pub fn add(&mut self, name: &str, ours: &Tensor, theirs: &Tensor) {
         let norm = |x: &Tensor| x.to_kind(Kind::Double).norm().double_value(&[]);
         let ours = &ours.to_device(Device::Cpu);
@@ -80,24 +81,24 @@ impl Comparison {
         } else {
             f64::INFINITY
         };
-        self.note(name, error);
+        self.record(name, error);
     }
 
-    /// Takes in an error found elsewhere.
-    pub fn note(&mut self, name: &str, error: f64) {
+    /// Records an error computed elsewhere.
+    pub fn record(&mut self, name: &str, error: f64) {
         self.finding.count += 1;
-        // NaN has to win.
+        // A NaN counts as the largest error.
         if error.is_nan() || error > self.finding.worst.0 {
             self.finding.worst = (error, name.to_string());
         }
     }
 
-    /// Takes in what has to be equal.
+    /// Records an exact comparison.
     pub fn equal(&mut self, name: &str, equal: bool) {
-        self.note(name, if equal { 0.0 } else { f64::INFINITY });
+        self.record(name, if equal { 0.0 } else { f64::INFINITY });
     }
 
-    /// Compares all of `ours` with their namesakes, but for the names that `skip` picks.
+    /// Compares all tensors of `ours`, except names that match `skip`, with those of the same name.
     pub fn all(mut self, ours: &Named, theirs: &Named, skip: impl Fn(&str) -> bool) -> Finding {
         if self.together {
             return self.whole(ours, theirs, skip);
@@ -105,13 +106,13 @@ impl Comparison {
         for (name, ours) in ours.iter().filter(|(name, _)| !skip(name)) {
             match theirs.get(name) {
                 Some(theirs) => self.add(name, ours, theirs),
-                None => self.note(&format!("{name} (missing)"), f64::INFINITY),
+                None => self.record(&format!("{name} (missing)"), f64::INFINITY),
             }
         }
         self.finding
     }
 
-    /// The same, all tensors as one.
+    /// Compares all tensors as one, see [`Comparison::all`].
     fn whole(mut self, ours: &Named, theirs: &Named, skip: impl Fn(&str) -> bool) -> Finding {
         let (mut distance, mut size, mut count) = (0.0, 0.0, 0);
         let square = |x: &Tensor| x.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
@@ -126,17 +127,17 @@ impl Comparison {
                 None => distance = f64::INFINITY,
             }
         }
-        self.note("as one", (distance / size).sqrt());
+        self.record("all as one tensor", (distance / size).sqrt());
         self.finding.count = count;
         self.finding
     }
 
-    /// What was found.
+    /// Returns the finding.
     pub fn finding(self) -> Finding {
         self.finding
     }
 
-    /// Compares one tensor, and that is all.
+    /// Compares a single tensor.
     pub fn one(mut self, ours: &Tensor, theirs: &Tensor) -> Finding {
         self.add("", ours, theirs);
         self.finding

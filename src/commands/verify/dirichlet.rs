@@ -1,14 +1,14 @@
-//! The golden file of the Dirichlet distribution: concentration, pathwise gradients, KL, pruning.
+//! Golden file of the Dirichlet distribution: concentration, pathwise gradients, KL, pruning.
 
-use super::bounds::EXACT;
 use super::comparison::{Comparison, Finding};
 use super::golden::{Golden, rows};
+use super::tolerances::EXACT;
 use crate::error::Result;
 use crate::search::dirichlet::{self, ThetaSample};
 use crate::space::Mask;
 use tch::{Kind, Tensor};
 
-/// All its figures, which are float64 whatever networks compute in.
+/// Compares all values of the file, in float64 whatever the precision of networks.
 pub fn distribution(golden: &Golden) -> Result<Vec<Finding>> {
     let exact = |kind| Comparison::new(kind, EXACT, 0.0);
     let tensor = |name: &str| golden.tensor(name);

@@ -1,4 +1,4 @@
-//! A golden file in memory: tensors with settings, or a list in JSON.
+//! Golden files in memory: tensors with settings, or a JSON list.
 
 use crate::commands::error::Error as CommandError;
 use crate::error::{Error, Result};
@@ -11,11 +11,11 @@ use std::path::Path;
 use std::str::FromStr;
 use tch::{Kind, Tensor};
 
-/// A safetensors file.
+/// A golden safetensors file.
 pub struct Golden {
     path: String,
     settings: BTreeMap<String, String>,
-    /// By name.
+    /// Tensors by name.
     pub tensors: Named,
 }
 
@@ -31,45 +31,45 @@ impl Golden {
         Ok(Golden { path: path.display().to_string(), settings, tensors })
     }
 
-    /// The error that says what is wrong with this file.
+    /// Returns an error about this file.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
         CommandError::Golden { path: self.path.clone(), what: what.into() }.into()
     }
 
-    /// A tensor that has to be there.
+    /// Returns a required tensor.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor '{name}'")))
     }
 
-    /// A setting, if there is one of that name.
+    /// Returns an optional setting.
     pub fn setting(&self, key: &str) -> Option<&str> {
         self.settings.get(key).map(String::as_str)
     }
 
-    /// A setting that has to be there.
+    /// Returns a required setting.
     pub fn text(&self, key: &str) -> Result<&str> {
         self.setting(key).ok_or_else(|| self.wrong(format!("no setting '{key}'")))
     }
 
-    /// A setting that has to be a number.
+    /// Returns a required setting as a number.
     pub fn number<T: FromStr>(&self, key: &str) -> Result<T> {
         let text = self.text(key)?;
-        text.parse().map_err(|_| self.wrong(format!("setting '{key}' is '{text}', expected a number")))
+        text.parse().map_err(|_| self.wrong(format!("setting '{key}': expected a number, found '{text}'")))
     }
 
-    /// A setting that has to be a size of a network. Channels and classes are extents of tensors that are in the file, and a
-    /// cell has some: a damaged number builds no network that fills the memory.
+    /// Returns a required size of a network. Channels and classes are dimensions of tensors in the file, and every cell
+    /// has a tensor: the limit prevents a corrupt number from filling the memory.
     pub fn size<T: TryFrom<i64>>(&self, key: &str) -> Result<T> {
         let extents = self.tensors.values().flat_map(Tensor::size);
-        let most = extents.chain([self.tensors.len() as i64]).max().unwrap_or(0);
+        let max = extents.chain([self.tensors.len() as i64]).max().unwrap_or(0);
         let size = self.number(key)?;
-        let fits = T::try_from(size).ok().filter(|_| (1..=most).contains(&size));
+        let fits = T::try_from(size).ok().filter(|_| (1..=max).contains(&size));
         fits.ok_or_else(|| {
-            self.wrong(format!("setting '{key}' is {size}, expected 1 to {most} by its tensors"))
+            self.wrong(format!("setting '{key}': expected 1 to {max} (from its tensors), found {size}"))
         })
     }
 
-    /// Tensors under `group/`, by the rest of their names.
+    /// Returns the tensors under `group/`, without that prefix.
     pub fn group(&self, group: &str) -> Named {
         let tensors = self.tensors.iter();
         tensors
@@ -80,7 +80,7 @@ impl Golden {
             .collect()
     }
 
-    /// A mask for the table `like` [E, O]; nothing is pruned where the file has none.
+    /// Returns a mask for the table `like` [E, O]; nothing is pruned if the file has none.
     pub fn mask(&self, name: &str, like: &Tensor) -> Result<Mask> {
         let (edges, operations) = like.size2()?;
         match self.tensors.get(name) {
@@ -94,30 +94,30 @@ impl Golden {
     }
 }
 
-/// A table [E, O] on the host.
+/// Copies a table [E, O] to the host.
 pub fn rows(table: &Tensor) -> Result<Vec<Vec<f64>>> {
     Ok(Vec::try_from(table.to_kind(Kind::Double))?)
 }
 
-/// A JSON file.
-pub struct Listed {
+/// A golden JSON file.
+pub struct GoldenList {
     path: String,
     text: String,
 }
 
-impl Listed {
+impl GoldenList {
     /// Reads a file.
-    pub fn read(path: &Path) -> Result<Listed> {
+    pub fn read(path: &Path) -> Result<GoldenList> {
         let text = std::fs::read_to_string(path).map_err(files::io("read", path))?;
-        Ok(Listed { path: path.display().to_string(), text })
+        Ok(GoldenList { path: path.display().to_string(), text })
     }
 
-    /// The error that says what is wrong with this file.
+    /// Returns an error about this file.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
         CommandError::Golden { path: self.path.clone(), what: what.into() }.into()
     }
 
-    /// What it lists.
+    /// Parses the content.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_str(&self.text).map_err(|error| self.wrong(error.to_string()))
     }

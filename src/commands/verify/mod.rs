@@ -1,7 +1,6 @@
-//! `verify`: runs golden files (inputs, weights and every result of the published code) through this program's own
-//! network and tells how far apart they are.
+//! `verify`: runs the inputs and weights of golden files through the networks of this program and compares all results
+//! with those of the published code.
 
-mod bounds;
 mod comparison;
 mod counts;
 mod dirichlet;
@@ -9,6 +8,7 @@ mod golden;
 mod network;
 mod schedules;
 mod supernet;
+mod tolerances;
 
 pub use comparison::Finding;
 
@@ -23,17 +23,17 @@ use crate::process::{console, torch};
 use crate::report::append_json;
 use crate::space::SearchSpace;
 use crate::world::{COMMAND_LIMIT, Devices, World};
-use golden::{Golden, Listed};
+use golden::{Golden, GoldenList};
 use serde::Serialize;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use tch::{Device, Tensor};
 
-/// How networks are verified unless somebody wants it otherwise: in float32 on the CPU, cut after every part.
+/// Default placement for `verify`: float32 on the CPU, cut after every part.
 pub const PLACEMENT: Placement = Placement::on_cpu(Precision::Fp32);
 
-/// Compares golden files with this program's network; an error if one differs.
+/// `drnas-dist verify`. Errors: a file differs by more than the tolerance.
 pub fn run(args: &VerifyArgs) -> Result<()> {
     if args.device == DeviceChoice::Cpu {
         return verify_on(args, Device::Cpu);
@@ -45,10 +45,11 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 }
 
 fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
-    // What a damaged file makes libtorch say is an error then (see [`verify`]), and said once. Not earlier: what goes wrong
-    // with a card before that has to be heard.
+    // A panic of libtorch about a corrupt file becomes an error (see [`verify`]) and is printed once. The hook is set
+    // only now, so that earlier panics, such as those about a GPU, are printed.
     std::panic::set_hook(Box::new(|_| ()));
-    // Threads change the order of sums, which shows in bf16: the same figures on every machine.
+    // The number of threads changes the order of summation, which is visible in bf16: one thread gives the same values
+    // everywhere.
     tch::set_num_threads(1);
     torch::allow_tf32(args.precision == Precision::Tf32);
     tch::Cuda::set_user_enabled_cudnn(!args.no_cudnn);
@@ -67,13 +68,13 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
         }
         match outcome {
             Ok(findings) => {
-                console::answer(&format!("{}\n{findings}\n", file.display()))?;
+                console::print_result(&format!("{}\n{findings}\n", file.display()))?;
                 failed += usize::from(!findings.pass());
             }
             Err(why) if args.files.len() == 1 => return Err(why),
-            // The other files may tell more.
+            // Continue with the other files.
             Err(why) => {
-                console::answer(&format!("{}\n  FAILED {}\n\n", file.display(), chain(&why)))?;
+                console::print_result(&format!("{}\n  FAILED {}\n\n", file.display(), chain(&why)))?;
                 failed += 1;
             }
         }
@@ -84,12 +85,12 @@ fn verify_on(args: &VerifyArgs, device: Device) -> Result<()> {
     }
 }
 
-/// What verifying one file gave: one finding per kind of tensor, one at least.
+/// Result of verifying one file: a finding per kind of tensor, at least one.
 #[derive(Debug)]
 pub struct Findings(pub Vec<Finding>);
 
 impl Findings {
-    /// Whether all are within what is allowed.
+    /// Returns whether all findings pass.
     pub fn pass(&self) -> bool {
         self.0.iter().all(Finding::passes)
     }
@@ -105,12 +106,12 @@ pub struct Verified<'a> {
     checkpoint_cells: bool,
     pass: bool,
     findings: &'a [Finding],
-    /// Why there are no findings.
+    /// The error, if there are no findings.
     problem: Option<String>,
 }
 
 impl<'a> Verified<'a> {
-    /// What came of verifying `path` as `placement` says.
+    /// Describes the outcome for `path` and `placement`.
     pub fn new(path: &Path, placement: Placement, outcome: &'a Result<Findings>) -> Verified<'a> {
         Verified {
             file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -131,14 +132,15 @@ impl fmt::Display for Findings {
     }
 }
 
-/// Verifies one file by what it holds; networks compute as `placement` says. Local; needs no other rank.
+/// Verifies one file; networks are computed with `placement`. Local; requires no other rank.
 ///
-/// Tensors that do not fit together make libtorch panic, in too many places for a check before each: a panic is an error of
-/// the file here. On a card it may also be a kernel that the libraries do not have. The panic hook has been called by then.
+/// libtorch panics on mismatched tensors, in too many places for a check before each, so a panic is returned as an
+/// error of the file. On a GPU it may also be due to a kernel missing from the libraries. The panic hook has already
+/// been called.
 pub fn verify(path: &Path, placement: Placement) -> Result<Findings> {
     catch_unwind(AssertUnwindSafe(|| compare(path, placement))).unwrap_or_else(|panic| {
         let why = match placement.device {
-            Device::Cpu => "its parts do not fit together",
+            Device::Cpu => "its tensors do not match",
             _ => "it cannot be computed on this device",
         };
         let what = format!("{why}: {}", panic_line(&*panic));
@@ -149,12 +151,14 @@ pub fn verify(path: &Path, placement: Placement) -> Result<Findings> {
 fn compare(path: &Path, placement: Placement) -> Result<Findings> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.ends_with(".json") {
-        let listed = Listed::read(path)?;
+        let list = GoldenList::read(path)?;
         return match &*name {
-            name if name.starts_with("schedules") => schedules::schedules(&listed).map(Findings),
-            name if name.starts_with("eval_counts") => counts::counts(&listed).map(Findings),
-            _ => Err(listed
-                .wrong("not a golden file: schedules*.json, eval_counts*.json or *.safetensors is expected")),
+            name if name.starts_with("schedules") => schedules::schedules(&list).map(Findings),
+            name if name.starts_with("eval_counts") => counts::counts(&list).map(Findings),
+            _ => {
+                Err(list
+                    .wrong("not a golden file: expected schedules*.json, eval_counts*.json or *.safetensors"))
+            }
         };
     }
     let golden = Golden::read(path)?;
@@ -165,12 +169,12 @@ fn compare(path: &Path, placement: Placement) -> Result<Findings> {
         (_, Some("darts-cifar")) => supernet::supernet(&golden, SearchSpace::DartsCifar, placement),
         (_, Some("nas-bench-201")) => supernet::supernet(&golden, SearchSpace::NasBench201, placement),
         _ if golden.tensors.contains_key("concentration") => dirichlet::distribution(&golden),
-        _ => Err(golden.wrong("not a golden file: neither a network nor Dirichlet figures are in it")),
+        _ => Err(golden.wrong("not a golden file: it contains neither a network nor Dirichlet values")),
     };
     findings.map(Findings)
 }
 
-/// The gradients of `loss` by all weights, under the published names.
+/// Returns the gradients of `loss` with respect to all weights, under the published names.
 fn gradients(tape: Tape, loss: &Tensor, params: &Params) -> Result<Named> {
     for segment in tape.backward(loss) {
         let (bucket, grads) = segment?;

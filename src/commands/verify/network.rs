@@ -1,8 +1,8 @@
-//! Golden files of the final networks: forward, losses, gradients, statistics, evaluation.
+//! Golden files of evaluation networks: forward, losses, gradients, statistics, evaluation.
 
-use super::bounds::Allowed;
 use super::comparison::{Comparison, Finding};
 use super::golden::Golden;
+use super::tolerances::Tolerances;
 use crate::config::Precision;
 use crate::error::Result;
 use crate::net::loss::smoothed_cross_entropy;
@@ -14,10 +14,10 @@ use tch::Tensor;
 
 const FLOAT64_GRADIENTS: &str = "gradients, in float64";
 
-/// One network, trained one step and tested: as `placement` says; in float32 its gradients are compared in float64.
+/// Trains one step and tests one network with `placement`; in float32, its gradients are compared in float64.
 ///
-/// The batch norm over two values in the auxiliary head of `eval_cifar` makes gradients 1e4 times as inexact as numbers
-/// are: those of two float32 programs are further apart than the tolerance. In float64 only the file's own rounding counts.
+/// The batch norm over two values in the auxiliary head of `eval_cifar` amplifies relative errors of gradients by 1e4:
+/// two float32 programs differ by more than the tolerance. In float64, only the rounding of the file remains.
 pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Result<Vec<Finding>> {
     let shape = NetworkShape {
         space,
@@ -40,8 +40,8 @@ pub fn network(golden: &Golden, space: SearchSpace, placement: Placement) -> Res
 }
 
 fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<Finding>> {
-    let allowed = Allowed::of(net.placement());
-    let values = |kind| allowed.values(kind);
+    let tolerances = Tolerances::of(net.placement());
+    let values = |kind| tolerances.values(kind);
     let tensor = |name: &str| golden.tensor(name);
     let on_device = |name: &str| Ok(tensor(name)?.to_device(net.placement().device));
     let (images, labels): (Result<Tensor>, Result<Tensor>) = (on_device("input"), on_device("target"));
@@ -60,7 +60,7 @@ fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<F
     let mut loss = smoothed_cross_entropy(tape.logits(), labels, smoothing);
     findings.push(values("logits, training").one(tape.logits(), tensor("logits.train")?));
     if let [_, auxiliary] = tape.results() {
-        let comparison = allowed.auxiliary("logits, auxiliary");
+        let comparison = tolerances.auxiliary("logits, auxiliary");
         findings.push(comparison.one(auxiliary, tensor("logits.auxiliary")?));
         let auxiliary = smoothed_cross_entropy(auxiliary, labels, smoothing);
         loss += auxiliary * golden.number::<f64>("auxiliary_weight")?;
@@ -69,7 +69,7 @@ fn step(golden: &Golden, mut net: Network, with_gradients: bool) -> Result<Vec<F
     if with_gradients {
         let ours = super::gradients(tape, &loss, &net.params)?;
         let theirs = golden.group("grad");
-        let comparison = allowed.gradients(FLOAT64_GRADIENTS, &theirs);
+        let comparison = tolerances.gradients(FLOAT64_GRADIENTS, &theirs);
         findings.push(comparison.all(&ours, &theirs, |_| false));
     }
     let running = net.params.export_running(0);

@@ -1,23 +1,25 @@
 //! `schedules.json`: learning rates per epoch of every published run.
 
-use super::bounds::EXACT;
 use super::comparison::{Comparison, Finding};
-use super::golden::Listed;
+use super::golden::GoldenList;
+use super::tolerances::EXACT;
 use crate::error::Result;
 use crate::train::schedule::{Decay, Schedule};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// All series of the file.
-pub fn schedules(listed: &Listed) -> Result<Vec<Finding>> {
-    let series: BTreeMap<String, Vec<f64>> = listed.parse()?;
+/// Compares all series of the file.
+pub fn schedules(list: &GoldenList) -> Result<Vec<Finding>> {
+    let series: BTreeMap<String, Vec<f64>> = list.parse()?;
     let mut comparison = Comparison::new("learning rates", EXACT, 0.0);
     for (name, rates) in &series {
-        // As imagenet_search_0.5_50_warmup5: run, highest rate, epochs, warm-up.
+        // For example imagenet_search_0.5_50_warmup5: run, peak rate, epochs, warm-up.
         let numbers: Vec<f64> =
             name.split('_').filter_map(|part| part.trim_start_matches("warmup").parse().ok()).collect();
         let [lr, epochs, ref rest @ ..] = numbers[..] else {
-            return Err(listed.wrong(format!("'{name}' does not name a rate and a number of epochs")));
+            return Err(
+                list.wrong(format!("'{name}': expected a learning rate and a number of epochs in the name"))
+            );
         };
         let decay = match name {
             name if name.contains("linear") => Decay::Linear,

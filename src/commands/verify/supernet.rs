@@ -1,31 +1,31 @@
-//! Golden files of the supernets: forward, loss, gradients, statistics, evaluation, genotype, and the widening that led to
-//! the second stage.
+//! Golden files of supernets: forward, loss, gradients, statistics, evaluation, genotype, and the widening before the
+//! second stage.
 
-use super::bounds::{Allowed, COPIES};
 use super::comparison::{Comparison, Finding};
 use super::golden::{Golden, rows};
+use super::tolerances::{COPIES, Tolerances};
 use crate::error::{Error, Result};
 use crate::net::loss::cross_entropy;
 use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::placement::Placement;
 use crate::net::supernet::{Supernet, SupernetShape};
-use crate::net::widen::{Copied, Indices, widen, widen_running};
+use crate::net::widen::{CopiedChannels, Indices, widen, widen_running};
 use crate::space::found::Found;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::nb201::EDGES;
 use crate::space::{Mask, SearchSpace};
 use tch::Tensor;
 
-/// One supernet, computing as `placement` says.
+/// Compares one supernet, computed with `placement`.
 pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    // A space with one table has no names for tables.
+    // A space with one table does not name it.
     let name = |prefix: &str, table: &str| match space.tables().len() {
         1 => prefix.to_string(),
         _ => format!("{prefix}.{table}"),
     };
-    let allowed = Allowed::of(placement);
+    let tolerances = Tolerances::of(placement);
     let table = |prefix: &str| -> Result<Vec<Tensor>> {
         space.tables().iter().map(|table| Ok(golden.tensor(&name(prefix, table))?.copy())).collect()
     };
@@ -56,26 +56,26 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
 
     let tape = net.forward(images, &theta, 0);
     let logits = tape.logits().shallow_clone();
-    findings.push(allowed.values("logits, training").one(&logits, golden.tensor("logits.train")?));
+    findings.push(tolerances.values("logits, training").one(&logits, golden.tensor("logits.train")?));
     let loss = cross_entropy(&logits, labels);
-    findings.push(allowed.values("loss").one(&loss, golden.tensor("loss")?));
+    findings.push(tolerances.values("loss").one(&loss, golden.tensor("loss")?));
     let ours = super::gradients(tape, &loss, &net.params)?;
     let theirs = golden.group("grad");
-    findings.push(allowed.gradients("gradients of weights", &theirs).all(&ours, &theirs, |_| false));
+    findings.push(tolerances.gradients("gradients of weights", &theirs).all(&ours, &theirs, |_| false));
 
-    // Statistics of pooling exist for every edge; a pruned one's stay as they were in the published code.
+    // Every edge has statistics of pooling; those of a pruned operation are unchanged in the published code.
     let pruned = |name: &str| is_pruned(name, &masks, net.shape());
     let after = golden.group("after");
-    findings.push(allowed.values("running statistics").all(&net.params.export_running(0), &after, pruned));
+    findings.push(tolerances.values("running statistics").all(&net.params.export_running(0), &after, pruned));
     let logits = tch::no_grad(|| net.logits(images, &theta, Mode::Eval, 0));
-    findings.push(allowed.values("logits, evaluation").one(&logits, golden.tensor("logits.eval")?));
+    findings.push(tolerances.values("logits, evaluation").one(&logits, golden.tensor("logits.eval")?));
 
     net.params.load(&weights)?;
     let leaves: Vec<Tensor> = theta.iter().map(|theta| theta.detach().set_requires_grad(true)).collect();
     let tape = net.forward_theta(images, &leaves, 0);
     let loss = cross_entropy(tape.logits(), labels);
     let grads = tape.backward(&loss)?;
-    let comparison = allowed.gradients("gradients of theta", &theirs);
+    let comparison = tolerances.gradients("gradients of theta", &theirs);
     let named = space.tables().iter().map(|table| name("grad.theta", table));
     let grads: Named = named.zip(grads).collect();
     findings.push(comparison.all(&grads, &golden.tensors, |_| false));
@@ -98,7 +98,8 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
     Ok(findings)
 }
 
-/// Whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`, or `cells.C.edges.N<-F.O. ...`.
+/// Returns whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`, or `cells.C.edges.N<-F.O.
+/// ...`.
 fn is_pruned(name: &str, masks: &[Mask], shape: &SupernetShape) -> bool {
     let parts: Vec<&str> = name.split('.').collect();
     let number = |at: usize| parts.get(at).and_then(|part| part.parse::<usize>().ok());
@@ -118,15 +119,15 @@ fn is_pruned(name: &str, masks: &[Mask], shape: &SupernetShape) -> bool {
     }
 }
 
-/// The step from stage 1 to stage 2, with the published indices.
+/// Compares the widening from stage 1 to stage 2, with the published indices.
 fn widening(golden: &Golden) -> Result<Vec<Finding>> {
     let mut indices = Indices::default();
     let list = |tensor: Tensor| Vec::<i64>::try_from(tensor).map_err(Error::from);
     for (name, tensor) in golden.group("out_index") {
-        indices.convolutions.entry(name).or_insert_with(Copied::default).output = list(tensor)?;
+        indices.convolutions.entry(name).or_insert_with(CopiedChannels::default).output = list(tensor)?;
     }
     for (name, tensor) in golden.group("in_index") {
-        indices.convolutions.entry(name).or_insert_with(Copied::default).input = list(tensor)?;
+        indices.convolutions.entry(name).or_insert_with(CopiedChannels::default).input = list(tensor)?;
     }
     let (before, weights) = (golden.group("before"), golden.group("weights"));
     let is_running = |name: &str| name.contains(".running_");
@@ -134,7 +135,8 @@ fn widening(golden: &Golden) -> Result<Vec<Finding>> {
         let named = named.iter().filter(|(name, _)| is_running(name) == running);
         named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     };
-    // Not aligned in the published code (evaluation mode only): pooling and factorized reductions on an edge.
+    // The published code does not widen these consistently (only evaluation mode is affected): pooling and factorized
+    // reductions on an edge.
     let unaligned = |name: &str| {
         name.contains("._ops.") && (name.contains(".op.1.running") || name.contains(".bn.running"))
     };

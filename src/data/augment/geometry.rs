@@ -1,38 +1,39 @@
-//! Which pixels of a picture are taken, and how they are resized: as torchvision and Pillow do.
+//! Cropping and resizing, as in torchvision and Pillow.
 //!
-//! Shapes: H W rows and columns, px output side; planar means [3, H, W], one colour behind the other.
+//! Shapes: H W rows and columns, px output side; planar means [3, H, W].
 
-use crate::data::decode::{Fault, MAX_PIXELS, Picture};
+use crate::data::decode::{DecodedImage, Fault, MAX_PIXELS};
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use rand::{Rng, RngExt};
 use std::cell::RefCell;
 
-/// A rectangle of a picture, in pixels.
+/// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rect {
     /// First column.
     pub left: u32,
     /// First row.
     pub top: u32,
-    /// Columns.
+    /// Number of columns.
     pub width: u32,
-    /// Rows.
+    /// Number of rows.
     pub height: u32,
 }
 
 impl Rect {
-    /// All of `picture`.
-    pub fn whole(picture: &Picture) -> Rect {
-        Rect { left: 0, top: 0, width: picture.width, height: picture.height }
+    /// Returns the whole `image`.
+    pub fn whole(image: &DecodedImage) -> Rect {
+        Rect { left: 0, top: 0, width: image.width, height: image.height }
     }
 }
 
 const RATIO_MIN: f64 = 3.0 / 4.0;
 const RATIO_MAX: f64 = 4.0 / 3.0;
 
-/// The rectangle of torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest allowed centre piece.
+/// Draws the rectangle of torchvision's `RandomResizedCrop.get_params`: ten attempts, then the largest allowed centre
+/// crop.
 pub fn random_resized_crop(width: u32, height: u32, area_min: f64, rng: &mut impl Rng) -> Rect {
     let area = f64::from(width) * f64::from(height);
     let (ratio_min, ratio_max) = (RATIO_MIN.ln(), RATIO_MAX.ln());
@@ -58,32 +59,33 @@ pub fn random_resized_crop(width: u32, height: u32, area_min: f64, rng: &mut imp
     Rect { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
-/// The size of torchvision's `Resize(side)`: the shorter side becomes `side`, the other is cut to an integer.
+/// Returns the size of torchvision's `Resize(side)`: the shorter side becomes `side`, the other is truncated to an
+/// integer.
 pub fn shorter_side_to(width: u32, height: u32, side: u32) -> (u32, u32) {
     let long = |short: u32, long: u32| (u64::from(side) * u64::from(long) / u64::from(short)) as u32;
     if width <= height { (side, long(width, height)) } else { (long(height, width), side) }
 }
 
 thread_local! {
-    // Coefficients and intermediate rows are used again by each decode thread.
+    // Each decode thread reuses coefficients and intermediate rows.
     static RESIZER: RefCell<(Resizer, Vec<u8>)> = RefCell::new((Resizer::new(), Vec::new()));
 }
 
-/// Bilinear, antialiased (the filter grows with the reduction) from `crop` to `size`, as Pillow and so torchvision do
-/// on PIL images: the piece is cut first, pixels outside do not count. `use_it` gets interleaved RGB.
-fn resize(picture: &Picture, crop: Rect, size: (u32, u32), use_it: impl FnOnce(&[u8])) {
-    if crop == Rect::whole(picture) && size == (crop.width, crop.height) {
-        return use_it(picture.rgb());
+/// Resizes `crop` to `size`, bilinear and antialiased (the filter widens with the reduction), as Pillow does and
+/// torchvision does on PIL images: pixels outside the crop are not used. `use_it` gets interleaved RGB.
+fn resize(image: &DecodedImage, crop: Rect, size: (u32, u32), use_it: impl FnOnce(&[u8])) {
+    if crop == Rect::whole(image) && size == (crop.width, crop.height) {
+        return use_it(image.rgb());
     }
     RESIZER.with_borrow_mut(|(resizer, buffer)| {
         let needed = 3 * size.0 as usize * size.1 as usize;
         if buffer.len() < needed {
             buffer.resize(needed, 0);
         }
-        let source = TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, picture.rgb())
-            .expect("a picture has 3 * width * height bytes");
+        let source = TypedImageRef::<U8x3>::from_buffer(image.width, image.height, image.rgb())
+            .expect("an image has 3 * width * height bytes");
         let source = TypedCroppedImage::new(source, crop.left, crop.top, crop.width, crop.height)
-            .expect("the crop lies inside the picture");
+            .expect("the crop lies inside the image");
         let mut target = TypedImage::<U8x3>::from_buffer(size.0, size.1, &mut buffer[..needed])
             .expect("the buffer has 3 * width * height bytes");
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
@@ -92,29 +94,30 @@ fn resize(picture: &Picture, crop: Rect, size: (u32, u32), use_it: impl FnOnce(&
     })
 }
 
-/// torchvision's `resized_crop`: the piece `crop` at px x px, planar, mirrored where `flip`.
-pub fn resized_crop(picture: &Picture, crop: Rect, px: u32, flip: bool, out: &mut [u8]) {
-    resize(picture, crop, (px, px), |resized| planar(resized, px, (0, 0), px, flip, out));
+/// torchvision's `resized_crop`: resizes `crop` to px x px, planar, mirrored if `flip`.
+pub fn resized_crop(image: &DecodedImage, crop: Rect, px: u32, flip: bool, out: &mut [u8]) {
+    resize(image, crop, (px, px), |resized| planar(resized, px, (0, 0), px, flip, out));
 }
 
 /// torchvision's `Resize(side)` and `CenterCrop(px)`, px at most `side`; planar.
-/// Errors: the picture is so long and narrow that it would be too large.
-pub fn centre_crop(picture: &Picture, side: u32, px: u32, out: &mut [u8]) -> Result<(), Fault> {
-    let (width, height) = shorter_side_to(picture.width, picture.height, side);
+/// Errors: the image is so long and narrow that the result would be too large.
+pub fn centre_crop(image: &DecodedImage, side: u32, px: u32, out: &mut [u8]) -> Result<(), Fault> {
+    let (width, height) = shorter_side_to(image.width, image.height, side);
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        let (width, height) = (picture.width, picture.height);
-        return Err(format!("{width} x {height} pixels are too long and narrow to resize"));
+        let (width, height) = (image.width, image.height);
+        return Err(format!("{width} x {height} pixels: too long and narrow to resize"));
     }
-    // As Python rounds: a half goes to the even side.
+    // Rounds half to even, as Python does.
     let half = |size: u32| (f64::from(size - px) / 2.0).round_ties_even() as u32;
     let origin = (half(width), half(height));
-    resize(picture, Rect::whole(picture), (width, height), |resized| {
+    resize(image, Rect::whole(image), (width, height), |resized| {
         planar(resized, width, origin, px, false, out)
     });
     Ok(())
 }
 
-/// The px x px piece at `origin` (column, row) of interleaved rows of `width` pixels, planar, mirrored where `flip`.
+/// Copies the px x px piece at `origin` (column, row) of interleaved rows of `width` pixels, planar, mirrored if
+/// `flip`.
 fn planar(rgb: &[u8], width: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
     let (px, width) = (px as usize, width as usize);
     let (red, rest) = out.split_at_mut(px * px);
@@ -135,14 +138,14 @@ fn planar(rgb: &[u8], width: u32, origin: (u32, u32), px: u32, flip: bool, out: 
     }
 }
 
-/// torchvision's `RandomCrop(px, padding=pad)`: the px x px piece at `origin` (column, row) of the picture with `pad`
-/// black pixels on each side, planar, mirrored where `flip`.
-pub fn pad_crop(picture: &Picture, pad: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
-    let (width, height) = (picture.width as usize, picture.height as usize);
+/// torchvision's `RandomCrop(px, padding=pad)`: the px x px crop at `origin` (column, row) of the image with `pad`
+/// black pixels on each side, planar, mirrored if `flip`.
+pub fn pad_crop(image: &DecodedImage, pad: u32, origin: (u32, u32), px: u32, flip: bool, out: &mut [u8]) {
+    let (width, height) = (image.width as usize, image.height as usize);
     let (px, pad, x0, y0) = (px as usize, pad as usize, origin.0 as usize, origin.1 as usize);
-    // Columns first..end of the piece, and rows likewise, show the picture.
+    // Columns first..end of the crop, and rows likewise, are inside the image.
     let (first, end) = (pad.saturating_sub(x0).min(px), (width + pad).saturating_sub(x0).min(px));
-    let rgb = picture.rgb();
+    let rgb = image.rgb();
     out.fill(0);
     for row in 0..px {
         let y = row + y0;
@@ -165,15 +168,15 @@ mod tests {
     use super::*;
     use crate::random::{Purpose, stream};
 
-    /// 40 x 30 pixels, the picture of the golden numbers.
-    fn picture() -> Picture {
+    /// The image of the golden values, 40 x 30 pixels.
+    fn image() -> DecodedImage {
         let mut buffer = Vec::new();
         for y in 0..30u32 {
             for x in 0..40u32 {
                 buffer.extend([x * 7 + y * 13, x * x + y * 3, x * y * 5].map(|v| v as u8));
             }
         }
-        Picture { width: 40, height: 30, buffer }
+        DecodedImage { width: 40, height: 30, buffer }
     }
 
     fn assert_close(found: &[u8], expected: &[u8]) {
@@ -182,7 +185,7 @@ mod tests {
         assert!(worst <= Some(1), "{found:?}\n{expected:?}");
     }
 
-    // Golden numbers, Pillow 13.0.0:
+    // Golden values, Pillow 13.0.0:
     //   im = Image.new("RGB", (40, 30)); im.putdata([((x*7+y*13)%256, (x*x+y*3)%256, (x*y*5)%256)
     //                                                for y in range(30) for x in range(40)])
     //   im.crop((5, 3, 33, 26)).resize((4, 4), Image.BILINEAR)   and   im.crop((10, 8, 15, 12)) likewise
@@ -204,12 +207,12 @@ mod tests {
 
     fn crop_to(crop: Rect, px: u32, flip: bool) -> Vec<u8> {
         let mut out = vec![0; 3 * (px * px) as usize];
-        resized_crop(&picture(), crop, px, flip, &mut out);
+        resized_crop(&image(), crop, px, flip, &mut out);
         out
     }
 
     #[test]
-    fn crops_are_resized_as_pillow_does() {
+    fn crops_are_resized_as_in_pillow() {
         let large = Rect { left: 5, top: 3, width: 28, height: 23 };
         let small = Rect { left: 10, top: 8, width: 5, height: 4 };
         assert_close(&crop_to(large, 4, false), &REDUCED);
@@ -220,11 +223,11 @@ mod tests {
     }
 
     #[test]
-    fn the_centre_is_cut_as_torchvision_does() {
+    fn the_centre_is_cropped_as_in_torchvision() {
         let mut out = vec![0; 108];
-        centre_crop(&picture(), 8, 6, &mut out).unwrap();
+        centre_crop(&image(), 8, 6, &mut out).unwrap();
         assert_close(&out[..36], &CENTRE_RED);
-        let line = Picture { width: 1, height: 60_000, buffer: vec![0; 180_000] };
+        let line = DecodedImage { width: 1, height: 60_000, buffer: vec![0; 180_000] };
         assert!(centre_crop(&line, 8, 6, &mut out).is_ok());
         assert!(centre_crop(&line, 256, 6, &mut out).unwrap_err().contains("too long"));
     }
@@ -245,8 +248,8 @@ mod tests {
             left += f64::from(crop.left) / f64::from(side - crop.width + 1) / f64::from(num);
             top += f64::from(crop.top) / f64::from(side - crop.height + 1) / f64::from(num);
         }
-        // A try of area A and ratio r fits the square when |ln r| <= -ln A, so the density of A among the crops that are
-        // taken is min(1, -ln A / ln(4/3)); ten failures in a row are rare.
+        // An attempt with area A and ratio r fits the square if |ln r| <= -ln A, so the density of A among the accepted
+        // crops is min(1, -ln A / ln(4/3)); ten failures in a row are rare.
         let steps = 100_000;
         let (mut weight, mut mean, mut below) = (0.0, 0.0, 0.0);
         for step in 0..steps {
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn extreme_pictures_fall_back_to_the_centre() {
+    fn extreme_images_fall_back_to_the_centre() {
         let mut rng = stream(1, Purpose::Augment, &[]);
         let mut crop = |width, height| random_resized_crop(width, height, 0.08, &mut rng);
         assert_eq!(crop(10, 1000), Rect { left: 0, top: 493, width: 10, height: 13 });

@@ -1,11 +1,11 @@
-//! Colour jitter as torchvision's `ColorJitter` defines it on 8-bit pictures, with the arithmetic of Pillow.
+//! Colour jitter, as defined by torchvision's `ColorJitter` on 8-bit images, with Pillow's arithmetic.
 //!
-//! Shapes: planar [3, H, W] bytes, one colour behind the other.
+//! Shapes: planar [3, H, W] bytes.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 
-/// Strengths; 0 leaves a property alone and draws nothing for it.
+/// Strengths; 0 disables an adjustment, which then draws nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Jitter {
     /// Factor in 1 - b..1 + b, not below 0.
@@ -14,20 +14,20 @@ pub struct Jitter {
     pub contrast: f64,
     /// Likewise.
     pub saturation: f64,
-    /// Shift in -h..h of the colour circle; at most 0.5.
+    /// Shift of the hue in -h..h of the colour circle; at most 0.5.
     pub hue: f64,
 }
 
-/// One change of all pixels.
+/// An adjustment of all pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Tone {
-    /// Away from black: 0 is black, 1 changes nothing.
+pub enum Adjustment {
+    /// Blends with black: 0 is black, 1 changes nothing.
     Brightness(f64),
-    /// Away from the mean grey.
+    /// Blends with the mean grey.
     Contrast(f64),
-    /// Away from the grey picture.
+    /// Blends with the grey image.
     Saturation(f64),
-    /// Along the colour circle, in -0.5..=0.5 of it.
+    /// Shifts the hue by -0.5..=0.5 of the colour circle.
     Hue(f64),
 }
 
@@ -35,64 +35,65 @@ impl Jitter {
     /// Changes nothing and draws nothing.
     pub const NONE: Jitter = Jitter { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.0 };
 
-    /// The changes for one picture, in the order in which they are made: the order is random too.
-    pub fn draw(&self, rng: &mut impl Rng) -> Vec<Tone> {
-        let mut factor = |strength: f64, low: f64, high: f64, tone: fn(f64) -> Tone| {
-            (strength > 0.0).then(|| tone(low + (high - low) * rng.random::<f64>()))
+    /// Draws the adjustments of one image, in random order.
+    pub fn draw(&self, rng: &mut impl Rng) -> Vec<Adjustment> {
+        let mut factor = |strength: f64, low: f64, high: f64, adjustment: fn(f64) -> Adjustment| {
+            (strength > 0.0).then(|| adjustment(low + (high - low) * rng.random::<f64>()))
         };
-        let mut around_1 = |s: f64, tone| factor(s, (1.0 - s).max(0.0), 1.0 + s, tone);
+        let mut around_1 = |s: f64, adjustment| factor(s, (1.0 - s).max(0.0), 1.0 + s, adjustment);
         let scaled = [
-            around_1(self.brightness, Tone::Brightness),
-            around_1(self.contrast, Tone::Contrast),
-            around_1(self.saturation, Tone::Saturation),
+            around_1(self.brightness, Adjustment::Brightness),
+            around_1(self.contrast, Adjustment::Contrast),
+            around_1(self.saturation, Adjustment::Saturation),
         ];
-        let hue = factor(self.hue, -self.hue, self.hue, Tone::Hue);
-        let mut tones: Vec<Tone> = scaled.into_iter().chain([hue]).flatten().collect();
-        tones.shuffle(rng);
-        tones
+        let hue = factor(self.hue, -self.hue, self.hue, Adjustment::Hue);
+        let mut adjustments: Vec<Adjustment> = scaled.into_iter().chain([hue]).flatten().collect();
+        adjustments.shuffle(rng);
+        adjustments
     }
 
-    /// Draws the changes and makes them.
+    /// Draws the adjustments and applies them.
     pub fn apply(&self, rng: &mut impl Rng, planar: &mut [u8]) {
-        self.draw(rng).into_iter().for_each(|tone| tone.apply(planar));
+        self.draw(rng).into_iter().for_each(|adjustment| adjustment.apply(planar));
     }
 }
 
-impl Tone {
-    /// Changes every pixel.
+impl Adjustment {
+    /// Applies the adjustment to every pixel.
     pub fn apply(self, planar: &mut [u8]) {
         let (red, rest) = planar.split_at_mut(planar.len() / 3);
         let (green, blue) = rest.split_at_mut(red.len());
         match self {
-            Tone::Brightness(factor) => blend_all(0, planar, factor as f32),
-            Tone::Contrast(factor) => {
+            Adjustment::Brightness(factor) => blend_all(0, planar, factor as f32),
+            Adjustment::Contrast(factor) => {
                 let sum: u64 = greys(red, green, blue).map(u64::from).sum();
                 let mean = sum as f64 / red.len() as f64 + 0.5;
                 blend_all(mean as u8, planar, factor as f32);
             }
-            Tone::Saturation(factor) => {
+            Adjustment::Saturation(factor) => {
                 for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
                     let grey = grey(*r, *g, *b);
                     [r, g, b].into_iter().for_each(|value| *value = blend(grey, *value, factor as f32));
                 }
             }
-            Tone::Hue(shift) => {
-                // Towards zero, then modulo 256.
-                let wheel = Wheel::new((shift * 255.0) as i32 as u8);
+            Adjustment::Hue(shift) => {
+                // Truncated towards zero, then modulo 256.
+                let table = HueTable::new((shift * 255.0) as i32 as u8);
                 for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
-                    (*r, *g, *b) = wheel.turn(*r, *g, *b);
+                    (*r, *g, *b) = table.shift(*r, *g, *b);
                 }
             }
         }
     }
 }
 
-/// Pillow's `Image.blend`: from `from` through `to` and beyond; cut to an integer, kept in 0..=255.
+/// Pillow's `Image.blend`: interpolates or extrapolates from `from` to `to`; truncated to an integer, clamped to
+/// 0..=255.
 fn blend(from: u8, to: u8, factor: f32) -> u8 {
     (f32::from(from) + factor * (f32::from(to) - f32::from(from))) as u8
 }
 
-/// `blend` of every byte with one grey.
+/// Applies `blend` to every byte with the same `from`.
 fn blend_all(from: u8, planar: &mut [u8], factor: f32) {
     let table: [u8; 256] = std::array::from_fn(|to| blend(from, to as u8, factor));
     planar.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
@@ -107,24 +108,24 @@ fn greys<'a>(red: &'a [u8], green: &'a [u8], blue: &'a [u8]) -> impl Iterator<It
     red.iter().zip(green).zip(blue).map(|((r, g), b)| grey(*r, *g, *b))
 }
 
-/// Hue, of 8 bits as Pillow has it, turned by a fixed amount: for each old hue the new sextant and the place in it.
-struct Wheel {
-    turned: [(u8, f32); 256],
+/// A hue shift: for each 8-bit hue, as in Pillow, the new sextant and the position in it.
+struct HueTable {
+    shifted: [(u8, f32); 256],
 }
 
-impl Wheel {
-    fn new(shift: u8) -> Wheel {
-        let mut turned = [(0, 0.0); 256];
-        for (old, entry) in turned.iter_mut().enumerate() {
+impl HueTable {
+    fn new(shift: u8) -> HueTable {
+        let mut shifted = [(0, 0.0); 256];
+        for (old, entry) in shifted.iter_mut().enumerate() {
             let sextants = f64::from((old as u8).wrapping_add(shift)) * 6.0 / 255.0;
             *entry = (sextants as u8 % 6, (sextants - sextants.floor()) as f32);
         }
-        Wheel { turned }
+        HueTable { shifted }
     }
 
-    /// RGB to HSV, turned, and back, rounded where Pillow rounds. Without branches: colours of photos defy prediction. A
-    /// grey has saturation 0, and so comes out as it was whatever its hue is.
-    fn turn(&self, r: u8, g: u8, b: u8) -> (u8, u8, u8) {
+    /// Converts RGB to HSV, shifts the hue and converts back, rounding where Pillow rounds. Branch-free: the colours of
+    /// photos are unpredictable. A grey has saturation 0 and is unchanged, whatever its hue.
+    fn shift(&self, r: u8, g: u8, b: u8) -> (u8, u8, u8) {
         let (value, least) = (r.max(g).max(b), r.min(g).min(b));
         let range = f32::from((value - least).max(1));
         let [rc, gc, bc] = [r, g, b].map(|colour| f32::from(value - colour) / range);
@@ -138,7 +139,7 @@ impl Wheel {
         let saturation = f32::from(value - least) / f32::from(value.max(1));
         let saturation = (f64::from(saturation) * 255.0) as u8;
 
-        let (sextant, within) = self.turned[usize::from(hue)];
+        let (sextant, within) = self.shifted[usize::from(hue)];
         let saturation = (f64::from(saturation) / 255.0) as f32;
         let v = f64::from(value);
         let round = |x: f64| (x + 0.5) as u8;
@@ -151,7 +152,7 @@ impl Wheel {
     }
 }
 
-/// Which of value, rising, low and falling are red, green and blue.
+/// Indices of red, green and blue in [value, rising, low, falling], for each sextant.
 const SEXTANTS: [[usize; 3]; 6] = [[0, 1, 2], [3, 0, 2], [2, 0, 1], [2, 3, 0], [1, 2, 0], [0, 2, 3]];
 
 #[cfg(test)]
@@ -167,22 +168,22 @@ mod tests {
         // Ten bins for each of the four factors, one for each of the 24 orders.
         let (mut bins, mut orders) = ([[0u32; 10]; 4], std::collections::BTreeMap::new());
         for _ in 0..num {
-            let tones = jitter.draw(&mut rng);
-            let places = tones.iter().map(|tone| match tone {
-                Tone::Brightness(f) => (0, (f - 0.6) / 0.8),
-                Tone::Contrast(f) => (1, (f - 0.6) / 0.8),
-                Tone::Saturation(f) => (2, (f - 0.6) / 0.8),
-                Tone::Hue(f) => (3, (f + 0.2) / 0.4),
+            let adjustments = jitter.draw(&mut rng);
+            let places = adjustments.iter().map(|adjustment| match adjustment {
+                Adjustment::Brightness(f) => (0, (f - 0.6) / 0.8),
+                Adjustment::Contrast(f) => (1, (f - 0.6) / 0.8),
+                Adjustment::Saturation(f) => (2, (f - 0.6) / 0.8),
+                Adjustment::Hue(f) => (3, (f + 0.2) / 0.4),
             });
             let mut order = [0; 4];
             for (at, (which, place)) in places.enumerate() {
-                assert!((0.0..1.0).contains(&place), "{tones:?}");
+                assert!((0.0..1.0).contains(&place), "{adjustments:?}");
                 bins[which][(place * 10.0) as usize] += 1;
                 order[at] = which;
             }
             *orders.entry(order).or_insert(0u32) += 1;
         }
-        // Chi-squared against equal counts: 99.9 % of fair draws stay below 27.9 (9 degrees) and 49.7 (23 degrees).
+        // Chi-squared against equal counts: 99.9 % of fair draws are below 27.9 (9 degrees of freedom) and 49.7 (23).
         let chi2 = |counts: &mut dyn Iterator<Item = u32>, cells: f64| -> f64 {
             let expected = num as f64 / cells;
             counts.map(|count| (f64::from(count) - expected).powi(2) / expected).sum()
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_off_draws_nothing_and_changes_nothing() {
+    fn disabled_jitter_draws_nothing_and_changes_nothing() {
         let (mut rng, mut same) = (stream(6, Purpose::Augment, &[]), stream(6, Purpose::Augment, &[]));
         let mut planar = [1, 2, 3, 4, 5, 6];
         Jitter::NONE.apply(&mut rng, &mut planar);
@@ -205,18 +206,23 @@ mod tests {
         assert_eq!(rng.random::<u64>(), same.random::<u64>());
         let strong = Jitter { brightness: 3.0, ..Jitter::NONE };
         for _ in 0..100 {
-            let tones = strong.draw(&mut rng);
-            assert!(matches!(tones[..], [Tone::Brightness(f)] if (0.0..4.0).contains(&f)), "{tones:?}");
+            let adjustments = strong.draw(&mut rng);
+            assert!(
+                matches!(adjustments[..], [Adjustment::Brightness(f)] if (0.0..4.0).contains(&f)),
+                "{adjustments:?}"
+            );
         }
     }
 
     #[test]
     fn neutral_factors_change_nothing() {
         let before: Vec<u8> = (0..3 * 64).map(|i| (i * 37 % 256) as u8).collect();
-        for tone in [Tone::Brightness(1.0), Tone::Contrast(1.0), Tone::Saturation(1.0)] {
+        for adjustment in
+            [Adjustment::Brightness(1.0), Adjustment::Contrast(1.0), Adjustment::Saturation(1.0)]
+        {
             let mut planar = before.clone();
-            tone.apply(&mut planar);
-            assert_eq!(planar, before, "{tone:?}");
+            adjustment.apply(&mut planar);
+            assert_eq!(planar, before, "{adjustment:?}");
         }
     }
 }

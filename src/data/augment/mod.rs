@@ -1,7 +1,7 @@
-//! From a decoded picture to the network's input: cut, mirror, colour, cut out, normalise; as torchvision defines them.
+//! Augmentation: crop, flip, colour jitter, cutout and normalisation, as defined by torchvision.
 //!
 //! Shapes: N images, 3 channels, H W rows and columns, px output side. The random generator is an argument; draws come
-//! in a fixed order (crop, flip, jitter, cut-out), so that what is switched on later does not change what comes before.
+//! in a fixed order (crop, flip, jitter, cutout), so that enabling a later one does not change earlier ones.
 
 pub mod geometry;
 pub mod jitter;
@@ -9,54 +9,54 @@ pub mod jitter;
 pub use geometry::Rect;
 pub use jitter::Jitter;
 
-use super::decode::{Fault, Picture};
+use super::decode::{DecodedImage, Fault};
 use crate::config::{CropKind, DataSection};
 use geometry::{centre_crop, pad_crop, random_resized_crop, resized_crop};
 use rand::{Rng, RngExt};
 use tch::{Device, Kind, Tensor};
 
-/// How a picture becomes `[3, px, px]`.
+/// How an image is turned into `[3, px, px]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Augment {
-    /// Which pixels.
+    /// The crop.
     pub crop: Crop,
-    /// Mirror half of the pictures left to right.
+    /// Mirror half of the images horizontally.
     pub flip: bool,
-    /// Change colours.
+    /// Colour jitter.
     pub jitter: Jitter,
-    /// Side of the square that is cut out around a random pixel, parts outside the picture included; 0 = none.
+    /// Side of the cutout square around a random pixel, which may extend beyond the image; 0 = none.
     pub cutout: u32,
 }
 
-/// Which pixels of a picture are taken.
+/// Which pixels of an image are used.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Crop {
     /// RandomResizedCrop: area `area_min`..1 (published: 0.08), ratio 3/4..4/3, then resized to px x px.
     RandomResized {
-        /// Smallest part of the area, 0..=1.
+        /// Smallest fraction of the area, 0..=1.
         area_min: f64,
     },
-    /// `pad` black pixels on each side, then a random px x px piece (CIFAR).
+    /// `pad` black pixels on each side, then a random px x px crop (CIFAR).
     Pad {
         /// Pixels on each side.
         pad: u32,
     },
-    /// The shorter side becomes `resize`, then the centre px x px. Draws nothing.
+    /// Resizes the shorter side to `resize`, then crops the centre px x px. Deterministic.
     Centre {
-        /// At least px; smaller ones count as px.
+        /// At least px; smaller values count as px.
         resize: u32,
     },
 }
 
 impl From<Crop> for Augment {
-    /// The crop alone.
+    /// The crop without other augmentation.
     fn from(crop: Crop) -> Augment {
         Augment { crop, flip: false, jitter: Jitter::NONE, cutout: 0 }
     }
 }
 
 impl Augment {
-    /// What training pictures go through.
+    /// Returns the augmentation of training images.
     pub fn train(data: &DataSection) -> Augment {
         let crop = match data.crop {
             CropKind::RandomResized => Crop::RandomResized { area_min: data.crop_area_min },
@@ -67,17 +67,17 @@ impl Augment {
         Augment { crop, flip: data.flip, jitter, cutout: data.cutout }
     }
 
-    /// What test pictures go through; the side of its output is `DataSection::test_crop_px`.
+    /// Returns the preprocessing of test images, whose output side is `DataSection::test_crop_px`.
     pub fn test(data: &DataSection) -> Augment {
         Crop::Centre { resize: data.test_resize_px() as u32 }.into()
     }
 
-    /// Writes `picture`, changed as `self` says, as planar `[3, px, px]` into `out` (`3 * px * px` bytes). The hole of
-    /// the cut-out, if any, is only returned: it is to be zero after normalisation.
-    /// Errors: the picture is too small for a `Crop::Pad`, or too long and narrow for a `Crop::Centre`.
+    /// Writes the augmented `image` as planar `[3, px, px]` into `out` (`3 * px * px` bytes). The hole of cutout, if
+    /// any, is returned, not applied: it must be zero after normalisation.
+    /// Errors: the image is too small for a `Crop::Pad`, or too long and narrow for a `Crop::Centre`.
     pub fn apply(
         &self,
-        picture: &Picture,
+        image: &DecodedImage,
         px: u32,
         rng: &mut impl Rng,
         out: &mut [u8],
@@ -85,29 +85,29 @@ impl Augment {
         let mirrored = |rng: &mut _| self.flip && RngExt::random::<bool>(rng);
         match self.crop {
             Crop::RandomResized { area_min } => {
-                let crop = random_resized_crop(picture.width, picture.height, area_min, rng);
-                resized_crop(picture, crop, px, mirrored(rng), out);
+                let crop = random_resized_crop(image.width, image.height, area_min, rng);
+                resized_crop(image, crop, px, mirrored(rng), out);
             }
             Crop::Pad { pad } => {
-                let (width, height) = (picture.width + 2 * pad, picture.height + 2 * pad);
+                let (width, height) = (image.width + 2 * pad, image.height + 2 * pad);
                 if width < px || height < px {
-                    let (width, height) = (picture.width, picture.height);
+                    let (width, height) = (image.width, image.height);
                     return Err(format!(
-                        "{width} x {height} pixels with {pad} of padding are smaller than {px} x {px}"
+                        "{width} x {height} pixels with padding {pad} are smaller than the {px} x {px} crop"
                     ));
                 }
                 let top = rng.random_range(0..=height - px);
                 let left = rng.random_range(0..=width - px);
-                pad_crop(picture, pad, (left, top), px, mirrored(rng), out);
+                pad_crop(image, pad, (left, top), px, mirrored(rng), out);
             }
-            Crop::Centre { resize } => centre_crop(picture, resize.max(px), px, out)?,
+            Crop::Centre { resize } => centre_crop(image, resize.max(px), px, out)?,
         }
         self.jitter.apply(rng, out);
         Ok((self.cutout > 0).then(|| hole(px, self.cutout, rng)))
     }
 }
 
-/// Where Cutout (DeVries and Taylor, 2017; as in DARTS) makes its hole: `side` / 2 to each side of a random pixel, cut
+/// Draws the hole of Cutout (DeVries and Taylor, 2017; as in DARTS): `side` / 2 to each side of a random pixel, clipped
 /// at the border.
 pub fn hole(px: u32, side: u32, rng: &mut impl Rng) -> Rect {
     let (row, column) = (rng.random_range(0..px), rng.random_range(0..px));
@@ -116,15 +116,15 @@ pub fn hole(px: u32, side: u32, rng: &mut impl Rng) -> Rect {
     Rect { left, top, width: right - left, height: bottom - top }
 }
 
-/// Bytes to `(x / 255 - mean) / std`, computed as one multiplication and one addition: x * 1/(255 std) - mean/std. Its
-/// constants are on the device.
+/// Maps bytes to `(x / 255 - mean) / std`, computed as one multiplication and one addition: x * 1/(255 std) - mean/std.
+/// The constants are on the device.
 pub struct Normaliser {
     scale: Tensor,
     shift: Tensor,
 }
 
 impl Normaliser {
-    /// For images on `device`.
+    /// Creates a normaliser for images on `device`.
     pub fn new(mean: &[f64; 3], std: &[f64; 3], device: Device) -> Normaliser {
         let column = |values: [f64; 3]| {
             Tensor::from_slice(&values).to_kind(Kind::Float).view([1, 3, 1, 1]).to_device(device)
@@ -135,13 +135,13 @@ impl Normaliser {
         }
     }
 
-    /// Shapes: `images` [N, 3, H, W] of kind Uint8, result the same in Float.
+    /// Normalises `images`. Shapes: `images` [N, 3, H, W] of kind Uint8, result the same in Float.
     pub fn apply(&self, images: &Tensor) -> Tensor {
         (images.to_kind(Kind::Float) * &self.scale) + &self.shift
     }
 }
 
-/// [`Normaliser`], for once.
+/// Applies a [`Normaliser`] once.
 pub fn normalise(images: &Tensor, mean: &[f64; 3], std: &[f64; 3]) -> Tensor {
     Normaliser::new(mean, std, images.device()).apply(images)
 }
@@ -156,9 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_pictures_are_mirrored_and_padding_is_black() {
-        // One row whose columns rise: a mirrored piece falls.
-        let rising = Picture { width: 8, height: 8, buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect() };
+    fn half_of_the_images_are_mirrored_and_padding_is_black() {
+        // Values increase from column to column; in a mirrored crop they decrease.
+        let rising =
+            DecodedImage { width: 8, height: 8, buffer: (0..64).flat_map(|i| [10 + i % 8; 3]).collect() };
         let mut rng = stream(3, Purpose::Augment, &[]);
         let (mut num_mirrored, mut padded, mut out) = (0, 0, vec![0; 192]);
         for _ in 0..2000 {
@@ -169,7 +170,7 @@ mod tests {
             assert!(row.iter().all(|v| *v == 0 || (10..18).contains(v)));
         }
         assert!((900..1100).contains(&num_mirrored), "{num_mirrored}");
-        // Shifts of -2..=2: two of five show padding on one side.
+        // Shifts of -2..=2: two of five have padding on this side.
         assert!((700..900).contains(&padded), "{padded}");
         let whole = Augment::from(Crop::RandomResized { area_min: 1.0 });
         whole.apply(&rising, 8, &mut rng, &mut out).unwrap();

@@ -1,4 +1,4 @@
-//! The drawing of the trajectory figure: one picture for both formats, on white so that it reads on any page.
+//! Draws the trajectory figure, for SVG and PNG, on a white background.
 
 use super::trajectory::{Epoch, Trajectory};
 use crate::report::error::{Error, Result};
@@ -11,13 +11,13 @@ use plotters::style::{FontStyle, register_font};
 use std::io::Cursor;
 use std::path::Path;
 
-/// Size in points; the PNG has two pixels a point.
+/// Size in points; the PNG has two pixels per point.
 const SIZE: (u32, u32) = (860, 700);
 const PNG_SCALE: u32 = 2;
-/// Both are drawn in finer units, since the library places everything on whole ones: SVG coordinates keep quarters of a
-/// point, and the PNG is averaged down, which smooths what the library draws with hard edges.
+/// Drawn in finer units, because the library rounds coordinates to integers: SVG coordinates are multiples of a quarter
+/// point, and the PNG is downsampled, which antialiases the hard edges of the library.
 const SCALE: u32 = 4;
-/// Where frames and texts begin, points.
+/// Left edge of frames and text, points.
 const LEFT: f64 = 66.0;
 
 const INK: RGBColor = RGBColor(38, 38, 38);
@@ -31,35 +31,35 @@ const CHOSEN: RGBColor = RGBColor(202, 72, 8);
 type Chart<'a, DB> = ChartContext<'a, DB, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Failure<DB> = DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>;
 
-/// The figure as SVG text. `path`: named in errors only.
+/// Renders the figure as SVG. `path` is used in errors only.
 pub fn svg(trajectory: &Trajectory, path: &Path) -> Result<String> {
     let (width, height) = (SIZE.0 * SCALE, SIZE.1 * SCALE);
     let mut text = String::new();
-    fonts();
+    register_fonts();
     draw(SVGBackend::with_string(&mut text, (width, height)).into_drawing_area(), trajectory)
         .map_err(|error| Error::PlotDraw { path: path.to_owned(), what: error.to_string() })?;
     let size = |(width, height)| format!("width=\"{width}\" height=\"{height}\"");
     Ok(text.replacen(&size((width, height)), &size(SIZE), 1))
 }
 
-/// The figure as the bytes of a PNG file. `path`: named in errors only.
+/// Renders the figure as a PNG file. `path` is used in errors only.
 pub fn png(trajectory: &Trajectory, path: &Path) -> Result<Vec<u8>> {
     let failed = |what: String| Error::PlotDraw { path: path.to_owned(), what };
     let (width, height) = (SIZE.0 * SCALE, SIZE.1 * SCALE);
     let mut pixels = vec![0; (3 * width * height) as usize];
-    fonts();
+    register_fonts();
     draw(BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area(), trajectory)
         .map_err(|error| failed(error.to_string()))?;
     let large = image::RgbImage::from_raw(width, height, pixels).expect("a buffer of that size");
-    let picture = resize(&large, SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE, FilterType::Triangle);
+    let image = resize(&large, SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE, FilterType::Triangle);
     let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(|error| failed(error.to_string()))?;
+    image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|error| failed(error.to_string()))?;
     Ok(bytes.into_inner())
 }
 
-/// The program's own font, so that no machine needs one.
-fn fonts() {
-    // Only a damaged font is refused, and this one is part of the program.
+/// Registers the embedded font, so that no installed font is required.
+fn register_fonts() {
+    // Fails only for an invalid font; the embedded one is valid.
     let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
 }
 
@@ -80,14 +80,14 @@ fn draw<DB: DrawingBackend>(
     trajectory: &Trajectory,
 ) -> Result<(), Failure<DB>> {
     root.fill(&WHITE)?;
-    let (above, legend) = root.split_vertically(px(SIZE.1 as f64 - 72.0));
-    let (upper, lower) = above.split_vertically(px(390.0));
+    let (panels, legend_area) = root.split_vertically(px(SIZE.1 as f64 - 72.0));
+    let (upper, lower) = panels.split_vertically(px(390.0));
     let title = format!("{}: search trajectory", trajectory.dataset.title());
     let corner = (px(LEFT) as i32, px(22.0) as i32);
     upper.draw(&Text::new(title, corner, text_style(15.0, INK, HPos::Left)))?;
     panel(&upper, trajectory, whole_range(trajectory), PanelPlace::Upper)?;
     panel(&lower, trajectory, good_range(trajectory), PanelPlace::Lower)?;
-    explain(&legend, trajectory)?;
+    legend(&legend_area, trajectory)?;
     root.present()
 }
 
@@ -97,7 +97,7 @@ enum PanelPlace {
     Lower,
 }
 
-/// One frame with everything in it that lies in `range` (percent).
+/// Draws one frame with everything that lies in `range` (percent).
 fn panel<DB: DrawingBackend>(
     area: &DrawingArea<DB, Shift>,
     trajectory: &Trajectory,
@@ -130,27 +130,27 @@ fn panel<DB: DrawingBackend>(
         .draw()?;
     let upright = text_style(13.5, INK, HPos::Center).transform(FontTransform::Rotate270);
     let (_, frame) = chart.plotting_area().get_pixel_range();
-    // The pixels of the frame are the whole picture's, those of the area begin at its own corner.
+    // `frame` is in pixels of the whole figure, `area` draws relative to its own corner.
     let middle = (frame.start + frame.end) / 2 - area.get_pixel_range().1.start;
     area.draw(&Text::new("Test accuracy (%)", (px(18.0) as i32, middle), upright))?;
     curves(&mut chart, trajectory, x, range.0)?;
     stages(&mut chart, area, trajectory, (x, range), place)
 }
 
-/// A lone epoch stands in the middle.
+/// Range of epochs; a single epoch is centred.
 fn x_range(epochs: &[Epoch]) -> (f64, f64) {
     let (first, last) = (epochs[0].epoch as f64, epochs[epochs.len() - 1].epoch as f64);
     if first < last { (first, last) } else { (first - 0.5, last + 0.5) }
 }
 
-/// From below the least to above the best, whole tens.
+/// From below the minimum to above the optimum, in multiples of ten percent.
 fn whole_range(trajectory: &Trajectory) -> (f64, f64) {
-    let drawn = trajectory.epochs.iter().map(|epoch| epoch.drawn.min.min(epoch.accuracy));
-    let least = drawn.fold(trajectory.median, f64::min);
+    let minima = trajectory.epochs.iter().map(|epoch| epoch.sampled.min.min(epoch.accuracy));
+    let least = minima.fold(trajectory.median, f64::min);
     ((least / 10.0).floor() * 10.0, (trajectory.optimum / 10.0 + 0.1).ceil() * 10.0)
 }
 
-/// From the median of the space to its best, where a search should come to lie; whole percents.
+/// From the median of the search space to its optimum, where a good search ends; whole percents.
 fn good_range(trajectory: &Trajectory) -> (f64, f64) {
     ((trajectory.median - 0.05).floor(), (trajectory.optimum + 0.05).ceil())
 }
@@ -166,7 +166,7 @@ fn curves<DB: DrawingBackend>(
         if trajectory.epochs.len() > 1 {
             return points.collect();
         }
-        // A lone epoch has no extent of its own.
+        // A single epoch has no width.
         points.flat_map(|(x, y)| [(x - 0.1, y), (x + 0.1, y)]).collect()
     };
     let band = |low: &dyn Fn(&Epoch) -> f64, high: &dyn Fn(&Epoch) -> f64| -> Vec<(f64, f64)> {
@@ -175,16 +175,16 @@ fn curves<DB: DrawingBackend>(
         let around: Vec<_> = low.into_iter().chain(high.into_iter().rev()).chain([first]).collect();
         above(&around, bottom).concat()
     };
-    let range = band(&|epoch| epoch.drawn.min, &|epoch| epoch.drawn.max);
+    let range = band(&|epoch| epoch.sampled.min, &|epoch| epoch.sampled.max);
     chart.draw_series([Polygon::new(range, RANGE)])?;
-    let quartiles = band(&|epoch| epoch.drawn.lower_quartile, &|epoch| epoch.drawn.upper_quartile);
+    let quartiles = band(&|epoch| epoch.sampled.lower_quartile, &|epoch| epoch.sampled.upper_quartile);
     chart.draw_series([Polygon::new(quartiles, QUARTILES)])?;
     let across = |y: f64| [(left, y), (right, y)].into_iter();
     let thin = GREY.stroke_width(px(1.2));
     chart.draw_series(DashedLineSeries::new(across(trajectory.median), px(1.5), px(3.0), thin))?;
     chart.draw_series(DashedLineSeries::new(across(trajectory.optimum), px(7.0), px(4.0), thin))?;
     for (line, style) in [
-        (line(&|epoch| epoch.drawn.median), MEDIAN.stroke_width(px(1.2))),
+        (line(&|epoch| epoch.sampled.median), MEDIAN.stroke_width(px(1.2))),
         (line(&|epoch| epoch.accuracy), CHOSEN.stroke_width(px(2.2))),
     ] {
         chart.draw_series(above(&line, bottom).into_iter().map(|part| PathElement::new(part, style)))?;
@@ -192,13 +192,13 @@ fn curves<DB: DrawingBackend>(
     Ok(())
 }
 
-/// The parts of a curve that are not below `bottom`, cut where it crosses; the library draws across its frames.
-/// One after the other the parts of a closed curve enclose what it enclosed above `bottom`.
+/// Returns the parts of a curve that are not below `bottom`, cut at the crossings, because the library draws beyond its
+/// frames. Concatenated, the parts of a closed curve enclose what the curve enclosed above `bottom`.
 fn above(points: &[(f64, f64)], bottom: f64) -> Vec<Vec<(f64, f64)>> {
     let mut parts: Vec<Vec<(f64, f64)>> = vec![Vec::new()];
     for (at, &(x, y)) in points.iter().enumerate() {
         let (x_before, y_before) = points[at.saturating_sub(1)];
-        let part = parts.last_mut().expect("one is always there");
+        let part = parts.last_mut().expect("never empty");
         if (y_before < bottom) != (y < bottom) {
             part.push((x_before + (x - x_before) * (bottom - y_before) / (y - y_before), bottom));
         }
@@ -212,7 +212,7 @@ fn above(points: &[(f64, f64)], bottom: f64) -> Vec<Vec<(f64, f64)>> {
     parts
 }
 
-/// A line where a stage begins, and above the frame what it is.
+/// Draws a line where a stage begins and its name above the frame.
 fn stages<DB: DrawingBackend>(
     chart: &mut Chart<'_, DB>,
     area: &DrawingArea<DB, Shift>,
@@ -239,9 +239,9 @@ fn stages<DB: DrawingBackend>(
         };
         let style = text_style(11.5, GREY, HPos::Left);
         let width = area.estimate_text_size(&name, &style)?.0 as i32;
-        // A stage that has just begun has its name on the left of its line.
+        // At the right edge, the name is moved to the left of the line.
         let x = chart.backend_coord(&(begins, top)).0.min(chart.backend_coord(&(right, top)).0 - width);
-        // Of stages that are too short for their names the later ones go without.
+        // A name that would overlap the previous one is omitted.
         if x >= free_from {
             area.draw(&Text::new(name, (x, px(42.0) as i32), style))?;
             free_from = x + width + px(12.0) as i32;
@@ -250,18 +250,18 @@ fn stages<DB: DrawingBackend>(
     Ok(())
 }
 
-/// The legend below, in two rows of three.
-fn explain<DB: DrawingBackend>(
+/// Draws the legend, in two rows of three.
+fn legend<DB: DrawingBackend>(
     area: &DrawingArea<DB, Shift>,
     trajectory: &Trajectory,
 ) -> Result<(), Failure<DB>> {
     let last = &trajectory.epochs[trajectory.epochs.len() - 1];
     let entries = [
-        format!("selected by the Dirichlet mean, at last {:.2} %", last.accuracy),
-        format!("{} drawn architectures: least to largest", trajectory.num_samples),
+        format!("selected by the Dirichlet mean (last: {:.2} %)", last.accuracy),
+        format!("{} sampled architectures: min to max", trajectory.num_samples),
         format!("best of the space, {:.2} %", trajectory.optimum),
-        "median of the drawn".to_string(),
-        "their middle half (quartiles)".to_string(),
+        "median of the samples".to_string(),
+        "quartiles of the samples".to_string(),
         format!("median of the space, {:.2} %", trajectory.median),
     ];
     let columns = [LEFT, 366.0, 640.0];
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn curves_are_cut_where_they_cross() {
+    fn curves_are_cut_at_the_bottom() {
         let curve = [(0.0, 0.0), (1.0, 2.0), (2.0, 2.0), (3.0, 0.0), (4.0, 0.0), (5.0, 4.0)];
         let parts = above(&curve, 1.0);
         assert_eq!(

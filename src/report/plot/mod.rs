@@ -1,9 +1,9 @@
-//! Figures of a run folder, finished or not; only what the run has written is read.
+//! Figures of a finished or unfinished run, from the files of its run folder.
 
-mod drawn;
 mod figure;
+mod sample;
 mod trajectory;
 
-pub use drawn::{Summary, draw};
 pub use figure::{png, svg};
-pub use trajectory::{DrawnStage, Epoch, Trajectory};
+pub use sample::{Summary, sample_architecture};
+pub use trajectory::{Epoch, StageSpan, Trajectory};

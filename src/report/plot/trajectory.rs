@@ -1,11 +1,11 @@
-//! The numbers of the trajectory figure: at every epoch the accuracy of architectures drawn from the Dirichlet, and of
-//! the chosen one.
+//! Data of the trajectory figure: for every epoch, the accuracy of architectures sampled from the Dirichlet, and of the
+//! selected one.
 //!
 //! Source: README of the published code ("we sample 100 architectures from the current Dirichlet distribution and plot
 //! their accuracy range along with the current architecture selected by Dirichlet mean"), and the figure there. It does
-//! not say how a draw of mixing weights becomes an architecture: here by the arg max of every edge, as the mean does.
+//! not define how sampled mixing weights become an architecture: here by the arg max of every edge, as with the mean.
 
-use super::drawn::{Summary, draw};
+use super::sample::{Summary, sample_architecture};
 use crate::files;
 use crate::nb201::Table;
 use crate::random::{Purpose, stream};
@@ -18,48 +18,48 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-/// A search over its epochs; accuracies are test accuracies after 200 epochs, percent.
+/// Trajectory of a search. Accuracies are test accuracies after 200 epochs, percent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trajectory {
-    /// Whose accuracy it is.
+    /// Data set of the accuracies.
     pub dataset: Dataset,
-    /// Architectures drawn at every epoch.
+    /// Architectures sampled per epoch.
     pub num_samples: usize,
-    /// At least one, epochs rising.
+    /// Epochs in ascending order, at least one.
     pub epochs: Vec<Epoch>,
-    /// The stages that have an epoch, in order.
-    pub stages: Vec<DrawnStage>,
-    /// The best of the whole space.
+    /// Stages that have an epoch, in order.
+    pub stages: Vec<StageSpan>,
+    /// Best accuracy in the search space.
     pub optimum: f64,
-    /// The median of the whole space.
+    /// Median accuracy of the search space.
     pub median: f64,
 }
 
-/// One epoch.
+/// Data of one epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Epoch {
-    /// From 1, over the whole run.
+    /// Epoch of the run, from 1.
     pub epoch: u64,
-    /// What the mean of the Dirichlet selects.
-    pub chosen: Architecture,
+    /// The architecture selected by the mean of the Dirichlet.
+    pub selected: Architecture,
     /// Its accuracy.
     pub accuracy: f64,
-    /// Of the drawn ones.
-    pub drawn: Summary,
+    /// Accuracies of the sampled architectures.
+    pub sampled: Summary,
 }
 
-/// A stage of the search.
+/// A stage and its first epoch.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DrawnStage {
-    /// From 1.
+pub struct StageSpan {
+    /// Stage, from 1.
     pub stage: u64,
     /// Its first epoch, from 1.
     pub first_epoch: u64,
-    /// Partial-channel divisor, and operations on every edge, if the run says so.
+    /// Partial-channel divisor and operations per edge, if the log contains them.
     pub k_and_ops: Option<(i64, usize)>,
 }
 
-/// One line of `metrics.jsonl`: only what is used here, and nothing has to be there.
+/// The fields of a line of `metrics.jsonl` that are used here; all but `event` are optional.
 #[derive(Deserialize)]
 struct LogLine {
     event: String,
@@ -67,14 +67,15 @@ struct LogLine {
     epoch: Option<u64>,
     k: Option<i64>,
     ops_kept: Option<usize>,
-    /// `[T][E][O]`; what is not finite is null.
+    /// `[T][E][O]`; numbers that are not finite are null.
     eta: Option<Vec<Vec<Vec<Option<f64>>>>>,
     masks: Option<Vec<Vec<Vec<bool>>>>,
 }
 
 impl Trajectory {
-    /// From `RUN/metrics.jsonl`; a line that is being written is left out. `num_samples`: at least 1. The same seed
-    /// draws the same architectures, however far the run is. Errors: no epoch with eta, another space, a damaged line.
+    /// Reads `RUN/metrics.jsonl` and ignores an incomplete last line. `num_samples`: at least 1. For one seed, the
+    /// samples of an epoch do not depend on later epochs. Errors: no epoch with eta, another search space, a corrupt
+    /// line.
     pub fn read(
         run: &Path,
         table: &Table,
@@ -87,7 +88,7 @@ impl Trajectory {
         let bytes = fs::read(&path).map_err(files::io("read", &path))?;
         let column = table.accuracy(dataset)?;
         let accuracy = |architecture: &Architecture| table.row(architecture).value(column);
-        let (mut epochs, mut stages, mut num_epochs) = (Vec::<Epoch>::new(), Vec::<DrawnStage>::new(), 0);
+        let (mut epochs, mut stages, mut num_epochs) = (Vec::<Epoch>::new(), Vec::<StageSpan>::new(), 0);
         let whole = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
         for (number, bytes) in (1..).zip(whole) {
             let line: LogLine =
@@ -95,7 +96,7 @@ impl Trajectory {
             let Some(stage) = line.stage else { continue };
             if line.event == "stage" {
                 let k_and_ops = line.k.zip(line.ops_kept);
-                stages.push(DrawnStage { stage, first_epoch: u64::MAX, k_and_ops });
+                stages.push(StageSpan { stage, first_epoch: u64::MAX, k_and_ops });
                 continue;
             }
             let (true, Some(epoch)) = (line.event == "epoch", line.epoch) else { continue };
@@ -103,24 +104,27 @@ impl Trajectory {
             let Some(eta) = line.eta else { continue };
             let (eta, mask) = one_table(eta, line.masks).map_err(|e| wrong(format!("line {number}: {e}")))?;
             if epochs.last().is_some_and(|last| last.epoch >= epoch) {
-                return Err(wrong(format!("line {number}: epoch {epoch} comes after a later one")));
+                return Err(wrong(format!("line {number}: epoch {epoch} is out of order")));
             }
             match stages.iter_mut().find(|known| known.stage == stage) {
                 Some(known) => known.first_epoch = known.first_epoch.min(epoch),
-                None => stages.push(DrawnStage { stage, first_epoch: epoch, k_and_ops: None }),
+                None => stages.push(StageSpan { stage, first_epoch: epoch, k_and_ops: None }),
             }
-            let chosen = Architecture::from_weights(&mean_weights(&eta, &mask));
+            let selected = Architecture::from_weights(&mean_weights(&eta, &mask));
             let mut random = stream(seed, Purpose::Trajectory, &[epoch]);
-            let drawn: Vec<f64> =
-                (0..num_samples).map(|_| accuracy(&draw(&eta, &mask, &mut random))).collect();
-            epochs.push(Epoch { epoch, chosen, accuracy: accuracy(&chosen), drawn: Summary::of(&drawn) });
+            let sampled: Vec<f64> =
+                (0..num_samples).map(|_| accuracy(&sample_architecture(&eta, &mask, &mut random))).collect();
+            epochs.push(Epoch {
+                epoch,
+                selected,
+                accuracy: accuracy(&selected),
+                sampled: Summary::of(&sampled),
+            });
         }
         if epochs.is_empty() {
             return Err(wrong(match num_epochs {
-                0 => "no epoch has ended yet".into(),
-                _ => format!(
-                    "none of its {num_epochs} epochs holds eta; only NAS-Bench-201 searches can be drawn"
-                ),
+                0 => "no epoch has finished yet".into(),
+                _ => "no epoch contains eta; only NAS-Bench-201 searches can be plotted".into(),
             }));
         }
         stages.retain(|stage| stage.first_epoch != u64::MAX);
@@ -128,29 +132,30 @@ impl Trajectory {
         Ok(Trajectory { dataset, num_samples, epochs, stages, optimum, median })
     }
 
-    /// The first, middle and last epochs as lines for people.
+    /// Formats the first, some intermediate and the last epochs as text.
     pub fn text(&self) -> String {
         let last = self.epochs.len() - 1;
         let mut shown = vec![0, last / 4, last / 2, 3 * last / 4, last];
         shown.dedup();
         let title = self.dataset.title();
         let mut text = format!(
-            "{title} test accuracy, {} architectures drawn at every epoch (best of the space {:.2} %, its median {:.2} %)\n",
+            "{title} test accuracy, {} architectures sampled per epoch (search space: best {:.2} %, median {:.2} %)\n",
             self.num_samples, self.optimum, self.median
         );
-        for Epoch { epoch, accuracy, drawn, .. } in shown.into_iter().map(|at| &self.epochs[at]) {
+        for Epoch { epoch, accuracy, sampled, .. } in shown.into_iter().map(|at| &self.epochs[at]) {
             writeln!(
                 text,
-                "epoch {epoch:>3}: chosen {accuracy:.2} %, drawn {:.2} to {:.2} %, quartiles {:.2} {:.2} {:.2} %",
-                drawn.min, drawn.max, drawn.lower_quartile, drawn.median, drawn.upper_quartile
+                "epoch {epoch:>3}: selected {accuracy:.2} %, sampled {:.2} to {:.2} %, quartiles {:.2} {:.2} {:.2} %",
+                sampled.min, sampled.max, sampled.lower_quartile, sampled.median, sampled.upper_quartile
             )
-            .expect("a String takes everything");
+            .expect("writing to a String cannot fail");
         }
         text
     }
 }
 
-/// The only table of a NAS-Bench-201 search; without masks nothing is pruned.
+/// Checks the shape of eta and masks and returns the single table of a NAS-Bench-201 search. Without masks, nothing is
+/// pruned.
 fn one_table(
     eta: Vec<Vec<Vec<Option<f64>>>>,
     masks: Option<Vec<Vec<Vec<bool>>>>,
@@ -161,7 +166,7 @@ fn one_table(
     }
     if !fits(&eta) || masks.as_ref().is_some_and(|masks| !fits(masks)) {
         return Err(format!(
-            "one table of {} edges and {} operations expected, this is a search of another space",
+            "expected one table of {} edges and {} operations, found another search space",
             EDGES.len(),
             OPERATIONS.len()
         ));
@@ -171,7 +176,7 @@ fn one_table(
     );
     let eta: Option<Vec<Vec<f64>>> =
         eta.into_iter().flatten().map(|row| row.into_iter().collect::<Option<Vec<f64>>>()).collect();
-    let eta = eta.ok_or("eta holds a number that is not finite")?;
+    let eta = eta.ok_or("eta contains a number that is not finite")?;
     if mask.0.iter().any(|row| !row.contains(&true)) {
         return Err("an edge has no operation left".into());
     }

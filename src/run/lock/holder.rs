@@ -1,26 +1,26 @@
-//! The holder of a lock, as its file tells: whether that process still lives, or whether nobody touches the file.
+//! Holder of a lock, and whether it is alive.
 
 use crate::error::Result;
 use crate::files;
-use crate::process::identity::{born, machine, token};
-use crate::process::messages::say;
+use crate::process::identity::{machine_id, random_token, start_ticks};
+use crate::process::messages::print_stderr;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Who holds a lock.
+/// Content of a lock file: the process that holds the lock.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Holder {
     pub(super) host: String,
     pub(super) pid: i32,
-    /// When the process began, in ticks of its machine.
+    /// Start time of the process, in clock ticks since boot.
     pub(super) born: u64,
-    /// Its machine since the last boot, with the processes that are visible there.
+    /// Identifies the boot of the machine and its namespaces, see `machine_id`.
     pub(super) machine: String,
     pub(super) slurm_job: Option<String>,
     pub(super) slurm_restarts: u64,
-    /// Tells this lock from any other one.
+    /// Random token that identifies this lock.
     pub(super) token: String,
 }
 
@@ -31,26 +31,26 @@ impl Holder {
         Holder {
             host: host.into(),
             pid,
-            born: born(pid).unwrap_or(0),
-            machine: format!("{:016x}", machine()),
+            born: start_ticks(pid).unwrap_or(0),
+            machine: format!("{:016x}", machine_id()),
             slurm_job: variable("SLURM_JOB_ID"),
             slurm_restarts: variable("SLURM_RESTART_COUNT").and_then(|count| count.parse().ok()).unwrap_or(0),
-            token: format!("{:016x}", token()),
+            token: format!("{:016x}", random_token()),
         }
     }
 
-    /// Whether the process still runs, if that can be known.
+    /// Returns whether the process is alive, or `None` if that cannot be determined from this machine.
     pub(super) fn lives(&self, me: &Holder) -> Option<bool> {
         if self.machine == me.machine {
-            return Some(born(self.pid) == Some(self.born));
+            return Some(start_ticks(self.pid) == Some(self.born));
         }
-        // Slurm starts a job again only when nothing of it is left.
+        // Slurm restarts a job only after all its processes have ended.
         let same_job = self.slurm_job.is_some() && self.slurm_job == me.slurm_job;
         (same_job && self.slurm_restarts < me.slurm_restarts).then_some(false)
     }
 }
 
-/// What a lock looks like from outside.
+/// Content and modification time of a lock file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LockSeen {
     pub(super) content: Vec<u8>,
@@ -63,10 +63,10 @@ impl LockSeen {
     }
 }
 
-/// The lock as it is now; none if there is none.
+/// Reads the lock file; `None` if it does not exist.
 pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
     let failed = || files::io("read", path);
-    // Opened anew each time: a network file system then asks its server.
+    // Reopened each time, so that a network file system asks its server.
     match File::open(path) {
         Ok(file) => {
             let touched = file.metadata().map_err(failed())?.modified().ok();
@@ -77,10 +77,10 @@ pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
     }
 }
 
-/// Whether nobody touches the lock for `watch`.
+/// Watches the lock file for `watch`; returns whether it stayed untouched.
 pub(super) fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<bool> {
-    say(&format!(
-        "{} is there: {:.0} s to see whether its holder lives",
+    print_stderr(&format!(
+        "{} exists; waiting up to {:.0} s to see whether its holder is alive",
         path.display(),
         watch.as_secs_f64()
     ));
@@ -89,7 +89,7 @@ pub(super) fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<b
         std::thread::sleep((watch / 20).min(Duration::from_millis(500)));
         match look(path)? {
             Some(now) if now == *seen => {}
-            // Touched; or taken, or gone: the next look says which.
+            // Touched, taken over or removed: the next attempt finds out which.
             now => return Ok(now.is_none()),
         }
     }

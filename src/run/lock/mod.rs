@@ -1,18 +1,18 @@
-//! The lock of a run folder: two jobs never write the same run, and the lock of a dead job is no obstacle.
+//! Lock of a run folder: prevents two jobs from writing the same run, and takes over the lock of a dead job.
 //!
-//! `lock.json` is made by O_EXCL, which is atomic on local file systems and NFS from version 3 on; nothing else is relied on.
-//! (flock alone is kept within one machine by some file systems.) Whether its holder lives is asked of the kernel when
-//! that is this machine; a requeued Slurm job knows that its earlier run is over; of any other holder the lock is watched:
-//! it is touched every [`BEAT`], and one that nobody touches for [`WATCH`] belongs to nobody. No clock is read for that,
-//! only whether the time of the file changes. A holder whose lock was taken all the same ends at the next beat or
-//! checkpoint, before it writes.
+//! `lock.json` is created with O_EXCL, which is atomic on local file systems and on NFS since version 3; nothing else
+//! is required of the file system. (Some file systems apply flock only within one machine.) The kernel tells whether
+//! the holder is alive if it runs on this machine, and the restart count if it is an earlier run of the same Slurm job.
+//! Otherwise the lock is watched: a holder touches it every [`BEAT`], and a lock that stays untouched for [`WATCH`] is
+//! taken over. Clocks are not compared, only changes of the modification time. A holder that loses its lock
+//! nevertheless exits at the next beat or checkpoint, before it writes.
 
 mod holder;
 
 use crate::error::Result;
 use crate::files;
-use crate::process::exit::last_acts;
-use crate::process::messages::say;
+use crate::process::exit::run_exit_hooks;
+use crate::process::messages::print_stderr;
 use crate::run::error::Error as RunError;
 use holder::{Holder, LockSeen, look, unmoved};
 use std::fs::{self, File, OpenOptions};
@@ -26,31 +26,31 @@ use std::time::{Duration, SystemTime};
 /// Name of the file in the run folder.
 pub const LOCK_FILE: &str = "lock.json";
 
-/// Time between two touches of the file.
+/// Interval at which the holder touches the file.
 const BEAT: Duration = Duration::from_secs(10);
 
-/// A lock that is not touched for so long is nobody's.
+/// Time without a touch after which a lock is taken over.
 const WATCH: Duration = Duration::from_secs(35);
 
-/// The lock while this process holds it. Dropping it gives the folder free.
+/// A lock held by this process; dropping it releases the lock.
 #[derive(Debug)]
 pub struct Lock {
     held: HeldLock,
     _beat: Sender<()>,
 }
 
-/// What the keeping thread and those who end it share.
+/// State shared with the thread that touches the file and with the exit hook.
 #[derive(Clone, Debug)]
 struct HeldLock {
     path: PathBuf,
     content: Vec<u8>,
-    /// Given free by this process itself.
+    /// Released by this process itself.
     free: Arc<AtomicBool>,
 }
 
 impl Lock {
-    /// Locks the folder `run`, which exists, for this process of `host`. May watch a foreign lock for [`WATCH`].
-    /// Errors: another job writes there; the folder cannot be written.
+    /// Locks the existing folder `run` for this process on `host`. May watch the lock of another host for [`WATCH`].
+    /// Errors: another job holds the lock; the folder is not writable.
     pub fn acquire(run: &Path, host: &str) -> Result<Lock> {
         Self::acquire_in(run, host, WATCH, BEAT)
     }
@@ -58,13 +58,13 @@ impl Lock {
     fn acquire_in(run: &Path, host: &str, watch: Duration, beat: Duration) -> Result<Lock> {
         let path = run.join(LOCK_FILE);
         let me = Holder::here(host);
-        let content = serde_json::to_vec_pretty(&me).expect("text and numbers have a JSON form");
+        let content = serde_json::to_vec_pretty(&me).expect("text and numbers can be serialised as JSON");
         loop {
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(mut file) => {
                     if let Err(error) = file.write_all(&content).and_then(|()| file.sync_all()) {
                         let _ = fs::remove_file(&path);
-                        return Err(files::io("lock the run folder by", &path)(error).into());
+                        return Err(files::io("create the lock", &path)(error).into());
                     }
                     break;
                 }
@@ -80,10 +80,13 @@ impl Lock {
                     if !dead {
                         return Err(RunError::RunLocked { path, who }.into());
                     }
-                    say(&format!("the lock of {who}, which has ended, is taken over ({})", path.display()));
+                    print_stderr(&format!(
+                        "taking over the lock of {who}, which has ended ({})",
+                        path.display()
+                    ));
                     take_away(&path, &seen, &me.token)?;
                 }
-                Err(error) => return Err(files::io("lock the run folder by", &path)(error).into()),
+                Err(error) => return Err(files::io("create the lock", &path)(error).into()),
             }
         }
         let (stop, stopped) = channel();
@@ -97,28 +100,28 @@ impl Lock {
                         if keeping.free.load(Relaxed) {
                             return;
                         }
-                        say(&why.to_string());
-                        last_acts();
-                        // SAFETY: ends the process without running anything of it: nothing more may be written.
+                        print_stderr(&why.to_string());
+                        run_exit_hooks();
+                        // SAFETY: _exit has no preconditions. It runs no exit handlers: nothing more may be written.
                         unsafe { libc::_exit(1) }
                     }
-                    // Watchers ask whether this moves, not what it says. A full disk is told where data is written.
+                    // Watchers only check that the time changes. A full disk is reported where data is written.
                     let _ = File::options()
                         .append(true)
                         .open(&keeping.path)
                         .and_then(|file| file.set_modified(SystemTime::now()));
                 }
             })
-            .map_err(files::io("start the thread that keeps", &held.path))?;
+            .map_err(files::io("start the thread that touches", &held.path))?;
         Ok(Lock { held, _beat: stop })
     }
 
-    /// Whether the folder is still this job's; asked before what cannot be taken back. Errors: it is not.
+    /// Returns an error if this job no longer holds the lock. Called before writes that cannot be undone.
     pub fn check(&self) -> Result<()> {
         self.held.check()
     }
 
-    /// What frees the folder when this process ends in the middle of its work.
+    /// Returns an exit hook that releases the lock.
     pub fn releaser(&self) -> impl FnOnce() + Send + 'static {
         let held = self.held.clone();
         move || held.release()
@@ -135,7 +138,7 @@ impl HeldLock {
     fn check(&self) -> Result<()> {
         match fs::read(&self.path) {
             Ok(found) if found == self.content => Ok(()),
-            // Not known: a disk that hangs.
+            // Unknown, for example if the disk hangs.
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Ok(()),
             _ => Err(RunError::LockLost { path: self.path.clone() }.into()),
         }
@@ -149,11 +152,12 @@ impl HeldLock {
     }
 }
 
-/// Removes the lock of folder `run` if its holder ran on this machine and is dead. For the other ranks, when rank 0 died.
+/// Removes the lock of folder `run` if its holder ran on this machine and is dead. The other ranks call it if rank 0
+/// died. died.
 pub fn remove_if_dead(run: &Path) {
     let path = run.join(LOCK_FILE);
     let me = Holder::here("");
-    // A process that was killed just now takes a moment to be gone.
+    // A process takes a moment to disappear after it was killed.
     for _ in 0..20 {
         let Ok(Some(seen)) = look(&path) else { return };
         match seen.holder().and_then(|holder| holder.lives(&me)) {
@@ -164,13 +168,13 @@ pub fn remove_if_dead(run: &Path) {
     }
 }
 
-/// Removes the dead lock `seen`, unless another job has taken it meanwhile.
+/// Removes the dead lock `seen` unless another job has taken it over in the meantime.
 fn take_away(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
     let aside = path.with_file_name(format!("lock-{token}.dead"));
     if fs::rename(path, &aside).is_err() {
-        return Ok(()); // another one was quicker
+        return Ok(()); // another job was faster
     }
-    // Not the one that was seen: given back, unless there is a still newer one. Its holder notices if that went wrong.
+    // If it is not the lock that was seen, restore it unless a newer one exists; its holder notices if that fails.
     if fs::read(&aside).is_ok_and(|content| content != seen.content) {
         let _ = fs::hard_link(&aside, path);
     }
@@ -230,17 +234,17 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_from_afar_is_watched() {
+    fn a_lock_of_another_machine_is_watched() {
         let run = tempfile::tempdir().unwrap();
         let path = run.path().join(LOCK_FILE);
         leave(run.path(), |holder| holder.machine = "far".into());
         let started = Instant::now();
         drop(acquire(run.path()).unwrap());
         assert!(started.elapsed() >= SHORT, "it was watched");
-        // Nor is there anything to wait for in half a lock, but another one may be about to write the rest.
+        // A partial lock names no holder, but its writer may be about to complete it.
         fs::write(&path, b"{\"host\":").unwrap();
         drop(acquire(run.path()).unwrap());
-        // One that is touched lives, whatever the clocks say.
+        // A lock that is touched is alive, whatever the clocks show.
         leave(run.path(), |holder| holder.machine = "far".into());
         let touching = path.clone();
         let thread = std::thread::spawn(move || {
@@ -263,13 +267,13 @@ mod tests {
         let old = look(&path).unwrap().unwrap();
         let started = Instant::now();
         while look(&path).unwrap().unwrap() == old {
-            assert!(started.elapsed() < 25 * SHORT, "nobody touches it");
+            assert!(started.elapsed() < 25 * SHORT, "the lock is not touched");
             std::thread::sleep(SHORT / 20);
         }
         assert_eq!(look(&path).unwrap().unwrap().content, old.content);
     }
 
-    /// Names the folder that `holder` locks, in a process of its own.
+    /// Environment variable: folder that `holder` locks in a separate process.
     const FOLDER: &str = "DRNAS_TEST_LOCKED";
 
     #[test]
@@ -293,7 +297,7 @@ mod tests {
             .unwrap();
         let started = Instant::now();
         while look(&path).unwrap().is_none_or(|seen| seen.holder().is_none()) {
-            assert!(started.elapsed() < 25 * SHORT, "it never came");
+            assert!(started.elapsed() < 25 * SHORT, "the lock was not created");
             std::thread::sleep(SHORT / 20);
         }
         leave(run.path(), |_| {});
@@ -312,13 +316,13 @@ mod tests {
     #[test]
     fn a_lock_that_was_taken_is_noticed_and_not_removed() {
         let run = tempfile::tempdir().unwrap();
-        // Beats so rare that the thread does not end this test program.
+        // A long interval, so that the thread does not end this test program.
         let lock = Lock::acquire_in(run.path(), "here", SHORT, Duration::from_secs(100)).unwrap();
         leave(run.path(), |_| {});
         assert!(lock.check().unwrap_err().to_string().contains("another job"));
         drop(lock);
         assert!(run.path().join(LOCK_FILE).exists());
-        // A lock that came in place of the dead one is given back.
+        // A lock that replaced the dead one is restored.
         let seen = LockSeen { content: b"old".to_vec(), touched: None };
         let now = fs::read(run.path().join(LOCK_FILE)).unwrap();
         take_away(&run.path().join(LOCK_FILE), &seen, "x").unwrap();
@@ -326,11 +330,11 @@ mod tests {
     }
 
     #[test]
-    fn the_others_clear_away_after_a_dead_rank_0() {
+    fn other_ranks_remove_the_lock_of_a_dead_rank_0() {
         let run = tempfile::tempdir().unwrap();
         leave(run.path(), |_| {});
         remove_if_dead(run.path());
-        assert!(run.path().join(LOCK_FILE).exists(), "it lives");
+        assert!(run.path().join(LOCK_FILE).exists(), "its holder is alive");
         leave(run.path(), |holder| holder.born -= 1);
         remove_if_dead(run.path());
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);

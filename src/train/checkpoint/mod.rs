@@ -1,7 +1,7 @@
-//! Checkpoints: written so that a crash at any moment leaves the one before good, read only if every byte is right.
+//! Checkpoints: a crash during writing leaves earlier ones intact, and every byte is verified when reading.
 //!
-//! `step-000000123/` holds `state.safetensors` (tensors), `state.json` (everything else) and, last, `DONE`: sizes and xxh3
-//! hashes of both. A folder without `DONE` is none.
+//! `step-000000123/` contains `state.safetensors` (tensors), `state.json` (everything else) and, written last, `DONE`:
+//! sizes and xxh3 hashes of both. A folder without `DONE` is not a checkpoint.
 
 mod writer;
 
@@ -27,19 +27,20 @@ const VERSION: u32 = 1;
 /// The state of a run at one step.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Names (unique) and values, of kind Bool, Uint8, Int, Int64, Float or Double. Read back in order of the names, in
+    /// Unique names and values, of kind Bool, Uint8, Int, Int64, Float or Double. After reading: sorted by name, in
     /// host memory.
     pub tensors: Vec<(String, Tensor)>,
-    /// Everything that is no tensor. Floats come back bit-equal; NaN and infinities have no JSON form and come back null.
+    /// Everything except tensors. Floats are restored bit-identical; NaN and infinities have no JSON form and become
+    /// null.
     pub meta: serde_json::Value,
 }
 
-/// The newest checkpoint that can be read.
+/// Newest valid checkpoint.
 #[derive(Debug)]
 pub struct Latest {
-    /// The step and its state; none if there is no readable checkpoint.
+    /// Step and state; `None` if there is no valid checkpoint.
     pub found: Option<(u64, Checkpoint)>,
-    /// One line for each newer one that is damaged and was skipped.
+    /// One line for each newer, corrupt checkpoint that was skipped.
     pub warnings: Vec<String>,
 }
 
@@ -64,7 +65,7 @@ impl FileSum {
 }
 
 impl Checkpoint {
-    /// The tensor `name`. Errors: there is none.
+    /// Returns the tensor `name`. Errors: there is none.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
         (self.tensors.iter()).find(|(other, _)| other == name).map(|(_, tensor)| tensor).ok_or_else(|| {
             TrainError::CheckpointTensor { name: name.into(), why: "not in this checkpoint".into() }.into()
@@ -72,8 +73,8 @@ impl Checkpoint {
     }
 }
 
-/// Writes the checkpoint of `step` into `dir` (made if need be), then removes older ones so that `keep` (at least 1) stay.
-/// Errors leave the older ones as they were. One rank calls it.
+/// Writes the checkpoint of `step` to `dir` (created if missing), then removes older ones, keeping `keep` (at least 1).
+/// An error leaves older checkpoints unchanged. Called by one rank.
 pub fn write(dir: &Path, step: u64, state: &Checkpoint, keep: usize) -> Result<()> {
     write_new(dir, step, state).map_err(|source| {
         let _ = fs::remove_dir_all(dir.join(temporary(step)));
@@ -99,7 +100,8 @@ fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
         write_synced(&temporary.join(name), bytes)?;
     }
     sync_folder(&temporary)?;
-    // Of the same step there can only be one that was damaged and skipped: the older ones carry the run until DONE is there.
+    // A checkpoint of the same step can only be a corrupt one that was skipped; older ones remain valid until DONE
+    // exists.
     let folder = dir.join(name_of(step));
     remove_checkpoint(&folder)?;
     fs::rename(&temporary, &folder).map_err(files::io("rename", &temporary))?;
@@ -110,7 +112,8 @@ fn write_new(dir: &Path, step: u64, state: &Checkpoint) -> Result<()> {
     sync_folder(&folder)
 }
 
-/// Steps of the complete checkpoints in `dir`, ascending; none if there is no such folder. Contents are not read.
+/// Lists the steps of complete checkpoints in `dir`, ascending; empty if the folder does not exist. Does not read
+/// contents.
 pub fn list(dir: &Path) -> Result<Vec<u64>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -129,7 +132,7 @@ pub fn list(dir: &Path) -> Result<Vec<u64>> {
     Ok(steps)
 }
 
-/// The newest checkpoint of `dir` whose every byte is right; damaged ones are skipped and named. Any rank may call it.
+/// Reads the newest valid checkpoint in `dir`; corrupt ones are skipped with a warning. Any rank.
 pub fn latest(dir: &Path) -> Result<Latest> {
     let mut warnings = Vec::new();
     for step in list(dir)?.into_iter().rev() {
@@ -137,25 +140,25 @@ pub fn latest(dir: &Path) -> Result<Latest> {
             Ok(state) => {
                 return Ok(Latest { found: Some((step, state)), warnings });
             }
-            Err(why) => warnings.push(format!("{why}; skipped, the one before it is tried")),
+            Err(why) => warnings.push(format!("{why}; skipped, trying the previous one")),
         }
     }
     Ok(Latest { found: None, warnings })
 }
 
-/// The checkpoint of `step`. Errors: not there, incomplete, or not the bytes that were written.
+/// Reads the checkpoint of `step`. Errors: missing, incomplete or corrupt.
 pub fn read(dir: &Path, step: u64) -> Result<Checkpoint> {
     let folder = dir.join(name_of(step));
-    let damaged = |why: String| Error::from(TrainError::CheckpointDamaged { path: folder.clone(), why });
+    let corrupt = |why: String| Error::from(TrainError::CheckpointCorrupt { path: folder.clone(), why });
     let content = |name: &str| {
         let path = folder.join(name);
-        fs::read(&path).map_err(|error| damaged(format!("{name}: {error}")))
+        fs::read(&path).map_err(|error| corrupt(format!("{name}: {error}")))
     };
     let done: Done =
-        serde_json::from_slice(&content(DONE)?).map_err(|error| damaged(format!("{DONE}: {error}")))?;
+        serde_json::from_slice(&content(DONE)?).map_err(|error| corrupt(format!("{DONE}: {error}")))?;
     if done.version != VERSION || done.step != step {
-        return Err(damaged(format!(
-            "{DONE} is of version {}, step {}; version {VERSION}, step {step} expected",
+        return Err(corrupt(format!(
+            "{DONE}: expected version {VERSION} and step {step}, found version {} and step {}",
             done.version, done.step
         )));
     }
@@ -165,19 +168,20 @@ pub fn read(dir: &Path, step: u64) -> Result<Checkpoint> {
         match done.files.get(name) {
             Some(expected) if *expected == found => Ok(bytes),
             Some(expected) if expected.bytes != found.bytes => {
-                Err(damaged(format!("{name}: {} bytes, {} were written", found.bytes, expected.bytes)))
+                Err(corrupt(format!("{name}: expected {} bytes, found {}", expected.bytes, found.bytes)))
             }
-            Some(_) => Err(damaged(format!("{name}: other bytes than were written"))),
-            None => Err(damaged(format!("{DONE} does not name {name}"))),
+            Some(_) => Err(corrupt(format!("{name}: checksum mismatch"))),
+            None => Err(corrupt(format!("{DONE} does not list {name}"))),
         }
     };
     Ok(Checkpoint {
-        tensors: from_safetensors(&checked(TENSORS)?).map_err(|why| damaged(format!("{TENSORS}: {why}")))?,
-        meta: serde_json::from_slice(&checked(META)?).map_err(|error| damaged(format!("{META}: {error}")))?,
+        tensors: from_safetensors(&checked(TENSORS)?).map_err(|why| corrupt(format!("{TENSORS}: {why}")))?,
+        meta: serde_json::from_slice(&checked(META)?).map_err(|error| corrupt(format!("{META}: {error}")))?,
     })
 }
 
-/// Keeps the `keep` newest up to `step`. Newer ones are left: a run that went on before a damaged one has not reached it.
+/// Removes all but the `keep` newest checkpoints up to `step`. Newer ones stay: a run that resumed before a corrupt
+/// checkpoint has not reached its step yet.
 fn prune(dir: &Path, step: u64, keep: usize) -> Result<()> {
     let older: Vec<u64> = list(dir)?.into_iter().filter(|&other| other < step).collect();
     for &old in older.iter().rev().skip(keep - 1) {
@@ -186,7 +190,7 @@ fn prune(dir: &Path, step: u64, keep: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a run that was killed while writing has left.
+/// Removes incomplete checkpoints of a run that was killed while writing.
 fn remove_leftovers(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(files::io("read folder", dir))? {
         let entry = entry.map_err(files::io("read folder", dir))?;
@@ -200,7 +204,7 @@ fn remove_leftovers(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a checkpoint, `DONE` first: half removed, it is no checkpoint. Nothing there is fine.
+/// Removes a checkpoint if it exists, `DONE` first, so that a partial removal does not leave an apparently valid one.
 fn remove_checkpoint(folder: &Path) -> Result<()> {
     if !folder.is_dir() {
         return Ok(());
@@ -231,25 +235,24 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(file.sync_all().map_err(files::io("write", path))?)
 }
 
-/// Makes names in a folder outlast a power cut.
+/// Syncs the entries of a folder to disk.
 fn sync_folder(path: &Path) -> Result<()> {
     Ok(File::open(path).and_then(|folder| folder.sync_all()).map_err(files::io("write folder", path))?)
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec_pretty(value).expect("maps with text keys, numbers and texts have a JSON form")
+    serde_json::to_vec_pretty(value).expect("maps with text keys, numbers and text can be serialised as JSON")
 }
 
-/// The names of the classes that the outputs of a saved network stand for, in order; `None` in a checkpoint of an older
-/// version.
+/// Returns the class names of a saved network in the order of its outputs; `None` in checkpoints of older versions.
 pub fn classes_of(meta: &serde_json::Value) -> Option<Vec<String>> {
     serde_json::from_value(meta.pointer("/extra/classes")?.clone()).ok()
 }
 
-/// The entry of a safetensors file's `__metadata__` that holds the names of the classes, as the text of a JSON list.
+/// Key in the `__metadata__` of a safetensors file: class names as a JSON list.
 pub(crate) const CLASSES: &str = "classes";
 
-/// Tensors as a safetensors file, with the names of the `classes` if they are known.
+/// Serialises tensors as safetensors, with the class names if known.
 pub(crate) fn to_safetensors(tensors: &[(String, Tensor)], classes: Option<&[String]>) -> Result<Vec<u8>> {
     let refused =
         |name: &str, why: String| Error::from(TrainError::CheckpointTensor { name: name.into(), why });
@@ -257,7 +260,7 @@ pub(crate) fn to_safetensors(tensors: &[(String, Tensor)], classes: Option<&[Str
     let mut plain = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         if !names.insert(name) {
-            return Err(refused(name, "given twice".into()));
+            return Err(refused(name, "duplicate name".into()));
         }
         let dtype = dtype_of(tensor.f_kind()?)
             .ok_or_else(|| refused(name, format!("kind {:?} cannot be stored", tensor.kind())))?;
@@ -274,7 +277,7 @@ pub(crate) fn to_safetensors(tensors: &[(String, Tensor)], classes: Option<&[Str
         views.push((name.as_str(), view));
     }
     let metadata = classes.map(|classes| {
-        let text = serde_json::to_string(classes).expect("texts have a JSON form");
+        let text = serde_json::to_string(classes).expect("text can be serialised as JSON");
         HashMap::from([(CLASSES.to_owned(), text)])
     });
     safetensors::serialize(views, metadata).map_err(|error| refused("(all)", error.to_string()))
@@ -285,10 +288,10 @@ fn from_safetensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
     let mut tensors = Vec::with_capacity(file.len());
     for (name, view) in file.tensors() {
         let kind = kind_of(view.dtype())
-            .ok_or_else(|| format!("tensor {name}: kind {:?} is not ours", view.dtype()))?;
+            .ok_or_else(|| format!("tensor {name}: unsupported dtype {:?}", view.dtype()))?;
         let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
         let tensor = match kind {
-            // Any byte but 0 is true: other bytes in a bool would be undefined.
+            // Any nonzero byte is true: other values than 0 and 1 in a bool would be undefined.
             Kind::Bool => {
                 Tensor::f_from_data_size(view.data(), &shape, Kind::Uint8).and_then(|bytes| bytes.f_ne(0))
             }
@@ -305,7 +308,7 @@ fn from_safetensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
         .collect()
 }
 
-/// Kinds that come back bit-equal.
+/// Kinds that are restored bit-identical.
 const KINDS: [(Kind, Dtype); 6] = [
     (Kind::Bool, Dtype::BOOL),
     (Kind::Uint8, Dtype::U8),
@@ -323,7 +326,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     KINDS.iter().find(|(_, theirs)| *theirs == dtype).map(|(kind, _)| *kind)
 }
 
-/// The folder of checkpoints in a run folder.
+/// Returns the checkpoint folder in a run folder.
 pub fn folder(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }

@@ -1,4 +1,4 @@
-//! `Writer`: checkpoints written on a thread of their own, so that training waits for a copy in memory and not for a disk.
+//! Writes checkpoints on a separate thread, so that training waits only for a copy in memory.
 
 use super::{Checkpoint, write};
 use crate::error::Result;
@@ -7,22 +7,22 @@ use crate::train::error::Error as TrainError;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
-/// Writes the checkpoints of one run, one at a time. One rank has one.
+/// Writes the checkpoints of one run, one at a time. Used by one rank.
 pub struct Writer {
     dir: PathBuf,
     keep: usize,
-    flight: Option<(u64, JoinHandle<Result<()>>)>,
+    pending: Option<(u64, JoinHandle<Result<()>>)>,
 }
 
 impl Writer {
-    /// Writes into `dir` and keeps the `keep` newest.
+    /// Creates a writer to `dir` that keeps the `keep` newest checkpoints.
     pub fn new(dir: PathBuf, keep: usize) -> Writer {
-        Writer { dir, keep, flight: None }
+        Writer { dir, keep, pending: None }
     }
 
-    /// Begins to write the state after `step` steps; `first` is done before it, on the same thread. The tensors are copied
-    /// before this returns: training may change them. Waits for the checkpoint before if that is still being written.
-    /// Errors: those of the checkpoint before.
+    /// Starts to write the state after `step` steps; `first` runs before it on the same thread. The tensors are copied
+    /// before this returns, so training may change them. Waits for the previous checkpoint if necessary. Errors: those
+    /// of the previous checkpoint.
     pub fn start(
         &mut self,
         step: u64,
@@ -40,27 +40,27 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
             .spawn(work)
-            .map_err(files::io("start the thread that writes", &self.dir))?;
-        self.flight = Some((step, thread));
+            .map_err(files::io("start the thread that writes to", &self.dir))?;
+        self.pending = Some((step, thread));
         Ok(())
     }
 
-    /// The step whose checkpoint is whole since this was last asked; none as long as it is being written. Does not wait.
-    /// Errors: it could not be written; those before it are untouched.
+    /// Returns the step of a checkpoint that was completed since the last call, `None` if there is none or it is still
+    /// being written. Does not wait. Errors: it could not be written; earlier checkpoints are unchanged.
     pub fn poll(&mut self) -> Result<Option<u64>> {
-        match &self.flight {
+        match &self.pending {
             Some((_, thread)) if thread.is_finished() => self.wait(),
             _ => Ok(None),
         }
     }
 
-    /// Waits until nothing is being written any more; the step of what was.
+    /// Waits for the checkpoint being written, if any, and returns its step.
     pub fn wait(&mut self) -> Result<Option<u64>> {
-        let Some((step, thread)) = self.flight.take() else { return Ok(None) };
+        let Some((step, thread)) = self.pending.take() else { return Ok(None) };
         match thread.join() {
             Ok(outcome) => outcome.map(|()| Some(step)),
             Err(_) => {
-                let panicked = std::io::Error::other("the thread that writes panicked, see above");
+                let panicked = std::io::Error::other("the writer thread panicked, see above");
                 let source = Box::new(files::io("write", &self.dir)(panicked));
                 Err(TrainError::CheckpointNotWritten { step, source }.into())
             }
@@ -75,7 +75,7 @@ fn copy_of(tensor: &tch::Tensor) -> Result<tch::Tensor> {
 }
 
 impl Drop for Writer {
-    /// A checkpoint that was begun is finished.
+    /// Waits until the checkpoint being written is complete.
     fn drop(&mut self) {
         let _ = self.wait();
     }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_was_at_that_step() {
+    fn the_state_at_the_start_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path().into(), 2);
         let weights = Tensor::from_slice(&[1.0, 2.0]);
@@ -110,7 +110,7 @@ mod tests {
             Ok(())
         };
         writer.start(1, state(&weights), first).unwrap();
-        // Training goes on while the thread has not begun to write.
+        // Training continues before the thread has started to write.
         let _ = weights.shallow_clone().g_add_scalar_(5.0);
         assert_eq!(writer.poll().unwrap(), None);
         assert!(list(dir.path()).unwrap().is_empty());
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(writer.wait().unwrap(), Some(1));
         assert_eq!(writer.poll().unwrap(), None);
         assert_eq!(first_weight(dir.path(), 1), 1.0);
-        // One at a time: the second waits for the first, dropping waits for the second.
+        // One at a time: the second waits for the first, drop waits for the second.
         writer.start(2, state(&weights), || Ok(())).unwrap();
         writer.start(3, state(&weights), || Ok(())).unwrap();
         drop(writer);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_surfaces_at_the_next_look() {
+    fn an_error_is_returned_by_the_next_poll() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, b"").unwrap();
@@ -137,19 +137,19 @@ mod tests {
         let error = loop {
             match writer.poll() {
                 Ok(None) => std::thread::yield_now(),
-                Ok(Some(_)) => panic!("a file is no folder"),
+                Ok(Some(_)) => panic!("wrote to a file as a folder"),
                 Err(error) => break error.to_string(),
             }
         };
         assert!(error.contains("step 7 was not written"), "{error}");
-        // It is told once, and the next one is tried anew.
+        // It is returned once, and the next checkpoint is tried.
         assert_eq!(writer.poll().unwrap(), None);
         writer.start(8, state(&weights), || Ok(())).unwrap();
         assert!(writer.start(9, state(&weights), || Ok(())).unwrap_err().to_string().contains("step 8"));
-        writer.start(10, state(&weights), || panic!("a planned mistake")).unwrap();
+        writer.start(10, state(&weights), || panic!("a planned panic")).unwrap();
         let error = writer.wait().unwrap_err().to_string();
         assert!(error.contains("step 10 was not written") && error.contains("panicked"), "{error}");
-        // What is done first has failed: there is no checkpoint then.
+        // If `first` fails, there is no checkpoint.
         let mut writer = Writer::new(dir.path().join("good"), 1);
         writer
             .start(11, state(&weights), || Err(data::Error::LoaderSpec("a planned failure".into()).into()))

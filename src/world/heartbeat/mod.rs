@@ -1,21 +1,21 @@
-//! Heartbeats: every rank says where it is, on a thread of its own and outside the collective library, so that a rank that
-//! dies or stops is named and all of them end, whatever the library does.
+//! Heartbeats: each rank reports its status over TCP, on its own thread and independently of the collective library, so
+//! that a rank that dies or hangs is named and all ranks are terminated whatever the library does.
 //!
-//! A star of TCP links around rank 0 (loopback alone when all ranks share a machine). Each rank beats; rank 0 hands on what
-//! it knows, so that everybody can name everybody ([`rank_status`]). Rank 0 judges the others, the others judge rank 0: a link
-//! that closes without a word is a process that is gone; a link that is silent for the limit is one that is stopped, or
-//! out of reach. A rank that is only slow still beats: what it owes the others is judged by the limit of collectives.
-//! Limits are counted by a monotonic clock, and only while the judge itself runs: after a pause of everybody (a suspended
-//! job, a laptop that slept) nobody is blamed.
+//! The connections form a star around rank 0 (loopback only, if all ranks share a machine). Each rank sends heartbeats;
+//! rank 0 forwards all of them, so that every rank can name any other ([`rank_status`]). Rank 0 monitors the others,
+//! the others monitor rank 0. A connection that closes without a goodbye means that the process died; one that is
+//! silent for the limit, that the process is stopped or unreachable. A rank that is only slow still sends heartbeats:
+//! it is subject to the time limit of collectives. Silence is measured by a monotonic clock, and only while the
+//! monitoring process itself runs, so that no rank is blamed after a pause of all (a suspended job or laptop).
 
 mod contact;
 mod wire;
 
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::process::exit::last_acts;
-use crate::process::identity::machine;
-use crate::process::messages::say;
+use crate::process::exit::run_exit_hooks;
+use crate::process::identity::machine_id;
+use crate::process::messages::print_stderr;
 use crate::process::rank_status;
 use crate::world::error::Error as WorldError;
 use contact::Contact;
@@ -27,57 +27,58 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use wire::{Connection, Frame, FrameKind};
 
-/// How long a rank that says that it ends all of them may take for it.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long a rank that announced a failure may take to terminate all ranks.
+const FAILURE_GRACE: Duration = Duration::from_secs(5);
 
-/// The watch of this rank over the others.
+/// The heartbeats of this rank, and its view of the others.
 pub(super) struct HeartbeatWatch {
     rank: usize,
     contacts: Vec<Contact>,
     limit: Duration,
-    /// Whether this rank has taken its leave.
-    over: AtomicBool,
+    /// Set after this rank's last message; stops the thread.
+    stopped: AtomicBool,
     view: Mutex<View>,
 }
 
-/// What the watch knows of the links: of rank 0 to every other rank, of another rank to rank 0.
+/// State of the connections: rank 0 has one to every other rank, the others have one to rank 0.
 struct View {
-    links: Vec<Bond>,
-    /// When the view was last brought up to date.
-    looked: Instant,
-    beaten: Option<Instant>,
-    /// A rank that ends all of them, and for how long it has tried.
+    peers: Vec<Peer>,
+    /// When the connections were last read.
+    checked_at: Instant,
+    last_heartbeat: Option<Instant>,
+    /// A rank that announced a failure, and for how long it has been terminating the others.
     failing: Option<(usize, Duration)>,
-    judged: bool,
+    decided: bool,
 }
 
-struct Bond {
+struct Peer {
     rank: usize,
-    /// None after a goodbye.
-    link: Option<Connection>,
+    /// `None` after a goodbye.
+    connection: Option<Connection>,
     silence: Duration,
 }
 
-/// Why all ranks end.
+/// Why all ranks are terminated.
 enum Verdict {
-    /// The process of a rank is gone.
-    Gone(usize),
-    /// A rank gives no sign of life.
+    /// The process of the rank died.
+    Died(usize),
+    /// The rank sends no heartbeats.
     Silent(usize),
-    /// It was said elsewhere.
-    Told(usize),
+    /// Another rank reported the rank.
+    Reported(usize),
 }
 
 impl HeartbeatWatch {
-    /// Links the ranks and begins to watch. Errors: a rank cannot be reached. Collective.
+    /// Connects the ranks and starts the heartbeat thread. Errors: a rank cannot be reached. Collective.
     pub(super) fn start(comm: &dyn Communicator, host: &str, limit: Duration) -> Result<Arc<HeartbeatWatch>> {
-        let failed = |source| WorldError::Watch { what: "open a port".into(), source };
+        let failed = |source| WorldError::HeartbeatSetup { what: "open a port".into(), source };
         let (rank, size) = (comm.rank(), comm.size());
-        let machines = comm.all_gather(&machine().to_le_bytes())?;
-        let together = machines.iter().all(|other| *other == machines[0]);
-        let listener = match (rank, together) {
+        let machines = comm.all_gather(&machine_id().to_le_bytes())?;
+        let same_machine = machines.iter().all(|other| *other == machines[0]);
+        let listener = match (rank, same_machine) {
             (0, true) => Some(TcpListener::bind("127.0.0.1:0").map_err(failed)?),
-            // On every address: which of them the others reach is theirs to find out. Strangers do not know the token.
+            // Listens on all addresses, since only the other ranks know which one they can reach. The token keeps
+            // strangers out.
             (0, false) => Some(
                 TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).map_err(failed)?,
             ),
@@ -90,47 +91,48 @@ impl HeartbeatWatch {
         let contacts: Vec<Contact> = (comm.all_gather(&Contact::here(host, port).to_bytes())?.iter())
             .map(|bytes| Contact::from_bytes(bytes))
             .collect();
-        rank_status::begin(&contacts.iter().map(|contact| contact.host.clone()).collect::<Vec<_>>());
-        let patience = limit.max(Duration::from_secs(10));
-        let links = match &listener {
-            Some(listener) => accept(listener, &contacts, patience)?,
-            None => vec![Bond::new(0, connect(rank, &contacts, patience)?)?],
+        rank_status::init(&contacts.iter().map(|contact| contact.host.clone()).collect::<Vec<_>>());
+        let timeout = limit.max(Duration::from_secs(10));
+        let peers = match &listener {
+            Some(listener) => accept(listener, &contacts, timeout)?,
+            None => vec![Peer::new(0, connect(rank, &contacts, timeout)?)?],
         };
-        debug_assert_eq!(links.len(), if rank == 0 { size - 1 } else { 1 });
-        let looked = Instant::now();
-        let view = Mutex::new(View { links, looked, beaten: None, failing: None, judged: false });
-        let watch = Arc::new(HeartbeatWatch { rank, contacts, limit, over: AtomicBool::new(false), view });
+        debug_assert_eq!(peers.len(), if rank == 0 { size - 1 } else { 1 });
+        let checked_at = Instant::now();
+        let view =
+            Mutex::new(View { peers, checked_at, last_heartbeat: None, failing: None, decided: false });
+        let watch = Arc::new(HeartbeatWatch { rank, contacts, limit, stopped: AtomicBool::new(false), view });
         let watching = Arc::clone(&watch);
         std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || watching.run())
-            .map_err(|source| WorldError::Watch { what: "start a thread".into(), source })?;
+            .map_err(|source| WorldError::HeartbeatSetup { what: "start a thread".into(), source })?;
         Ok(watch)
     }
 
-    /// Says goodbye: this rank ends as all of them do. After this nobody is judged here.
+    /// Announces a normal exit of this rank and stops monitoring.
     pub(super) fn goodbye(&self) {
-        if !self.over.swap(true, Relaxed) {
-            self.tell(FrameKind::Bye);
+        if !self.stopped.swap(true, Relaxed) {
+            self.send_to_all(FrameKind::Goodbye);
         }
     }
 
-    /// Says that this rank ends all of them: should the launcher not do so, the others do.
-    pub(super) fn tell_failure(&self) {
-        if !self.over.swap(true, Relaxed) {
-            self.tell(FrameKind::Failing);
+    /// Announces that this rank terminates all ranks: if the launcher does not, the others exit by themselves.
+    pub(super) fn announce_failure(&self) {
+        if !self.stopped.swap(true, Relaxed) {
+            self.send_to_all(FrameKind::Failing);
         }
     }
 
-    /// Before this rank leaves because its launcher says so: is it because another rank is gone? Then it is named.
-    pub(super) fn look_once(&self) {
+    /// Called before this rank exits because of a signal: names a lost rank that may be the cause.
+    pub(super) fn check_once(&self) {
         let mut view = self.view();
-        if !self.over.load(Relaxed)
-            && let Some(Verdict::Gone(rank)) = self.look(&mut view)
+        if !self.stopped.load(Relaxed)
+            && let Some(Verdict::Died(rank)) = self.check(&mut view)
             && self.rank <= 1
         {
-            view.judged = true;
-            say(&self.line(&Verdict::Gone(rank)));
+            view.decided = true;
+            print_stderr(&self.message(&Verdict::Died(rank)));
         }
     }
 
@@ -138,41 +140,45 @@ impl HeartbeatWatch {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, kind: FrameKind) {
-        let frame = Frame { kind, rank: self.rank, word: rank_status::mine() };
-        for link in self.view().links.iter_mut().filter_map(|bond| bond.link.as_mut()) {
-            link.send(&[frame]);
+    fn send_to_all(&self, kind: FrameKind) {
+        let frame = Frame { kind, rank: self.rank, status: rank_status::current() };
+        for connection in self.view().peers.iter_mut().filter_map(|peer| peer.connection.as_mut()) {
+            connection.send(&[frame]);
         }
     }
 
-    /// Time between two beats: several fit into the limit.
+    /// Returns the time between two heartbeats; several fit into the limit.
     fn tick(&self) -> Duration {
         (self.limit / 8).min(Duration::from_secs(1))
     }
 
     fn run(&self) {
-        while !self.over.load(Relaxed) {
+        while !self.stopped.load(Relaxed) {
             self.wait();
             let mut view = self.view();
-            if self.over.load(Relaxed) {
+            if self.stopped.load(Relaxed) {
                 return;
             }
-            let verdict = self.look(&mut view);
-            if view.beaten.is_none_or(|at| at.elapsed() >= self.tick()) {
-                view.beaten = Some(Instant::now());
-                self.beat(&mut view);
+            let verdict = self.check(&mut view);
+            if view.last_heartbeat.is_none_or(|at| at.elapsed() >= self.tick()) {
+                view.last_heartbeat = Some(Instant::now());
+                self.send_heartbeats(&mut view);
             }
             if let Some(verdict) = verdict {
-                self.end(view, &verdict);
+                self.terminate(view, &verdict);
             }
         }
     }
 
-    /// Until something arrives or the next beat is due.
+    /// Waits until something arrives or the next heartbeat is due.
     fn wait(&self) {
-        let mut waiting: Vec<libc::pollfd> = (self.view().links.iter())
-            .filter_map(|bond| bond.link.as_ref())
-            .map(|link| libc::pollfd { fd: link.stream().as_raw_fd(), events: libc::POLLIN, revents: 0 })
+        let mut waiting: Vec<libc::pollfd> = (self.view().peers.iter())
+            .filter_map(|peer| peer.connection.as_ref())
+            .map(|connection| libc::pollfd {
+                fd: connection.stream().as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            })
             .collect();
         // SAFETY: a live array of that length.
         unsafe {
@@ -184,145 +190,144 @@ impl HeartbeatWatch {
         };
     }
 
-    fn beat(&self, view: &mut View) {
-        let mine = rank_status::mine();
-        rank_status::note(self.rank, mine);
-        let beat = |rank, word| Frame { kind: FrameKind::Beat, rank, word };
+    fn send_heartbeats(&self, view: &mut View) {
+        let mine = rank_status::current();
+        rank_status::update(self.rank, mine);
+        let heartbeat = |rank, status| Frame { kind: FrameKind::Heartbeat, rank, status };
         let frames: Vec<Frame> = match self.rank {
             0 => (0..self.contacts.len())
-                .filter_map(|rank| Some(beat(rank, rank_status::word_of(rank)?)))
+                .filter_map(|rank| Some(heartbeat(rank, rank_status::of(rank)?)))
                 .collect(),
-            rank => vec![beat(rank, mine)],
+            rank => vec![heartbeat(rank, mine)],
         };
-        for link in view.links.iter_mut().filter_map(|bond| bond.link.as_mut()) {
-            link.send(&frames);
+        for connection in view.peers.iter_mut().filter_map(|peer| peer.connection.as_mut()) {
+            connection.send(&frames);
         }
     }
 
-    /// Reads all links. A first verdict is the only one.
-    fn look(&self, view: &mut View) -> Option<Verdict> {
-        // While this process itself did not run, nobody could have been heard.
-        let passed = view.looked.elapsed().min(2 * self.tick());
-        view.looked = Instant::now();
+    /// Reads all connections. Only the first verdict is returned.
+    fn check(&self, view: &mut View) -> Option<Verdict> {
+        // Time in which this process did not run does not count as silence.
+        let passed = view.checked_at.elapsed().min(2 * self.tick());
+        view.checked_at = Instant::now();
         let mut verdict = None;
-        for bond in &mut view.links {
-            let Some(link) = &mut bond.link else { continue };
-            let heard = link.read();
-            bond.silence = if heard.frames.is_empty() { bond.silence + passed } else { Duration::ZERO };
-            let mut left = false;
-            for frame in heard.frames {
+        for peer in &mut view.peers {
+            let Some(connection) = &mut peer.connection else { continue };
+            let received = connection.read();
+            peer.silence = if received.frames.is_empty() { peer.silence + passed } else { Duration::ZERO };
+            let mut leaving = false;
+            for frame in received.frames {
                 match frame.kind {
-                    // What rank 0 says of this rank is older than what this rank knows.
-                    FrameKind::Beat if frame.rank != self.rank => rank_status::note(frame.rank, frame.word),
-                    FrameKind::Beat => {}
-                    FrameKind::Bye => left = true,
+                    // Rank 0's information about this rank is out of date.
+                    FrameKind::Heartbeat if frame.rank != self.rank => {
+                        rank_status::update(frame.rank, frame.status)
+                    }
+                    FrameKind::Heartbeat => {}
+                    FrameKind::Goodbye => leaving = true,
                     FrameKind::Failing => {
-                        left = true;
+                        leaving = true;
                         view.failing = view.failing.or(Some((frame.rank, Duration::ZERO)));
                     }
-                    FrameKind::End => verdict = Some(Verdict::Told(frame.rank)),
+                    FrameKind::End => verdict = Some(Verdict::Reported(frame.rank)),
                 }
             }
-            if left {
-                bond.link = None;
-            } else if heard.closed {
-                verdict = verdict.or(Some(Verdict::Gone(bond.rank)));
-            } else if bond.silence >= self.limit {
-                verdict = verdict.or(Some(Verdict::Silent(bond.rank)));
+            if leaving {
+                peer.connection = None;
+            } else if received.closed {
+                verdict = verdict.or(Some(Verdict::Died(peer.rank)));
+            } else if peer.silence >= self.limit {
+                verdict = verdict.or(Some(Verdict::Silent(peer.rank)));
             }
         }
-        if view.judged {
+        if view.decided {
             return None;
         }
         if let Some((rank, waited)) = &mut view.failing {
             *waited += passed;
-            // Whoever goes now is being ended.
-            return (*waited >= GRACE).then_some(Verdict::Told(*rank));
+            // A rank that dies now is being terminated.
+            return (*waited >= FAILURE_GRACE).then_some(Verdict::Reported(*rank));
         }
         verdict
     }
 
-    fn line(&self, verdict: &Verdict) -> String {
+    fn message(&self, verdict: &Verdict) -> String {
         let (rank, how) = match verdict {
-            Verdict::Gone(rank) => {
-                (*rank, "its process is gone (killed, out of memory, crashed)".to_string())
-            }
-            Verdict::Silent(rank) | Verdict::Told(rank) => {
+            Verdict::Died(rank) => (*rank, "process died (killed, out of memory or crashed)".to_string()),
+            Verdict::Silent(rank) | Verdict::Reported(rank) => {
                 let limit = self.limit.as_secs_f64();
-                (
-                    *rank,
-                    format!("no sign of life for {limit:.0} s (stopped, or its machine or network is down)"),
-                )
+                (*rank, format!("no heartbeat for {limit:.0} s (stopped, or its machine or network is down)"))
             }
         };
-        let lost = rank_status::last_of(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
+        let lost =
+            rank_status::last_location(rank).map_or_else(|| format!("rank {rank}"), |last| last.to_string());
         let (me, host) = (self.rank, &self.contacts[self.rank].host);
         WorldError::RankLost { rank: me, host: host.clone(), lost, how }.to_string()
     }
 
-    /// Names the culprit, ends it if it is on this machine, and ends this process; rank 0 tells the others to end too.
-    fn end<'a>(&'a self, mut view: MutexGuard<'a, View>, verdict: &Verdict) -> ! {
-        view.judged = true;
-        let (Verdict::Gone(culprit) | Verdict::Silent(culprit) | Verdict::Told(culprit)) = *verdict;
-        let told = matches!(verdict, Verdict::Told(_));
-        if self.rank > 1 && !told {
-            // All of them see that rank 0 is gone: rank 1 says so, and its launcher ends the others meanwhile.
+    /// Reports the culprit, kills it if it runs on this machine, and exits; rank 0 tells the others to exit too.
+    fn terminate<'a>(&'a self, mut view: MutexGuard<'a, View>, verdict: &Verdict) -> ! {
+        view.decided = true;
+        let (Verdict::Died(culprit) | Verdict::Silent(culprit) | Verdict::Reported(culprit)) = *verdict;
+        let reported = matches!(verdict, Verdict::Reported(_));
+        if self.rank > 1 && !reported {
+            // All ranks see that rank 0 is lost: rank 1 reports it, and meanwhile its launcher kills the others.
             drop(view);
             std::thread::sleep(Duration::from_millis(300));
             view = self.view();
         }
-        if !told {
-            say(&self.line(verdict));
+        if !reported {
+            print_stderr(&self.message(verdict));
         }
         if self.rank == 0 {
-            let frame = Frame { kind: FrameKind::End, rank: culprit, word: rank_status::mine() };
-            for link in view.links.iter_mut().filter_map(|bond| bond.link.as_mut()) {
-                link.send(&[frame]);
+            let frame = Frame { kind: FrameKind::End, rank: culprit, status: rank_status::current() };
+            for connection in view.peers.iter_mut().filter_map(|peer| peer.connection.as_mut()) {
+                connection.send(&[frame]);
             }
         }
-        self.over.store(true, Relaxed);
+        self.stopped.store(true, Relaxed);
         drop(view);
         if culprit != self.rank {
             self.contacts[culprit].kill();
         }
-        last_acts();
+        run_exit_hooks();
         if self.rank == 0 {
-            // A link that is closed at once may lose what was sent.
+            // Closing at once could lose data that has been sent.
             std::thread::sleep(Duration::from_millis(200));
         }
-        // SAFETY: ends the process without running anything of it: the main thread may be in the collective library.
+        // SAFETY: exits without running destructors or exit handlers: the main thread may be in the collective library.
         unsafe { libc::_exit(1) }
     }
 }
 
-impl Bond {
-    fn new(rank: usize, stream: TcpStream) -> Result<Bond> {
-        let what = format!("use the link to rank {rank}");
-        let link = Connection::new(stream).map_err(|source| WorldError::Watch { what, source })?;
-        Ok(Bond { rank, link: Some(link), silence: Duration::ZERO })
+impl Peer {
+    fn new(rank: usize, stream: TcpStream) -> Result<Peer> {
+        let what = format!("use the connection to rank {rank}");
+        let connection =
+            Connection::new(stream).map_err(|source| WorldError::HeartbeatSetup { what, source })?;
+        Ok(Peer { rank, connection: Some(connection), silence: Duration::ZERO })
     }
 }
 
-/// Rank 0: a link to every other rank, in rank order.
-fn accept(listener: &TcpListener, contacts: &[Contact], patience: Duration) -> Result<Vec<Bond>> {
-    let failed = |source| WorldError::Watch { what: "accept the other ranks".into(), source };
+/// On rank 0: accepts a connection from every other rank; the result is in rank order.
+fn accept(listener: &TcpListener, contacts: &[Contact], timeout: Duration) -> Result<Vec<Peer>> {
+    let failed = |source| WorldError::HeartbeatSetup { what: "accept connections".into(), source };
     listener.set_nonblocking(true).map_err(failed)?;
     let started = Instant::now();
     let mut found: Vec<Option<TcpStream>> = contacts.iter().map(|_| None).collect();
     while let Some(missing) = (1..contacts.len()).find(|&rank| found[rank].is_none()) {
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Some(rank) = welcome(&stream, contacts) {
+                if let Some(rank) = handshake(&stream, contacts) {
                     found[rank] = Some(stream);
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if started.elapsed() > patience {
-                    let doors = contacts[0].doors(&contacts[missing]);
-                    return Err(WorldError::WatchLink {
+                if started.elapsed() > timeout {
+                    let addresses = contacts[0].addresses_for(&contacts[missing]);
+                    return Err(WorldError::HeartbeatUnreachable {
                         rank: missing,
                         host: contacts[missing].host.clone(),
-                        doors,
+                        addresses,
                     }
                     .into());
                 }
@@ -332,12 +337,12 @@ fn accept(listener: &TcpListener, contacts: &[Contact], patience: Duration) -> R
         }
     }
     (found.into_iter().enumerate().skip(1))
-        .map(|(rank, stream)| Bond::new(rank, stream.expect("none is missing")))
+        .map(|(rank, stream)| Peer::new(rank, stream.expect("none is missing")))
         .collect()
 }
 
-/// The rank at the other end, if it is one of this run.
-fn welcome(mut stream: &TcpStream, contacts: &[Contact]) -> Option<usize> {
+/// Returns the connecting rank, or `None` if it does not belong to this run.
+fn handshake(mut stream: &TcpStream, contacts: &[Contact]) -> Option<usize> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     let mut hello = [0; 16];
@@ -348,16 +353,21 @@ fn welcome(mut stream: &TcpStream, contacts: &[Contact]) -> Option<usize> {
     (number(token) == contacts[0].token && (1..contacts.len()).contains(&rank)).then_some(rank)
 }
 
-/// Another rank: the link to rank 0, by the first of its addresses that answers.
-fn connect(rank: usize, contacts: &[Contact], patience: Duration) -> Result<TcpStream> {
-    let doors = contacts[0].doors(&contacts[rank]);
+/// On the other ranks: connects to rank 0 at the first of its addresses that answers.
+fn connect(rank: usize, contacts: &[Contact], timeout: Duration) -> Result<TcpStream> {
+    let addresses = contacts[0].addresses_for(&contacts[rank]);
     let hello = [contacts[0].token.to_le_bytes(), (rank as u64).to_le_bytes()].concat();
-    let knock = |door: &SocketAddr| {
-        let mut stream = TcpStream::connect_timeout(door, patience / doors.len().max(1) as u32).ok()?;
+    let try_connect = |address: &SocketAddr| {
+        let mut stream = TcpStream::connect_timeout(address, timeout / addresses.len().max(1) as u32).ok()?;
         stream.write_all(&hello).ok()?;
         Some(stream)
     };
-    doors.iter().find_map(knock).ok_or_else(|| {
-        WorldError::WatchLink { rank, host: contacts[rank].host.clone(), doors: doors.clone() }.into()
+    addresses.iter().find_map(try_connect).ok_or_else(|| {
+        WorldError::HeartbeatUnreachable {
+            rank,
+            host: contacts[rank].host.clone(),
+            addresses: addresses.clone(),
+        }
+        .into()
     })
 }

@@ -1,50 +1,50 @@
-//! What heartbeats look like on the wire: frames of 24 bytes, and a link that carries them without ever waiting.
+//! Wire format of heartbeats: frames of 24 bytes on a non-blocking connection.
 
 use crate::process::phase::Phase;
-use crate::process::rank_status::Word;
+use crate::process::rank_status::RankStatus;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
-const FRAME: usize = 24;
+const FRAME_BYTES: usize = 24;
 
-/// What a frame is for.
+/// Type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum FrameKind {
-    /// The rank lives; where it is.
-    Beat = 1,
-    /// The rank leaves, as all of them do.
-    Bye = 2,
-    /// The rank ends all of them and has said why.
+    /// Heartbeat of a rank, with its status.
+    Heartbeat = 1,
+    /// The rank exits normally.
+    Goodbye = 2,
+    /// The rank terminates all ranks and has reported the reason.
     Failing = 3,
-    /// From rank 0: everyone ends, because of the rank.
+    /// From rank 0: all ranks must exit because of the rank.
     End = 4,
 }
 
-/// One message about one rank.
+/// A message about one rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     pub(super) kind: FrameKind,
     pub(super) rank: usize,
-    pub(super) word: Word,
+    pub(super) status: RankStatus,
 }
 
 impl Frame {
-    fn to_bytes(self) -> [u8; FRAME] {
-        let mut bytes = [0; FRAME];
+    fn to_bytes(self) -> [u8; FRAME_BYTES] {
+        let mut bytes = [0; FRAME_BYTES];
         bytes[0] = self.kind as u8;
-        bytes[1] = self.word.phase as u8;
+        bytes[1] = self.status.phase as u8;
         bytes[4..8].copy_from_slice(&(self.rank as u32).to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.word.step.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.word.operation.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.status.step.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.status.operation.to_le_bytes());
         bytes
     }
 
-    /// Nothing for bytes that no rank of this program sends.
-    fn from_bytes(bytes: &[u8; FRAME]) -> Option<Frame> {
+    /// Returns `None` for bytes that are not a frame.
+    fn from_bytes(bytes: &[u8; FRAME_BYTES]) -> Option<Frame> {
         let kind = match bytes[0] {
-            1 => FrameKind::Beat,
-            2 => FrameKind::Bye,
+            1 => FrameKind::Heartbeat,
+            2 => FrameKind::Goodbye,
             3 => FrameKind::Failing,
             4 => FrameKind::End,
             _ => return None,
@@ -53,23 +53,23 @@ impl Frame {
         Some(Frame {
             kind,
             rank: u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes")) as usize,
-            word: Word { step: number(8), phase: Phase::from_u8(bytes[1]), operation: number(16) },
+            status: RankStatus { step: number(8), phase: Phase::from_u8(bytes[1]), operation: number(16) },
         })
     }
 }
 
-/// What reading a link found.
-pub(super) struct Heard {
+/// Result of reading a connection.
+pub(super) struct Received {
     pub(super) frames: Vec<Frame>,
-    /// The other end is closed, or does not speak this language.
+    /// The connection is closed, or the peer sent something other than frames.
     pub(super) closed: bool,
 }
 
-/// One connection, never waited for.
+/// A non-blocking connection.
 pub(super) struct Connection {
     stream: TcpStream,
     inbox: Vec<u8>,
-    /// What the system did not take yet.
+    /// Bytes that could not be written yet.
     outbox: Vec<u8>,
 }
 
@@ -84,10 +84,10 @@ impl Connection {
         &self.stream
     }
 
-    /// Sends `frames`. Beats are left out while older ones wait: a stopped rank does not read, and the next beat says more.
-    /// A closed link is found by reading.
+    /// Sends `frames`. Heartbeats are skipped while earlier ones are queued: a stopped rank does not read, and the next
+    /// heartbeat is more recent. A closed connection is detected by reading.
     pub(super) fn send(&mut self, frames: &[Frame]) {
-        if self.outbox.is_empty() || frames.iter().any(|frame| frame.kind != FrameKind::Beat) {
+        if self.outbox.is_empty() || frames.iter().any(|frame| frame.kind != FrameKind::Heartbeat) {
             self.outbox.extend(frames.iter().flat_map(|frame| frame.to_bytes()));
         }
         while !self.outbox.is_empty() {
@@ -100,8 +100,8 @@ impl Connection {
         }
     }
 
-    /// What has arrived.
-    pub(super) fn read(&mut self) -> Heard {
+    /// Reads what has arrived.
+    pub(super) fn read(&mut self) -> Received {
         let mut buffer = [0; 4096];
         let mut closed = loop {
             match self.stream.read(&mut buffer) {
@@ -111,15 +111,15 @@ impl Connection {
                 Err(error) => break error.kind() != ErrorKind::WouldBlock,
             }
         };
-        let whole = self.inbox.len() / FRAME * FRAME;
-        let mut frames = Vec::with_capacity(whole / FRAME);
-        for bytes in self.inbox.drain(..whole).collect::<Vec<u8>>().chunks_exact(FRAME) {
-            match Frame::from_bytes(bytes.try_into().expect("a whole frame")) {
+        let complete = self.inbox.len() / FRAME_BYTES * FRAME_BYTES;
+        let mut frames = Vec::with_capacity(complete / FRAME_BYTES);
+        for bytes in self.inbox.drain(..complete).collect::<Vec<u8>>().chunks_exact(FRAME_BYTES) {
+            match Frame::from_bytes(bytes.try_into().expect("a complete frame")) {
                 Some(frame) => frames.push(frame),
                 None => closed = true,
             }
         }
-        Heard { frames, closed }
+        Received { frames, closed }
     }
 }
 
@@ -136,72 +136,72 @@ mod tests {
         (Connection::new(one).unwrap(), Connection::new(other).unwrap())
     }
 
-    fn beat(step: u64) -> Frame {
+    fn heartbeat(step: u64) -> Frame {
         Frame {
-            kind: FrameKind::Beat,
+            kind: FrameKind::Heartbeat,
             rank: 3,
-            word: Word { step, phase: Phase::Backward, operation: 1 << 40 },
+            status: RankStatus { step, phase: Phase::Backward, operation: 1 << 40 },
         }
     }
 
-    fn read_some(link: &mut Connection) -> Heard {
+    fn read_some(connection: &mut Connection) -> Received {
         for _ in 0..1000 {
-            let heard = link.read();
-            if heard.closed || !heard.frames.is_empty() {
-                return heard;
+            let received = connection.read();
+            if received.closed || !received.frames.is_empty() {
+                return received;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("nothing came")
+        panic!("nothing arrived")
     }
 
     #[test]
-    fn frames_arrive_and_an_end_is_seen() {
+    fn frames_arrive_and_a_closed_connection_is_detected() {
         let (mut one, mut other) = pair();
         assert!(!other.read().closed);
-        one.send(&[beat(1), beat(2)]);
+        one.send(&[heartbeat(1), heartbeat(2)]);
         let mut frames = Vec::new();
         while frames.len() < 2 {
             frames.extend(read_some(&mut other).frames);
         }
-        assert_eq!(frames, [beat(1), beat(2)]);
+        assert_eq!(frames, [heartbeat(1), heartbeat(2)]);
         drop(one);
         assert!(read_some(&mut other).closed);
-        // Whoever writes to a closed link is not harmed.
-        other.send(&[beat(3)]);
+        // Writing to a closed connection has no effect.
+        other.send(&[heartbeat(3)]);
     }
 
     #[test]
-    fn strangers_are_a_closed_link() {
+    fn other_protocols_count_as_a_closed_connection() {
         let (one, mut other) = pair();
-        (&one.stream).write_all(&[b'G'; FRAME]).unwrap();
+        (&one.stream).write_all(&[b'G'; FRAME_BYTES]).unwrap();
         assert!(read_some(&mut other).closed);
     }
 
     #[test]
-    fn beats_do_not_pile_up_for_one_who_does_not_read() {
+    fn heartbeats_do_not_pile_up_for_a_peer_that_does_not_read() {
         let (mut one, mut other) = pair();
-        let many = vec![beat(1); 10_000];
+        let many = vec![heartbeat(1); 10_000];
         while one.outbox.is_empty() {
             one.send(&many);
         }
         let left = one.outbox.len();
         one.send(&many);
         assert!(one.outbox.len() <= left);
-        let end = Frame { kind: FrameKind::End, ..beat(1) };
+        let end = Frame { kind: FrameKind::End, ..heartbeat(1) };
         one.send(&[end]);
-        assert!(one.outbox.len() <= left + FRAME);
-        // Once it reads, it gets every beat that was begun, and the end.
-        let (mut last, started) = (beat(1), Instant::now());
+        assert!(one.outbox.len() <= left + FRAME_BYTES);
+        // Once the peer reads, it gets every queued heartbeat, and the end.
+        let (mut last, started) = (heartbeat(1), Instant::now());
         while last != end {
-            assert!(started.elapsed() < Duration::from_secs(20), "the end never came");
+            assert!(started.elapsed() < Duration::from_secs(20), "the end did not arrive");
             one.send(&[]);
             std::thread::sleep(Duration::from_millis(1));
-            let heard = other.read();
-            assert!(!heard.closed);
-            for frame in heard.frames {
-                assert_eq!(last, beat(1));
-                assert!(frame == beat(1) || frame == end, "{frame:?}");
+            let received = other.read();
+            assert!(!received.closed);
+            for frame in received.frames {
+                assert_eq!(last, heartbeat(1));
+                assert!(frame == heartbeat(1) || frame == end, "{frame:?}");
                 last = frame;
             }
         }

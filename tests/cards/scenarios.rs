@@ -1,4 +1,4 @@
-//! What a rank does in each scene.
+//! The scenarios: what each rank does.
 
 use crate::double::Double;
 use clap::Parser;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-/// What `rank` gives to reduction `bucket`: not exact in f32, different everywhere.
+/// The contribution of `rank` to reduction `bucket`: inexact in f32, different in every element.
 pub fn content(rank: usize, bucket: usize, length: i64, kind: Kind) -> Tensor {
     let places = Tensor::arange(length, (Kind::Double, Device::Cpu));
     (places * (0.37 + bucket as f64) + (1 + rank) as f64 * 1.7).sin().to_kind(kind)
@@ -27,8 +27,8 @@ pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-/// Largest distance of `mean` from the mean over `size` ranks.
-pub fn off(mean: &Tensor, size: usize, content: impl Fn(usize) -> Tensor) -> f64 {
+/// The largest absolute error of `mean` with respect to the mean over `size` ranks.
+pub fn max_error(mean: &Tensor, size: usize, content: impl Fn(usize) -> Tensor) -> f64 {
     if mean.numel() == 0 {
         return 0.0;
     }
@@ -37,22 +37,22 @@ pub fn off(mean: &Tensor, size: usize, content: impl Fn(usize) -> Tensor) -> f64
     (mean.to_kind(Kind::Double) - sum / size as f64).abs().max().double_value(&[])
 }
 
-/// Fails unless every rank has the same bytes.
-pub fn same_everywhere(comm: &dyn Communicator, tensor: &Tensor) -> Result<()> {
+/// Asserts that `tensor` is bit-identical on all ranks. Collective.
+pub fn assert_same_on_all_ranks(comm: &dyn Communicator, tensor: &Tensor) -> Result<()> {
     let hash = xxhash_rust::xxh3::xxh3_64(&bytes_of(tensor)).to_le_bytes();
     assert!(comm.all_gather(&hash)?.iter().all(|other| *other == hash), "ranks differ");
     Ok(())
 }
 
-/// Gradients are written by stream 0, averaged, and read by stream 0, again and again in the same buffers: every wait that
-/// is missing shows. Without a double (MPI) the host does the same at once. Prints a hash of all means.
+/// Stream 0 writes gradients and reads their means, repeatedly in the same buffers, so that a missing wait gives wrong
+/// values. Without a double (MPI) the host does the same directly. Prints a hash of all means.
 pub fn means(world: &World, double: Option<&Double>) -> Result<()> {
     let comm = world.communicator();
     let shapes = [
         (1_000, Kind::Float),
         (1, Kind::Float),
         (0, Kind::Float),
-        (300_000, Kind::Float), // more than a group takes, and than the double sends at once
+        (300_000, Kind::Float), // more than a group holds, and than the double sends in one piece
         (7_000, Kind::Double),
         (17, Kind::Float),
     ];
@@ -74,7 +74,7 @@ pub fn means(world: &World, double: Option<&Double>) -> Result<()> {
         }
         comm.finish()?;
         results.iter().zip(&buffers).for_each(|(result, buffer)| copy(result, buffer));
-        // The next step's gradients come into the same buffers.
+        // The gradients of the next step overwrite the same buffers.
         let nothing: Vec<Tensor> = shapes.iter().map(empty).collect();
         buffers.iter().zip(&nothing).for_each(|(buffer, nothing)| copy(buffer, nothing));
         all.push((sources, results, nothing));
@@ -86,10 +86,10 @@ pub fn means(world: &World, double: Option<&Double>) -> Result<()> {
     for (round, (_, results, _)) in all.iter().enumerate() {
         for (bucket, result) in results.iter().enumerate() {
             let (length, kind) = shapes[bucket];
-            let far = off(result, comm.size(), |rank| content(rank, bucket + 7 * round, length, kind));
+            let far = max_error(result, comm.size(), |rank| content(rank, bucket + 7 * round, length, kind));
             let allowed = if kind == Kind::Float { 3e-7 } else { 1e-15 };
             assert!(far <= allowed, "round {round}, bucket {bucket}: {far:e} from the mean");
-            same_everywhere(comm, result)?;
+            assert_same_on_all_ranks(comm, result)?;
             bytes.extend(bytes_of(result));
         }
     }
@@ -97,7 +97,7 @@ pub fn means(world: &World, double: Option<&Double>) -> Result<()> {
     Ok(())
 }
 
-/// Broadcasts of all kinds, between two late pieces of work of stream 0.
+/// Broadcasts of all kinds of tensors, between late work items on stream 0.
 pub fn broadcasts(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
     for root in 0..comm.size() {
@@ -118,35 +118,39 @@ pub fn broadcasts(world: &World, double: &Double) -> Result<()> {
     Ok(())
 }
 
-/// What is on the host; what cannot be sent.
-pub fn others(world: &World) -> Result<()> {
+/// Collectives on host data, and tensors that cannot be sent.
+pub fn host_side(world: &World) -> Result<()> {
     let comm = world.communicator();
     let (rank, size) = (comm.rank(), comm.size());
-    let told = comm.all_gather(&[rank as u8, 7])?;
-    assert_eq!(told, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
+    let gathered = comm.all_gather(&[rank as u8, 7])?;
+    assert_eq!(gathered, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
     comm.barrier()?;
-    let said = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
-    let turned = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
-    assert!(said(comm.start_mean(&turned)).contains("contiguous tensor expected"));
-    assert!(said(comm.broadcast(&turned, 0)).contains("contiguous tensor expected"));
-    let whole = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(said(comm.start_mean(&whole)).contains("kind Float or Double expected, Int64 found"));
-    assert!(said(comm.broadcast(&whole, 9)).contains("root below"));
+    let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
+    let transposed = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
+    assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
+    assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
+    let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
+    assert!(
+        message(comm.start_mean(&integers))
+            .contains("expected a tensor of kind Float or Double, found Int64")
+    );
+    assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
     comm.finish()?;
     Ok(comm.barrier()?)
 }
 
-/// Tensors of another device.
-pub fn elsewhere(world: &World) -> Result<()> {
+/// Tensors on the wrong device.
+pub fn wrong_device(world: &World) -> Result<()> {
     let comm = world.communicator();
     let here = Tensor::zeros([3], tch::kind::FLOAT_CPU);
-    let said = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
-    assert_eq!(said(comm.start_mean(&here)), "mean: a tensor on Cuda(0) expected, Cpu found");
-    assert_eq!(said(comm.broadcast(&here, 0)), "broadcast: a tensor on Cuda(0) expected, Cpu found");
+    let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
+    assert_eq!(message(comm.start_mean(&here)), "mean: expected a tensor on Cuda(0), found Cpu");
+    assert_eq!(message(comm.broadcast(&here, 0)), "broadcast: expected a tensor on Cuda(0), found Cpu");
     Ok(())
 }
 
-/// In bf16 means are means of rounded numbers, back in float32. Stream 0 is the host here: libtorch makes the copies.
+/// With bf16, means are computed from rounded values and returned in float32. Stream 0 is the host: libtorch makes the
+/// copies.
 pub fn in_bf16(world: &World) -> Result<()> {
     let comm = world.communicator();
     for round in 0..3 {
@@ -159,19 +163,19 @@ pub fn in_bf16(world: &World) -> Result<()> {
         comm.finish()?;
         for (bucket, mean) in buffers.iter().enumerate() {
             let content = |rank| content(rank, 3 * round + bucket, 40_000, Kind::Float);
-            let far = off(mean, comm.size(), content);
+            let far = max_error(mean, comm.size(), content);
             assert!(far < 0.01, "{far} from the mean");
             assert!(far > 1e-4, "{far}: nothing was rounded");
             let rounded = mean.to_kind(Kind::BFloat16).to_kind(Kind::Float);
             assert_eq!(bytes_of(&rounded), bytes_of(mean));
-            same_everywhere(comm, mean)?;
+            assert_same_on_all_ranks(comm, mean)?;
         }
-        assert!(off(&exact, comm.size(), |rank| content(rank, 50, 1_000, Kind::Double)) <= 1e-15);
+        assert!(max_error(&exact, comm.size(), |rank| content(rank, 50, 1_000, Kind::Double)) <= 1e-15);
     }
     Ok(())
 }
 
-/// The host and stream 0 go on while a reduction waits for another rank; only what comes after `finish` waits.
+/// The host and stream 0 continue while a reduction waits for another rank; only work enqueued after `finish` waits.
 pub fn ahead(world: &World, double: &Double) -> Result<()> {
     static PASSED: AtomicBool = AtomicBool::new(false);
     let comm = world.communicator();
@@ -181,7 +185,7 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
         comm.finish()?;
         Ok(())
     };
-    // The first time, descriptions are compared.
+    // The first reduction also compares descriptions between ranks.
     reduce()?;
     if comm.rank() > 0 {
         comm.barrier()?;
@@ -190,7 +194,7 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
         return Ok(comm.barrier()?);
     }
     comm.start_mean(&buffer)?;
-    double.give(|| PASSED.store(true, Ordering::Release));
+    double.enqueue(|| PASSED.store(true, Ordering::Release));
     let since = Instant::now();
     while !PASSED.load(Ordering::Acquire) {
         assert!(since.elapsed() < Duration::from_secs(10), "stream 0 waits for the communication stream");
@@ -198,9 +202,9 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
     }
     comm.finish()?;
     static AFTER: AtomicBool = AtomicBool::new(false);
-    double.give(|| AFTER.store(true, Ordering::Release));
+    double.enqueue(|| AFTER.store(true, Ordering::Release));
     std::thread::sleep(Duration::from_millis(100));
-    assert!(!AFTER.load(Ordering::Acquire), "what comes after finish did not wait");
+    assert!(!AFTER.load(Ordering::Acquire), "work enqueued after finish did not wait");
     println!("the host is ahead");
     comm.barrier()?;
     double.synchronize();
@@ -208,7 +212,7 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
     Ok(comm.barrier()?)
 }
 
-/// Small buffers are handed over together, and those that have come before a large one with it.
+/// Small buffers are reduced in one group; those before a large buffer are grouped with it.
 pub fn groups(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
     let small: Vec<_> = (0..5).map(|bucket| content(comm.rank(), bucket, 100, Kind::Float)).collect();
@@ -220,13 +224,14 @@ pub fn groups(world: &World, double: &Double) -> Result<()> {
     comm.finish()?;
     double.synchronize();
     for (bucket, mean) in small.iter().enumerate() {
-        assert!(off(mean, comm.size(), |rank| content(rank, bucket, 100, Kind::Float)) <= 3e-7);
+        assert!(max_error(mean, comm.size(), |rank| content(rank, bucket, 100, Kind::Float)) <= 3e-7);
     }
-    assert!(off(&large, comm.size(), |rank| content(rank, 9, 300_000, Kind::Float)) <= 3e-7);
+    assert!(max_error(&large, comm.size(), |rank| content(rank, 9, 300_000, Kind::Float)) <= 3e-7);
     Ok(())
 }
 
-/// Buffers that the caller has dropped live until `finish` at least. Their size makes the allocator give memory back at once.
+/// Buffers that the caller has dropped live at least until `finish`. At this size the allocator returns freed memory to
+/// the system immediately.
 pub fn kept(world: &World) -> Result<()> {
     let comm = world.communicator();
     for _ in 0..3 {
@@ -238,21 +243,21 @@ pub fn kept(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that the allocator gives back to the system as soon as they are free: whoever uses them then, ends.
-const GIVEN_BACK: i64 = 64 << 20;
+/// An allocation of this many bytes is unmapped as soon as it is freed, so that a later access crashes.
+const UNMAPPED_BYTES: i64 = 64 << 20;
 
-/// What `start` has begun fails, and the caller drops its buffer while it is under way.
+/// The operation that `start` starts fails, and the caller drops its buffer while it is in progress.
 pub fn failed(world: &World, start: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
-    let buffer = Tensor::ones([GIVEN_BACK / 4], tch::kind::FLOAT_CPU);
+    let buffer = Tensor::ones([UNMAPPED_BYTES / 4], tch::kind::FLOAT_CPU);
     let outcome = start(&buffer);
     drop(buffer);
-    // It is late by less.
+    // Longer than the delay of the operation.
     std::thread::sleep(Duration::from_millis(500));
     world.communicator().barrier()?;
     outcome
 }
 
-/// By the clock of the card a reduction begins when its gradients are there, not when all are.
+/// By the GPU's clock a reduction starts as soon as its own gradients are ready, not when all are.
 pub fn traced(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
     assert!(comm.take_trace()?.is_none());
@@ -260,14 +265,14 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
         [content(comm.rank(), 1, 300_000, Kind::Float), content(comm.rank(), 2, 300_000, Kind::Float)];
     comm.start_trace()?;
     for buffer in &buffers {
-        double.give(|| std::thread::sleep(Duration::from_millis(100)));
+        double.enqueue(|| std::thread::sleep(Duration::from_millis(100)));
         comm.start_mean(buffer)?;
     }
-    // What is computed last takes until the last mean is there.
+    // The last part of backward runs until the last mean is complete.
     let (at, before) = (buffers[1].data_ptr() as usize, buffers[1].double_value(&[299_999]));
-    double.give(move || {
+    double.enqueue(move || {
         let since = Instant::now();
-        // SAFETY: a float of a tensor that lives until the end of the scene; the double writes it meanwhile.
+        // SAFETY: a float of a tensor that lives until the end of the scenario; the double writes it concurrently.
         let now = || f64::from(unsafe { (at as *const f32).add(299_999).read_volatile() });
         while now() == before && since.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(1));
@@ -275,10 +280,10 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     });
     let overlapped = comm.finish()?;
-    // In the second step the last rank is late: the means of the others take longer than their backward passes.
+    // In the second step the last rank is late, so that the means outlast the backward passes of the others.
     let late = comm.rank() + 1 == comm.size();
     if late {
-        double.give(|| std::thread::sleep(Duration::from_millis(300)));
+        double.enqueue(|| std::thread::sleep(Duration::from_millis(300)));
     }
     for buffer in &buffers {
         comm.start_mean(buffer)?;
@@ -289,16 +294,16 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
     let end = trace.backward_ends_ms[0];
     for (number, reduction) in trace.reductions[..2].iter().enumerate() {
         assert_eq!(reduction.step, 0);
-        assert!(reduction.from_ms >= 90.0 * (number + 1) as f64, "{number} began too early: {trace:?}");
+        assert!(reduction.from_ms >= 90.0 * (number + 1) as f64, "{number} started too early: {trace:?}");
         assert!(reduction.to_ms + 90.0 <= end, "no overlap: {trace:?}");
     }
     for reduction in &trace.reductions {
-        // The double begins a piece of work 1 ms late.
-        assert!(reduction.from_ms + 0.9 <= reduction.to_ms, "in no time: {trace:?}");
+        // The double starts each work item 1 ms late.
+        assert!(reduction.from_ms + 0.9 <= reduction.to_ms, "too short: {trace:?}");
     }
     let [first, second] = &trace.reductions[2..] else { unreachable!("4 in all") };
     assert_eq!([first.step, second.step], [1, 1]);
-    assert!(second.from_ms >= first.to_ms, "two at once: {trace:?}");
+    assert!(second.from_ms >= first.to_ms, "concurrent reductions: {trace:?}");
     assert!(late || first.to_ms >= trace.backward_ends_ms[1] + 100.0, "backward waited: {trace:?}");
     // Nothing waited for what had travelled meanwhile; the ranks that were not late waited for the one that was.
     let (overlapped, exposed) = (overlapped.ms()?, exposed.ms()?);
@@ -307,9 +312,9 @@ pub fn traced(world: &World, double: &Double) -> Result<()> {
     Ok(comm.barrier()?)
 }
 
-/// Copies to the card and back in time: a stream of its own, and stream 0, which waits for it.
+/// A timed copy on a side stream, for which stream 0 waits.
 pub fn time(world: &World, double: &Double) -> Result<()> {
-    let context = world.context().expect("a card");
+    let context = world.context().expect("a GPU");
     let (zero, side) = (Stream::legacy(context), Stream::new(context)?);
     let [start, end] = [Event::timed(context)?, Event::timed(context)?];
     let copied = Event::new(context)?;
@@ -319,8 +324,8 @@ pub fn time(world: &World, double: &Double) -> Result<()> {
         content(0, 3, 5_000, Kind::Float),
     );
     start.record(&zero)?;
-    // SAFETY: two tensors of one size that live until the end of the scene.
-    unsafe { side.copy_to_card(between.data_ptr(), from.data_ptr(), 20_000)? };
+    // SAFETY: both tensors have 20,000 bytes and live until the end of the scenario.
+    unsafe { side.copy_to_gpu(between.data_ptr(), from.data_ptr(), 20_000)? };
     copied.record(&side)?;
     zero.wait(&copied)?;
     double.copy(&to, &between);
@@ -333,16 +338,15 @@ pub fn time(world: &World, double: &Double) -> Result<()> {
     Ok(())
 }
 
-/// A loop as a training has it, with a loss that is read at the end of every step. `TEST_ABSENT=N`: the last rank does not
-/// come to step N.
+/// A training loop that reads the loss at the end of every step. `TEST_ABSENT=N`: the last rank does not reach step N.
 pub fn steps(world: &World, double: &Double) -> Result<()> {
     let comm = world.communicator();
     let absent = std::env::var("TEST_ABSENT").ok().and_then(|step| step.parse().ok());
     if absent.is_some() {
-        world.keep_watch(Duration::from_secs(10))?;
+        world.start_heartbeats(Duration::from_secs(10))?;
     }
     let [weights, buffer] = [10, 1_000].map(|length| Tensor::zeros([length], tch::kind::FLOAT_CPU));
-    // A card's memory is used again in the order of its streams, the double's at once: it is kept, should this end early.
+    // GPU memory is reused in stream order, the double's immediately: keep the buffers in case this ends early.
     [&weights, &buffer].into_iter().for_each(|tensor| std::mem::forget(tensor.shallow_clone()));
     comm.broadcast(&weights, 0)?;
     for step in 1..=12 {
@@ -355,13 +359,13 @@ pub fn steps(world: &World, double: &Double) -> Result<()> {
         comm.finish()?;
         phase::enter(Phase::Optimiser);
         double.synchronize();
-        // The watchdog looks from time to time.
+        // Gives the watchdog time for a check.
         std::thread::sleep(Duration::from_millis(30));
     }
     Ok(())
 }
 
-/// Ranks with models of different sizes.
+/// Ranks have models of different sizes.
 pub fn lengths(world: &World) -> Result<()> {
     let comm = world.communicator();
     let length = if comm.rank() == 0 { 1_000 } else { 999 };
@@ -370,7 +374,7 @@ pub fn lengths(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// One rank drops the world in the middle of a reduction.
+/// Rank 1 drops the world during a reduction.
 pub fn dropped(world: World) {
     let comm = world.communicator();
     comm.start_mean(&Tensor::zeros([100_000], tch::kind::FLOAT_CPU)).unwrap();
@@ -380,33 +384,33 @@ pub fn dropped(world: World) {
     }
 }
 
-pub fn card(world: &World) -> Result<()> {
+pub fn gpu(world: &World) -> Result<()> {
     let (free, total) = world.context().map_or(Ok((0, 0)), |context| context.memory_bytes())?;
     assert!(free <= total);
     println!(
         "rank {} has {} on {:?}, {} GiB",
         world.rank(),
-        world.card().map_or("nothing", |card| &card.bus_id),
+        world.gpu().map_or("nothing", |gpu| &gpu.bus_id),
         world.device(),
         total >> 30
     );
     Ok(())
 }
 
-/// The whole program, but for the device of its tensors. Stream 0 is the host: libtorch computes on the CPU.
+/// A whole search, except that its tensors are on the CPU. Stream 0 is the host: libtorch computes on the CPU.
 pub fn search(world: &World) -> Result<()> {
     let words = std::env::var("TEST_WORDS").unwrap();
     let cli::Command::SearchImagenet(args) = Cli::parse_from(words.split(' ')).command else {
-        panic!("{words} is no search");
+        panic!("not a search: {words}");
     };
     let config: Config = args.run.settings(drnas_dist::config::published::IMAGENET, &[])?;
     drnas_dist::run::search::search(&config, &args, None, world)
 }
 
-/// Batches with and without holes, large and small, come to a card as they are on the CPU. Stream 0 is the host.
+/// Uploads batches of several sizes, with and without holes, and compares them with the CPU path. Stream 0 is the host.
 pub fn uploads(world: &World) -> Result<()> {
     let (mean, std) = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]);
-    let mut card = Upload::to_card(&mean, &std, Device::Cpu, world.context().expect("a card"));
+    let mut gpu = Upload::to_gpu(&mean, &std, Device::Cpu, world.context().expect("a GPU"));
     let mut plain = Upload::new(&mean, &std, Device::Cpu);
     for step in 0..12u32 {
         let mut batch = Batch::synthetic([6, 6, 9, 4][step as usize % 4], 16, 10);
@@ -416,28 +420,28 @@ pub fn uploads(world: &World) -> Result<()> {
             let hole = |n| Rect { left: n % 5, top: (n + step) % 7, width: 4, height: 3 };
             batch.holes = (0..batch.labels.size()[0] as u32).map(hole).collect();
         }
-        let (ours, theirs) = (card.input(&batch)?, plain.input(&batch)?);
-        // 0 times a negative number is -0, which equals 0.
+        let (ours, theirs) = (gpu.input(&batch)?, plain.input(&batch)?);
+        // Compares values, not bits: 0 times a negative number is -0.
         assert!(ours.0.eq_tensor(&theirs.0).all().int64_value(&[]) == 1, "images of step {step}");
         assert!(ours.1.equal(&theirs.1), "labels of step {step}");
     }
     Ok(())
 }
 
-/// The order of the two slots: what stream 0 reads late is what was given to it.
+/// The order of the two staging slots: stream 0 reads late and must still see the batch of its step.
 pub fn slots(world: &World, double: &Double) -> Result<()> {
     let batch = |step: i64| {
         let images = Tensor::full([64, 3, 8, 8], step + 1, (Kind::Uint8, Device::Cpu));
         (images, Tensor::full([64, 1], 100 + step, (Kind::Int64, Device::Cpu)))
     };
     let (images, facts) = batch(0);
-    let context = world.context().expect("a card");
+    let context = world.context().expect("a GPU");
     let mut staging = Staging::new(context, Device::Cpu, &[&images, &facts])?;
     let mut read = Vec::new();
     for step in 0..10 {
         let (images, facts) = batch(step);
         let copies = (images.zeros_like(), facts.zeros_like());
-        staging.pass(&[&images, &facts], |images, facts| {
+        staging.transfer(&[&images, &facts], |images, facts| {
             double.copy(&copies.0, images);
             double.copy(&copies.1, facts);
         })?;
@@ -451,13 +455,14 @@ pub fn slots(world: &World, double: &Double) -> Result<()> {
     Ok(())
 }
 
-/// The way to a card is dropped while a copy is under way, after the other one has failed.
+/// The staging buffer is dropped while one copy is in progress, after the other has failed.
 pub fn failed_copy(world: &World) -> Result<()> {
-    let images = Tensor::ones([1, GIVEN_BACK], (Kind::Uint8, Device::Cpu));
+    let images = Tensor::ones([1, UNMAPPED_BYTES], (Kind::Uint8, Device::Cpu));
     let facts = Tensor::ones([1, 1], tch::kind::INT64_CPU);
-    let context = world.context().expect("a card");
-    let outcome = Staging::new(context, Device::Cpu, &[&images, &facts])?.pass(&[&images, &facts], |_, _| ());
-    // It is late by less.
+    let context = world.context().expect("a GPU");
+    let outcome =
+        Staging::new(context, Device::Cpu, &[&images, &facts])?.transfer(&[&images, &facts], |_, _| ());
+    // Longer than the delay of the copy.
     std::thread::sleep(Duration::from_millis(500));
     Ok(outcome?)
 }

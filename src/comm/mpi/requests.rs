@@ -1,4 +1,4 @@
-//! What is under way in MPI: requests, the memory they use, and how to wait without holding a core.
+//! Pending MPI requests, the memory they use, and polling without occupying a core.
 
 use mpi::ffi::{self, MPI_Request};
 use std::mem::ManuallyDrop;
@@ -6,34 +6,34 @@ use std::os::raw::c_int;
 use std::time::Duration;
 use tch::Tensor;
 
-/// Requests and the memory that MPI reads and writes until they are done.
-pub(super) struct Flight {
+/// Requests, and the memory that MPI reads and writes until they complete.
+pub(super) struct PendingRequests {
     requests: Vec<MPI_Request>,
     memory: ManuallyDrop<Vec<Tensor>>,
 }
 
-impl Flight {
+impl PendingRequests {
     pub(super) fn new(memory: Vec<Tensor>) -> Self {
         Self { requests: Vec::new(), memory: ManuallyDrop::new(memory) }
     }
 
-    /// Adds the request that `start` makes.
+    /// Adds the request created by `start`.
     pub(super) fn add(&mut self, start: impl FnOnce(*mut MPI_Request) -> c_int) -> Result<(), c_int> {
         // SAFETY: a constant handle of the library.
         let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
         let code = start(&mut request);
         self.requests.push(request);
-        succeeded(code)
+        check(code)
     }
 
-    /// Whether everything has arrived; moves it on.
+    /// Polls the requests and returns whether all are complete.
     pub(super) fn test(&mut self) -> Result<bool, c_int> {
         let mut outcome = Ok(());
         self.requests.retain_mut(|request| {
             let mut done = 0;
             // SAFETY: the request is live or null, and its memory is kept in `memory`.
             let code = unsafe { ffi::MPI_Test(request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
-            if let Err(code) = succeeded(code) {
+            if let Err(code) = check(code) {
                 outcome = Err(code);
             }
             done == 0
@@ -42,9 +42,9 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for PendingRequests {
     fn drop(&mut self) {
-        // Memory of a request that never ended is leaked: MPI may still write to it.
+        // The memory of an incomplete request is leaked: MPI may still write to it.
         if self.requests.is_empty() {
             // SAFETY: dropped once, here.
             unsafe { ManuallyDrop::drop(&mut self.memory) }
@@ -52,14 +52,14 @@ impl Drop for Flight {
     }
 }
 
-/// Waits longer and longer between two tests: answers within microseconds when the others are there, and leaves the core
-/// to them when they still compute.
-pub(super) struct Pause {
+/// Backs off between polls: responds within microseconds if the other ranks have arrived, and yields the core to them
+/// if they still compute.
+pub(super) struct Backoff {
     polls: u32,
     sleep: Duration,
 }
 
-impl Pause {
+impl Backoff {
     const YIELDS: u32 = 50;
     const LONGEST: Duration = Duration::from_micros(500);
 
@@ -67,7 +67,7 @@ impl Pause {
         Self { polls: 0, sleep: Duration::from_micros(20) }
     }
 
-    pub(super) fn rest(&mut self) {
+    pub(super) fn wait(&mut self) {
         self.polls += 1;
         if self.polls <= Self::YIELDS {
             std::thread::yield_now();
@@ -78,14 +78,14 @@ impl Pause {
     }
 }
 
-fn succeeded(code: c_int) -> Result<(), c_int> {
+fn check(code: c_int) -> Result<(), c_int> {
     match code == ffi::MPI_SUCCESS as c_int {
         true => Ok(()),
         false => Err(code),
     }
 }
 
-/// What the library says of an error.
+/// Returns MPI's message for an error code.
 pub(super) fn text_of(code: c_int) -> String {
     let mut text = vec![0u8; ffi::MPI_MAX_ERROR_STRING as usize + 1];
     let mut length = 0;

@@ -1,14 +1,15 @@
-//! What a job that is ended leaves in shared memory: Open MPI removes its segments only when ranks end by themselves.
+//! Cleans up shared memory after killed ranks: Open MPI removes its segments only when ranks exit normally.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Names of Open MPI's segments, version 5 and 4: `sm_segment.HOST.UID.JOB.RANK`.
+/// Prefixes of the segment files of Open MPI 5 and 4: `sm_segment.HOST.UID.JOB.RANK`.
 const SEGMENTS: [&str; 2] = ["sm_segment.", "vader_segment."];
 
-/// Removes the segments of this job on this machine: those that this process has mapped, and those of its neighbours,
-/// which may have been killed. Called when all ranks are ended; whoever still uses one keeps it until then.
-pub(crate) fn remove_segments() {
+/// Removes the segments of this job on this machine: those mapped by this process and those of the other local ranks,
+/// which may have been killed. Called when all ranks are terminated; a process that still has a segment mapped keeps
+/// it.
+pub(crate) fn remove() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     for (folder, job) in maps.lines().filter_map(segment_of) {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -19,9 +20,9 @@ pub(crate) fn remove_segments() {
     }
 }
 
-/// The folder of the segment in a line of /proc/self/maps, and how the names of its job begin.
+/// Returns the folder of the segment in a line of /proc/self/maps, and the common prefix of the segments of its job.
 fn segment_of(line: &str) -> Option<(PathBuf, String)> {
-    // Address, rights, offset, device, inode, path; the path may hold spaces.
+    // Address, permissions, offset, device, inode, path; the path may contain spaces.
     let path = Path::new(line.get(line.find('/')?..)?);
     let name = path.file_name()?.to_str()?;
     let (job, rank) = name.rsplit_once('.')?;

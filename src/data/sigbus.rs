@@ -1,45 +1,45 @@
-//! A shard that shrinks, or whose disk fails, while it is mapped: the kernel sends SIGBUS at the first byte that is not
-//! there. This turns it into one line that names the shard, and an end.
+//! Handles SIGBUS, which the kernel sends when a mapped shard is truncated or its disk fails: prints one line that
+//! names the shard, and exits.
 
 use std::os::raw::{c_int, c_void};
 use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::*};
 
-/// A map and what is said when it fails. Never freed: a handler may look at it at any time.
-struct MapEntry {
+/// A mapped file and its error message. Never freed: the handler may read it at any time.
+struct MappedRegion {
     start: usize,
-    /// 0 when the map is gone.
+    /// 0 after unmapping.
     end: AtomicUsize,
     message: Vec<u8>,
-    next: AtomicPtr<MapEntry>,
+    next: AtomicPtr<MappedRegion>,
 }
 
-static MAPS: AtomicPtr<MapEntry> = AtomicPtr::new(std::ptr::null_mut());
+static MAPS: AtomicPtr<MappedRegion> = AtomicPtr::new(std::ptr::null_mut());
 static INSTALL: Once = Once::new();
-/// What answered SIGBUS before: the runtime's check for stack overflows.
+/// The previous SIGBUS handler: the Rust runtime's check for stack overflows.
 static BEFORE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
-/// Watches a map as long as it lives.
-pub(super) struct LostMap(&'static MapEntry);
+/// Watches a map until dropped.
+pub(super) struct SigbusGuard(&'static MappedRegion);
 
-impl LostMap {
+impl SigbusGuard {
     /// Watches the bytes `map` of the shard at `path`.
-    pub(super) fn watch(path: &Path, map: &[u8]) -> LostMap {
+    pub(super) fn watch(path: &Path, map: &[u8]) -> SigbusGuard {
         INSTALL.call_once(install);
         let here = crate::process::phase::here();
-        // `pack` opens shards too, and is no rank.
+        // `pack` opens shards too, but is not a rank.
         let who = match here.host.is_empty() {
             true => String::new(),
             false => format!("rank {} on {}: ", here.rank, here.host),
         };
         let message = format!(
-            "{who}shard {}: cut short, replaced in place or unreadable while it was read (SIGBUS); all ranks are \
-             ended. Copy it again or pack it again (datasets/README.md), then go on with --resume\n",
+            "{who}shard {}: truncated, replaced in place or unreadable while it was read (SIGBUS); terminating all \
+             ranks; copy it again or pack it again (datasets/README.md), then resume with --resume\n",
             path.display()
         );
         let start = map.as_ptr() as usize;
-        let entry: &'static MapEntry = Box::leak(Box::new(MapEntry {
+        let entry: &'static MappedRegion = Box::leak(Box::new(MappedRegion {
             start,
             end: AtomicUsize::new(start + map.len()),
             message: message.into_bytes(),
@@ -50,25 +50,25 @@ impl LostMap {
         loop {
             entry.next.store(first, Release);
             match MAPS.compare_exchange(first, pointer, AcqRel, Acquire) {
-                Ok(_) => return LostMap(entry),
+                Ok(_) => return SigbusGuard(entry),
                 Err(now) => first = now,
             }
         }
     }
 }
 
-impl Drop for LostMap {
+impl Drop for SigbusGuard {
     fn drop(&mut self) {
         self.0.end.store(0, Release);
     }
 }
 
 fn install() {
-    // SAFETY: plain calls with live arguments; `answer` does only what a signal handler may.
+    // SAFETY: plain calls with live arguments; `handle` is async-signal-safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         let mut before: libc::sigaction = std::mem::zeroed();
-        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = answer;
+        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = handle;
         action.sa_sigaction = handler as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigemptyset(&mut action.sa_mask);
@@ -78,15 +78,15 @@ fn install() {
     }
 }
 
-/// The handler: no allocation, no lock, only `write` and `_exit`.
-extern "C" fn answer(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel gives a live `info` to a handler with SA_SIGINFO.
+/// The signal handler: no allocation, no lock, only `write` and `_exit`.
+extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a live `info` to a handler with SA_SIGINFO.
     let address = unsafe { (*info).si_addr() } as usize;
     let mut at = MAPS.load(Acquire);
     // SAFETY: entries are never freed, and only changed through their atomics.
     while let Some(entry) = unsafe { at.as_ref() } {
         if (entry.start..entry.end.load(Acquire)).contains(&address) {
-            // SAFETY: both calls are async-signal-safe; the message lives for ever.
+            // SAFETY: both calls are async-signal-safe; the message is never freed.
             unsafe {
                 libc::write(2, entry.message.as_ptr().cast(), entry.message.len());
                 libc::_exit(1)
@@ -94,7 +94,8 @@ extern "C" fn answer(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
         }
         at = entry.next.load(Acquire);
     }
-    // Not ours: as before. If that was nothing, the default action ends the process when the access is tried again.
+    // Not a watched map: call the previous handler. If there was none, restore the default action, which ends the
+    // process when the access is repeated.
     match BEFORE.load(Acquire) {
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: async-signal-safe.
