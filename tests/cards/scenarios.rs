@@ -8,9 +8,11 @@ use drnas_dist::cuda::{Event, Stream};
 use drnas_dist::data::augment::Rect;
 use drnas_dist::data::upload::Staging;
 use drnas_dist::data::{Batch, Upload};
+use drnas_dist::files;
 use drnas_dist::process::phase::{self, Phase};
 use drnas_dist::world::World;
 use drnas_dist::{Config, Result};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -176,6 +178,7 @@ pub fn in_bf16(world: &World) -> Result<()> {
 }
 
 /// The host and stream 0 continue while a reduction waits for another rank; only work enqueued after `finish` waits.
+/// Rank 0 creates the file `TEST_AHEAD` when it is past `finish`; until then the others do not start.
 pub fn ahead(world: &World, double: &Double) -> Result<()> {
     static PASSED: AtomicBool = AtomicBool::new(false);
     let comm = world.communicator();
@@ -187,9 +190,13 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
     };
     // The first reduction also compares descriptions between ranks.
     reduce()?;
+    let passed = std::env::var("TEST_AHEAD").expect("TEST_AHEAD");
     if comm.rank() > 0 {
-        comm.barrier()?;
+        while !Path::new(&passed).exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         reduce()?;
+        comm.barrier()?;
         double.synchronize();
         return Ok(comm.barrier()?);
     }
@@ -206,6 +213,7 @@ pub fn ahead(world: &World, double: &Double) -> Result<()> {
     std::thread::sleep(Duration::from_millis(100));
     assert!(!AFTER.load(Ordering::Acquire), "work enqueued after finish did not wait");
     println!("the host is ahead");
+    std::fs::write(&passed, "").map_err(files::io("write", &passed))?;
     comm.barrier()?;
     double.synchronize();
     assert!(AFTER.load(Ordering::Acquire));
