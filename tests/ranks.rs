@@ -516,7 +516,7 @@ fn error_on_one_rank_ends_all_ranks() {
 
 #[test]
 fn dropping_the_world_during_an_operation_ends_all_ranks() {
-    assert_prompt(&fails("dropped", 2, &["rank 1 on ", "operations under way"]));
+    assert_prompt(&fails("dropped", 2, &["rank 1 on ", "operations in progress"]));
 }
 
 #[test]

@@ -326,7 +326,7 @@ fn missing_gpu_is_reported_and_auto_selects_the_cpu() {
         1
     );
     assert!(outcome.output.contains("rank 1 has nothing on Cpu"), "{}", outcome.output);
-    let bf16 = "run.reduce = \"bf16\" is for ranks with GPUs";
+    let bf16 = "run.reduce = \"bf16\" requires GPUs";
     fails("bf16", 0, &[none, auto], &[bf16]);
     // No driver: the folder of the double does not exist.
     let nowhere = Path::new("/nonexistent");
@@ -484,7 +484,7 @@ fn hanging_calls_are_reported_within_the_time_limit() {
         ("ncclCommInitRank:1", "rank ", ", step 0, start-up: timed out after "),
         ("ncclGroupEnd:6", "rank ", ", step 6, backward: timed out after "),
         ("cuEventQuery:9", "rank 1 on ", "s in all-reduce of 1 tensor, 1000 elements"),
-        ("ncclCommGetAsyncError:3", "rank 1 on ", "s in a"),
+        ("ncclCommGetAsyncError:3", "rank 1 on ", "s in "),
         ("ncclCommDestroy:1", "rank ", "s in ncclCommDestroy"),
     ] {
         fails("steps", 2, &[impatient, ("DOUBLE_HANG", call), ("DOUBLE_RANK", "1")], &[who, text]);
@@ -506,7 +506,7 @@ fn mismatched_lengths_are_reported() {
 
 #[test]
 fn dropping_the_world_during_a_reduction_ends_all_ranks() {
-    fails("dropped", 2, &[], &["rank 1 on ", "operations under way"]);
+    fails("dropped", 2, &[], &["rank 1 on ", "operations in progress"]);
 }
 
 // -- uploads of images ----------------------------------------------------------------------------
