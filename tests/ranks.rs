@@ -185,6 +185,10 @@ fn numbers(world: &World) -> Result<()> {
     let gathered = comm.all_gather(&[rank as u8, 7])?;
     assert_eq!(gathered, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
     assert_eq!(comm.all_gather(&[])?, vec![Vec::<u8>::new(); size]);
+    let of_rank = |rank: usize| vec![rank as u8; 3 * (size - rank)];
+    assert_eq!(comm::all_gather_varied(comm, &of_rank(rank))?, (0..size).map(of_rank).collect::<Vec<_>>());
+    let of_rank = |rank: usize| ("x".repeat(rank), rank as f64 / 3.0);
+    assert_eq!(comm::all_gather_values(comm, &of_rank(rank))?, (0..size).map(of_rank).collect::<Vec<_>>());
 
     // No rank leaves the barrier before the last one arrives.
     let started = Instant::now();

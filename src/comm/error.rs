@@ -160,6 +160,16 @@ pub enum Error {
         /// The rank furthest behind, as a suffix.
         behind: String,
     },
+    /// A rank sent a value that this one cannot read.
+    #[error(
+        "rank {rank} sent a value of an unexpected form ({source}); install the same version of drnas-dist on all hosts"
+    )]
+    UnreadableValue {
+        /// The rank.
+        rank: usize,
+        /// What is wrong with the value.
+        source: serde_json::Error,
+    },
     /// Two ranks use the same GPU.
     #[error(
         "ranks {first} and {second} use the same GPU at {bus_id}; start at most one rank per GPU, or let ranks share \

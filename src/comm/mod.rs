@@ -3,12 +3,14 @@
 
 mod communicator;
 pub(crate) mod error;
+mod gather;
 mod mpi;
 mod nccl;
 mod solo;
 
 pub use communicator::{Communicator, ReduceWait, Reduction, Trace};
 pub use error::{Error, Result};
+pub use gather::{all_gather_values, all_gather_varied};
 pub use mpi::Mpi;
 pub(crate) use nccl::NcclOptions;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};

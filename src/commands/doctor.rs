@@ -1,18 +1,18 @@
 //! `doctor`: reports libraries and their paths, ranks, threads and devices, and what is missing.
 
+use crate::comm::all_gather_values;
 use crate::console;
 use crate::cuda::{self, Driver, LibtorchCuda};
 use crate::error::Result;
 use crate::report::counted;
 use crate::world::World;
 use libloading::Library;
+use nix::unistd::{SysconfVar, sysconf};
 use std::ffi::c_int;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// Length of the line that each rank contributes, bytes.
-const LINE: usize = 1024;
 const FOR_GPU: &str = "required for GPU ranks only";
 const SETUP: &str = "run launch/setup.sh again on a machine with an NVIDIA driver";
 
@@ -29,7 +29,7 @@ pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
         printed = console::print_result(&lines.collect::<String>());
     }
     let world = started?;
-    let lines = world.communicator().all_gather(&own_line(&world));
+    let lines = all_gather_values(world.communicator(), &own_line(&world));
     let rank = world.rank();
     let level = world.threading();
     let hosts = world.num_hosts();
@@ -46,7 +46,7 @@ pub fn run(limit: Duration, threads: Option<usize>) -> Result<()> {
     let mut text = format!("{:<14} {level}\n", "MPI threads");
     text += &format!("{:<14} {} on {}\n", "ranks", lines.len(), counted(hosts as u64, "host"));
     for line in &lines {
-        text += &format!("  {}\n", String::from_utf8_lossy(line).trim_end());
+        text += &format!("  {line}\n");
     }
     advice.iter().for_each(|line| text += &format!("note: {line}\n"));
     Ok(console::print_result(&text)?)
@@ -108,14 +108,14 @@ fn gpu_texts() -> Vec<String> {
     (0..driver.num_gpus()).map(text).collect()
 }
 
-/// Returns the line of this rank, padded so that all ranks contribute the same length.
-fn own_line(world: &World) -> Vec<u8> {
+/// Describes this rank.
+fn own_line(world: &World) -> String {
     let gpus = gpu_texts();
     let devices = match gpus.is_empty() {
         true => "no GPU".to_string(),
         false => gpus.join(", "),
     };
-    let mut line = format!(
+    format!(
         "rank {} of {} on {}: local rank {} of {}, {}, {} of {} cores, {devices}",
         world.rank(),
         world.size(),
@@ -126,9 +126,6 @@ fn own_line(world: &World) -> Vec<u8> {
         usable_cores(),
         machine_cores(),
     )
-    .into_bytes();
-    line.resize(LINE, b' ');
-    line
 }
 
 /// Lists settings that make runs slow.
@@ -155,9 +152,8 @@ fn usable_cores() -> usize {
 }
 
 fn machine_cores() -> usize {
-    // SAFETY: sysconf has no preconditions.
-    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    usize::try_from(cores).unwrap_or(1)
+    let cores = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+    cores.and_then(|cores| usize::try_from(cores).ok()).unwrap_or(1)
 }
 
 /// Returns the version and path of a library: the loaded one, or the first that can be opened.

@@ -8,7 +8,7 @@
 
 pub mod state;
 
-use crate::comm::Communicator;
+use crate::comm::{Communicator, all_gather_varied};
 use crate::config::EvaluateConfig;
 use crate::data::{Loader, TestLoader, Upload};
 use crate::error::Result;
@@ -299,22 +299,16 @@ fn test(
 
 /// Gathers the rows of all ranks in the order of the batches, which were distributed round-robin. Collective.
 fn dealt(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
-    let lengths = comm.all_gather(&(mine.len() as u64).to_le_bytes())?;
-    let lengths: Vec<usize> = lengths
+    let flat: Vec<f64> = mine.concat();
+    let of_ranks: Vec<Vec<Vec<f64>>> = all_gather_varied(comm, bytemuck::cast_slice(&flat))?
         .iter()
-        .map(|bytes| u64::from_le_bytes(bytes.as_slice().try_into().expect("eight bytes")) as usize)
+        .map(|bytes| {
+            bytemuck::pod_collect_to_vec::<u8, f64>(bytes).chunks(SUMS).map(<[f64]>::to_vec).collect()
+        })
         .collect();
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let mut flat: Vec<f64> = mine.iter().flatten().copied().collect();
-    flat.resize(longest * SUMS, 0.0);
-    let bytes: Vec<u8> = flat.iter().flat_map(|number| number.to_le_bytes()).collect();
-    let all = comm.all_gather(&bytes)?;
-    let row = |rank: usize, at: usize| -> Vec<f64> {
-        let bytes = &all[rank][at * SUMS * 8..(at + 1) * SUMS * 8];
-        bytes.chunks_exact(8).map(|x| f64::from_le_bytes(x.try_into().expect("eight bytes"))).collect()
-    };
-    let places = (0..longest).flat_map(|at| (0..all.len()).map(move |rank| (rank, at)));
-    Ok(places.filter(|&(rank, at)| at < lengths[rank]).map(|(rank, at)| row(rank, at)).collect())
+    let longest = of_ranks.iter().map(Vec::len).max().unwrap_or(0);
+    let rounds = (0..longest).flat_map(|at| of_ranks.iter().filter_map(move |rows| rows.get(at).cloned()));
+    Ok(rounds.collect())
 }
 
 #[cfg(test)]

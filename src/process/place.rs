@@ -1,5 +1,10 @@
 //! Where a rank runs: its host, its local rank, the cores it may use.
 
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
 /// Placement of a rank among all ranks.
 #[derive(Clone, Debug)]
 pub(crate) struct RankPlacement {
@@ -11,56 +16,29 @@ pub(crate) struct RankPlacement {
 
 /// CPU binding of a rank, exchanged between ranks: machine, cores in the affinity mask, and how many it may use at
 /// once.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CpuBinding {
     pub(crate) machine: String,
-    cores: [u64; 16],
+    cores: Vec<usize>,
     available: usize,
 }
 
 impl CpuBinding {
-    const MACHINE: usize = 128;
-
     pub(crate) fn here() -> Self {
         // Two machines may have the same host name; two containers on one machine may have different ones.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let machine = format!("{} {}", boot.trim(), host_name());
         Self {
-            machine: machine.chars().filter(char::is_ascii).take(Self::MACHINE).collect(),
+            machine: format!("{} {}", boot.trim(), host_name()),
             cores: own_cores(),
             available: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
         }
     }
-
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = self.machine.clone().into_bytes();
-        bytes.resize(Self::MACHINE, 0);
-        bytes.extend(self.cores.iter().flat_map(|word| word.to_le_bytes()));
-        bytes.extend((self.available as u64).to_le_bytes());
-        bytes
-    }
-
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
-        let (machine, numbers) = bytes.split_at(Self::MACHINE);
-        let mut words =
-            (numbers.chunks_exact(8)).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
-        let mut cores = [0; 16];
-        cores.fill_with(|| words.next().expect("16 words"));
-        Self {
-            machine: String::from_utf8_lossy(machine).trim_end_matches('\0').into(),
-            cores,
-            available: words.next().expect("17 words") as usize,
-        }
-    }
 }
 
-/// Returns the affinity mask of this process, one bit per core; all zero if the machine has more than 1024 cores.
-fn own_cores() -> [u64; 16] {
-    let mut cores = [0u64; 16];
-    // SAFETY: the kernel writes at most the given number of bytes; any bit pattern is a valid mask.
-    let code =
-        unsafe { libc::sched_getaffinity(0, std::mem::size_of_val(&cores), cores.as_mut_ptr().cast()) };
-    if code == 0 { cores } else { [0; 16] }
+/// Returns the cores in the affinity mask of this process; none if the machine has more than 1024.
+fn own_cores() -> Vec<usize> {
+    let mask = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    (0..CpuSet::count()).filter(|&core| mask.is_set(core).unwrap_or(false)).collect()
 }
 
 pub(crate) fn placement(bindings: &[CpuBinding], rank: usize, host: String) -> RankPlacement {
@@ -78,17 +56,12 @@ pub(crate) fn placement(bindings: &[CpuBinding], rank: usize, host: String) -> R
 
 /// Divides the cores available to the ranks of one machine among them; at most what this rank may use, at least 1.
 pub(crate) fn threads_per_rank(mine: &CpuBinding, neighbours: &[&CpuBinding]) -> usize {
-    let mut union = [0u64; 16];
-    for binding in neighbours {
-        for (all, cores) in union.iter_mut().zip(binding.cores) {
-            *all |= cores;
-        }
-    }
-    let count = |cores: &[u64; 16]| cores.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+    let union: BTreeSet<usize> =
+        neighbours.iter().flat_map(|binding| binding.cores.iter().copied()).collect();
     // Fewer available cores than bound cores: a container quota, which its ranks share.
-    let shared = match mine.available < count(&mine.cores) {
+    let shared = match mine.available < mine.cores.len() {
         true => mine.available,
-        false => count(&union).max(mine.available),
+        false => union.len().max(mine.available),
     };
     (shared / neighbours.len().max(1)).min(mine.available).max(1)
 }
@@ -104,10 +77,9 @@ pub(crate) fn host_name() -> String {
 mod tests {
     use super::*;
 
-    fn binding(machine: &str, cores: u64, available: usize) -> CpuBinding {
-        let mut words = [0; 16];
-        words[0] = cores;
-        CpuBinding { machine: machine.into(), cores: words, available }
+    fn binding(machine: &str, mask: u64, available: usize) -> CpuBinding {
+        let cores = (0..64).filter(|core| mask >> core & 1 == 1).collect();
+        CpuBinding { machine: machine.into(), cores, available }
     }
 
     #[test]
@@ -140,12 +112,5 @@ mod tests {
             .map(|place| (place.local_rank, place.local_size, place.num_hosts))
             .collect();
         assert_eq!(found, [(0, 3, 3), (0, 2, 3), (1, 3, 3), (0, 1, 3), (1, 2, 3), (2, 3, 3)]);
-    }
-
-    #[test]
-    fn a_cpu_binding_round_trips_through_bytes() {
-        let here = CpuBinding::here();
-        assert_eq!(CpuBinding::from_bytes(&here.to_bytes()), here);
-        assert!(here.available >= 1);
     }
 }

@@ -2,7 +2,6 @@
 
 pub(crate) mod error;
 pub mod evaluate;
-mod gather;
 mod journal;
 mod lock;
 mod resume;
@@ -15,7 +14,7 @@ mod training;
 pub use error::Error;
 
 use crate::cli::RunArgs;
-use crate::comm::Communicator;
+use crate::comm::{Communicator, all_gather_values};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
@@ -28,7 +27,6 @@ use crate::train::tally::{StepOutcome, Tally, timed};
 use crate::train::{self, checkpoint};
 use crate::world::World;
 use checkpoint::Writer;
-use gather::gather_lines;
 use journal::{Journal, Sums, UnreadStep};
 use lock::Lock;
 use resume::{Extra, resume};
@@ -320,7 +318,10 @@ impl<'a> Run<'a> {
         };
         // `skipped` is the same on all ranks, so they gather the names only when an image was replaced, which is rare.
         let replaced = match measures.iter().any(|measures| measures.skipped > 0.0) {
-            true => gather_lines(&std::mem::take(&mut self.replaced), self.world.communicator())?,
+            true => {
+                let comm = self.world.communicator();
+                all_gather_values(comm, &std::mem::take(&mut self.replaced))?.concat()
+            }
             false => Vec::new(),
         };
         match &mut self.journal {

@@ -1,12 +1,13 @@
 //! Selects the device of each rank: its local rank is the index of its GPU.
 
-use crate::comm::{Communicator, nccl_library};
+use crate::comm::{Communicator, all_gather_values, nccl_library};
 use crate::config::{self, DeviceChoice, Reduce};
 use crate::cuda::{self, Context, Driver, DriverUnavailable, Gpu, LibtorchCuda};
 use crate::error::Result;
 use crate::process::messages::print_stderr;
 use crate::process::place::RankPlacement;
 use crate::world::error::Error as WorldError;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use tch::Device;
 
@@ -41,17 +42,12 @@ pub(super) enum GpuProbe {
     Unusable(String),
 }
 
-/// Maximum number of GPUs of one rank that are sent to the others.
-const MAX_GPUS: usize = 16;
-const WHY_BYTES: usize = 640;
-const HOST_BYTES: usize = 64;
-
 /// The GPUs visible to a rank, as sent to the other ranks.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct VisibleGpus {
     host: String,
     local_size: usize,
-    /// UUIDs of the first [`MAX_GPUS`].
+    /// Their UUIDs.
     gpus: Vec<[u8; 16]>,
     /// The reason if none is usable.
     why_none: String,
@@ -128,12 +124,11 @@ impl Devices {
         let mine = VisibleGpus {
             host: place.host.clone(),
             local_size: place.local_size,
-            gpus: gpus.iter().take(MAX_GPUS).map(|gpu| gpu.uuid).collect(),
+            gpus: gpus.iter().map(|gpu| gpu.uuid).collect(),
             why_none,
             unusable,
         };
-        let all = comm.all_gather(&mine.to_bytes())?;
-        let all: Vec<VisibleGpus> = all.iter().map(|bytes| VisibleGpus::from_bytes(bytes)).collect();
+        let all = all_gather_values(comm, &mine)?;
         if !self.on_gpus(&all)? {
             if self.choice == DeviceChoice::Auto && comm.rank() == 0 {
                 print_stderr(&format!("note: no GPU found, using the CPU: {}", mine.why_none));
@@ -181,7 +176,7 @@ impl Devices {
                 (all.iter()).filter(|other| other.host == seen.host).flat_map(|other| &other.gpus).collect();
             let (ranks, gpus) = (seen.local_size, together.len());
             let enough = gpus >= ranks && (seen.gpus.len() >= ranks || seen.gpus.len() == 1);
-            if !enough && !self.share_gpu && ranks <= MAX_GPUS {
+            if !enough && !self.share_gpu {
                 return Err(WorldError::TooFewGpus { host: seen.host.clone(), ranks, gpus }.into());
             }
         }
@@ -196,37 +191,6 @@ fn why_hidden() -> String {
             format!("the NVIDIA driver shows no GPU with CUDA_VISIBLE_DEVICES={list}; change or unset it")
         }
         Err(_) => "the NVIDIA driver shows no GPU; see nvidia-smi".into(),
-    }
-}
-
-impl VisibleGpus {
-    fn to_bytes(&self) -> Vec<u8> {
-        let text = |text: &str, length: usize| {
-            let mut bytes = text.as_bytes().to_vec();
-            bytes.resize(length, b' ');
-            bytes
-        };
-        let mut bytes = vec![self.local_size as u8, self.gpus.len() as u8, u8::from(self.unusable)];
-        bytes.extend((0..MAX_GPUS).flat_map(|index| self.gpus.get(index).copied().unwrap_or_default()));
-        bytes.extend(text(&self.host, HOST_BYTES));
-        bytes.extend(text(&self.why_none, WHY_BYTES));
-        bytes
-    }
-
-    fn from_bytes(bytes: &[u8]) -> VisibleGpus {
-        let (counts, rest) = bytes.split_at(3);
-        let (gpus, texts) = rest.split_at(16 * MAX_GPUS);
-        let (host, why_none) = texts.split_at(HOST_BYTES);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_string();
-        VisibleGpus {
-            host: text(host),
-            local_size: counts[0] as usize,
-            gpus: (gpus.chunks_exact(16).take(counts[1] as usize))
-                .map(|gpu| gpu.try_into().expect("16 bytes"))
-                .collect(),
-            why_none: text(why_none),
-            unusable: counts[2] != 0,
-        }
     }
 }
 
@@ -269,7 +233,6 @@ mod tests {
             "a has GPUs that cannot be used: no NCCL; install it, or compute on the CPU with --set device=cpu"
         );
         assert_eq!(chosen(Cpu, false, from_ref(&broken)), Ok(false));
-        assert_eq!(VisibleGpus::from_bytes(&broken.to_bytes()), broken);
         let mixed = chosen(Auto, false, &[rich, without]).unwrap_err();
         assert!(mixed.contains("b has a usable GPU, a does not: no driver"), "{mixed}");
     }
@@ -287,12 +250,5 @@ mod tests {
         assert!(chosen(DeviceChoice::Cuda, false, &vec![seen("a", 3, &[1, 2]); 3]).is_err());
         // Two machines whose GPUs have the same UUIDs.
         assert_eq!(chosen(DeviceChoice::Cuda, false, &[seen("a", 1, &[1]), seen("b", 1, &[1])]), Ok(true));
-    }
-
-    #[test]
-    fn visible_gpus_round_trip_through_bytes() {
-        for seen in [seen("node-7", 8, &[3, 4, 5]), seen("x", 1, &[])] {
-            assert_eq!(VisibleGpus::from_bytes(&seen.to_bytes()), seen);
-        }
     }
 }

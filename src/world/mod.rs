@@ -8,7 +8,7 @@ mod start;
 pub use device::Devices;
 pub use error::Error;
 
-use crate::comm::{Communicator, Mpi, Nccl, NcclOptions, Solo};
+use crate::comm::{Communicator, Mpi, Nccl, NcclOptions, Solo, all_gather_values};
 use crate::config::{Precision, Settings};
 use crate::cuda::{Context, Gpu};
 use crate::error::Result;
@@ -135,9 +135,7 @@ impl World {
         };
         let comm = ranks.communicator();
         let binding = CpuBinding::here();
-        let bindings: Vec<CpuBinding> = (ranks.or_abort(comm.all_gather(&binding.to_bytes()))?.iter())
-            .map(|bytes| CpuBinding::from_bytes(bytes))
-            .collect();
+        let bindings = ranks.or_abort(all_gather_values(comm, &binding))?;
         let place = placement(&bindings, comm.rank(), host);
         let neighbours: Vec<&CpuBinding> =
             (bindings.iter()).filter(|other| other.machine == bindings[comm.rank()].machine).collect();

@@ -1,10 +1,16 @@
 //! Contact information of a rank: how to connect to it, name it and, on the same machine, kill it.
 
 use crate::process::identity::{machine_id, random_token, start_ticks};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 /// Host name, process and addresses of a rank.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Contact {
     pub(super) host: String,
     /// Equal for ranks in the same pid and network namespaces of one machine.
@@ -20,55 +26,16 @@ pub(super) struct Contact {
 }
 
 impl Contact {
-    const HOST_BYTES: usize = 64;
-    const MAX_ADDRESSES: usize = 8;
-
     /// Describes this process, listening on `port`.
     pub(super) fn here(host: &str, port: u16) -> Contact {
         Contact {
-            host: host.chars().filter(char::is_ascii).take(Self::HOST_BYTES).collect(),
+            host: host.to_owned(),
             machine: machine_id(),
             pid: std::process::id() as i32,
             start_ticks: start_ticks(std::process::id() as i32).unwrap_or(0),
             token: random_token(),
             port,
             addresses: local_addresses(),
-        }
-    }
-
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = self.host.clone().into_bytes();
-        bytes.resize(Self::HOST_BYTES, 0);
-        for number in [self.machine, self.pid as u64, self.start_ticks, self.token, self.port.into()] {
-            bytes.extend(number.to_le_bytes());
-        }
-        for at in 0..Self::MAX_ADDRESSES {
-            let address = match self.addresses.get(at) {
-                Some(IpAddr::V4(address)) => address.to_ipv6_mapped(),
-                Some(IpAddr::V6(address)) => *address,
-                None => Ipv6Addr::UNSPECIFIED,
-            };
-            bytes.extend(address.octets());
-        }
-        bytes
-    }
-
-    pub(super) fn from_bytes(bytes: &[u8]) -> Contact {
-        let (host, rest) = bytes.split_at(Self::HOST_BYTES);
-        let (numbers, addresses) = rest.split_at(5 * 8);
-        let number = |at: usize| u64::from_le_bytes(numbers[8 * at..8 * at + 8].try_into().expect("8 bytes"));
-        Contact {
-            host: String::from_utf8_lossy(host).trim_end_matches('\0').into(),
-            machine: number(0),
-            pid: number(1) as i32,
-            start_ticks: number(2),
-            token: number(3),
-            port: number(4) as u16,
-            addresses: (addresses.chunks_exact(16))
-                .map(|octets| Ipv6Addr::from(<[u8; 16]>::try_from(octets).expect("16 bytes")))
-                .filter(|address| !address.is_unspecified())
-                .map(|address| address.to_canonical())
-                .collect(),
         }
     }
 
@@ -87,55 +54,28 @@ impl Contact {
             && self.start_ticks != 0
             && start_ticks(self.pid) == Some(self.start_ticks)
         {
-            // SAFETY: a plain call; pid and start time are those of a rank of this run.
-            unsafe { libc::kill(self.pid, libc::SIGKILL) };
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
     }
 }
 
 /// Returns the addresses of this machine except loopback and link-local ones.
 fn local_addresses() -> Vec<IpAddr> {
-    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: a live out pointer.
-    if unsafe { libc::getifaddrs(&mut first) } != 0 {
-        return Vec::new();
-    }
-    let mut found = Vec::new();
-    let mut at = first;
-    while !at.is_null() {
-        // SAFETY: a node of the list allocated by getifaddrs and freed below.
-        let node = unsafe { &*at };
-        at = node.ifa_next;
-        let up = node.ifa_flags & libc::IFF_UP as u32 != 0;
-        let loopback = node.ifa_flags & libc::IFF_LOOPBACK as u32 != 0;
-        if node.ifa_addr.is_null() || !up || loopback {
-            continue;
-        }
-        // SAFETY: the address family determines the type.
-        let address = unsafe {
-            match i32::from((*node.ifa_addr).sa_family) {
-                libc::AF_INET => {
-                    let address = &*node.ifa_addr.cast::<libc::sockaddr_in>();
-                    IpAddr::from(address.sin_addr.s_addr.to_ne_bytes())
-                }
-                libc::AF_INET6 => {
-                    let address = &*node.ifa_addr.cast::<libc::sockaddr_in6>();
-                    IpAddr::from(address.sin6_addr.s6_addr)
-                }
-                _ => continue,
-            }
-        };
-        let local = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-        if !local && !found.contains(&address) {
-            found.push(address);
-        }
-    }
-    // SAFETY: the list from getifaddrs, freed once.
-    unsafe { libc::freeifaddrs(first) };
-    // IPv4 first: clusters usually use it.
-    found.sort_by_key(IpAddr::is_ipv6);
-    found.truncate(Contact::MAX_ADDRESSES);
-    found
+    let interfaces = getifaddrs().into_iter().flatten();
+    let usable = interfaces.filter(|interface| {
+        interface.flags.contains(InterfaceFlags::IFF_UP)
+            && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    });
+    let addresses: BTreeSet<IpAddr> = usable
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        })
+        .filter(|address| !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
+        .collect();
+    // IPv4 comes first, which clusters usually use.
+    addresses.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -144,15 +84,12 @@ mod tests {
     use std::time::{Duration, Instant};
 
     #[test]
-    fn a_contact_round_trips_through_bytes() {
+    fn ranks_of_one_machine_connect_through_loopback() {
         let mut contact = Contact::here("node7", 4321);
-        contact.addresses = vec![[10, 0, 0, 7].into(), Ipv6Addr::LOCALHOST.into()];
-        let bytes = contact.to_bytes();
-        assert_eq!(Contact::from_bytes(&bytes), contact);
-        assert_eq!(bytes.len(), Contact::here("", 0).to_bytes().len());
+        contact.addresses = vec![[10, 0, 0, 7].into()];
         assert_eq!(contact.addresses_for(&contact), [SocketAddr::from(([127, 0, 0, 1], 4321))]);
         let far = Contact { machine: !contact.machine, ..contact.clone() };
-        assert_eq!(contact.addresses_for(&far)[0], SocketAddr::from(([10, 0, 0, 7], 4321)));
+        assert_eq!(contact.addresses_for(&far), [SocketAddr::from(([10, 0, 0, 7], 4321))]);
     }
 
     #[test]

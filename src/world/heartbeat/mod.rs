@@ -11,7 +11,7 @@
 mod contact;
 mod wire;
 
-use crate::comm::Communicator;
+use crate::comm::{Communicator, all_gather_values};
 use crate::error::Result;
 use crate::process::exit::run_exit_hooks;
 use crate::process::identity::machine_id;
@@ -88,9 +88,7 @@ impl HeartbeatWatch {
             Some(listener) => listener.local_addr().map_err(failed)?.port(),
             None => 0,
         };
-        let contacts: Vec<Contact> = (comm.all_gather(&Contact::here(host, port).to_bytes())?.iter())
-            .map(|bytes| Contact::from_bytes(bytes))
-            .collect();
+        let contacts = all_gather_values(comm, &Contact::here(host, port))?;
         rank_status::init(&contacts.iter().map(|contact| contact.host.clone()).collect::<Vec<_>>());
         let timeout = limit.max(Duration::from_secs(10));
         let peers = match &listener {
