@@ -421,6 +421,20 @@ fn two_jobs_do_not_write_one_run() {
     case.assert_whole(&first);
 }
 
+/// Rank 0 watches the lock of another machine for longer than a collective operation may take.
+#[test]
+fn the_others_wait_as_long_as_rank_0_watches_a_lock() {
+    let case = Case::new("foreign lock");
+    fs::create_dir(case.path("run")).unwrap();
+    let lock = "{\"host\":\"afar\",\"pid\":1,\"born\":1,\"machine\":\"afar\",\"slurm_job\":null,\"slurm_restarts\":0,\
+                \"token\":\"0\"}";
+    fs::write(case.path("run/lock.json"), lock).unwrap();
+    let output = case.run(3, None, &["--set", "run.time_limit_s=12"]);
+    let taken = "the lock of process 1 on afar, which has ended, is taken over";
+    assert!(said(&output).contains(taken), "{}", said(&output));
+    case.assert_whole(&output);
+}
+
 #[test]
 fn a_shard_that_is_cut_while_it_is_read_is_named() {
     for ranks in [3, 0] {

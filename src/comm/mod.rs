@@ -5,6 +5,7 @@ mod communicator;
 pub(crate) mod error;
 mod mpi;
 mod nccl;
+mod rank_0;
 mod solo;
 
 pub use communicator::{Communicator, Reduction, Trace};
@@ -12,4 +13,5 @@ pub use error::{Error, Result};
 pub use mpi::Mpi;
 pub(crate) use nccl::Terms;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
+pub use rank_0::work_of_rank_0;
 pub use solo::Solo;

@@ -15,7 +15,7 @@ mod training;
 pub use error::Error;
 
 use crate::cli::RunArgs;
-use crate::comm::Communicator;
+use crate::comm::{Communicator, work_of_rank_0};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
@@ -162,11 +162,12 @@ impl<'a> Run<'a> {
     /// Nobody else writes this run: rank 0 locks the folder before anyone reads it. Messages of any rank go there from now
     /// on. Collective.
     fn lock_folder(&mut self) -> Result<()> {
-        if self.world.rank() == 0 {
+        self.lock = work_of_rank_0(self.world.communicator(), |each_look| {
             fs::create_dir_all(&self.out).map_err(files::io("create folder", &self.out))?;
-            let lock = Lock::acquire(&self.out, self.world.host())?;
+            Lock::acquire(&self.out, self.world.host(), each_look)
+        })?;
+        if let Some(lock) = &self.lock {
             at_last(lock.releaser());
-            self.lock = Some(lock);
             console::keep_in(&self.out)?;
             if self.world.size() == 1 {
                 // Of several ranks the hook of `launch` says it.
@@ -177,7 +178,6 @@ impl<'a> Run<'a> {
                 }));
             }
         }
-        self.world.communicator().barrier()?;
         if self.world.rank() != 0 {
             let out = self.out.clone();
             at_last(move || lock::remove_if_dead(&out));

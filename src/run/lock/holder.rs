@@ -1,5 +1,6 @@
 //! The holder of a lock, as its file tells: whether that process still lives, or whether nobody touches the file.
 
+use crate::comm;
 use crate::error::Result;
 use crate::files;
 use crate::process::identity::{born, machine, token};
@@ -77,8 +78,16 @@ pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
     }
 }
 
-/// Whether nobody touches the lock for `watch`.
-pub(super) fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<bool> {
+/// What is called while a lock is watched.
+pub(super) type EachLook<'a> = dyn FnMut() -> comm::Result<()> + 'a;
+
+/// Whether nobody touches the lock for `watch`; `each_look` is called between two looks.
+pub(super) fn unmoved(
+    path: &Path,
+    seen: &LockSeen,
+    watch: Duration,
+    each_look: &mut EachLook,
+) -> Result<bool> {
     say(&format!(
         "{} is there: {:.0} s to see whether its holder lives",
         path.display(),
@@ -87,6 +96,7 @@ pub(super) fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<b
     let started = Instant::now();
     while started.elapsed() < watch {
         std::thread::sleep((watch / 20).min(Duration::from_millis(500)));
+        each_look()?;
         match look(path)? {
             Some(now) if now == *seen => {}
             // Touched; or taken, or gone: the next look says which.

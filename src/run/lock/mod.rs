@@ -14,7 +14,7 @@ use crate::files;
 use crate::process::exit::last_acts;
 use crate::process::messages::say;
 use crate::run::error::Error as RunError;
-use holder::{Holder, LockSeen, look, unmoved};
+use holder::{EachLook, Holder, LockSeen, look, unmoved};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -49,13 +49,19 @@ struct HeldLock {
 }
 
 impl Lock {
-    /// Locks the folder `run`, which exists, for this process of `host`. May watch a foreign lock for [`WATCH`].
-    /// Errors: another job writes there; the folder cannot be written.
-    pub fn acquire(run: &Path, host: &str) -> Result<Lock> {
-        Self::acquire_in(run, host, WATCH, BEAT)
+    /// Locks the folder `run`, which exists, for this process of `host`. May watch a foreign lock for [`WATCH`]; meanwhile
+    /// `each_look` is called about twice a second. Errors: another job writes there; the folder cannot be written; those of
+    /// `each_look`.
+    pub fn acquire(run: &Path, host: &str, each_look: &mut EachLook) -> Result<Lock> {
+        Self::acquire_in(run, host, (WATCH, BEAT), each_look)
     }
 
-    fn acquire_in(run: &Path, host: &str, watch: Duration, beat: Duration) -> Result<Lock> {
+    fn acquire_in(
+        run: &Path,
+        host: &str,
+        (watch, beat): (Duration, Duration),
+        each_look: &mut EachLook,
+    ) -> Result<Lock> {
         let path = run.join(LOCK_FILE);
         let me = Holder::here(host);
         let content = serde_json::to_vec_pretty(&me).expect("text and numbers have a JSON form");
@@ -72,7 +78,7 @@ impl Lock {
                     let Some(seen) = look(&path)? else { continue };
                     let dead = match seen.holder().and_then(|holder| holder.lives(&me)) {
                         Some(lives) => !lives,
-                        None => unmoved(&path, &seen, watch)?,
+                        None => unmoved(&path, &seen, watch, each_look)?,
                     };
                     let who = seen.holder().map_or("an unknown process".into(), |holder| {
                         format!("process {} on {}", holder.pid, holder.host)
@@ -185,7 +191,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(400);
 
     fn acquire(run: &Path) -> Result<Lock> {
-        Lock::acquire_in(run, "here", SHORT, SHORT / 4)
+        Lock::acquire_in(run, "here", (SHORT, SHORT / 4), &mut || Ok(()))
     }
 
     fn leave(run: &Path, change: impl FnOnce(&mut Holder)) {
@@ -250,7 +256,8 @@ mod tests {
                 std::thread::sleep(SHORT / 20);
             }
         });
-        let error = Lock::acquire_in(run.path(), "here", 25 * SHORT, SHORT).unwrap_err().to_string();
+        let patient = (25 * SHORT, SHORT);
+        let error = Lock::acquire_in(run.path(), "here", patient, &mut || Ok(())).unwrap_err().to_string();
         assert!(error.contains("on there"), "{error}");
         thread.join().unwrap();
     }
@@ -313,7 +320,8 @@ mod tests {
     fn a_lock_that_was_taken_is_noticed_and_not_removed() {
         let run = tempfile::tempdir().unwrap();
         // Beats so rare that the thread does not end this test program.
-        let lock = Lock::acquire_in(run.path(), "here", SHORT, Duration::from_secs(100)).unwrap();
+        let rare = (SHORT, Duration::from_secs(100));
+        let lock = Lock::acquire_in(run.path(), "here", rare, &mut || Ok(())).unwrap();
         leave(run.path(), |_| {});
         assert!(lock.check().unwrap_err().to_string().contains("another job"));
         drop(lock);
