@@ -12,7 +12,7 @@ use bench::{Bench, assert_same_end_after, finish, said, signal};
 use clap::Parser;
 use drnas_dist::cli::Cli;
 use drnas_dist::data::Error;
-use drnas_dist::process::phase::{self, Phase, PlannedFailure};
+use drnas_dist::process::phase::{self, PlannedFailure};
 use drnas_dist::train::checkpoint;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -63,8 +63,15 @@ fn plant(plan: &str) {
     let (step, rank): (u64, usize) = (words[2].parse().unwrap(), words[3].parse().unwrap());
     phase::on_begin(Box::new(move |at, what| {
         let here = phase::here();
-        if at == 0 && what == Phase::StartUp {
+        if at == 0 {
             fs::write(format!("pid-{}", here.rank), std::process::id().to_string()).unwrap();
+        }
+        if fault == "trace" {
+            use std::io::Write;
+            let name = format!("phases-{}", here.rank);
+            let mut file = fs::File::options().create(true).append(true).open(name).unwrap();
+            writeln!(file, "{at} {what}").unwrap();
+            return Ok(());
         }
         if (at, what.to_string(), here.rank) != (step, phase.clone(), rank) {
             return Ok(());
@@ -177,17 +184,22 @@ impl Case {
 
     /// The search on `ranks` ranks (0: no mpirun), with a fault if one is planned.
     fn command(&self, ranks: usize, plan: Option<&str>, more: &[&str]) -> Command {
+        let config = Bench::get().path("search.toml");
+        let mut arguments = vec!["search-imagenet", "--config", config.to_str().unwrap(), "--resume"];
+        arguments.extend(["--train", "train", "--valid", "valid", "--out", "run"]);
+        arguments.extend(SETTINGS.iter().flat_map(|set| ["--set", set]));
+        arguments.extend(more);
+        self.command_of(&arguments, ranks, plan)
+    }
+
+    /// The same with other arguments of `drnas-dist`.
+    fn command_of(&self, arguments: &[&str], ranks: usize, plan: Option<&str>) -> Command {
         let bench = Bench::get();
         let this = std::env::current_exe().unwrap();
         let mut command = if ranks == 0 { bench.at_home(&this) } else { bench.mpirun() };
         if ranks > 0 {
             command.args(["-n", &ranks.to_string()]).arg(&this);
         }
-        let config = bench.path("search.toml");
-        let mut arguments = vec!["search-imagenet", "--config", config.to_str().unwrap(), "--resume"];
-        arguments.extend(["--train", "train", "--valid", "valid", "--out", "run"]);
-        arguments.extend(SETTINGS.iter().flat_map(|set| ["--set", set]));
-        arguments.extend(more);
         command.args(RANK_PROGRAM).current_dir(&self.folder).env(ARGUMENTS, arguments.join("\n"));
         at_home(&mut command, &self.folder);
         match plan {
@@ -344,6 +356,103 @@ fn a_slow_rank_survives() {
         assert!(case.path("met").exists(), "{phase}: nothing happened: {}", said(&output));
         case.assert_whole(&output);
     }
+}
+
+// -- tests of the network, and reading a checkpoint ---------------------------------------------------------------
+
+/// Two epochs of three steps, each tested; a checkpoint after each.
+const EVALUATION: &str = "
+device = \"cpu\"
+[model]
+space = \"darts-cifar\"
+init_channels = 4
+layers = 3
+num_classes = 4
+[data]
+px = 32
+[evaluate]
+replicas = 6
+global_batch = 12
+epochs = 2
+steps_per_epoch = 3
+test_batch = 10
+[weights]
+warmup_epochs = 1
+[run]
+log_every = 2
+compare_every = 3
+checkpoint_every = 3
+time_limit_s = 60
+heartbeat_s = 2
+threads = 1
+";
+
+/// A case whose `command_of` these arguments start an evaluation.
+fn evaluation(name: &str) -> (Case, [&'static str; 12]) {
+    let case = Case::new(name);
+    fs::write(case.path("evaluate.toml"), EVALUATION).unwrap();
+    let arguments = ["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DrNAS_cifar10", "--train"];
+    let more = ["train", "--test", "valid", "--out", "run", "--resume"];
+    (case, [arguments, more].concat().try_into().unwrap())
+}
+
+/// What rank `rank` of a traced run went through in step `step`, each phase once for as long as it lasts.
+fn phases(case: &Case, rank: usize, step: u64) -> Vec<String> {
+    let trace = fs::read_to_string(case.path(&format!("phases-{rank}"))).unwrap();
+    let begins = trace.lines().filter_map(|line| line.split_once(' '));
+    let mut phases: Vec<String> =
+        (begins.filter(|(at, _)| *at == step.to_string())).map(|(_, phase)| phase.into()).collect();
+    phases.dedup();
+    phases
+}
+
+#[test]
+fn a_rank_lost_in_a_test_is_named_with_the_test() {
+    let (case, arguments) = evaluation("lost in a test");
+    let output = finish(case.command_of(&arguments, 3, Some("kill|test|3|1")), LIMIT);
+    assert!(case.path("met").exists(), "nothing happened: {}", said(&output));
+    let kept = fs::read_to_string(case.path("run/messages.log")).unwrap_or_default();
+    for words in ["lost rank 1 on ", ", step 3, test: its process is gone"] {
+        assert!(said(&output).contains(words) || kept.contains(words), "{words}: {}", said(&output));
+    }
+    case.assert_gone(3, &output);
+    // The run goes on; afterwards each rank is again where it says it is.
+    let output = finish(case.command_of(&arguments, 3, Some("trace||0|0")), LIMIT);
+    assert!(output.status.success() && case.path("run/finished.json").exists(), "{}", said(&output));
+    let step = ["data", "forward", "backward", "all-reduce", "optimiser"];
+    let after = ["metrics", "test", "comparison", "checkpoint"];
+    for rank in 0..3 {
+        // Two replicas on each rank.
+        let twice = [&step[..3], &step[..]].concat();
+        assert_eq!(phases(&case, rank, 1), twice);
+        assert_eq!(phases(&case, rank, 3), [&twice[..], &after].concat());
+        assert_eq!(phases(&case, rank, 6), [&twice[..], &after, &["end"]].concat());
+    }
+
+    // Given weights are tested without a run.
+    fs::remove_file(case.path("met")).unwrap();
+    let weights = ["--test-only", "--weights", "run/best.safetensors", "--out", "tested"];
+    let arguments = [&arguments[..5], &["--test", "valid"], &weights].concat();
+    let output = finish(case.command_of(&arguments, 3, Some("kill|test|0|1")), LIMIT);
+    assert!(case.path("met").exists(), "nothing happened: {}", said(&output));
+    assert!(said(&output).contains(", step 0, test: its process is gone"), "{}", said(&output));
+    let output = finish(case.command_of(&arguments, 3, None), LIMIT);
+    assert!(output.status.success() && said(&output).contains(": top-1 "), "{}", said(&output));
+}
+
+#[test]
+fn a_rank_lost_while_a_checkpoint_is_read_is_named_with_it() {
+    let case = Case::new("lost in a read");
+    assert_stopped(&case, &case.run(3, Some("signal|forward|5|0"), &[]), 5);
+    fs::remove_file(case.path("met")).unwrap();
+    let output = case.run(3, Some("kill|checkpoint|0|1"), &[]);
+    assert!(case.path("met").exists(), "nothing happened: {}", said(&output));
+    assert!(said(&output).contains(", step 0, checkpoint: its process is gone"), "{}", said(&output));
+    case.assert_gone(3, &output);
+    let output = case.run(3, Some("trace||0|0"), &[]);
+    let begun = phases(&case, 1, 0);
+    assert_eq!(begun, ["start-up", "checkpoint", "start-up", "comparison"], "{}", said(&output));
+    case.assert_whole(&output);
 }
 
 // -- signals ------------------------------------------------------------------------------------------------------

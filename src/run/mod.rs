@@ -124,12 +124,14 @@ impl<'a> Run<'a> {
         };
         run.lock_folder()?;
         let resumed = if args.resume {
+            phase::begin(Phase::Checkpoint)?;
             resume(&run.out, world.rank() == 0, training)?
         } else {
             run.refuse_old(training)?
         };
         // Nobody writes before everybody has read.
         world.communicator().barrier()?;
+        phase::begin(Phase::StartUp)?;
         if resumed.is_some()
             && training.step() == training.num_steps()
             && let Some(report) = finished(&run.out)?
@@ -299,6 +301,7 @@ impl<'a> Run<'a> {
 
     /// Reads the losses of the steps since the last look. Collective.
     fn look(&mut self, training: &impl Training) -> Result<()> {
+        phase::begin(Phase::Metrics)?;
         let measures = self.tally.take(self.world.communicator())?;
         let pending = std::mem::take(&mut self.pending);
         for (pending, measures) in pending.iter().zip(&measures) {
@@ -370,9 +373,10 @@ impl<'a> Run<'a> {
 
     /// Writes the results and the final report. Rank 0 writes; all call.
     fn finish(mut self, training: &impl Training) -> Result<()> {
+        // Until the last checkpoint is whole, rank 0 is where it was.
+        self.writer.as_mut().map_or(Ok(None), Writer::wait)?;
         phase::begin(Phase::End)?;
-        if let (Some(journal), Some(writer)) = (&mut self.journal, &mut self.writer) {
-            writer.wait()?;
+        if let Some(journal) = &mut self.journal {
             finish(&self.out, training.step(), &journal.finish(training, &self.out)?)?;
             note(&format!("finished after step {}", training.step()));
         }
