@@ -79,9 +79,9 @@ fn a_run_goes_on_when_its_output_cannot_be_written() {
         let child = bench.search(0, name, &SHORT).stdout(stdout).stderr(stderr).spawn().unwrap();
         assert_finished(name, &wait(child, LIMIT));
     }
-    // With the bar, which writes to the error stream.
+    // With the line that is updated.
     let mut command = bench.search(0, "bar", &SHORT);
-    command.env("DRNAS_PROGRESS", "bar").stdout(Stdio::piped()).stderr(full());
+    command.env("DRNAS_PROGRESS", "bar").stdout(full()).stderr(Stdio::piped());
     assert_finished("bar", &wait(command.spawn().unwrap(), LIMIT));
     // The streams of no process at all: `>&- 2>&-`.
     let mut shell = bench.at_home("sh");

@@ -77,7 +77,12 @@ Exit codes:
   2    wrong usage
   75   stopped by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM) with a checkpoint; go on with --resume
   130  interrupted at once; go on with --resume from the newest checkpoint
-A run has finished when RUN/finished.json is there, whatever mpirun answers.";
+A run has finished when RUN/finished.json is there, whatever mpirun answers.
+
+Environment:
+  DRNAS_PROGRESS=bar|lines   how runs show their progress: in one line that is updated after every step
+                             (the default where standard output, or that of mpirun, is a terminal), or as
+                             a plain line every run.log_every steps (the default in files, pipes and srun)";
 
 #[cfg(test)]
 mod tests {

@@ -1,10 +1,11 @@
 //! What a rank says besides its results: to stderr, and into the run folder, since launchers lose some of it.
 
 use crate::process::console::{self, CONSOLE_FILE};
+use crate::process::{phase, terminal};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 static MESSAGES: OnceLock<PathBuf> = OnceLock::new();
@@ -14,12 +15,21 @@ static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
 /// closed stderr nor a file that cannot be written is a reason to fail.
 pub(crate) fn say(line: &str) {
     let _ = std::io::stdout().flush();
-    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("{}{line}\n", clear_progress()).as_bytes());
     let line = line.to_owned();
     write_soon(move || {
         note_now(&line);
         console::log(&line);
     });
+}
+
+/// What goes before a message when a progress line may stand where it is printed. Rank 0 draws that line anew.
+fn clear_progress() -> &'static str {
+    static CLEAR: LazyLock<&str> = LazyLock::new(|| terminal::clear(libc::STDERR_FILENO));
+    match phase::now() {
+        (0, _) => "",
+        _ => *CLEAR,
+    }
 }
 
 /// One line into the file of [`say_into`] alone, with the time.

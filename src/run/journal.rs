@@ -5,7 +5,7 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
 use crate::process::messages::say;
-use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status};
+use crate::report::{EpochSummary, LogRecord, Means, MetricsLog, Progress, ReplacedRecord, Status};
 use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ impl Journal {
                 MetricsLog::create(&path)?
             }
         };
-        let progress = Progress::start(step, training.num_steps(), training.settings().run().log_every);
+        let progress = Progress::start(training.num_steps(), training.settings().run().log_every);
         Ok(Journal { progress, log, sums })
     }
 
@@ -133,20 +133,20 @@ impl Journal {
             self.step(training, pending, measures, card_memory_mib)?;
         }
         let Some(last) = pending.last() else { return Ok(()) };
-        let place = training.place(last.step - 1);
         let mean = |of: fn(&Measures) -> f64| measures.iter().map(of).sum::<f64>() / measures.len() as f64;
         let images: u64 = pending.iter().map(|step| step.images).sum();
-        self.progress.step(&Status {
-            stage: place.stage + 1,
-            num_stages: place.num_stages,
-            epoch: place.epoch + 1,
-            num_epochs: training.num_steps() / training.steps_per_epoch(),
-            step: last.step,
+        let means = Means {
             loss: mean(|measures| measures.loss),
             top1: mean(|measures| measures.top1),
             images_per_s: images as f64 / pending.iter().map(|step| step.wall_s).sum::<f64>(),
-        });
+        };
+        self.progress.look(&status(training, last.step), means);
         Ok(())
+    }
+
+    /// A step is done; its losses are not read.
+    pub fn step_done(&mut self, training: &impl Training) {
+        self.progress.step(&status(training, training.step()));
     }
 
     /// Images that were replaced up to `step`, of all ranks. Each is named once in a run.
@@ -246,5 +246,17 @@ impl Journal {
         self.log.write(&told.record)?;
         self.log.sync()?;
         Ok(told.text + &self.sums.replaced_text())
+    }
+}
+
+/// Where step `step`, from 1, stands.
+fn status(training: &impl Training, step: u64) -> Status {
+    let place = training.place(step - 1);
+    Status {
+        stage: place.stage + 1,
+        num_stages: place.num_stages,
+        epoch: place.epoch + 1,
+        num_epochs: training.num_steps() / training.steps_per_epoch(),
+        step,
     }
 }

@@ -240,6 +240,9 @@ impl<'a> Run<'a> {
             reduce_wait_ms: outcome.reduce_wait_ms,
             checkpoint_ms: std::mem::take(&mut self.checkpoint_ms),
         });
+        if let Some(journal) = &mut self.journal {
+            journal.step_done(training);
+        }
     }
 
     /// What is due between two steps: a look at the losses, the end of an epoch or a stage, a comparison over the ranks, a
