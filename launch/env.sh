@@ -18,11 +18,4 @@ drnas_cores=$(lscpu -p=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l)
 if [ -z "${SLURM_JOB_ID:-}" ] && [ "$drnas_cores" -lt "${RANKS:-4}" ]; then
     export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
 fi
-
-# Ranks do not see mpirun's terminal: pass on that there is one, and its width.
-if [ -t 2 ] && [ -z "${DRNAS_PROGRESS:-}" ]; then
-    export DRNAS_PROGRESS=bar
-    COLUMNS=$(stty size 2>/dev/null </dev/tty | cut -d' ' -f2) || true
-    export COLUMNS
-fi
 unset drnas_root drnas_cores

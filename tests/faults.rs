@@ -13,7 +13,7 @@ use bench::{Bench, assert_same_result_after, finish, output_text, signal};
 use clap::Parser;
 use drnas_dist::cli::Cli;
 use drnas_dist::data::Error;
-use drnas_dist::process::phase::{self, InjectedFailure, Phase};
+use drnas_dist::process::phase::{self, InjectedFailure};
 use drnas_dist::train::checkpoint;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -64,8 +64,15 @@ fn install_fault(plan: &str) {
     let (step, rank): (u64, usize) = (words[2].parse().unwrap(), words[3].parse().unwrap());
     phase::set_begin_hook(Box::new(move |at, what| {
         let here = phase::here();
-        if at == 0 && what == Phase::StartUp {
+        if at == 0 {
             fs::write(format!("pid-{}", here.rank), std::process::id().to_string()).unwrap();
+        }
+        if fault == "trace" {
+            use std::io::Write;
+            let name = format!("phases-{}", here.rank);
+            let mut file = fs::File::options().create(true).append(true).open(name).unwrap();
+            writeln!(file, "{at} {what}").unwrap();
+            return Ok(());
         }
         if (at, what.to_string(), here.rank) != (step, phase.clone(), rank) {
             return Ok(());
@@ -178,17 +185,22 @@ impl Case {
 
     /// The command that runs the search on `ranks` ranks (0: without mpirun), with a fault if `plan` is given.
     fn command(&self, ranks: usize, plan: Option<&str>, more: &[&str]) -> Command {
+        let config = Bench::get().path("search.toml");
+        let mut arguments = vec!["search-imagenet", "--config", config.to_str().unwrap(), "--resume"];
+        arguments.extend(["--train", "train", "--valid", "valid", "--out", "run"]);
+        arguments.extend(SETTINGS.iter().flat_map(|set| ["--set", set]));
+        arguments.extend(more);
+        self.command_of(&arguments, ranks, plan)
+    }
+
+    /// The command with arbitrary arguments of `drnas-dist`.
+    fn command_of(&self, arguments: &[&str], ranks: usize, plan: Option<&str>) -> Command {
         let bench = Bench::get();
         let this = std::env::current_exe().unwrap();
         let mut command = if ranks == 0 { bench.command(&this) } else { bench.mpirun() };
         if ranks > 0 {
             command.args(["-n", &ranks.to_string()]).arg(&this);
         }
-        let config = bench.path("search.toml");
-        let mut arguments = vec!["search-imagenet", "--config", config.to_str().unwrap(), "--resume"];
-        arguments.extend(["--train", "train", "--valid", "valid", "--out", "run"]);
-        arguments.extend(SETTINGS.iter().flat_map(|set| ["--set", set]));
-        arguments.extend(more);
         command.args(RANK_PROGRAM).current_dir(&self.folder).env(ARGUMENTS, arguments.join("\n"));
         configure_mpi(&mut command, &self.folder);
         match plan {
@@ -364,6 +376,107 @@ fn slow_rank_is_tolerated() {
     }
 }
 
+// -- tests of the network, and reading a checkpoint ---------------------------------------------------------------
+
+/// Two epochs of three steps, each tested; a checkpoint after each.
+const EVALUATION: &str = "
+device = \"cpu\"
+[model]
+space = \"darts-cifar\"
+init_channels = 4
+layers = 3
+num_classes = 4
+[data]
+px = 32
+[evaluate]
+replicas = 6
+global_batch = 12
+epochs = 2
+steps_per_epoch = 3
+test_batch = 10
+[weights]
+warmup_epochs = 1
+[run]
+log_every = 2
+compare_every = 3
+checkpoint_every = 3
+time_limit_s = 60
+heartbeat_s = 2
+threads = 1
+";
+
+/// Returns a case and the arguments that start an evaluation in it.
+fn evaluation(name: &str) -> (Case, [&'static str; 12]) {
+    let case = Case::new(name);
+    fs::write(case.path("evaluate.toml"), EVALUATION).unwrap();
+    let arguments = ["evaluate-cifar", "--config", "evaluate.toml", "--genotype", "DrNAS_cifar10", "--train"];
+    let more = ["train", "--test", "valid", "--out", "run", "--resume"];
+    (case, [arguments, more].concat().try_into().unwrap())
+}
+
+/// Returns the phases of rank `rank` in step `step` of a traced run, without repetitions.
+fn phases(case: &Case, rank: usize, step: u64) -> Vec<String> {
+    let trace = fs::read_to_string(case.path(&format!("phases-{rank}"))).unwrap();
+    let begins = trace.lines().filter_map(|line| line.split_once(' '));
+    let mut phases: Vec<String> =
+        (begins.filter(|(at, _)| *at == step.to_string())).map(|(_, phase)| phase.into()).collect();
+    phases.dedup();
+    phases
+}
+
+#[test]
+fn rank_lost_during_a_test_is_reported_in_that_phase() {
+    let (case, arguments) = evaluation("lost in a test");
+    let output = finish(case.command_of(&arguments, 3, Some("kill|test|3|1")), LIMIT);
+    assert!(case.path("fault-injected").exists(), "no fault was injected: {}", output_text(&output));
+    let kept = fs::read_to_string(case.path("run/messages.log")).unwrap_or_default();
+    for words in ["lost rank 1 on ", ", step 3, test: process died"] {
+        assert!(
+            output_text(&output).contains(words) || kept.contains(words),
+            "{words}: {}",
+            output_text(&output)
+        );
+    }
+    case.assert_gone(3, &output);
+    // The run resumes, and each rank reports the right phases.
+    let output = finish(case.command_of(&arguments, 3, Some("trace||0|0")), LIMIT);
+    assert!(output.status.success() && case.path("run/finished.json").exists(), "{}", output_text(&output));
+    let step = ["data", "forward", "backward", "all-reduce", "optimiser"];
+    let after = ["metrics", "test", "comparison", "checkpoint"];
+    for rank in 0..3 {
+        // Two replicas on each rank.
+        let twice = [&step[..3], &step[..]].concat();
+        assert_eq!(phases(&case, rank, 1), twice);
+        assert_eq!(phases(&case, rank, 3), [&twice[..], &after].concat());
+        assert_eq!(phases(&case, rank, 6), [&twice[..], &after, &["end"]].concat());
+    }
+
+    // `--test-only` without a run.
+    fs::remove_file(case.path("fault-injected")).unwrap();
+    let weights = ["--test-only", "--weights", "run/best.safetensors", "--out", "tested"];
+    let arguments = [&arguments[..5], &["--test", "valid"], &weights].concat();
+    let output = finish(case.command_of(&arguments, 3, Some("kill|test|0|1")), LIMIT);
+    assert!(case.path("fault-injected").exists(), "no fault was injected: {}", output_text(&output));
+    assert!(output_text(&output).contains(", step 0, test: process died"), "{}", output_text(&output));
+    let output = finish(case.command_of(&arguments, 3, None), LIMIT);
+    assert!(output.status.success() && output_text(&output).contains(": top-1 "), "{}", output_text(&output));
+}
+
+#[test]
+fn rank_lost_while_reading_a_checkpoint_is_reported_in_that_phase() {
+    let case = Case::new("lost in a read");
+    assert_stopped(&case, &case.run(3, Some("signal|forward|5|0"), &[]), 5);
+    fs::remove_file(case.path("fault-injected")).unwrap();
+    let output = case.run(3, Some("kill|checkpoint|0|1"), &[]);
+    assert!(case.path("fault-injected").exists(), "no fault was injected: {}", output_text(&output));
+    assert!(output_text(&output).contains(", step 0, checkpoint: process died"), "{}", output_text(&output));
+    case.assert_gone(3, &output);
+    let output = case.run(3, Some("trace||0|0"), &[]);
+    let begun = phases(&case, 1, 0);
+    assert_eq!(begun, ["start-up", "checkpoint", "start-up", "comparison"], "{}", output_text(&output));
+    case.assert_finished(&output);
+}
+
 // -- signals ------------------------------------------------------------------------------------------------------
 
 /// Asserts that the run stopped with a checkpoint of step `step`, the step in progress, and exit code 75.
@@ -441,6 +554,20 @@ fn second_job_on_the_same_run_folder_is_refused() {
         output_text(&second)
     );
     case.assert_finished(&first);
+}
+
+/// Rank 0 watches the lock of another machine for longer than a collective operation may take.
+#[test]
+fn other_ranks_wait_while_rank_0_watches_a_lock() {
+    let case = Case::new("foreign lock");
+    fs::create_dir(case.path("run")).unwrap();
+    let lock = "{\"host\":\"afar\",\"pid\":1,\"born\":1,\"machine\":\"afar\",\"slurm_job\":null,\"slurm_restarts\":0,\
+                \"token\":\"0\"}";
+    fs::write(case.path("run/lock.json"), lock).unwrap();
+    let output = case.run(3, None, &["--set", "run.time_limit_s=12"]);
+    let taken = "taking over the lock of process 1 on afar, which has ended";
+    assert!(output_text(&output).contains(taken), "{}", output_text(&output));
+    case.assert_finished(&output);
 }
 
 #[test]

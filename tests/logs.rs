@@ -79,9 +79,9 @@ fn run_continues_when_its_output_cannot_be_written() {
         let child = bench.search(0, name, &SHORT).stdout(stdout).stderr(stderr).spawn().unwrap();
         assert_finished(name, &wait(child, LIMIT));
     }
-    // With the progress bar, which writes to standard error.
+    // With the updated progress line.
     let mut command = bench.search(0, "bar", &SHORT);
-    command.env("DRNAS_PROGRESS", "bar").stdout(Stdio::piped()).stderr(full());
+    command.env("DRNAS_PROGRESS", "bar").stdout(full()).stderr(Stdio::piped());
     assert_finished("bar", &wait(command.spawn().unwrap(), LIMIT));
     // Started with both streams closed.
     let mut shell = bench.command("sh");

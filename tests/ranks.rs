@@ -371,9 +371,6 @@ fn agreed(world: &World) -> Result<()> {
     let comm = world.communicator();
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(60) {
-        if world.stop_requested() {
-            comm.request_stop();
-        }
         comm.finish()?;
         if comm.stop_requested() {
             world.exit_stopped();

@@ -315,10 +315,6 @@ impl Communicator for Recorder {
         Ok(ReduceWait::Host(0.0))
     }
 
-    fn request_stop(&self) {
-        unreachable!("a step stops nothing")
-    }
-
     fn stop_requested(&self) -> bool {
         unreachable!("a step does not ask")
     }

@@ -12,7 +12,7 @@ use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Supernet, SupernetShape};
 use drnas_dist::random::{Purpose, stream, torch_seeded};
 use drnas_dist::search::dirichlet::{ThetaSample, sample};
-use drnas_dist::search::unrolled::{LENGTH, Share, Unrolled};
+use drnas_dist::search::unrolled::{LENGTH, ReplicaInput, Unrolled};
 use drnas_dist::space::{Mask, SearchSpace};
 use drnas_dist::train::optimiser::Sgd;
 use drnas_dist::train::tally::StepOutcome;
@@ -27,7 +27,7 @@ const LR: f64 = 0.1;
 struct Fixture {
     net: Supernet,
     eta: Tensor,
-    shares: Vec<Share>,
+    replicas: Vec<ReplicaInput>,
 }
 
 impl Fixture {
@@ -78,21 +78,20 @@ impl Fixture {
                 })
                 .collect()
         };
-        let shares = (0..2)
-            .map(|replica: usize| Share {
+        let replicas = (0..2)
+            .map(|replica: usize| ReplicaInput {
                 train: (batches[replica].copy(), targets[replica].copy()),
                 train_samples: samples(replica as u64),
                 valid: (batches[2 + replica].copy(), targets[2 + replica].copy()),
                 valid_samples: samples(2 + replica as u64),
             })
             .collect();
-        Fixture { net, eta, shares }
+        Fixture { net, eta, replicas }
     }
 
     fn grad(&self, lr: f64, length: f64) -> Tensor {
         let step = Unrolled { net: &self.net, eta: &self.eta, sgd: SGD, lr, length };
-        step.grad(&self.shares, &Solo::default(), &mut StepOutcome::default()).unwrap()
-            / self.shares.len() as f64
+        step.grad(&self.replicas, &Solo, &mut StepOutcome::default()).unwrap() / self.replicas.len() as f64
     }
 
     /// The same gradient by double differentiation, without approximation.
@@ -113,13 +112,17 @@ impl Fixture {
             samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect()
         };
         let train_theta: Vec<Vec<Tensor>> =
-            self.shares.iter().map(|share| leaves(&share.train_samples)).collect();
+            self.replicas.iter().map(|replica| leaves(&replica.train_samples)).collect();
         let valid_theta: Vec<Vec<Tensor>> =
-            self.shares.iter().map(|share| leaves(&share.valid_samples)).collect();
+            self.replicas.iter().map(|replica| leaves(&replica.valid_samples)).collect();
 
         let mean = |losses: Vec<Tensor>| Tensor::stack(&losses, 0).mean(Kind::Double);
         let train = mean(
-            self.shares.iter().zip(&train_theta).map(|(s, theta)| loss(&weights, &s.train, theta)).collect(),
+            self.replicas
+                .iter()
+                .zip(&train_theta)
+                .map(|(s, theta)| loss(&weights, &s.train, theta))
+                .collect(),
         );
         let by_weight: Vec<&Tensor> = weights.values().collect();
         let grads = Tensor::run_backward(&[&train], &by_weight, true, true);
@@ -132,14 +135,14 @@ impl Fixture {
             })
             .collect();
         let valid = mean(
-            self.shares.iter().zip(&valid_theta).map(|(s, theta)| loss(&moved, &s.valid, theta)).collect(),
+            self.replicas.iter().zip(&valid_theta).map(|(s, theta)| loss(&moved, &s.valid, theta)).collect(),
         );
         let theta: Vec<&Tensor> = train_theta.iter().chain(&valid_theta).flatten().collect();
         let mut grads = Tensor::run_backward(&[&valid], &theta, false, false).into_iter();
 
         let sum = self.eta.zeros_like();
-        let train = self.shares.iter().map(|share| &share.train_samples);
-        for samples in train.chain(self.shares.iter().map(|share| &share.valid_samples)) {
+        let train = self.replicas.iter().map(|replica| &replica.train_samples);
+        for samples in train.chain(self.replicas.iter().map(|replica| &replica.valid_samples)) {
             for (table, sample) in (0..).zip(samples) {
                 let grad = grads.next().unwrap();
                 let _ = sum.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), &grad));
@@ -190,9 +193,9 @@ fn step_draws_no_samples_and_updates_statistics_once() {
     // Only the pass with the real weights updates the running statistics, as any training pass does.
     let other = Fixture::new(SearchSpace::NasBench201, 2);
     for _ in 0..2 {
-        for (local, share) in other.shares.iter().enumerate() {
-            let theta: Vec<Tensor> = share.train_samples.iter().map(|s| s.theta.shallow_clone()).collect();
-            other.net.forward(&share.train.0, &theta, local);
+        for (local, replica) in other.replicas.iter().enumerate() {
+            let theta: Vec<Tensor> = replica.train_samples.iter().map(|s| s.theta.shallow_clone()).collect();
+            other.net.forward(&replica.train.0, &theta, local);
         }
     }
     for local in 0..2 {

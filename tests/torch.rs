@@ -121,7 +121,7 @@ fn steps(evaluation: &mut Evaluation, images: &Tensor, labels: &Tensor) -> BTree
     let mut losses = Vec::new();
     for step in 0..STEPS as i64 {
         let batch = |_: &mut _, _: &mut _| Ok((images.get(step % BATCHES), labels.get(step % BATCHES)));
-        let outcome = evaluation.train_on(batch, &Solo::default()).unwrap();
+        let outcome = evaluation.train_on(batch, &Solo).unwrap();
         losses.push(outcome.weights[0].double_value(&[0]));
     }
     let mut after = evaluation.net().params.export(|bucket| &bucket.weights);

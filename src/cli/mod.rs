@@ -77,7 +77,13 @@ Exit codes:
   2    usage error
   75   stopped with a checkpoint by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM); use --resume
   130  interrupted immediately; use --resume to continue from the newest checkpoint
-A run has finished if RUN/finished.json exists, whatever exit code mpirun returns.";
+A run has finished if RUN/finished.json exists, whatever exit code mpirun returns.
+
+Environment:
+  DRNAS_PROGRESS=bar|lines   progress of runs: one line that is updated after every step (default if standard
+                             output, or that of mpirun, is a terminal), or a plain line every run.log_every
+                             steps (default in files, pipes and under srun)
+  OMP_NUM_THREADS            threads per rank unless run.threads is set";
 
 #[cfg(test)]
 mod tests {

@@ -27,11 +27,8 @@ pub trait Communicator {
     /// wait for them. Returns how long the computation waited. Collective.
     fn finish(&self) -> Result<ReduceWait>;
 
-    /// Asks all ranks to stop; the request travels with the next `finish`, at no cost. Local.
-    fn request_stop(&self);
-
-    /// Returns whether a rank had asked to stop before the last `finish` (with NCCL: before the one preceding it). Equal on
-    /// all ranks after the same `finish`. Local.
+    /// Returns whether a rank had been asked to stop (see [`crate::process::signals`]) before the last `finish`, or with NCCL
+    /// before the one preceding it. The requests travel with `finish`, so the result is equal on all ranks. Local.
     fn stop_requested(&self) -> bool;
 
     /// Copies `buffer` of rank `root` to all ranks. Shape and kind as for `start_mean`. Collective.

@@ -6,6 +6,7 @@ pub(crate) mod error;
 mod gather;
 mod mpi;
 mod nccl;
+mod rank_0;
 mod solo;
 
 pub use communicator::{Communicator, ReduceWait, Reduction, Trace};
@@ -14,4 +15,5 @@ pub use gather::{all_gather_values, all_gather_varied};
 pub use mpi::Mpi;
 pub(crate) use nccl::NcclOptions;
 pub use nccl::{NCCL_VARIABLE, Nccl, nccl_library};
+pub use rank_0::run_on_rank_0;
 pub use solo::Solo;

@@ -4,14 +4,11 @@ use super::communicator::{Communicator, ReduceWait, contiguous, reducible, root_
 use super::error::Result;
 use crate::process::exit::run_exit_hooks;
 use crate::process::messages::print_stderr;
-use std::cell::Cell;
+use crate::process::signals;
 use tch::Tensor;
 
 /// The communicator of a single process: nothing is sent.
-#[derive(Default)]
-pub struct Solo {
-    stop_requested: Cell<bool>,
-}
+pub struct Solo;
 
 impl Communicator for Solo {
     fn rank(&self) -> usize {
@@ -34,12 +31,8 @@ impl Communicator for Solo {
         Ok(ReduceWait::Host(0.0))
     }
 
-    fn request_stop(&self) {
-        self.stop_requested.set(true);
-    }
-
     fn stop_requested(&self) -> bool {
-        self.stop_requested.get()
+        signals::stop_requested()
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {

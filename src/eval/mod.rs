@@ -282,7 +282,7 @@ fn test(
         true => Vec::new(),
         false => Vec::<Vec<f64>>::try_from(Tensor::stack(&mine, 0).to_device(Device::Cpu))?,
     };
-    let rows = dealt(&rows, comm)?;
+    let rows = gather_rows(&rows, comm)?;
     let sum = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>();
     let [images, loss, top1, top5] = [0, 1, 2, 3].map(sum);
     if !loss.is_finite() {
@@ -298,7 +298,7 @@ fn test(
 }
 
 /// Gathers the rows of all ranks in the order of the batches, which were distributed round-robin. Collective.
-fn dealt(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
+fn gather_rows(mine: &[Vec<f64>], comm: &dyn Communicator) -> Result<Vec<Vec<f64>>> {
     let flat: Vec<f64> = mine.concat();
     let of_ranks: Vec<Vec<Vec<f64>>> = all_gather_varied(comm, bytemuck::cast_slice(&flat))?
         .iter()
@@ -354,7 +354,7 @@ mod tests {
             let mut evaluation = Evaluation::new(&config, &genotype, 2, replicas, Device::Cpu);
             let step = |evaluation: &mut Evaluation| {
                 let batch = |_: &mut _, _: &mut _| Ok((images.shallow_clone(), labels.shallow_clone()));
-                evaluation.train_on(batch, &crate::comm::Solo::default()).unwrap().weights
+                evaluation.train_on(batch, &crate::comm::Solo).unwrap().weights
             };
             let all: Vec<Tensor> = (0..4).flat_map(|_| step(&mut evaluation)).collect();
             all.iter().map(|numbers| numbers.double_value(&[0])).collect()
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn rows_are_in_the_order_of_the_batches() {
         let rows = vec![vec![1.0, 2.0, 3.0, 4.0], vec![5.0, 6.0, 7.0, 8.0]];
-        assert_eq!(dealt(&rows, &crate::comm::Solo::default()).unwrap(), rows);
-        assert!(dealt(&[], &crate::comm::Solo::default()).unwrap().is_empty());
+        assert_eq!(gather_rows(&rows, &crate::comm::Solo).unwrap(), rows);
+        assert!(gather_rows(&[], &crate::comm::Solo).unwrap().is_empty());
     }
 }

@@ -9,6 +9,7 @@ use crate::data::ShardSet;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::net::params::Named;
+use crate::process::phase::{Phase, begin};
 use crate::train;
 use crate::train::checkpoint::{CLASSES, Checkpoint, to_safetensors};
 use crate::train::state::{self, State, gather_running, hash_weights, tensors_of, weights_are_finite};
@@ -82,6 +83,7 @@ impl State for Evaluation {
         if comm.size() == 1 {
             return Ok(());
         }
+        begin(Phase::Comparison)?;
         let mut hasher = Xxh3::new();
         hasher.write_u64(self.step);
         hash_weights(&self.net.params, &mut hasher)?;

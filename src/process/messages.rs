@@ -1,10 +1,11 @@
 //! Messages of a rank: to stderr and to files in the run folder, since launchers lose some of stderr.
 
 use crate::process::console::{self, CONSOLE_FILE};
+use crate::process::{phase, terminal};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 static LOG_FILE: OnceLock<PathBuf> = OnceLock::new();
@@ -14,12 +15,21 @@ static OUTPUT_LOST: AtomicBool = AtomicBool::new(false);
 /// [`set_log_file`] and to `console.log`. Write errors are ignored.
 pub(crate) fn print_stderr(line: &str) {
     let _ = std::io::stdout().flush();
-    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+    let _ = std::io::stderr().write_all(format!("{}{line}\n", clear_progress()).as_bytes());
     let line = line.to_owned();
     write_with_timeout(move || {
         append(&line);
         console::log(&line);
     });
+}
+
+/// Returns the codes that clear a progress line, if one may be shown where messages are printed. Rank 0 redraws the line.
+fn clear_progress() -> &'static str {
+    static CLEAR: LazyLock<&str> = LazyLock::new(|| terminal::clear(libc::STDERR_FILENO));
+    match phase::now() {
+        (0, _) => "",
+        _ => *CLEAR,
+    }
 }
 
 /// Appends one line with a timestamp to the file of [`set_log_file`] only.

@@ -10,4 +10,5 @@ pub mod place;
 pub mod rank_status;
 pub mod shm_segments;
 pub mod signals;
+pub mod terminal;
 pub mod torch;

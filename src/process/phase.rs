@@ -11,7 +11,7 @@ static PHASE: AtomicU8 = AtomicU8::new(0);
 static HOOK: OnceLock<Hook> = OnceLock::new();
 static IDENTITY: OnceLock<(usize, String)> = OnceLock::new();
 
-/// What a rank is doing.
+/// What a rank is doing, in the order of a step and what follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
@@ -27,27 +27,33 @@ pub enum Phase {
     AllReduce,
     /// Updating weights or eta.
     Optimiser,
-    /// Writing or reading a checkpoint.
-    Checkpoint,
-    /// Pruning and widening.
-    StageChange,
+    /// Reading back losses.
+    Metrics,
     /// Evaluating held-out images.
     Test,
+    /// Pruning and widening.
+    StageChange,
+    /// Comparing the state with the other ranks.
+    Comparison,
+    /// Writing or reading a checkpoint.
+    Checkpoint,
     /// After the last step.
     End,
 }
 
 impl Phase {
-    const ALL: [Phase; 10] = [
+    const ALL: [Phase; 12] = [
         Phase::StartUp,
         Phase::Data,
         Phase::Forward,
         Phase::Backward,
         Phase::AllReduce,
         Phase::Optimiser,
-        Phase::Checkpoint,
-        Phase::StageChange,
+        Phase::Metrics,
         Phase::Test,
+        Phase::StageChange,
+        Phase::Comparison,
+        Phase::Checkpoint,
         Phase::End,
     ];
 
@@ -66,9 +72,11 @@ impl fmt::Display for Phase {
             Phase::Backward => "backward",
             Phase::AllReduce => "all-reduce",
             Phase::Optimiser => "optimiser",
-            Phase::Checkpoint => "checkpoint",
-            Phase::StageChange => "stage change",
+            Phase::Metrics => "metrics",
             Phase::Test => "test",
+            Phase::StageChange => "stage change",
+            Phase::Comparison => "comparison",
+            Phase::Checkpoint => "checkpoint",
             Phase::End => "end",
         })
     }

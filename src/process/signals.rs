@@ -21,13 +21,20 @@ pub const STOPPED: i32 = 75;
 /// Exit code after a signal that left no time for a checkpoint: the run resumes from the newest one.
 pub const INTERRUPTED: i32 = 130;
 
+/// Whether this rank was asked to stop.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Returns whether this rank was asked to stop with a checkpoint.
+pub fn stop_requested() -> bool {
+    STOP.load(Relaxed)
+}
+
 /// State shared by the signal thread and the main thread.
 #[derive(Default)]
 pub(crate) struct SignalState {
     rank: AtomicUsize,
     /// Number of ranks; 0 until known.
     size: AtomicUsize,
-    stop: AtomicBool,
     exit_message: Mutex<String>,
     /// Called before a signal ends this process: checks whether a lost rank is the cause.
     before_exit: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -57,7 +64,7 @@ impl SignalState {
 
     fn handle(&self, signal: i32) {
         let stops = signal == SIGUSR1 || self.size.load(Relaxed) == 1;
-        let repeated = stops && self.stop.swap(true, Relaxed);
+        let repeated = stops && STOP.swap(true, Relaxed);
         match (stops, repeated) {
             // In a single process, a second signal exits at once.
             (true, true) if signal != SIGUSR1 => self.exit_now(),
@@ -70,11 +77,6 @@ impl SignalState {
             ),
             (false, _) => self.exit_now(),
         }
-    }
-
-    /// Returns whether this rank was asked to stop.
-    pub(crate) fn stop_requested(&self) -> bool {
-        self.stop.load(Relaxed)
     }
 
     pub(crate) fn set_exit_message(&self, text: String) {

@@ -14,6 +14,7 @@ use crate::eval::{self, Evaluation, Tested};
 use crate::files;
 use crate::net::network::Network;
 use crate::process::messages::{print_stderr, print_stdout};
+use crate::process::phase::{Phase, begin};
 use crate::report::{
     EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, counted, evaluated_text,
 };
@@ -128,11 +129,13 @@ fn test_only(
         )),
         None => {}
     }
+    begin(Phase::Test)?;
     let pool = DecodePool::new(config.data.threads(world.threads()));
     let mut loader = open_test(config, set, &pool, (world.rank(), world.size()))?;
     let named = read_weights(weights)?;
     let comm = world.communicator();
     let tested = eval::test_weights(config, genotype, &named, &mut loader, world.device(), comm)?;
+    begin(Phase::End)?;
     if world.rank() == 0 {
         print_stdout(&format!(
             "{} on {}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}, {}",
@@ -246,6 +249,7 @@ impl Training for EvaluateRun<'_> {
         if !self.evaluation.test_is_due() {
             return Ok(());
         }
+        begin(Phase::Test)?;
         let mut loader = open_test(self.config, &self.test_set, &self.streams.pool, (self.rank, self.size))?;
         let best = self.evaluation.test(&mut loader, comm)?;
         if best && self.rank == 0 {

@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
 use crate::process::messages::print_stderr;
-use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status, counted};
+use crate::report::{EpochSummary, LogRecord, Means, MetricsLog, Progress, ReplacedRecord, Status, counted};
 use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -111,7 +111,7 @@ impl Journal {
                 MetricsLog::create(&path)?
             }
         };
-        let progress = Progress::start(step, training.num_steps(), training.settings().run().log_every);
+        let progress = Progress::start(training.num_steps(), training.settings().run().log_every);
         Ok(Journal { progress, log, sums })
     }
 
@@ -134,20 +134,20 @@ impl Journal {
             self.step(training, pending, measures, card_memory_mib)?;
         }
         let Some(last) = pending.last() else { return Ok(()) };
-        let place = training.place(last.step - 1);
         let mean = |of: fn(&Measures) -> f64| measures.iter().map(of).sum::<f64>() / measures.len() as f64;
         let images: u64 = pending.iter().map(|step| step.images).sum();
-        self.progress.step(&Status {
-            stage: place.stage + 1,
-            num_stages: place.num_stages,
-            epoch: place.epoch + 1,
-            num_epochs: training.num_steps() / training.steps_per_epoch(),
-            step: last.step,
+        let means = Means {
             loss: mean(|measures| measures.loss),
             top1: mean(|measures| measures.top1),
             images_per_s: images as f64 / pending.iter().map(|step| step.wall_s).sum::<f64>(),
-        });
+        };
+        self.progress.update_means(&status(training, last.step), means);
         Ok(())
+    }
+
+    /// Updates the progress line after a step.
+    pub fn step_done(&mut self, training: &impl Training) {
+        self.progress.step(&status(training, training.step()));
     }
 
     /// Logs images of all ranks that were replaced up to `step`, each once per run.
@@ -250,5 +250,17 @@ impl Journal {
         self.log.write(&announcement.record)?;
         self.log.sync()?;
         Ok(announcement.text + &self.sums.replaced_text())
+    }
+}
+
+/// Returns the state of the run after step `step`, from 1.
+fn status(training: &impl Training, step: u64) -> Status {
+    let place = training.place(step - 1);
+    Status {
+        stage: place.stage + 1,
+        num_stages: place.num_stages,
+        epoch: place.epoch + 1,
+        num_epochs: training.num_steps() / training.steps_per_epoch(),
+        step,
     }
 }

@@ -14,7 +14,7 @@ mod training;
 pub use error::Error;
 
 use crate::cli::RunArgs;
-use crate::comm::{Communicator, all_gather_values};
+use crate::comm::{Communicator, all_gather_values, run_on_rank_0};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
@@ -61,7 +61,7 @@ fn run<T: Training>(mut training: T, args: &RunArgs, world: &World) -> Result<()
         phase::set_step(training.step() + 1);
         let start = Instant::now();
         let outcome = training.train_step(comm)?;
-        run.note_step(&training, outcome, start.elapsed().as_secs_f64());
+        run.record_step(&training, outcome, start.elapsed().as_secs_f64());
         run.after_step(&mut training)?;
     }
     run.finish(&training)
@@ -112,7 +112,7 @@ impl<'a> Run<'a> {
         let mut run = Run {
             world,
             out: args.out.clone(),
-            command: std::env::var(COMMAND_VARIABLE).unwrap_or_else(|_| go_on(world.size())),
+            command: std::env::var(COMMAND_VARIABLE).unwrap_or_else(|_| resume_command(world.size())),
             journal: None,
             writer: None,
             lock: None,
@@ -123,12 +123,14 @@ impl<'a> Run<'a> {
         };
         run.lock_folder()?;
         let resumed = if args.resume {
+            phase::begin(Phase::Checkpoint)?;
             resume(&run.out, world.rank() == 0, training)?
         } else {
             run.refuse_old(training)?
         };
         // No rank writes until all ranks have read.
         world.communicator().barrier()?;
+        phase::begin(Phase::StartUp)?;
         if resumed.is_some()
             && training.step() == training.num_steps()
             && let Some(report) = finished(&run.out)?
@@ -140,7 +142,7 @@ impl<'a> Run<'a> {
         }
         if world.rank() == 0 {
             unfinish(&run.out)?;
-            run.introduce(training)?;
+            run.print_overview(training)?;
             let mut journal = Journal::open(training, &run.out, resumed.clone(), world.size())?;
             match &resumed {
                 Some((step, _)) => {
@@ -154,18 +156,19 @@ impl<'a> Run<'a> {
             let kept = training.settings().run().checkpoints_kept;
             run.writer = Some(Writer::new(checkpoint::folder(&run.out), kept));
         }
-        run.prepare_farewell(resumed.map(|(step, _)| step));
+        run.update_exit_message(resumed.map(|(step, _)| step));
         Ok(Some(run))
     }
 
     /// Locks the run folder on rank 0, before any rank reads it, and logs the messages of all ranks there from now on.
     /// Collective.
     fn lock_folder(&mut self) -> Result<()> {
-        if self.world.rank() == 0 {
+        self.lock = run_on_rank_0(self.world.communicator(), |keep_waiting| {
             fs::create_dir_all(&self.out).map_err(files::io("create folder", &self.out))?;
-            let lock = Lock::acquire(&self.out, self.world.host())?;
+            Lock::acquire(&self.out, self.world.host(), keep_waiting)
+        })?;
+        if let Some(lock) = &self.lock {
             on_exit(lock.releaser());
-            self.lock = Some(lock);
             console::open_log(&self.out)?;
             if self.world.size() == 1 {
                 // With several ranks, the panic hook of `launch` does this.
@@ -176,7 +179,6 @@ impl<'a> Run<'a> {
                 }));
             }
         }
-        self.world.communicator().barrier()?;
         if self.world.rank() != 0 {
             let out = self.out.clone();
             on_exit(move || lock::remove_if_dead(&out));
@@ -199,7 +201,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes the inputs to the run folder and prints the configuration and the size of the run. Rank 0 only.
-    fn introduce(&self, training: &impl Training) -> Result<()> {
+    fn print_overview(&self, training: &impl Training) -> Result<()> {
         for (name, text) in inputs(training)? {
             files::write(&self.out.join(name), text.as_bytes())?;
         }
@@ -227,7 +229,7 @@ impl<'a> Run<'a> {
     }
 
     /// Records a step; its losses stay on the device until they are read back. Local.
-    fn note_step(&mut self, training: &impl Training, outcome: StepOutcome, wall_s: f64) {
+    fn record_step(&mut self, training: &impl Training, outcome: StepOutcome, wall_s: f64) {
         let batches = 1 + u64::from(!outcome.architecture.is_empty());
         self.tally.add(&outcome);
         self.replaced.extend(outcome.replaced);
@@ -239,6 +241,9 @@ impl<'a> Run<'a> {
             reduce_waits: outcome.reduce_waits,
             checkpoint_ms: std::mem::take(&mut self.checkpoint_ms),
         });
+        if let Some(journal) = &mut self.journal {
+            journal.step_done(training);
+        }
     }
 
     /// Does what is due between two steps: reads back the losses, ends an epoch or a stage, compares the ranks, writes
@@ -248,16 +253,12 @@ impl<'a> Run<'a> {
         let step = training.step();
         let run = training.settings().run();
         let compare_due = step.is_multiple_of(run.compare_every);
-        // Travels with the reductions of the next step.
-        if self.world.stop_requested() {
-            comm.request_stop();
-        }
         let stop = comm.stop_requested();
         let epoch_ends = step.is_multiple_of(training.steps_per_epoch());
         let stage_ends = training.stage_ends();
         let checkpoint_due = stage_ends || stop || step.is_multiple_of(run.checkpoint_every);
         if epoch_ends || checkpoint_due || step.is_multiple_of(run.log_every) {
-            self.look(training)?;
+            self.flush_losses(training)?;
         }
         if epoch_ends {
             training.end_epoch(comm)?;
@@ -281,12 +282,12 @@ impl<'a> Run<'a> {
             self.checkpoint_ms += ms;
         } else {
             let written = self.writer.as_mut().map_or(Ok(None), Writer::poll)?;
-            self.note_checkpoint(written);
+            self.record_checkpoint(written);
         }
         // After the last step, the run ends normally.
         if stop && step < training.num_steps() {
             let written = self.writer.as_mut().map_or(Ok(None), Writer::wait)?;
-            self.note_checkpoint(written);
+            self.record_checkpoint(written);
             if let Some(journal) = &self.journal {
                 journal.close();
             }
@@ -296,7 +297,8 @@ impl<'a> Run<'a> {
     }
 
     /// Reads back and logs the losses of the steps since the last call. Collective.
-    fn look(&mut self, training: &impl Training) -> Result<()> {
+    fn flush_losses(&mut self, training: &impl Training) -> Result<()> {
+        phase::begin(Phase::Metrics)?;
         let measures = self.tally.take(self.world.communicator())?;
         let pending = std::mem::take(&mut self.pending);
         for (pending, measures) in pending.iter().zip(&measures) {
@@ -346,20 +348,20 @@ impl<'a> Run<'a> {
             lock.check()?;
             let written = writer.wait()?;
             writer.start(training.step(), state, journal.syncer()?)?;
-            self.note_checkpoint(written);
+            self.record_checkpoint(written);
         }
         Ok(())
     }
 
     /// Updates the exit message after a checkpoint is complete.
-    fn note_checkpoint(&self, step: Option<u64>) {
+    fn record_checkpoint(&self, step: Option<u64>) {
         if step.is_some() {
-            self.prepare_farewell(step);
+            self.update_exit_message(step);
         }
     }
 
     /// Sets the message printed when a signal ends the run.
-    fn prepare_farewell(&self, newest: Option<u64>) {
+    fn update_exit_message(&self, newest: Option<u64>) {
         self.world.set_exit_message(match newest {
             Some(step) => format!("stopped; newest checkpoint: step {step}. To resume:\n  {}", self.command),
             None => format!("stopped before the first checkpoint. To start again:\n  {}", self.command),
@@ -368,9 +370,10 @@ impl<'a> Run<'a> {
 
     /// Writes the results and the final report on rank 0. Called by all ranks.
     fn finish(mut self, training: &impl Training) -> Result<()> {
+        // Before the phase `end`: writing the last checkpoint may fail.
+        self.writer.as_mut().map_or(Ok(None), Writer::wait)?;
         phase::begin(Phase::End)?;
-        if let (Some(journal), Some(writer)) = (&mut self.journal, &mut self.writer) {
-            writer.wait()?;
+        if let Some(journal) = &mut self.journal {
             finish(&self.out, training.step(), &journal.finish(training, &self.out)?)?;
             log_to_file(&format!("finished after step {}", training.step()));
         }
@@ -379,7 +382,7 @@ impl<'a> Run<'a> {
 }
 
 /// Returns the command that resumes a run of `size` ranks: the original command line with `--resume`.
-fn go_on(size: usize) -> String {
+fn resume_command(size: usize) -> String {
     let mut words: Vec<String> = Vec::new();
     if size > 1 {
         words.extend(["mpirun", "--bind-to", "none", "-n", &size.to_string()].map(String::from));

@@ -2,7 +2,7 @@
 
 use super::Search;
 use super::dirichlet;
-use super::unrolled::{self, Share, Unrolled};
+use super::unrolled::{self, ReplicaInput, Unrolled};
 use crate::comm::Communicator;
 use crate::config::Regulariser;
 use crate::data::Loader;
@@ -47,9 +47,9 @@ impl Search {
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<Tensor> {
-        let mut shares = Vec::with_capacity(batches.len());
+        let mut replicas = Vec::with_capacity(batches.len());
         for (local, (images, labels)) in batches.iter().enumerate() {
-            shares.push(Share {
+            replicas.push(ReplicaInput {
                 train: (images.shallow_clone(), labels.shallow_clone()),
                 train_samples: self.draw(Purpose::ThetaVirtualStep, local),
                 valid: self.prepare(loader, outcome)?,
@@ -58,7 +58,7 @@ impl Search {
         }
         let (net, eta) = (&self.net, &self.eta);
         let step = Unrolled { net, eta, sgd: self.sgd, lr: self.lr(), length: unrolled::LENGTH };
-        step.grad(&shares, comm, outcome)
+        step.grad(&replicas, comm, outcome)
     }
 
     /// Takes a batch for every local replica from `loader`.

@@ -7,6 +7,7 @@ use super::Search;
 use super::stage::supernet;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
+use crate::process::phase::{Phase, begin};
 use crate::space::Mask;
 use crate::train;
 use crate::train::checkpoint::Checkpoint;
@@ -106,6 +107,7 @@ impl State for Search {
         if comm.size() == 1 {
             return Ok(());
         }
+        begin(Phase::Comparison)?;
         state::compare_ranks(self.step, self.hash()?, comm)
     }
 }

@@ -29,7 +29,7 @@ use tch::Tensor;
 pub const LENGTH: f64 = 1e-2;
 
 /// Inputs of one replica: normalised images with labels of both data sets, and a sample of mixing weights for each.
-pub struct Share {
+pub struct ReplicaInput {
     /// Batch of the virtual step.
     pub train: (Tensor, Tensor),
     /// One sample per table.
@@ -55,23 +55,23 @@ pub struct Unrolled<'a> {
 }
 
 impl Unrolled<'_> {
-    /// Computes the gradient of eta, `[T, E, O]`, summed over the local replicas, one share each. Collective.
+    /// Computes the gradient of eta, `[T, E, O]`, summed over the local `replicas`. Collective.
     pub fn grad(
         &self,
-        shares: &[Share],
+        replicas: &[ReplicaInput],
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<Tensor> {
         let buckets = &self.net.params.buckets;
         let kept: Vec<Tensor> = buckets.iter().map(|bucket| bucket.weights.copy()).collect();
-        self.weight_grads(shares, comm, outcome)?;
+        self.weight_grads(replicas, comm, outcome)?;
         for (bucket, kept) in buckets.iter().zip(&kept) {
             let (momentum, grads) = (&bucket.momentum * self.sgd.momentum, bucket.grads.to_kind(kept.kind()));
             set(bucket, &(kept - (momentum + grads + kept * self.sgd.weight_decay) * self.lr));
             bucket.clear();
         }
         let sum = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
-        self.add_at_virtual_weights(&sum, shares, comm, outcome)?;
+        self.add_at_virtual_weights(&sum, replicas, comm, outcome)?;
 
         // The buckets contain v. Nothing is read back; if v is 0, the difference is 0 for any step.
         let norms: Vec<Tensor> = buckets.iter().map(|bucket| bucket.grads.norm()).collect();
@@ -81,7 +81,7 @@ impl Unrolled<'_> {
             for (bucket, kept) in buckets.iter().zip(&kept) {
                 set(bucket, &(kept + (&bucket.grads * &step * sign).to_kind(kept.kind())));
             }
-            self.add_difference(&sum, shares, &step, sign)?;
+            self.add_difference(&sum, replicas, &step, sign)?;
         }
         for (bucket, kept) in buckets.iter().zip(&kept) {
             set(bucket, kept);
@@ -93,17 +93,17 @@ impl Unrolled<'_> {
     /// Computes the gradients of the weights on the first data set into the buckets, averaged over all replicas.
     fn weight_grads(
         &self,
-        shares: &[Share],
+        replicas: &[ReplicaInput],
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<()> {
-        for (local, share) in shares.iter().enumerate() {
+        for (local, replica) in replicas.iter().enumerate() {
             begin(Phase::Forward)?;
             let theta: Vec<Tensor> =
-                share.train_samples.iter().map(|sample| sample.theta.shallow_clone()).collect();
-            let tape = self.net.forward(&share.train.0, &theta, local);
-            let loss = cross_entropy(tape.logits(), &share.train.1);
-            backward(tape, &loss, &self.net.params.buckets, (local, shares.len()), comm)?;
+                replica.train_samples.iter().map(|sample| sample.theta.shallow_clone()).collect();
+            let tape = self.net.forward(&replica.train.0, &theta, local);
+            let loss = cross_entropy(tape.logits(), &replica.train.1);
+            backward(tape, &loss, &self.net.params.buckets, (local, replicas.len()), comm)?;
         }
         begin(Phase::AllReduce)?;
         outcome.reduce_waits.push(comm.finish()?);
@@ -114,28 +114,28 @@ impl Unrolled<'_> {
     fn add_at_virtual_weights(
         &self,
         sum: &Tensor,
-        shares: &[Share],
+        replicas: &[ReplicaInput],
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
     ) -> Result<()> {
         let params = &self.net.params;
-        for (local, share) in shares.iter().enumerate() {
+        for (local, replica) in replicas.iter().enumerate() {
             begin(Phase::Forward)?;
-            let theta = leaves(&share.valid_samples);
-            let logits = self.net.trial_logits(&share.valid.0, &theta);
-            let loss = cross_entropy(&logits, &share.valid.1);
-            outcome.architecture.push(measure(&logits, &share.valid.1, &loss));
+            let theta = leaves(&replica.valid_samples);
+            let logits = self.net.trial_logits(&replica.valid.0, &theta);
+            let loss = cross_entropy(&logits, &replica.valid.1);
+            outcome.architecture.push(measure(&logits, &replica.valid.1, &loss));
             let weights: Vec<&Tensor> =
                 (0..params.buckets.len()).flat_map(|bucket| params.leaves(bucket)).collect();
             let wanted: Vec<&Tensor> = weights.iter().copied().chain(&theta).collect();
             begin(Phase::Backward)?;
             let mut grads = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
-            self.add_path(sum, &share.valid_samples, &grads.split_off(weights.len()), 1.0);
+            self.add_path(sum, &replica.valid_samples, &grads.split_off(weights.len()), 1.0);
             for bucket in &params.buckets {
                 let rest = grads.split_off(bucket.num_params());
                 bucket.add(&std::mem::replace(&mut grads, rest));
-                if local + 1 == shares.len() {
-                    start_mean(bucket, shares.len(), comm)?;
+                if local + 1 == replicas.len() {
+                    start_mean(bucket, replicas.len(), comm)?;
                 }
             }
         }
@@ -145,15 +145,21 @@ impl Unrolled<'_> {
     }
 
     /// Adds one side of the finite difference.
-    fn add_difference(&self, sum: &Tensor, shares: &[Share], step: &Tensor, sign: f64) -> Result<()> {
-        for share in shares {
+    fn add_difference(
+        &self,
+        sum: &Tensor,
+        replicas: &[ReplicaInput],
+        step: &Tensor,
+        sign: f64,
+    ) -> Result<()> {
+        for replica in replicas {
             begin(Phase::Forward)?;
-            let theta = leaves(&share.train_samples);
-            let loss = cross_entropy(&self.net.trial_logits(&share.train.0, &theta), &share.train.1);
+            let theta = leaves(&replica.train_samples);
+            let loss = cross_entropy(&self.net.trial_logits(&replica.train.0, &theta), &replica.train.1);
             begin(Phase::Backward)?;
             let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
             let scaled: Vec<Tensor> = grads.iter().map(|grad| grad / step).collect();
-            self.add_path(sum, &share.train_samples, &scaled, -self.lr * sign / 2.0);
+            self.add_path(sum, &replica.train_samples, &scaled, -self.lr * sign / 2.0);
         }
         Ok(())
     }

@@ -136,12 +136,12 @@ mod tests {
             num_skipped: 2,
             ..Default::default()
         });
-        let measures = tally.take(&Solo::default()).unwrap();
+        let measures = tally.take(&Solo).unwrap();
         assert_eq!(measures.len(), 2);
         assert_eq!((measures[0].loss, measures[0].top1, measures[0].top5), (3.0, 1.0, 2.0));
         assert_eq!((measures[1].loss, measures[1].top1, measures[1].top5), (1.5, 0.5, 1.0));
         assert_eq!((measures[1].architecture_loss, measures[1].architecture_top1), (3.0, 1.0));
         assert_eq!(measures[1].skipped, 2.0);
-        assert!(tally.take(&Solo::default()).unwrap().is_empty());
+        assert!(tally.take(&Solo).unwrap().is_empty());
     }
 }

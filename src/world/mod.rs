@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::process::exit::{abort_all, on_exit, run_exit_hooks};
 use crate::process::messages::print_stderr;
 use crate::process::place::{CpuBinding, RankPlacement, host_name, placement, threads_per_rank};
-use crate::process::signals::{STOPPED, SignalState};
+use crate::process::signals::{STOPPED, SignalState, stop_requested};
 use crate::process::{phase, shm_segments, torch};
 use device::RankDevice;
 use heartbeat::HeartbeatWatch;
@@ -124,7 +124,7 @@ impl World {
             (universe.as_ref()).map_or(1, |(universe, _)| mpi::traits::Communicator::size(&universe.world()));
         let host = host_name();
         let mut ranks = match size {
-            1 => Ranks::Alone(Solo::default(), universe),
+            1 => Ranks::Alone(Solo, universe),
             _ => match Mpi::join(host.clone(), limits.start) {
                 Ok(mpi) => Ranks::Joined(Rc::new(mpi), None, universe),
                 Err(why) => {
@@ -256,7 +256,7 @@ impl World {
     /// Returns whether this rank was asked to stop: by SIGUSR1, in a single process also by SIGINT or SIGTERM. The
     /// ranks must agree on the step (see `run`); then they write a checkpoint and call [`World::exit_stopped`].
     pub fn stop_requested(&self) -> bool {
-        self.signal_state.stop_requested()
+        stop_requested()
     }
 
     /// Prints the exit message, finalises MPI and exits with code [`STOPPED`]. Collective.

@@ -231,7 +231,7 @@ fn small_search() -> Search {
 fn fuzz_search(name: &str, file: &str) {
     let (dir, folder) = checkpoints();
     let mut search = small_search();
-    let state = search.to_checkpoint(&Solo::default(), Some(json!({"sums": 1}))).unwrap().unwrap();
+    let state = search.to_checkpoint(&Solo, Some(json!({"sums": 1}))).unwrap().unwrap();
     checkpoint::write(dir.path(), 2, &state, 2).unwrap();
     let words = "[ { \" true false , [true], \"k\": \"stage\": \"F32\" \"I64\" \"shape\": null";
     let seeds = vec![fs::read(folder.join(file)).unwrap()];
@@ -241,7 +241,7 @@ fn fuzz_search(name: &str, file: &str) {
         search.restore(&checkpoint::read(dir.path(), 2)?)?;
         search.found()?;
         let _ = search.check_finite(); // detects corrupt numbers before the next checkpoint
-        search.to_checkpoint(&Solo::default(), Some(json!(null))).map(drop)
+        search.to_checkpoint(&Solo, Some(json!(null))).map(drop)
     });
 }
 

@@ -4,6 +4,7 @@
 use super::Mpi;
 use super::requests::PendingRequests;
 use crate::comm::error::{Error, Result};
+use crate::process::signals;
 use mpi::ffi;
 use std::time::Instant;
 use tch::Tensor;
@@ -17,7 +18,7 @@ pub(super) struct Agreement {
     operation: String,
     /// Sequence number of the collective.
     number: u64,
-    /// Minimum over the ranks of: the hash, its complement, and 0 for a rank that asks to stop, else 1.
+    /// Minimum over the ranks of: the hash, its complement, and 0 for a rank that was asked to stop, else 1.
     least: Tensor,
     requests: PendingRequests,
 }
@@ -58,7 +59,7 @@ impl Mpi {
         }
         let hash = xxh3_64(operation.as_bytes()) as i64;
         // min(x) equals !min(!x) only if x is equal on all ranks.
-        let mine = Tensor::f_from_slice(&[hash, !hash, i64::from(!self.stop_wanted.get())])?;
+        let mine = Tensor::f_from_slice(&[hash, !hash, i64::from(!signals::stop_requested())])?;
         let least = mine.f_empty_like()?;
         let mut requests = PendingRequests::new(vec![mine.shallow_clone(), least.shallow_clone()]);
         // SAFETY: both buffers hold 3 i64 and are kept alive by `requests`.

@@ -46,9 +46,7 @@ pub struct Mpi {
     failed: Cell<bool>,
     /// The comparison that the next one finishes.
     deferred: RefCell<Option<Agreement>>,
-    /// Whether this rank asks to stop.
-    stop_wanted: Cell<bool>,
-    /// Whether some rank asked to stop in a finished comparison.
+    /// Whether a rank had been asked to stop, as of the last finished comparison.
     stop_requested: Cell<bool>,
     means: RefCell<Vec<MpiMean>>,
     /// Unused receive buffers, kept from step to step.
@@ -88,7 +86,6 @@ impl Mpi {
             sequence: Cell::new(0),
             failed: Cell::new(false),
             deferred: RefCell::default(),
-            stop_wanted: Cell::new(false),
             stop_requested: Cell::new(false),
             means: RefCell::default(),
             spare_sums: RefCell::default(),
@@ -271,10 +268,6 @@ impl Communicator for Mpi {
         }
         self.spare_sums.borrow_mut().extend(means.drain(..).map(|mean| mean.sum));
         Ok(ReduceWait::since(since))
-    }
-
-    fn request_stop(&self) {
-        self.stop_wanted.set(true);
     }
 
     fn stop_requested(&self) -> bool {

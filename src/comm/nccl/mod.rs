@@ -310,10 +310,6 @@ impl Communicator for Nccl {
         Ok(ReduceWait::Gpu(computed, averaged))
     }
 
-    fn request_stop(&self) {
-        self.mpi.request_stop();
-    }
-
     fn stop_requested(&self) -> bool {
         self.mpi.stop_requested()
     }

@@ -1,5 +1,6 @@
 //! Holder of a lock, and whether it is alive.
 
+use crate::comm;
 use crate::error::Result;
 use crate::files;
 use crate::process::identity::{machine_id, random_token, start_ticks};
@@ -64,7 +65,7 @@ impl LockSeen {
 }
 
 /// Reads the lock file; `None` if it does not exist.
-pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
+pub(super) fn read_lock(path: &Path) -> Result<Option<LockSeen>> {
     let failed = || files::io("read", path);
     // Reopened each time, so that a network file system asks its server.
     match File::open(path) {
@@ -77,8 +78,16 @@ pub(super) fn look(path: &Path) -> Result<Option<LockSeen>> {
     }
 }
 
-/// Watches the lock file for `watch`; returns whether it stayed untouched.
-pub(super) fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<bool> {
+/// Called repeatedly while a lock is watched.
+pub(super) type KeepWaiting<'a> = dyn FnMut() -> comm::Result<()> + 'a;
+
+/// Watches the lock file for `watch`, calling `keep_waiting` about twice a second; returns whether it stayed untouched.
+pub(super) fn stays_untouched(
+    path: &Path,
+    seen: &LockSeen,
+    watch: Duration,
+    keep_waiting: &mut KeepWaiting,
+) -> Result<bool> {
     print_stderr(&format!(
         "{} exists; waiting up to {:.0} s to see whether its holder is alive",
         path.display(),
@@ -87,7 +96,8 @@ pub(super) fn unmoved(path: &Path, seen: &LockSeen, watch: Duration) -> Result<b
     let started = Instant::now();
     while started.elapsed() < watch {
         std::thread::sleep((watch / 20).min(Duration::from_millis(500)));
-        match look(path)? {
+        keep_waiting()?;
+        match read_lock(path)? {
             Some(now) if now == *seen => {}
             // Touched, taken over or removed: the next attempt finds out which.
             now => return Ok(now.is_none()),

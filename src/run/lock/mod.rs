@@ -14,7 +14,7 @@ use crate::files;
 use crate::process::exit::run_exit_hooks;
 use crate::process::messages::print_stderr;
 use crate::run::error::Error as RunError;
-use holder::{Holder, LockSeen, look, unmoved};
+use holder::{Holder, KeepWaiting, LockSeen, read_lock, stays_untouched};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -49,13 +49,19 @@ struct HeldLock {
 }
 
 impl Lock {
-    /// Locks the existing folder `run` for this process on `host`. May watch the lock of another host for [`WATCH`].
-    /// Errors: another job holds the lock; the folder is not writable.
-    pub fn acquire(run: &Path, host: &str) -> Result<Lock> {
-        Self::acquire_in(run, host, WATCH, BEAT)
+    /// Locks the existing folder `run` for this process on `host`. May watch the lock of another host for [`WATCH`] and
+    /// calls `keep_waiting` meanwhile. Errors: another job holds the lock; the folder is not writable; those of
+    /// `keep_waiting`.
+    pub fn acquire(run: &Path, host: &str, keep_waiting: &mut KeepWaiting) -> Result<Lock> {
+        Self::acquire_in(run, host, (WATCH, BEAT), keep_waiting)
     }
 
-    fn acquire_in(run: &Path, host: &str, watch: Duration, beat: Duration) -> Result<Lock> {
+    fn acquire_in(
+        run: &Path,
+        host: &str,
+        (watch, beat): (Duration, Duration),
+        keep_waiting: &mut KeepWaiting,
+    ) -> Result<Lock> {
         let path = run.join(LOCK_FILE);
         let me = Holder::here(host);
         let content = serde_json::to_vec_pretty(&me).expect("text and numbers can be serialised as JSON");
@@ -69,10 +75,10 @@ impl Lock {
                     break;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    let Some(seen) = look(&path)? else { continue };
+                    let Some(seen) = read_lock(&path)? else { continue };
                     let dead = match seen.holder().and_then(|holder| holder.lives(&me)) {
                         Some(lives) => !lives,
-                        None => unmoved(&path, &seen, watch)?,
+                        None => stays_untouched(&path, &seen, watch, keep_waiting)?,
                     };
                     let who = seen.holder().map_or("an unknown process".into(), |holder| {
                         format!("process {} on {}", holder.pid, holder.host)
@@ -84,7 +90,7 @@ impl Lock {
                         "taking over the lock of {who}, which has ended ({})",
                         path.display()
                     ));
-                    take_away(&path, &seen, &me.token)?;
+                    remove_dead(&path, &seen, &me.token)?;
                 }
                 Err(error) => return Err(files::io("create the lock", &path)(error).into()),
             }
@@ -159,9 +165,9 @@ pub fn remove_if_dead(run: &Path) {
     let me = Holder::here("");
     // A process takes a moment to disappear after it was killed.
     for _ in 0..20 {
-        let Ok(Some(seen)) = look(&path) else { return };
+        let Ok(Some(seen)) = read_lock(&path) else { return };
         match seen.holder().and_then(|holder| holder.lives(&me)) {
-            Some(false) => return drop(take_away(&path, &seen, &me.token)),
+            Some(false) => return drop(remove_dead(&path, &seen, &me.token)),
             Some(true) => std::thread::sleep(Duration::from_millis(5)),
             None => return,
         }
@@ -169,7 +175,7 @@ pub fn remove_if_dead(run: &Path) {
 }
 
 /// Removes the dead lock `seen` unless another job has taken it over in the meantime.
-fn take_away(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
+fn remove_dead(path: &Path, seen: &LockSeen, token: &str) -> Result<()> {
     let aside = path.with_file_name(format!("lock-{token}.dead"));
     if fs::rename(path, &aside).is_err() {
         return Ok(()); // another job was faster
@@ -189,7 +195,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(400);
 
     fn acquire(run: &Path) -> Result<Lock> {
-        Lock::acquire_in(run, "here", SHORT, SHORT / 4)
+        Lock::acquire_in(run, "here", (SHORT, SHORT / 4), &mut || Ok(()))
     }
 
     fn leave(run: &Path, change: impl FnOnce(&mut Holder)) {
@@ -223,7 +229,7 @@ mod tests {
         leave(run.path(), |holder| {
             (holder.machine, holder.slurm_job, holder.slurm_restarts) = ("far".into(), Some("7".into()), 0);
         });
-        let seen = look(&run.path().join(LOCK_FILE)).unwrap().unwrap().holder().unwrap();
+        let seen = read_lock(&run.path().join(LOCK_FILE)).unwrap().unwrap().holder().unwrap();
         let restarted = Holder { slurm_job: Some("7".into()), slurm_restarts: 1, ..Holder::here("here") };
         assert_eq!(seen.lives(&restarted), Some(false));
         assert_eq!(seen.lives(&Holder { slurm_restarts: 0, ..restarted.clone() }), None);
@@ -254,7 +260,8 @@ mod tests {
                 std::thread::sleep(SHORT / 20);
             }
         });
-        let error = Lock::acquire_in(run.path(), "here", 25 * SHORT, SHORT).unwrap_err().to_string();
+        let patient = (25 * SHORT, SHORT);
+        let error = Lock::acquire_in(run.path(), "here", patient, &mut || Ok(())).unwrap_err().to_string();
         assert!(error.contains("on there"), "{error}");
         thread.join().unwrap();
     }
@@ -264,13 +271,13 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let path = run.path().join(LOCK_FILE);
         let _lock = acquire(run.path()).unwrap();
-        let old = look(&path).unwrap().unwrap();
+        let old = read_lock(&path).unwrap().unwrap();
         let started = Instant::now();
-        while look(&path).unwrap().unwrap() == old {
+        while read_lock(&path).unwrap().unwrap() == old {
             assert!(started.elapsed() < 25 * SHORT, "the lock is not touched");
             std::thread::sleep(SHORT / 20);
         }
-        assert_eq!(look(&path).unwrap().unwrap().content, old.content);
+        assert_eq!(read_lock(&path).unwrap().unwrap().content, old.content);
     }
 
     /// Environment variable: folder that `holder` locks in a separate process.
@@ -296,7 +303,7 @@ mod tests {
             .spawn()
             .unwrap();
         let started = Instant::now();
-        while look(&path).unwrap().is_none_or(|seen| seen.holder().is_none()) {
+        while read_lock(&path).unwrap().is_none_or(|seen| seen.holder().is_none()) {
             assert!(started.elapsed() < 25 * SHORT, "the lock was not created");
             std::thread::sleep(SHORT / 20);
         }
@@ -317,7 +324,8 @@ mod tests {
     fn a_lock_that_was_taken_is_noticed_and_not_removed() {
         let run = tempfile::tempdir().unwrap();
         // A long interval, so that the thread does not end this test program.
-        let lock = Lock::acquire_in(run.path(), "here", SHORT, Duration::from_secs(100)).unwrap();
+        let rare = (SHORT, Duration::from_secs(100));
+        let lock = Lock::acquire_in(run.path(), "here", rare, &mut || Ok(())).unwrap();
         leave(run.path(), |_| {});
         assert!(lock.check().unwrap_err().to_string().contains("another job"));
         drop(lock);
@@ -325,7 +333,7 @@ mod tests {
         // A lock that replaced the dead one is restored.
         let seen = LockSeen { content: b"old".to_vec(), touched: None };
         let now = fs::read(run.path().join(LOCK_FILE)).unwrap();
-        take_away(&run.path().join(LOCK_FILE), &seen, "x").unwrap();
+        remove_dead(&run.path().join(LOCK_FILE), &seen, "x").unwrap();
         assert_eq!(fs::read(run.path().join(LOCK_FILE)).unwrap(), now);
     }
 

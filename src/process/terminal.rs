@@ -1,0 +1,91 @@
+//! Finds the terminal that shows the output of this process, also if mpirun forwards it.
+//!
+//! mpirun of Open MPI 5 gives every rank a pseudo-terminal as standard output and a pipe as standard error, whatever its own
+//! streams are, and forwards complete lines only. The streams of mpirun itself therefore decide, and every update of a
+//! progress line is a complete line that ends with [`BACK`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::IsTerminal;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Environment variable: `bar` or `lines` overrides the detection of a terminal.
+const PROGRESS_VARIABLE: &str = "DRNAS_PROGRESS";
+
+/// Erases the current line and moves the cursor to its start.
+pub(crate) const CLEAR: &str = "\r\x1b[2K";
+
+/// Ends a line with the cursor at its start: one line up, then a line break.
+pub(crate) const BACK: &str = "\x1b[A\n";
+
+/// Programs that start local ranks and forward their output.
+const LAUNCHERS: [&str; 4] = ["prterun", "mpirun", "mpiexec", "orterun"];
+
+/// A terminal that understands these codes.
+pub(crate) struct Terminal {
+    /// `None` if only the environment variable says that there is a terminal.
+    device: Option<File>,
+}
+
+impl Terminal {
+    /// Returns the terminal that shows what this process writes to `stream` (1 or 2); `None` if that goes to a file or a
+    /// pipe, or to a launcher whose terminal is not visible from here (on another machine, under srun).
+    pub(crate) fn behind(stream: RawFd) -> Option<Terminal> {
+        let found = || device(stream).filter(|_| std::env::var("TERM").is_ok_and(|term| term != "dumb"));
+        match std::env::var(PROGRESS_VARIABLE).as_deref() {
+            Ok("bar") => Some(Terminal { device: found() }),
+            Ok("lines") => None,
+            _ => found().map(|device| Terminal { device: Some(device) }),
+        }
+    }
+
+    /// Returns the current width; if unknown, the variable `COLUMNS` or 80.
+    pub(crate) fn columns(&self) -> usize {
+        let asked = self.device.as_ref().and_then(|device| {
+            // SAFETY: all fields are numbers.
+            let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+            // SAFETY: an open file and a live struct of the type that this request fills.
+            let done = unsafe { libc::ioctl(device.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+            (done == 0).then_some(usize::from(size.ws_col))
+        });
+        let said = || std::env::var("COLUMNS").ok()?.parse().ok();
+        let positive = |columns: &usize| *columns > 0;
+        asked.filter(positive).or_else(|| said().filter(positive)).unwrap_or(80)
+    }
+}
+
+/// Returns [`CLEAR`] if a terminal shows `stream`, else "".
+pub(crate) fn clear(stream: RawFd) -> &'static str {
+    match Terminal::behind(stream) {
+        Some(Terminal { device: Some(_) }) => CLEAR,
+        _ => "",
+    }
+}
+
+/// Opens the terminal of `stream` of this process, or of the launcher that forwards it.
+fn device(stream: RawFd) -> Option<File> {
+    let link = |process: &Path| fs::read_link(process.join(format!("fd/{stream}"))).ok();
+    let this = PathBuf::from("/proc/self");
+    let own = link(&this);
+    // A shell between the launcher and this process has the same stream as this process.
+    let other = std::iter::successors(parent(&this), |process| parent(process)).find(|it| link(it) != own);
+    let is_launcher = |process: &PathBuf| {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        LAUNCHERS.contains(&name.trim())
+    };
+    let shown = other.filter(is_launcher).unwrap_or(this);
+    // Pipes are not opened: this process would become a reader.
+    link(&shown).filter(|target| target.starts_with("/dev"))?;
+    let mut open = OpenOptions::new();
+    open.read(true).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK);
+    open.open(shown.join(format!("fd/{stream}"))).ok().filter(|file| file.is_terminal())
+}
+
+/// Returns the /proc folder of the parent of the process with /proc folder `process`.
+fn parent(process: &Path) -> Option<PathBuf> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    // The command name may contain spaces and parentheses; it ends at the last ")". State and parent follow.
+    let pid: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+    (pid > 0).then(|| PathBuf::from(format!("/proc/{pid}")))
+}
