@@ -29,7 +29,7 @@ fn main() {
 
     let pad = Augment { flip: true, ..Crop::Pad { pad: 4 }.into() };
     time_augment("CIFAR: read, pad crop, flip", std::slice::from_ref(&cifar), 32, pad, 2000);
-    time_augment("CIFAR: the same with cut-out", &[cifar], 32, Augment { cutout: 16, ..pad }, 2000);
+    time_augment("CIFAR: the same with cutout", &[cifar], 32, Augment { cutout: 16, ..pad }, 2000);
 
     loader(pad);
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The published search on your ImageNet: splits and packs it unless that is done, then searches over MPI ranks. To resume
-# after an interruption, run it again.
+# The published search on your ImageNet: splits and packs it unless that has been done, then searches on MPI ranks. To
+# resume after an interruption, run it again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,8 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 IMAGENET=/path/to/imagenet/train        # <class>/<image>.JPEG, 1000 folders
 SHARDS=shards                           # about 18 GB, packed once
 RUN=runs/search-imagenet                # checkpoints, metrics, genotype
-RANKS=8                                 # 1, 2, 4 or 8: a divisor of search.replicas; with GPUs, one rank for each
-DEVICE=auto                             # cuda: GPUs required; cpu; auto: GPUs if every rank has one
+RANKS=8                                 # 1, 2, 4 or 8 (a divisor of search.replicas); with GPUs, one rank per GPU
+DEVICE=auto                             # cuda, cpu, or auto: GPUs if every rank has one, the CPU if there is none
 CONFIG=configs/search-imagenet.toml
 # Two hosts with 4 GPUs each: MPIRUN=(mpirun --bind-to none --host node1:4,node2:4). Both need this folder at the same path;
 # run launch/setup.sh on a host with an NVIDIA driver. Pass NCCL variables with -x, for example -x NCCL_SOCKET_IFNAME=eth0

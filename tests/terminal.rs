@@ -1,4 +1,4 @@
-//! Progress of a search in a real pseudo-terminal, whose output is read while the search runs.
+//! Progress display of a search in a pseudo-terminal, read while the search runs.
 
 #[path = "common/bench.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -14,10 +14,10 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Ample time for a busy machine.
+/// Time limit of a search, ample even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// A program in its own terminal with 300 columns.
+/// A program in its own pseudo-terminal with 300 columns.
 struct Session {
     child: Child,
     output: Receiver<Vec<u8>>,
@@ -28,14 +28,14 @@ impl Session {
         let size = libc::winsize { ws_row: 24, ws_col: 300, ws_xpixel: 0, ws_ypixel: 0 };
         let (mut user, mut program) = (-1, -1);
         let (name, settings) = (std::ptr::null_mut(), std::ptr::null());
-        // SAFETY: the out pointers and the size are live; name and settings are not requested.
+        // SAFETY: the pointers to both descriptors and to the size are valid; name and settings may be null.
         let opened = unsafe { libc::openpty(&mut user, &mut program, name, settings, &size) };
         assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: both were opened above and have no other owner.
+        // SAFETY: both descriptors were opened above and have no other owner.
         let (user, program) = unsafe { (OwnedFd::from_raw_fd(user), OwnedFd::from_raw_fd(program)) };
         let stream = || program.try_clone().unwrap();
         command.stdin(stream()).stdout(stream()).stderr(stream()).env("TERM", "xterm");
-        // SAFETY: two system calls between fork and exec, which make this the controlling terminal of a new session.
+        // SAFETY: between fork and exec, only two system calls, which start a session with this controlling terminal.
         unsafe {
             command.pre_exec(|| {
                 libc::setsid();
@@ -44,7 +44,7 @@ impl Session {
             })
         };
         let child = command.spawn().unwrap();
-        // Otherwise reading from the terminal would never end.
+        // While this process holds the program's side open, reading from the terminal would never end.
         drop((command, program));
         let (sender, output) = channel();
         let mut user = File::from(user);
@@ -57,7 +57,7 @@ impl Session {
         Session { child, output }
     }
 
-    /// Returns the whole output; `now` is called with the output so far whenever more arrives.
+    /// Returns the whole output when the program has exited; calls `now` with the output so far whenever more arrives.
     fn watch(mut self, mut now: impl FnMut(&str)) -> String {
         let (start, mut bytes) = (Instant::now(), Vec::new());
         loop {
@@ -78,7 +78,7 @@ impl Session {
     }
 }
 
-/// Returns the lines shown on a terminal of unlimited size after `text`.
+/// Returns the lines that a terminal of unlimited size shows after it has received `text`.
 fn screen(text: &str) -> Vec<String> {
     let mut rows: Vec<Vec<char>> = vec![Vec::new()];
     let (mut row, mut column) = (0usize, 0);
@@ -104,7 +104,8 @@ fn screen(text: &str) -> Vec<String> {
     rows.iter().map(|row| row.iter().collect()).collect()
 }
 
-/// A search on `ranks` ranks, typed in a shell that has sourced `launch/env.sh` and followed by the shell text `more`.
+/// Returns the command of a shell that sources `launch/env.sh` and runs a search on `ranks` ranks (0: without mpirun),
+/// with `more` appended to the command line.
 fn typed(ranks: usize, run: &str, more: &str) -> Command {
     let bench = Bench::get();
     let search = bench.search(ranks, run, &[]);
@@ -115,7 +116,7 @@ fn typed(ranks: usize, run: &str, more: &str) -> Command {
     shell
 }
 
-/// Returns the steps in the order in which `text` names them.
+/// Returns the steps that the progress lines in `text` name, in order, without repetitions.
 fn steps(text: &str) -> Vec<u64> {
     let all = text.split("  step ").skip(1).filter_map(|rest| rest.split_once(&format!("/{STEPS}")));
     let mut steps: Vec<u64> = all.filter_map(|(step, _)| step.parse().ok()).collect();
@@ -134,11 +135,11 @@ fn progress_is_live_in_a_terminal() {
             }
         });
         assert!(finished.exists(), "{text}");
-        // Fast steps may share an update.
+        // Several fast steps may share one update.
         assert!(before_the_end.len() >= 5 && before_the_end.is_sorted(), "{before_the_end:?} in {text:?}");
         assert!(before_the_end[0] <= 5, "{before_the_end:?} in {text:?}");
         assert!(text.contains("█░"), "{text:?}");
-        // At the end the progress line is gone and every other line is shown once.
+        // At the end, the progress line is removed and every other line is shown exactly once.
         let screen = screen(&text);
         assert!(!screen.iter().any(|line| line.contains("  step ")), "{screen:#?}");
         for words in ["seed = 0", "stage 1/2: k 6", "epoch 1: loss", "epoch 4: loss", "Architecture found"] {
@@ -154,7 +155,7 @@ fn progress_in_a_file_is_plain_lines() {
     let file = bench.path("output.txt");
     let finished = bench.path("into-a-file/finished.json");
     let mut before_the_end = Vec::new();
-    // The shell still has a terminal.
+    // The standard output of the shell is still a terminal.
     let more =
         format!("> {} & while kill -0 $! 2>/dev/null; do echo; sleep 0.05; done; wait $!", file.display());
     let text = Session::start(typed(2, "into-a-file", &more)).watch(|_| {

@@ -16,14 +16,14 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
-SEARCH=${SEARCH:-search-imagenet}       # or search-cifar, search-nb201
+SEARCH=${SEARCH:-search-imagenet}       # or search-cifar, with its CONFIG
 CONFIG=${CONFIG:-configs/search-imagenet.toml}
 TRAIN=${TRAIN:-shards/train}
 VALID=${VALID:-shards/valid}
 RUNS=${RUNS:-runs/scaling}              # RUNS/1, RUNS/2 ...
-RANKS=${RANKS:-1 2 4 8 16}
-STEPS=${STEPS:-50}                      # measured steps, after as many warm-up steps
-BATCH=${BATCH:-}                        # images per rank: the global batch grows. Empty: CONFIG's global batch is divided
+RANKS=${RANKS:-1 2 4 8 16}              # without BATCH, all must divide search.replicas of CONFIG (8)
+STEPS=${STEPS:-50}                      # measured steps, after the same number of warm-up steps
+BATCH=${BATCH:-}                        # images per rank (weak scaling); empty: CONFIG's global batch is divided
 LAUNCHER=${LAUNCHER:-mpirun}            # or srun
 # ------------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
-SEARCH=${SEARCH:-search-imagenet}       # or search-cifar, search-nb201
+SEARCH=${SEARCH:-search-imagenet}       # or search-cifar, search-nb201 (give --dataset), with their CONFIG
 CONFIG=${CONFIG:-configs/search-imagenet.toml}
 TRAIN=${TRAIN:-shards/train}
 VALID=${VALID:-shards/valid}

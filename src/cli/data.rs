@@ -15,7 +15,7 @@ pub struct DemoArgs {
     /// Images per class
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub per_class: usize,
-    /// Random seed; a different seed draws different images
+    /// Random seed; another seed generates other images
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Range of the width and height in pixels, both ends included
@@ -42,17 +42,17 @@ pub struct SourceArgs {
     /// Layout of ROOT; detected from its files if omitted
     #[arg(long, value_enum)]
     pub format: Option<SourceFormat>,
-    /// Use the test images instead of the training images (not for folder)
+    /// Use the test images instead of the training images (not with --format folder)
     #[arg(long)]
     pub test: bool,
-    /// Use only the first N classes; 120 for ImageNet16-120 (not for folder)
+    /// Use only the first N classes; 120 for ImageNet16-120 (not with --format folder)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub classes: Option<u32>,
-    /// Use only images A..B in file order, B excluded (not for folder)
+    /// Use only images A..B in file order, B excluded (not with --format folder)
     #[arg(long, value_name = "A..B", value_parser = range)]
     pub range: Option<Range<u32>>,
     /// Use only the images in one list of this JSON file, in the format that NAS-Bench-201 publishes:
-    /// {"NAME": ["int", ["0", "5", ...]], ...} (not for folder)
+    /// {"NAME": ["int", ["0", "5", ...]], ...} (not with --format folder)
     #[arg(long, value_name = "FILE", requires = "part", conflicts_with = "range")]
     pub split_file: Option<PathBuf>,
     /// NAME of the list in the split file
@@ -76,13 +76,13 @@ pub struct SplitArgs {
     /// Fraction of each class that goes into each list; their sum is at most 1
     #[arg(long, value_delimiter = ',', default_value = "0.10,0.025", value_name = "F,F")]
     pub fractions: Vec<f64>,
-    /// Name of each list: train -> DIR/train.txt
+    /// Name of each list; list NAME is written to DIR/NAME.txt
     #[arg(long, value_delimiter = ',', default_value = "train,valid", value_name = "NAME,NAME")]
     pub names: Vec<String>,
     /// Folder for the lists
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Random seed; a different seed draws different images
+    /// Random seed; another seed draws other images
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Replace existing lists with different content
@@ -96,7 +96,7 @@ pub struct PackArgs {
     /// The data set, such as an ImageFolder: ROOT/CLASS/IMAGE.jpg; the label of a class is its index in the sorted list
     /// of folders. Other layouts: see --format
     pub root: PathBuf,
-    /// Folder for the shards; repeat the command to continue an interrupted pack
+    /// Folder for the shards; repeat the command to continue after an interruption
     pub out: PathBuf,
     /// Layout and selection of images.
     #[command(flatten)]
@@ -107,16 +107,16 @@ pub struct PackArgs {
     /// Skip images that cannot be decoded and list them in OUT/bad.txt
     #[arg(long)]
     pub skip_bad: bool,
-    /// Do not decode every image to find corrupt ones in advance (headers are still read)
+    /// Do not decode the images; this skips the check for corrupt images (headers are still read)
     #[arg(long)]
     pub no_decode: bool,
-    /// First remove shards of a different data set from OUT
+    /// Remove shards of another shard set from OUT first
     #[arg(long)]
     pub overwrite: bool,
-    /// Random seed of the image order in the shards
+    /// Random seed of the order of images in the shards
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Images per shard
+    /// Maximum number of images per shard
     #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub shard_images: u32,
     /// Number of threads; 0 = one per core

@@ -50,11 +50,11 @@ pub enum Command {
     /// Compare several runs.
     #[command(subcommand)]
     Report(ReportCommand),
-    /// Look up architectures in the NAS-Bench-201 table.
+    /// Import the NAS-Bench-201 table and look up architectures in it.
     Nb201(Nb201Args),
     /// Plot a figure of a run.
     Plot(PlotArgs),
-    /// Compare the networks with golden files from the reference code.
+    /// Compare the networks with golden files of the published code.
     Verify(VerifyArgs),
     /// Check libraries, ranks, threads and devices, and report problems.
     Doctor,
@@ -68,7 +68,7 @@ Examples:
   drnas-dist split demo/images --fractions 0.6,0.3 --names train,valid --out demo/lists
   drnas-dist pack demo/images demo/train --list demo/lists/train.txt
   drnas-dist pack demo/images demo/valid --list demo/lists/valid.txt
-  mpirun -n 2 drnas-dist search-imagenet --config configs/quickstart.toml \\
+  mpirun --bind-to none -n 2 drnas-dist search-imagenet --config configs/quickstart.toml \\
       --train demo/train --valid demo/valid --out runs/first
 
 Exit codes:
@@ -76,13 +76,13 @@ Exit codes:
   1    error, reported in one line on stderr
   2    usage error
   75   stopped with a checkpoint by SIGUSR1 (or, without mpirun, by SIGINT or SIGTERM); use --resume
-  130  interrupted immediately; use --resume to continue from the newest checkpoint
+  130  interrupted without a new checkpoint; --resume continues from the newest one
 A run has finished if RUN/finished.json exists, whatever exit code mpirun returns.
 
 Environment:
-  DRNAS_PROGRESS=bar|lines   progress of runs: one line that is updated after every step (default if standard
-                             output, or that of mpirun, is a terminal), or a plain line every run.log_every
-                             steps (default in files, pipes and under srun)
+  DRNAS_PROGRESS=bar|lines   progress of runs: one line that is updated after every step (default if
+                             standard output, under mpirun that of mpirun, is a terminal), or a
+                             plain line every run.log_every steps (default otherwise)
   OMP_NUM_THREADS            threads per rank unless run.threads is set";
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::space::nb201::Dataset;
 use clap::Args;
 use std::path::PathBuf;
 
-/// Arguments shared by searches and evaluations.
+/// Arguments common to searches and evaluations.
 #[derive(Args, Debug)]
 pub struct RunArgs {
     /// Configuration file (TOML, see configs/README.md); if omitted, the published configuration.
@@ -20,7 +20,7 @@ pub struct RunArgs {
     /// Resume from the newest valid checkpoint in RUN; start from scratch if there is none.
     #[arg(long)]
     pub resume: bool,
-    /// Let several ranks share one GPU, for testing; requires NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1.
+    /// Let several ranks share one GPU, for testing; requires NCCL 2.30 or newer and NCCL_MULTI_RANK_GPU_ENABLE=1.
     #[arg(long)]
     pub share_gpu: bool,
 }
@@ -44,10 +44,10 @@ pub struct SearchArgs {
     /// Arguments shared with evaluations.
     #[command(flatten)]
     pub run: RunArgs,
-    /// Shard folder on which the weights are trained.
+    /// Folder of the shards on which the weights are trained.
     #[arg(long, value_name = "SHARDS")]
     pub train: PathBuf,
-    /// Shard folder on which the architecture parameters are trained.
+    /// Folder of the shards on which the architecture parameters are trained.
     #[arg(long, value_name = "SHARDS")]
     pub valid: PathBuf,
 }
@@ -55,7 +55,8 @@ pub struct SearchArgs {
 /// Arguments of `search-nb201`.
 #[derive(Args, Debug)]
 pub struct SearchNb201Args {
-    /// Data set in the shards; overrides the number of classes, image size, padding and normalisation.
+    /// Data set of the shards; overrides the number of classes, image size, padding and normalisation of the
+    /// configuration.
     #[arg(long, value_enum)]
     pub dataset: Dataset,
     /// Use the published progressive configuration (k 4, then 2) instead of the single-stage one.
@@ -77,13 +78,13 @@ pub struct EvaluateArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// The architecture: a file (genotype.json of a search), a published name (DrNAS_imagenet, DrNAS_cifar10,
-    /// PC_DARTS_image, PC_DARTS_cifar, DARTS_V1, DARTS_V2), or a genotype in the one-line notation of DARTS.
+    /// PC_DARTS_image, PC_DARTS_cifar, DARTS_V1, DARTS_V2), or a genotype in the one-line notation of the DARTS code.
     #[arg(long, value_name = "FILE|NAME|TEXT")]
     pub genotype: String,
-    /// Shard folder of the training images.
+    /// Folder of the shards with the training images.
     #[arg(long, value_name = "SHARDS", required_unless_present = "test_only")]
     pub train: Option<PathBuf>,
-    /// Shard folder of the test images.
+    /// Folder of the shards with the test images.
     #[arg(long, value_name = "SHARDS")]
     pub test: PathBuf,
     /// Only test --weights and write the result to RUN/test.json, which must not exist yet.
@@ -96,17 +97,21 @@ pub struct EvaluateArgs {
 
 const SEARCH_EXAMPLES: &str = "\
 Examples:
-  mpirun -n 8 drnas-dist search-imagenet --config configs/search-imagenet.toml \\
-      --train shards/train --valid shards/valid --out runs/imagenet
+  mpirun --bind-to none -n 8 drnas-dist search-imagenet --train shards/train \\
+      --valid shards/valid --out runs/search-imagenet
   drnas-dist search-nb201 --dataset cifar10 --progressive --table nb201.table \\
-      --train shards/train --valid shards/valid --out runs/nb201
-  Append --resume to continue after an interruption; the number of ranks may change.
-  Override keys: --set seed=1 --set search.stage.2.epochs=30";
+      --train shards/c10-a --valid shards/c10-b --out runs/nb201
+
+Append --resume to continue after an interruption; the number of ranks may change.
+To override keys: --set seed=1 --set search.stage.2.epochs=30";
 
 const EVALUATE_EXAMPLES: &str = "\
 Examples:
-  mpirun -n 8 drnas-dist evaluate-imagenet --config configs/evaluate-imagenet.toml \\
-      --genotype runs/imagenet/genotype.json --train shards/all --test shards/val --out runs/evaluation
-  Append --resume to continue after an interruption; the number of ranks may change.
-  drnas-dist evaluate-cifar --config runs/evaluation/config.toml --genotype runs/evaluation/genotype.json \\
-      --test shards/test --test-only --weights runs/evaluation/best.safetensors --out runs/test";
+  mpirun --bind-to none -n 8 drnas-dist evaluate-imagenet \\
+      --genotype runs/search-imagenet/genotype.json --train shards/all \\
+      --test shards/val --out runs/evaluate-imagenet
+  drnas-dist evaluate-cifar --config runs/evaluate-cifar10/config.toml \\
+      --genotype runs/evaluate-cifar10/genotype.json --test shards/cifar10-test \\
+      --test-only --weights runs/evaluate-cifar10/best.safetensors --out runs/test
+
+Append --resume to continue after an interruption; the number of ranks may change.";

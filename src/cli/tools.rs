@@ -32,7 +32,7 @@ pub struct BenchArgs {
     /// Number of blocks; the median over the blocks is reported.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
     pub blocks: usize,
-    /// Let several ranks share one GPU, as in a search.
+    /// Let several ranks share one GPU, for testing, as in a search.
     #[arg(long)]
     pub share_gpu: bool,
     /// Append the result to this file as one line of JSON.
@@ -53,7 +53,7 @@ pub struct ExportArgs {
     /// Run folder of an evaluation.
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Output folder; created if missing. Repeating the same export changes nothing.
+    /// Output folder; created if missing, unchanged if the same export is repeated.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// Export the weights with the best test accuracy instead of those of the newest checkpoint.
@@ -86,8 +86,8 @@ pub struct PlotArgs {
 /// One variant per figure.
 #[derive(Debug, Subcommand)]
 pub enum Figure {
-    /// Plot the test accuracy of architectures sampled from the Dirichlet in each epoch of a NAS-Bench-201 search (SVG
-    /// and PNG).
+    /// Plot the test accuracies of architectures sampled from the Dirichlet after each epoch of a NAS-Bench-201 search
+    /// (SVG and PNG).
     Trajectory(TrajectoryArgs),
 }
 
@@ -96,7 +96,8 @@ pub enum Figure {
 #[command(after_help = "\
 Examples:
   drnas-dist plot trajectory runs/nb201 --table nb201.table
-  drnas-dist plot trajectory runs/nb201 --table nb201.table --dataset cifar100 --out figures/cifar100
+  drnas-dist plot trajectory runs/nb201 --table nb201.table --dataset cifar100 \\
+      --out figures/cifar100
 
 A running search is plotted up to its newest epoch.")]
 pub struct TrajectoryArgs {
@@ -109,7 +110,7 @@ pub struct TrajectoryArgs {
     /// Data set of the test accuracy; if omitted, the data set of the search, inferred from its number of classes.
     #[arg(long)]
     pub dataset: Option<Dataset>,
-    /// Write FILE.svg and FILE.png; if omitted, replace trajectory-DATASET in the run folder.
+    /// Write FILE.svg and FILE.png; if omitted, write or replace trajectory-DATASET.svg and .png in the run folder.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Replace existing figures at --out with different content.
@@ -118,7 +119,7 @@ pub struct TrajectoryArgs {
     /// Architectures sampled per epoch.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub samples: u32,
-    /// Random seed; a different seed samples different architectures.
+    /// Random seed; another seed samples other architectures.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
@@ -134,7 +135,7 @@ pub struct Nb201Args {
 /// One variant per subcommand of `nb201`.
 #[derive(Debug, Subcommand)]
 pub enum Nb201Command {
-    /// Show the results of one architecture and its place among all of them.
+    /// Show the accuracies and the rank of one architecture.
     #[command(after_help = QUERY_EXAMPLES)]
     Query {
         /// Architecture string, quoted because it contains '|', or its index in the benchmark.
@@ -162,12 +163,12 @@ pub enum Nb201Command {
         #[arg(long)]
         json: bool,
     },
-    /// Convert a published file into a table: JSON ("columns", "rows") or CSV with named columns.
+    /// Convert a file of accuracies into a table: JSON ("columns", "rows") or CSV with named columns.
     Import {
         /// JSON or CSV file with a column "arch"; an optional column "index" is the index in the benchmark.
         #[arg(value_name = "FILE")]
         source: PathBuf,
-        /// Table to write. Repeating the same import changes nothing.
+        /// Table to write; repeating the same import changes nothing.
         #[arg(long, value_name = "TABLE")]
         out: PathBuf,
         /// Replace a table with different content.
@@ -188,10 +189,10 @@ Examples:
 /// Arguments of `verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// Golden files, safetensors or JSON.
+    /// Golden files (safetensors or JSON).
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Numerical precision of the networks; it also determines the tolerances.
+    /// Numerical precision of the networks; also determines the tolerances.
     #[arg(long, default_value_t = Precision::Fp32)]
     pub precision: Precision,
     /// Compute device.

@@ -1,12 +1,12 @@
-//! Work of rank 0 for which the other ranks wait, however long it takes.
+//! Runs work on rank 0 while the other ranks wait, for any length of time.
 
 use super::communicator::Communicator;
 use super::error::Result;
 
-/// Runs `work` on rank 0 and returns its result there; returns `None` on the other ranks when it is done.
+/// Runs `work` on rank 0 and returns its result there; on the other ranks, returns `None` when the work is done.
 ///
-/// The other ranks would time out in a single collective. Therefore `work` must call the function that it is given at intervals
-/// shorter than the time limit: all ranks meet in it. Collective. Errors: those of `work`, on rank 0.
+/// A single collective would time out on the waiting ranks. `work` must therefore call its argument, a collective in which all
+/// ranks take part, at intervals shorter than the time limit. Collective. Errors: on rank 0, those of `work`.
 pub fn run_on_rank_0<T, E: From<super::Error>>(
     comm: &dyn Communicator,
     work: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> std::result::Result<T, E>,

@@ -12,11 +12,12 @@ use tch::Kind;
 pub enum Precision {
     /// float32. TensorFloat-32, which libtorch enables for cuDNN by default, is off.
     Fp32,
-    /// float32, with products rounded to TensorFloat-32 (10 bits of mantissa) on GPUs; on CPUs the same as `Fp32`.
+    /// float32, with the inputs of matrix products and convolutions rounded to TensorFloat-32 (10 bits of mantissa) on
+    /// GPUs; on CPUs the same as fp32.
     Tf32,
     /// Convolutions and activations in bfloat16 (7 bits of mantissa).
     Bf16,
-    /// float64, for checks: slower, but the order of summation makes hardly any difference.
+    /// float64, for checks: slower, but almost independent of the order of summation.
     Fp64,
 }
 

@@ -18,10 +18,10 @@ pub enum Reduce {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
-    /// A GPU if every rank has one, otherwise the CPU.
+    /// GPUs if every rank has one, the CPU if no host has a GPU, otherwise an error.
     #[default]
     Auto,
-    /// A GPU; an error if a rank has none.
+    /// One GPU per rank; an error if a rank has none.
     Cuda,
     /// The CPU.
     Cpu,

@@ -1,6 +1,6 @@
 //! The current step and phase of this rank: sent in heartbeats and named in error messages.
 //!
-//! One per process; the main thread writes it, watchdog threads read it at any time without locking.
+//! There is one per process; the main thread sets it, and watchdog threads read it at any time, without a lock.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ static PHASE: AtomicU8 = AtomicU8::new(0);
 static HOOK: OnceLock<Hook> = OnceLock::new();
 static IDENTITY: OnceLock<(usize, String)> = OnceLock::new();
 
-/// What a rank is doing, in the order of a step and what follows it.
+/// What a rank is doing, in the order of start-up, a step, and the work between steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
@@ -82,7 +82,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A rank, its host and what it is doing. Displayed as "rank 3 on node7, step 120, backward".
+/// A rank, its host, and its step and phase. Displayed as "rank 3 on node7, step 120, backward".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankLocation {
     /// 0..size; 0 before [`set_identity`].
@@ -101,7 +101,7 @@ impl fmt::Display for RankLocation {
     }
 }
 
-/// Sets the rank and host of this process. Once, when the ranks are joined; later calls have no effect.
+/// Sets the rank and host of this process. Called once, as soon as they are known; later calls have no effect.
 pub fn set_identity(rank: usize, host: &str) {
     let _ = IDENTITY.set((rank, host.to_owned()));
 }
@@ -116,7 +116,7 @@ pub fn enter(phase: Phase) {
     PHASE.store(phase as u8, Relaxed);
 }
 
-/// Sets the current phase and calls the hook of [`set_begin_hook`], which may return an error.
+/// Sets the current phase and calls the hook set by [`set_begin_hook`], if any. Errors: those of the hook.
 pub fn begin(phase: Phase) -> Result<(), InjectedFailure> {
     enter(phase);
     match HOOK.get() {
@@ -125,7 +125,7 @@ pub fn begin(phase: Phase) -> Result<(), InjectedFailure> {
     }
 }
 
-/// A test's fault injection at the start of a phase, given the step and the phase: kill, stop or fail the rank.
+/// Fault injection in tests: called at the start of a phase with step and phase, to kill, stop or fail the rank.
 pub type Hook = Box<dyn Fn(u64, Phase) -> Result<(), InjectedFailure> + Send + Sync>;
 
 /// An error returned by a hook.
@@ -140,7 +140,7 @@ impl InjectedFailure {
     }
 }
 
-/// For tests: sets the hook called by every [`begin`]. Once; later calls have no effect.
+/// For tests: sets the hook that [`begin`] calls. Only the first call has an effect.
 pub fn set_begin_hook(hook: Hook) {
     let _ = HOOK.set(hook);
 }

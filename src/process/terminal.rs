@@ -1,8 +1,8 @@
-//! Finds the terminal that shows the output of this process, also if mpirun forwards it.
+//! Finds the terminal that shows the output of this process, even if mpirun forwards the output.
 //!
 //! mpirun of Open MPI 5 gives every rank a pseudo-terminal as standard output and a pipe as standard error, whatever its own
-//! streams are, and forwards complete lines only. The streams of mpirun itself therefore decide, and every update of a
-//! progress line is a complete line that ends with [`BACK`].
+//! streams are, and forwards only complete lines. Therefore the streams of mpirun are examined, and every update of the
+//! progress line is a complete line that ends with `BACK`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::IsTerminal;
@@ -10,27 +10,27 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Environment variable: `bar` or `lines` overrides the detection of a terminal.
+/// Environment variable that overrides the detection of a terminal: `bar` or `lines`.
 const PROGRESS_VARIABLE: &str = "DRNAS_PROGRESS";
 
 /// Erases the current line and moves the cursor to its start.
 pub(crate) const CLEAR: &str = "\r\x1b[2K";
 
-/// Ends a line with the cursor at its start: one line up, then a line break.
+/// Ends a line and leaves the cursor at its start: cursor up, then a line break.
 pub(crate) const BACK: &str = "\x1b[A\n";
 
 /// Programs that start local ranks and forward their output.
 const LAUNCHERS: [&str; 4] = ["prterun", "mpirun", "mpiexec", "orterun"];
 
-/// A terminal that understands these codes.
+/// A terminal that supports these escape codes.
 pub(crate) struct Terminal {
-    /// `None` if only the environment variable says that there is a terminal.
+    /// `None` if no terminal was found but the environment variable requests the bar.
     device: Option<File>,
 }
 
 impl Terminal {
-    /// Returns the terminal that shows what this process writes to `stream` (1 or 2); `None` if that goes to a file or a
-    /// pipe, or to a launcher whose terminal is not visible from here (on another machine, under srun).
+    /// Returns the terminal that shows the output of this process on `stream` (1 or 2); `None` if the output goes to a file
+    /// or a pipe, or to a launcher whose terminal this process cannot find (on another host, under srun).
     pub(crate) fn behind(stream: RawFd) -> Option<Terminal> {
         let found = || device(stream).filter(|_| std::env::var("TERM").is_ok_and(|term| term != "dumb"));
         match std::env::var(PROGRESS_VARIABLE).as_deref() {
@@ -40,12 +40,12 @@ impl Terminal {
         }
     }
 
-    /// Returns the current width; if unknown, the variable `COLUMNS` or 80.
+    /// Returns the current width in columns; if unknown, the value of the variable `COLUMNS`, or 80.
     pub(crate) fn columns(&self) -> usize {
         let asked = self.device.as_ref().and_then(|device| {
-            // SAFETY: all fields are numbers.
+            // SAFETY: all fields are integers, for which zero is valid.
             let mut size: libc::winsize = unsafe { std::mem::zeroed() };
-            // SAFETY: an open file and a live struct of the type that this request fills.
+            // SAFETY: the file is open, and `size` is of the type that this request writes.
             let done = unsafe { libc::ioctl(device.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
             (done == 0).then_some(usize::from(size.ws_col))
         });
@@ -55,7 +55,7 @@ impl Terminal {
     }
 }
 
-/// Returns [`CLEAR`] if a terminal shows `stream`, else "".
+/// Returns [`CLEAR`] if a terminal shows `stream`, otherwise "".
 pub(crate) fn clear(stream: RawFd) -> &'static str {
     match Terminal::behind(stream) {
         Some(Terminal { device: Some(_) }) => CLEAR,
@@ -68,24 +68,24 @@ fn device(stream: RawFd) -> Option<File> {
     let link = |process: &Path| fs::read_link(process.join(format!("fd/{stream}"))).ok();
     let this = PathBuf::from("/proc/self");
     let own = link(&this);
-    // A shell between the launcher and this process has the same stream as this process.
+    // A shell between the launcher and this process shares the stream with this process.
     let other = std::iter::successors(parent(&this), |process| parent(process)).find(|it| link(it) != own);
     let is_launcher = |process: &PathBuf| {
         let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
         LAUNCHERS.contains(&name.trim())
     };
     let shown = other.filter(is_launcher).unwrap_or(this);
-    // Pipes are not opened: this process would become a reader.
+    // A pipe must not be opened: this process would become one of its readers.
     link(&shown).filter(|target| target.starts_with("/dev"))?;
     let mut open = OpenOptions::new();
     open.read(true).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK);
     open.open(shown.join(format!("fd/{stream}"))).ok().filter(|file| file.is_terminal())
 }
 
-/// Returns the /proc folder of the parent of the process with /proc folder `process`.
+/// Returns the /proc folder of the parent of the process whose /proc folder is `process`.
 fn parent(process: &Path) -> Option<PathBuf> {
     let stat = fs::read_to_string(process.join("stat")).ok()?;
-    // The command name may contain spaces and parentheses; it ends at the last ")". State and parent follow.
+    // The command name may contain spaces and parentheses; it ends at the last ")". The state and the parent's PID follow.
     let pid: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
     (pid > 0).then(|| PathBuf::from(format!("/proc/{pid}")))
 }

@@ -1,4 +1,4 @@
-//! Progress of a run: on a terminal a line that is updated in place after every step, otherwise a plain line every few steps.
+//! Progress of a run: on a terminal, a line that is updated in place; otherwise, a plain line every `log_every` steps.
 
 use super::human_time;
 use crate::process::console;
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 pub struct Status {
     /// Stage, from 1.
     pub stage: u64,
-    /// Stages of the run.
+    /// Number of stages of the run.
     pub num_stages: u64,
     /// Epoch of the run, from 1.
     pub epoch: u64,
-    /// Epochs of the run.
+    /// Number of epochs of the run.
     pub num_epochs: u64,
     /// Steps done, this one included.
     pub step: u64,
@@ -36,18 +36,18 @@ pub struct Means {
 
 /// Progress display of a run. Rank 0 only.
 pub struct Progress {
-    /// Shows the updated line; `None`: plain lines.
+    /// The terminal of the updated line; `None`: plain lines are printed.
     terminal: Option<Terminal>,
     num_steps: u64,
     log_every: u64,
     pace: Pace,
     means: Option<Means>,
-    /// The line shown on the terminal; "" for none.
+    /// The line currently on the terminal; "" if there is none.
     drawn: RefCell<String>,
     redrawn: Option<Instant>,
 }
 
-/// Shortest interval between updates of the line.
+/// Minimum interval between updates of the line.
 const REDRAW: Duration = Duration::from_millis(100);
 
 /// Width of the bar, in characters.
@@ -67,7 +67,7 @@ impl Progress {
         }
     }
 
-    /// Updates the line after a step.
+    /// On a terminal, updates the line after a step, at most every 100 ms.
     pub fn step(&mut self, status: &Status) {
         if self.terminal.is_some() {
             let left = self.pace.left(status, self.num_steps, Instant::now());
@@ -77,7 +77,7 @@ impl Progress {
         }
     }
 
-    /// Shows new means, or prints them as a plain line.
+    /// Shows new means on the terminal, or prints them as a plain line.
     pub fn update_means(&mut self, status: &Status, means: Means) {
         self.means = Some(means);
         let left = self.pace.left(status, self.num_steps, Instant::now());
@@ -95,14 +95,14 @@ impl Progress {
 
     fn draw(&mut self, status: &Status, line: &str) {
         if let Some(terminal) = &self.terminal {
-            // A line as wide as the terminal may wrap.
+            // Some terminals wrap a line that fills the whole width.
             let text = fitted(line, status.step as f64 / self.num_steps as f64, terminal.columns() - 1);
             send(&format!("{CLEAR}{text}{BACK}"));
             (self.drawn, self.redrawn) = (text.into(), Some(Instant::now()));
         }
     }
 
-    /// Prints a separate line (the end of an epoch, a new stage) above the updated one.
+    /// Prints a separate line (end of an epoch, new stage) above the updated line.
     pub fn note(&self, line: &str) {
         match self.drawn.borrow().as_str() {
             "" => print_stdout(line),
@@ -113,7 +113,7 @@ impl Progress {
         }
     }
 
-    /// Removes the updated line before the final report or an error.
+    /// Removes the updated line, before the final report or an error.
     pub fn end(&self) {
         if !self.drawn.take().is_empty() {
             send(&format!("{CLEAR}{BACK}"));
@@ -133,7 +133,7 @@ fn send(lines: &str) {
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Returns `line` after a bar if there is room for it, cut to `columns` characters.
+/// Returns a bar and `line` if both fit, otherwise `line`; truncated to `columns` characters.
 fn fitted(line: &str, done: f64, columns: usize) -> String {
     let text = match line.chars().count() + BAR < columns {
         true => {
@@ -145,7 +145,7 @@ fn fitted(line: &str, done: f64, columns: usize) -> String {
     text.chars().take(columns).collect()
 }
 
-/// `stage 1/2  epoch 3/10  step 120/500  loss 2.104  top-1 24.1 %  85.3 images/s  1 min 20 s left`
+/// Formats a line: `stage 1/2  epoch 3/10  step 120/500  loss 2.104  top-1 24.1 %  85.3 images/s  1 min 20 s left`
 fn line(status: &Status, means: Option<Means>, num_steps: u64, left: Option<Duration>) -> String {
     let means = means.map_or(String::new(), |means| {
         let Means { loss, top1, images_per_s } = means;
@@ -156,7 +156,7 @@ fn line(status: &Status, means: Option<Means>, num_steps: u64, left: Option<Dura
     format!("stage {stage}/{num_stages}  epoch {epoch}/{num_epochs}  step {step}/{num_steps}{means}{left}")
 }
 
-/// Smoothed time per step, seconds; restarted when the stage changes.
+/// Exponentially smoothed time per step; reset when the stage changes.
 #[derive(Default)]
 struct Pace {
     stage: u64,
@@ -213,9 +213,9 @@ mod tests {
         assert_eq!(pace.left(&status(1, 1), 11, at(0)), None);
         let left = pace.left(&status(1, 2), 11, at(2)).unwrap();
         assert_eq!(left.as_secs(), 18);
-        // Nothing has changed since.
+        // No step since the last call.
         assert_eq!(pace.left(&status(1, 2), 11, at(3)).unwrap().as_secs(), 18);
-        // The next stage is slower: the time of the first one no longer counts.
+        // A new stage is slower: the step time of the previous stage is ignored.
         assert_eq!(pace.left(&status(2, 3), 11, at(4)), None);
         let left = pace.left(&status(2, 4), 11, at(14)).unwrap();
         assert_eq!(left.as_secs(), 70);

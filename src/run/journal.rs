@@ -42,7 +42,7 @@ struct EpochSums {
 }
 
 /// The part of the journal that is checkpointed, so that the statistics of an epoch and of the run survive an
-/// interruption. time.
+/// interruption.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sums {
     epoch: EpochSums,

@@ -36,15 +36,15 @@ use std::time::Instant;
 use training::{Training, inputs};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Environment variable: command to print for resuming an interrupted run. Launch scripts set it to their own command
-/// line.
+/// Environment variable: the command that an interrupted run prints for resuming it. Launch scripts set it to their own
+/// command line.
 const COMMAND_VARIABLE: &str = "DRNAS_COMMAND";
 
 /// Files that a run writes, apart from its checkpoints.
 const RESULTS: [&str; 6] =
     ["metrics.jsonl", "report.txt", "finished.json", "best.safetensors", "genotype.json", "genotype.txt"];
 
-/// File in the run folder: warnings and errors of all ranks. Launchers lose some of them when a job is killed.
+/// File in the run folder: warnings and errors of all ranks. When a job is killed, launchers lose some of them.
 const MESSAGES_FILE: &str = "messages.log";
 
 /// Trains to the last step and writes the results. Called by all ranks.
@@ -86,13 +86,13 @@ fn compare_starts(training: &impl Training, comm: &dyn Communicator) -> Result<(
     Ok(())
 }
 
-/// A run in progress, apart from what is trained.
+/// A run in progress, without the training state.
 struct Run<'a> {
     world: &'a World,
     out: PathBuf,
     /// Command that resumes the run.
     command: String,
-    /// `None` except on rank 0, which writes for all ranks; also `writer` and `lock`.
+    /// `None` except on rank 0, which writes for all ranks; the same holds for `writer` and `lock`.
     journal: Option<Journal>,
     writer: Option<Writer>,
     lock: Option<Lock>,
@@ -101,7 +101,7 @@ struct Run<'a> {
     pending: Vec<UnreadStep>,
     /// Images that this rank has replaced since the losses were last read back.
     replaced: Vec<String>,
-    /// Delay of the next step by a checkpoint, milliseconds.
+    /// Delay of the next step caused by a checkpoint, milliseconds.
     checkpoint_ms: f64,
 }
 
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
         } else {
             run.refuse_old(training)?
         };
-        // No rank writes until all ranks have read.
+        // No rank writes to the folder before all ranks have read it.
         world.communicator().barrier()?;
         phase::begin(Phase::StartUp)?;
         if resumed.is_some()
@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
         Ok(Some(run))
     }
 
-    /// Locks the run folder on rank 0, before any rank reads it, and logs the messages of all ranks there from now on.
+    /// Locks the run folder on rank 0 before any rank reads it, and from then on logs the messages of all ranks there.
     /// Collective.
     fn lock_folder(&mut self) -> Result<()> {
         self.lock = run_on_rank_0(self.world.communicator(), |keep_waiting| {
@@ -187,7 +187,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Without `--resume`: fails if the folder contains a run or a file that would be overwritten.
+    /// Without `--resume`: returns an error if the folder contains a run or a file that would be overwritten.
     fn refuse_old(&self, training: &impl Training) -> Result<Option<(u64, Sums)>> {
         let inputs = inputs(training)?;
         let is_input = |name: &str| inputs.iter().any(|(input, _)| *input == name);
@@ -217,7 +217,7 @@ impl<'a> Run<'a> {
             self.out.display(),
             self.command
         ));
-        // Identifies this run of a requeued job.
+        // Distinguishes this start from the others of a requeued Slurm job.
         if let (Ok(job), count) = (std::env::var("SLURM_JOB_ID"), std::env::var("SLURM_RESTART_COUNT")) {
             let count = count.unwrap_or_else(|_| "0".into());
             print_stderr(&format!(
@@ -246,8 +246,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Does what is due between two steps: reads back the losses, ends an epoch or a stage, compares the ranks, writes
-    /// a checkpoint. The log of a step is written before its checkpoint. Collective.
+    /// Performs the work that is due after a step: reads back the losses, ends an epoch or a stage, compares the ranks,
+    /// writes a checkpoint. The log of a step is written before its checkpoint. Collective.
     fn after_step(&mut self, training: &mut impl Training) -> Result<()> {
         let comm = self.world.communicator();
         let step = training.step();
@@ -284,7 +284,7 @@ impl<'a> Run<'a> {
             let written = self.writer.as_mut().map_or(Ok(None), Writer::poll)?;
             self.record_checkpoint(written);
         }
-        // After the last step, the run ends normally.
+        // After the last step, the run finishes normally instead.
         if stop && step < training.num_steps() {
             let written = self.writer.as_mut().map_or(Ok(None), Writer::wait)?;
             self.record_checkpoint(written);
@@ -335,8 +335,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Starts to write a checkpoint on rank 0; training continues while a thread writes it. A write error is returned
-    /// at one of the next steps. Collective.
+    /// Starts writing a checkpoint on rank 0; training continues while a thread writes it. A write error is returned
+    /// after one of the next steps. Collective.
     fn checkpoint(&mut self, training: &impl Training) -> Result<()> {
         phase::begin(Phase::Checkpoint)?;
         training.state().check_finite()?;
@@ -353,7 +353,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Updates the exit message after a checkpoint is complete.
+    /// Updates the exit message if a checkpoint (of `step`) has been completed.
     fn record_checkpoint(&self, step: Option<u64>) {
         if step.is_some() {
             self.update_exit_message(step);
@@ -370,7 +370,7 @@ impl<'a> Run<'a> {
 
     /// Writes the results and the final report on rank 0. Called by all ranks.
     fn finish(mut self, training: &impl Training) -> Result<()> {
-        // Before the phase `end`: writing the last checkpoint may fail.
+        // Before the phase `End`, because writing the last checkpoint may fail.
         self.writer.as_mut().map_or(Ok(None), Writer::wait)?;
         phase::begin(Phase::End)?;
         if let Some(journal) = &mut self.journal {

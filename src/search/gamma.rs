@@ -1,23 +1,24 @@
-//! Gamma variates on the device of their concentrations, from random numbers drawn on the host.
+//! Gamma variates, computed on the device of their concentrations from random numbers drawn on the host.
 //!
 //! The random numbers do not depend on the concentrations, so nothing is read back from the device, and every device
-//! computes the same variates to rounding.
+//! computes the same variates up to rounding.
 
 use crate::process::torch;
 use rand::Rng;
 use rand_distr::{Distribution, Open01, StandardNormal};
 use tch::{Kind, Tensor};
 
-/// Candidates per variate. Each is accepted with a probability of at least 0.95; the last always is, which happens to fewer
-/// than one variate in 10^9.
+/// Candidates per variate. Each is accepted with a probability of at least 0.95, except the last, which is always accepted;
+/// fewer than one variate in 10^9 uses it.
 const CANDIDATES: usize = 8;
 
-/// The logarithm of Gamma(beta, 1) variates, independent, in double precision. `beta`: any shape, Double, > 0. Takes as
-/// many numbers from `random` as its shape requires, whatever its values.
+/// Returns the logarithms of independent Gamma(beta, 1) variates. `beta`: any shape, Double, > 0; the result has the same
+/// shape and kind. The number of draws from `random` depends only on the shape.
 ///
-/// The logarithm, because Gamma(0.001) is mostly 0 in floating point: ln Gamma(beta) = ln Gamma(beta + 1) + ln U / beta.
-/// Gamma(beta + 1) = d v by rejection, with d = beta + 2/3, v = (1 + x / sqrt(9 d))^3 and x normal, accepted if
-/// ln u < x^2 / 2 + d (1 - v + ln v) (Marsaglia and Tsang, A simple method for generating gamma variables, 2000).
+/// Logarithms, because a Gamma(0.001, 1) variate usually underflows to 0: ln Gamma(beta) = ln Gamma(beta + 1) + ln U / beta.
+/// Gamma(beta + 1) is drawn by rejection: it is d v, with d = beta + 2/3, v = (1 + x / sqrt(9 d))^3 and x standard normal,
+/// accepted if ln u < x^2 / 2 + d (1 - v + ln v), with u and U uniform in (0, 1). Source: Marsaglia and Tsang, A simple
+/// method for generating gamma variables, 2000.
 pub fn log_gamma(beta: &Tensor, random: &mut impl Rng) -> Tensor {
     let count = beta.numel();
     let mut numbers: Vec<f64> = Vec::with_capacity((2 * CANDIDATES + 1) * count);
@@ -38,7 +39,7 @@ pub fn log_gamma(beta: &Tensor, random: &mut impl Rng) -> Tensor {
 
     let d = beta + 2.0 / 3.0;
     let root = &x * (&d * 9.0).rsqrt() + 1.0;
-    // NaN for a negative root, which no comparison accepts.
+    // NaN if the root is negative; comparisons with NaN are false, so the candidate is rejected.
     let log_v = root.log() * 3.0;
     let accepted = log_u.lt_tensor(&(x.square() * 0.5 + &d * (1.0 - log_v.exp() + &log_v)));
     let first = accepted.logical_and(&accepted.cumsum(0, Kind::Int64).eq(1));
