@@ -70,11 +70,13 @@ fn device(stream: RawFd) -> Option<File> {
     let own = link(&this);
     // A shell between the launcher and this process has the same stream as this process.
     let other = std::iter::successors(parent(&this), |process| parent(process)).find(|it| link(it) != own);
-    let is_launcher = |process: &PathBuf| {
-        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-        LAUNCHERS.contains(&name.trim())
+    let name = other.as_ref().and_then(|process| fs::read_to_string(process.join("comm")).ok());
+    let shown = match (other, name.as_deref().map(str::trim)) {
+        // A daemon of the launcher: the terminal, if any, is on another machine.
+        (Some(_), Some("prted" | "orted")) => return None,
+        (Some(process), Some(name)) if LAUNCHERS.contains(&name) => process,
+        _ => this,
     };
-    let shown = other.filter(is_launcher).unwrap_or(this);
     // Pipes are not opened: this process would become a reader.
     link(&shown).filter(|target| target.starts_with("/dev"))?;
     let mut open = OpenOptions::new();

@@ -5,8 +5,8 @@ use crate::comm::ReduceWait;
 use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
-use crate::process::messages::print_stderr;
-use crate::report::{EpochSummary, LogRecord, Means, MetricsLog, Progress, ReplacedRecord, Status, counted};
+use crate::process::messages::{counted, print_stderr};
+use crate::report::{EpochSummary, LogRecord, Means, MetricsLog, Progress, ReplacedRecord, Status};
 use crate::train::tally::Measures;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ struct EpochSums {
 }
 
 /// The part of the journal that is checkpointed, so that the statistics of an epoch and of the run survive an
-/// interruption. time.
+/// interruption.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sums {
     epoch: EpochSums,
