@@ -132,8 +132,8 @@ fn errors_in_a_source_are_reported() {
             csv(&good).replace("\n", "\r\n\n").replacen(",3,", ",x,", 1),
             "SOURCE line 9: expected an index from 0 to 15624",
         ),
-        (with_row(3, "\"ARCH,3,1.0,1"), "SOURCE line 5: expected 4 cells, found 1"),
-        (with_row(3, &"1,".repeat(200)), "SOURCE line 5: expected 4 cells, found 201"),
+        (with_row(3, "\"ARCH,3,1.0,1"), "unterminated quotation mark"),
+        (with_row(3, &"1,".repeat(200)), "SOURCE line 5: too many columns"),
         (with_row(3, "|none~0|+,3,1.0,1"), "SOURCE line 5: architecture \"|none~0|+\": expected 3 nodes"),
     ] {
         let error = imported(folder.path(), &text).unwrap_err();

@@ -7,6 +7,7 @@ mod mpirun;
 
 use drnas_dist::comm;
 use drnas_dist::process::phase::{self, Phase};
+use drnas_dist::process::signals;
 use drnas_dist::world::{Limits, World};
 use drnas_dist::{Result, files};
 use mpirun::{Outcome, SCENARIO, is_alive, rank_program as command, run_with};
@@ -324,7 +325,7 @@ fn wait_for_signal(world: &World, listens: bool) -> Result<()> {
     println!("ready {}", std::process::id());
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(30) {
-        if listens && world.stop_requested() {
+        if listens && signals::stop_requested() {
             println!("a checkpoint is written");
             world.exit_stopped();
         }

@@ -27,8 +27,9 @@ pub trait Communicator {
     /// wait for them. Returns how long the computation waited. Collective.
     fn finish(&self) -> Result<ReduceWait>;
 
-    /// Returns whether a rank had been asked to stop (see [`crate::process::signals`]) before the last `finish`, or with NCCL
-    /// before the one preceding it. The requests travel with `finish`, so the result is equal on all ranks. Local.
+    /// Returns whether a rank was asked to stop (see [`crate::process::signals`]). The requests travel with every
+    /// comparison of the ranks' operations, such as that of `finish`, so the result is equal on all ranks after the same
+    /// collective. With NCCL it is one `finish` late. Local.
     fn stop_requested(&self) -> bool;
 
     /// Copies `buffer` of rank `root` to all ranks. Shape and kind as for `start_mean`. Collective.

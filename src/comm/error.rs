@@ -175,7 +175,7 @@ pub enum Error {
         "ranks {first} and {second} use the same GPU at {bus_id}; start at most one rank per GPU, or let ranks share \
          GPUs with --share-gpu"
     )]
-    SameCard {
+    SameGpu {
         /// A rank.
         first: usize,
         /// The other.

@@ -4,7 +4,8 @@ use super::communicator::Communicator;
 use super::error::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Gathers the bytes of all ranks on every rank, in rank order; their lengths may differ (as in MPI_Allgatherv). Collective.
+/// Gathers the bytes of all ranks on every rank, in rank order; their lengths may differ (as in MPI_Allgatherv).
+/// Collective.
 pub fn all_gather_varied(comm: &dyn Communicator, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let length = |bytes: &Vec<u8>| u64::from_le_bytes(bytes.as_slice().try_into().expect("8 bytes")) as usize;
     let lengths: Vec<usize> =
@@ -16,8 +17,8 @@ pub fn all_gather_varied(comm: &dyn Communicator, bytes: &[u8]) -> Result<Vec<Ve
     Ok(all)
 }
 
-/// Gathers one value of each rank on every rank, in rank order; values are sent as JSON. Errors: a value cannot be parsed, for
-/// example because its rank runs another version of the program. Collective.
+/// Gathers one value of each rank on every rank, in rank order; values are sent as JSON. Errors: a value cannot be
+/// parsed, for example because its rank runs another version of the program. Collective.
 pub fn all_gather_values<T: Serialize + DeserializeOwned>(
     comm: &dyn Communicator,
     value: &T,

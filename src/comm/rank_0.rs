@@ -5,8 +5,8 @@ use super::error::Result;
 
 /// Runs `work` on rank 0 and returns its result there; on the other ranks, returns `None` when the work is done.
 ///
-/// A single collective would time out on the waiting ranks. `work` must therefore call its argument, a collective in which all
-/// ranks take part, at intervals shorter than the time limit. Collective. Errors: on rank 0, those of `work`.
+/// A single collective would time out on the waiting ranks. `work` must therefore call its argument, a collective in
+/// which all ranks take part, at intervals shorter than the time limit. Collective. Errors: on rank 0, those of `work`.
 pub fn run_on_rank_0<T, E: From<super::Error>>(
     comm: &dyn Communicator,
     work: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> std::result::Result<T, E>,

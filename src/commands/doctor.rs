@@ -4,7 +4,7 @@ use crate::comm::all_gather_values;
 use crate::console;
 use crate::cuda::{self, Driver, LibtorchCuda};
 use crate::error::Result;
-use crate::report::counted;
+use crate::process::messages::counted;
 use crate::world::World;
 use libloading::Library;
 use nix::unistd::{SysconfVar, sysconf};

@@ -4,7 +4,7 @@ use crate::cli::{Nb201Args, Nb201Command};
 use crate::error::Result;
 use crate::nb201::{self, Column, Row, Table, import};
 use crate::process::console;
-use crate::report::counted;
+use crate::process::messages::counted;
 use crate::space::nb201::{Architecture, Dataset};
 use serde_json::{Value, json};
 use std::path::Path;

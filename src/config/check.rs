@@ -2,6 +2,7 @@
 
 use super::{Config, DataSection, ModelSection, Regulariser, RunSection, Settings, WeightsSection};
 use crate::config::error::{Error, Result};
+use crate::process::openmp;
 use crate::space::SearchSpace;
 
 /// Returns [`Error::Check`] with the formatted line unless `holds`.
@@ -54,7 +55,7 @@ const MAX_SECONDS: f64 = 1e9;
 const MAX_COUNT: u64 = 1_000_000_000_000;
 
 /// Threads per rank and purpose: more than the cores of any machine, and every thread takes memory.
-const MAX_THREADS: u64 = 1024;
+const MAX_THREADS: u64 = openmp::MAX_THREADS as u64;
 
 /// Prefetched batches.
 const MAX_BATCHES: u64 = 65_536;
@@ -321,7 +322,7 @@ impl Config {
         let model = &self.model;
         require!(
             model.space != SearchSpace::DartsImagenet || model.init_channels % 2 == 0,
-            "model.init_channels = {} must be even: the ImageNet stem begins with half as many channels",
+            "model.init_channels = {} must be even: the ImageNet stem begins with 3/2 as many channels",
             model.init_channels
         );
         Ok(())

@@ -10,6 +10,7 @@ use crate::cli::PackArgs;
 use crate::data::error::{Error, Result};
 use crate::files;
 use crate::process::console;
+use crate::process::messages::counted;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -60,12 +61,10 @@ pub fn run(args: &PackArgs) -> Result<()> {
         kept => format!(" ({kept} reused)"),
     };
     console::print_diagnostic(&format!(
-        "{}: {} image{} in {} shard{}{kept}, {} left out, {:.1} s",
+        "{}: {} in {}{kept}, {} left out, {:.1} s",
         args.out.display(),
-        report.num_images,
-        plural(report.num_images as usize),
-        report.num_shards,
-        plural(report.num_shards),
+        counted(report.num_images, "image"),
+        counted(report.num_shards as u64, "shard"),
         report.left_out.len(),
         started.elapsed().as_secs_f64()
     ));
@@ -134,10 +133,6 @@ fn check_classes(classes: &[String], per_class: &[u64], root: &Path) -> Result<(
     }
 }
 
-fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
-}
-
 fn warnings(source: &Source, file: &SetFile, num_left_out: usize) -> Vec<String> {
     let mut warnings = Vec::new();
     let single: Vec<&str> = file
@@ -155,12 +150,12 @@ fn warnings(source: &Source, file: &SetFile, num_left_out: usize) -> Vec<String>
         warnings.push(format!("class {first}{others} has only one image"));
     }
     if source.num_ignored() > 0 {
-        let (num_ignored, s) = (source.num_ignored(), plural(source.num_ignored()));
-        warnings.push(format!("ignored {num_ignored} file{s} other than .jpg, .jpeg and .png"));
+        let files = counted(source.num_ignored() as u64, "file");
+        warnings.push(format!("ignored {files} other than .jpg, .jpeg and .png"));
     }
     if num_left_out > 0 {
-        let s = plural(num_left_out);
-        warnings.push(format!("left out {num_left_out} image{s} that could not be decoded, see bad.txt"));
+        let images = counted(num_left_out as u64, "image");
+        warnings.push(format!("left out {images} that could not be decoded, see bad.txt"));
     }
     warnings
 }

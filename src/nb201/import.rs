@@ -9,6 +9,7 @@ use crate::files;
 use crate::nb201::error::{Error, Result};
 use crate::space;
 use crate::space::nb201::{Architecture, Dataset, NUM_ARCHITECTURES};
+use csv_core::ReadRecordResult;
 use serde::Deserialize;
 use std::fs;
 use std::path::Path;
@@ -72,18 +73,43 @@ fn csv<'a>(path: &'a Path, text: &str) -> Result<TableSource<'a>> {
         place: format!(" line {line}"),
         what: what.to_string(),
     };
-    let mut reader =
-        csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(text.as_bytes());
-    let line = |position: Option<&csv::Position>| position.map_or(1, |position| position.line() as usize);
-    let read = |error: csv::Error| failed(line(error.position()), &error.to_string());
-    let columns = reader.headers().map_err(read)?.iter().map(String::from).collect();
-    let (mut numbers, mut rows) = (Vec::new(), Vec::new());
-    for record in reader.records() {
-        let record = record.map_err(read)?;
-        numbers.push(line(record.position()));
-        rows.push(record.iter().map(String::from).collect());
+    let ended = format!("{text}\n"); // the last line may lack its line ending
+    let mut input = ended.as_bytes();
+    let (mut bytes, mut ends) = (vec![0; ended.len()], [0; 4 * MAX_COLUMNS]);
+    let mut reader = csv_core::Reader::new();
+    let (mut lines, mut records, mut lines_before) = (Vec::new(), Vec::new(), 0);
+    loop {
+        let (result, num_read, num_written, num_cells) = reader.read_record(input, &mut bytes, &mut ends);
+        let taken = &input[..num_read];
+        let line_ends = taken.iter().filter(|byte| **byte == b'\n').count();
+        let line = lines_before + line_ends + usize::from(!taken.ends_with(b"\n"));
+        (input, lines_before) = (&input[num_read..], lines_before + line_ends);
+        match result {
+            ReadRecordResult::Record => {
+                let starts = std::iter::once(0).chain(ends[..num_cells].iter().copied());
+                let cells = starts.zip(&ends[..num_cells]).map(|(start, end)| {
+                    // Split at ASCII characters, so valid UTF-8 stays valid.
+                    String::from_utf8_lossy(&bytes[start..*end]).trim().to_string()
+                });
+                lines.push(line);
+                records.push(cells.collect());
+            }
+            ReadRecordResult::End => break,
+            ReadRecordResult::OutputEndsFull => return Err(failed(line, "too many columns")),
+            ReadRecordResult::InputEmpty if num_written == 0 => {} // blank lines before the end
+            ReadRecordResult::InputEmpty | ReadRecordResult::OutputFull => {
+                return Err(failed(line, "unterminated quotation mark"));
+            }
+        }
     }
-    Ok(TableSource { path, rows_are: "line", numbers, columns, rows })
+    let columns = if records.is_empty() { Vec::new() } else { records.remove(0) };
+    Ok(TableSource {
+        path,
+        rows_are: "line",
+        numbers: lines.split_off(lines.len().min(1)),
+        columns,
+        rows: records,
+    })
 }
 
 impl TableSource<'_> {

@@ -76,3 +76,8 @@ pub fn print_stdout(text: &str) {
         ));
     }
 }
+
+/// Formats a count with its noun: "1 rank", "2 ranks". The plural of `noun` must end in "s".
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}

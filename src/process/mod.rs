@@ -5,6 +5,7 @@ pub mod error_line;
 pub mod exit;
 pub mod identity;
 pub mod messages;
+pub mod openmp;
 pub mod phase;
 pub mod place;
 pub mod rank_status;

@@ -88,7 +88,7 @@ pub(crate) fn end_wait() {
 pub(crate) fn missing(rank: usize, number: u64) -> String {
     let ranks = ranks();
     let names: Vec<String> = (ranks.iter().enumerate())
-        .filter(|(other, entry)| *other != rank && entry.status.operation != number)
+        .filter(|(other, entry)| *other != rank && entry.status.operation < number)
         .map(|(rank, entry)| entry.since(rank))
         .collect();
     match names.len() {
@@ -124,9 +124,9 @@ mod tests {
         update(1, RankStatus { step: 4, phase: Phase::AllReduce, operation: 7 });
         update(2, RankStatus { step: 4, phase: Phase::Forward, operation: 0 });
         assert_eq!(missing(0, 7), " (missing: rank 2 on b, step 4, forward for 0 s)");
-        // Rank 1 has moved on to the next operation.
+        // Rank 1 has completed the operation and waits in the next one.
         update(1, RankStatus { step: 5, phase: Phase::AllReduce, operation: 8 });
-        assert!(missing(0, 7).contains("rank 1 on b, step 5, all-reduce"));
+        assert!(!missing(0, 7).contains("rank 1"), "{}", missing(0, 7));
         // A repeated status does not reset the time.
         ranks()[2].since -= Duration::from_secs(7);
         update(2, RankStatus { step: 4, phase: Phase::Forward, operation: 0 });

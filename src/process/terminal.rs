@@ -1,8 +1,8 @@
 //! Finds the terminal that shows the output of this process, even if mpirun forwards the output.
 //!
-//! mpirun of Open MPI 5 gives every rank a pseudo-terminal as standard output and a pipe as standard error, whatever its own
-//! streams are, and forwards only complete lines. Therefore the streams of mpirun are examined, and every update of the
-//! progress line is a complete line that ends with `BACK`.
+//! mpirun of Open MPI 5 gives every rank a pseudo-terminal as standard output and a pipe as standard error, whatever its
+//! own streams are, and forwards only complete lines. Therefore the streams of mpirun are examined, and every update of
+//! the progress line is a complete line that ends with `BACK`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::IsTerminal;
@@ -29,8 +29,8 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Returns the terminal that shows the output of this process on `stream` (1 or 2); `None` if the output goes to a file
-    /// or a pipe, or to a launcher whose terminal this process cannot find (on another host, under srun).
+    /// Returns the terminal that shows the output of this process on `stream` (1 or 2); `None` if the output goes to a
+    /// file or a pipe, or to a launcher whose terminal this process cannot find (on another host, under srun).
     pub(crate) fn behind(stream: RawFd) -> Option<Terminal> {
         let found = || device(stream).filter(|_| std::env::var("TERM").is_ok_and(|term| term != "dumb"));
         match std::env::var(PROGRESS_VARIABLE).as_deref() {
@@ -42,16 +42,16 @@ impl Terminal {
 
     /// Returns the current width in columns; if unknown, the value of the variable `COLUMNS`, or 80.
     pub(crate) fn columns(&self) -> usize {
-        let asked = self.device.as_ref().and_then(|device| {
+        let width = self.device.as_ref().and_then(|device| {
             // SAFETY: all fields are integers, for which zero is valid.
             let mut size: libc::winsize = unsafe { std::mem::zeroed() };
             // SAFETY: the file is open, and `size` is of the type that this request writes.
             let done = unsafe { libc::ioctl(device.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
             (done == 0).then_some(usize::from(size.ws_col))
         });
-        let said = || std::env::var("COLUMNS").ok()?.parse().ok();
+        let variable = || std::env::var("COLUMNS").ok()?.parse().ok();
         let positive = |columns: &usize| *columns > 0;
-        asked.filter(positive).or_else(|| said().filter(positive)).unwrap_or(80)
+        width.filter(positive).or_else(|| variable().filter(positive)).unwrap_or(80)
     }
 }
 
@@ -70,11 +70,13 @@ fn device(stream: RawFd) -> Option<File> {
     let own = link(&this);
     // A shell between the launcher and this process shares the stream with this process.
     let other = std::iter::successors(parent(&this), |process| parent(process)).find(|it| link(it) != own);
-    let is_launcher = |process: &PathBuf| {
-        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-        LAUNCHERS.contains(&name.trim())
+    let name = other.as_ref().and_then(|process| fs::read_to_string(process.join("comm")).ok());
+    let shown = match (other, name.as_deref().map(str::trim)) {
+        // A daemon of the launcher: the terminal, if any, is on another machine.
+        (Some(_), Some("prted" | "orted")) => return None,
+        (Some(process), Some(name)) if LAUNCHERS.contains(&name) => process,
+        _ => this,
     };
-    let shown = other.filter(is_launcher).unwrap_or(this);
     // A pipe must not be opened: this process would become one of its readers.
     link(&shown).filter(|target| target.starts_with("/dev"))?;
     let mut open = OpenOptions::new();

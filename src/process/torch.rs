@@ -12,17 +12,6 @@ pub fn set_threads(num_threads: usize) {
     }
 }
 
-/// Returns the number of threads that the environment variable OMP_NUM_THREADS requests; `None` if it is not set.
-pub fn omp_num_threads() -> Option<usize> {
-    parse_num_threads(&std::env::var("OMP_NUM_THREADS").ok()?)
-}
-
-/// Returns the first number of a list with one number per nesting level, as OpenMP does; `None` outside 1..=1024, the
-/// range of `run.threads`.
-fn parse_num_threads(list: &str) -> Option<usize> {
-    list.split(',').next()?.trim().parse().ok().filter(|&threads| (1..=1024).contains(&threads))
-}
-
 /// Allows or forbids TensorFloat-32 in convolutions and matrix products. The environment variable
 /// NVIDIA_TF32_OVERRIDE=0 forbids it in the libraries regardless.
 pub fn allow_tf32(allow: bool) {
@@ -65,16 +54,6 @@ mod tests {
         // backend: 1 CUDA; op: 1 convolution, 3 product; result: 2 is TF32 (ATen/Context.h).
         #[link_name = "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE"]
         fn float32_precision(context: *const c_void, backend: i32, op: i32) -> i32;
-    }
-
-    #[test]
-    fn omp_num_threads_is_parsed_as_by_openmp() {
-        for (list, threads) in
-            [("3", Some(3)), (" 4,2 ", Some(4)), ("0", None), ("-1", None), ("", None), ("two", None)]
-        {
-            assert_eq!(parse_num_threads(list), threads, "{list:?}");
-        }
-        assert_eq!(parse_num_threads("3000000000"), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub use records::{
 pub use scaling::scaling;
 
 use crate::files;
-use crate::process::messages::print_stdout;
+use crate::process::messages::{counted, print_stdout};
 use serde::Serialize;
 use std::io::Write;
 use std::{fs, path::Path, time::Duration};
@@ -125,11 +125,6 @@ pub fn unfinish(run: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Formats a count with its noun: "1 rank", "2 ranks". The plural of `noun` must end in "s".
-pub fn counted(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Formats a duration: "1 h 02 min", "3 min 07 s", "12 s".

@@ -3,7 +3,7 @@
 //! Stages and epochs count from 1 (epochs over the whole run), `step` is the number of steps done; top-1 and top-5 are
 //! in 0..1; a number that is not finite is written as `null`.
 
-use super::counted;
+use crate::process::messages::counted;
 use crate::space::Mask;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

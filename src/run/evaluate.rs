@@ -13,10 +13,10 @@ use crate::eval::state::{check_classes, read_classes, read_weights, write_weight
 use crate::eval::{self, Evaluation, Tested};
 use crate::files;
 use crate::net::network::Network;
-use crate::process::messages::{print_stderr, print_stdout};
+use crate::process::messages::{counted, print_stderr, print_stdout};
 use crate::process::phase::{Phase, begin};
 use crate::report::{
-    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, counted, evaluated_text,
+    EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, LogRecord, NetworkRecord, evaluated_text,
 };
 use crate::space;
 use crate::space::genotype::Genotype;

@@ -20,9 +20,9 @@ use crate::error::Result;
 use crate::files;
 use crate::process::console;
 use crate::process::exit::on_exit;
-use crate::process::messages::{log_to_file, print_stderr, print_stdout, set_log_file};
+use crate::process::messages::{counted, log_to_file, print_stderr, print_stdout, set_log_file};
 use crate::process::phase::{self, Phase};
-use crate::report::{counted, finish, finished, unfinish};
+use crate::report::{finish, finished, unfinish};
 use crate::train::tally::{StepOutcome, Tally, timed};
 use crate::train::{self, checkpoint};
 use crate::world::World;
@@ -171,7 +171,7 @@ impl<'a> Run<'a> {
             on_exit(lock.releaser());
             console::open_log(&self.out)?;
             if self.world.size() == 1 {
-                // With several ranks, the panic hook of `launch` does this.
+                // With several ranks, the panic hook of `World` does this.
                 let usual = std::panic::take_hook();
                 std::panic::set_hook(Box::new(move |panic| {
                     console::log(&panic.to_string());

@@ -11,8 +11,9 @@ use crate::config::{self, Config, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::Result;
 use crate::files;
+use crate::process::messages::counted;
 use crate::report::{
-    Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, counted, final_text,
+    Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, final_text,
 };
 use crate::search::Search;
 use crate::search::dirichlet::entropy;

@@ -37,19 +37,18 @@ pub struct ThetaSample {
     /// The full row, before the mask.
     drawn: Tensor,
     beta: Tensor,
-    mask: Tensor,
     /// The mixing weights: kept entries of a row sum to 1, pruned ones are 0.
     pub theta: Tensor,
 }
 
-/// Draws the mixing weights of every edge: the full row is drawn, multiplied by the mask, divided by its sum. Local; every
-/// replica draws from a stream of its own unless it is given another's.
+/// Draws the mixing weights of every edge: draws the full row, multiplies it by the mask and divides by the sum. Local.
 ///
-/// Row = gamma variates of beta / their sum, computed by their logarithms: many variates of a small beta are 0 as numbers.
+/// A row of Dirichlet(beta) consists of Gamma(beta, 1) variates divided by their sum. It is computed from their
+/// logarithms, because variates of a small beta underflow to 0.
 pub fn sample(eta: &Tensor, mask: &Tensor, random: &mut impl Rng) -> ThetaSample {
     let beta = concentration(eta);
-    let log_gamma = log_gamma(&beta.to_kind(Kind::Double), random);
-    // Inside (0, 1), as libtorch's own draws: the gradient has logarithms of it.
+    let log_gamma = log_gamma(&beta.to_kind(Kind::Double).clamp_min(1e-300), random);
+    // Within (0, 1) as in libtorch, because the gradient takes the logarithm.
     let (least, most) = match eta.kind() {
         Kind::Double => (f64::MIN_POSITIVE, 1.0 - f64::EPSILON / 2.0),
         _ => (f64::from(f32::MIN_POSITIVE), 1.0 - f64::from(f32::EPSILON) / 2.0),
@@ -57,33 +56,33 @@ pub fn sample(eta: &Tensor, mask: &Tensor, random: &mut impl Rng) -> ThetaSample
     let drawn = log_gamma.softmax(-1, Kind::Double).clamp(least, most).to_kind(eta.kind());
     let kept = log_gamma.masked_fill(&mask.eq(0.0), f64::NEG_INFINITY);
     let theta = kept.softmax(-1, Kind::Double).to_kind(eta.kind());
-    ThetaSample { drawn, beta, mask: mask.shallow_clone(), theta }
+    ThetaSample { drawn, beta, theta }
 }
 
-/// The stream of one draw: `purpose` tells weight and architecture steps apart.
+/// Returns the random stream of one draw; `purpose` distinguishes weight and architecture steps.
 pub fn theta_stream(seed: u64, purpose: Purpose, step: u64, replica: u64, table: u64) -> impl Rng {
     stream(seed, purpose, &[step, replica, table])
 }
 
 impl ThetaSample {
-    /// The sample that was drawn elsewhere: `drawn` rows sum to 1.
+    /// Creates a sample from a given draw, whose rows sum to 1.
     pub fn from_drawn(drawn: Tensor, beta: Tensor, mask: &Tensor) -> ThetaSample {
         let kept = &drawn * mask;
         let theta = &kept / row_sum(&kept);
-        ThetaSample { drawn, beta, mask: mask.shallow_clone(), theta }
+        ThetaSample { drawn, beta, theta }
     }
 
-    /// Pathwise gradient: dL/d eta from dL/d theta = g. Per edge, with s the full draw and S the sum of what is kept:
+    /// Returns the pathwise gradient: dL/d eta from dL/d theta = g. Per edge, with s the full draw and S the sum of the
+    /// kept entries:
     /// renormalisation  g' = mask * (g - sum(theta * g)) / S
     /// Dirichlet        dL/d beta = dirichlet_grad(s, beta, sum beta) * (g' - sum(s * g'))
-    /// (`torch/distributions/dirichlet.py`), where sum(s * g') = 0 because s = S * theta; then ELU'.
+    /// (`torch/distributions/dirichlet.py`), where sum(s * g') = 0 and mask / S = theta / s; then ELU'.
     pub fn grad_eta(&self, eta: &Tensor, grad_theta: &Tensor) -> Tensor {
-        let kept_sum = row_sum(&(&self.drawn * &self.mask));
         let total = row_sum(&self.beta).expand_as(&self.beta);
-        let pathwise = Tensor::internal_dirichlet_grad(&self.drawn, &self.beta, &total);
-        // This order: where all that is kept is tiny, so is its derivative, and the quotient is not.
-        let relative = pathwise * &self.mask / kept_sum;
-        relative * (grad_theta - row_sum(&(&self.theta * grad_theta))) * concentration_slope(eta)
+        // The derivative of a tiny entry is tiny too; their quotient is not.
+        let relative = Tensor::internal_dirichlet_grad(&self.drawn, &self.beta, &total) / &self.drawn;
+        let centred = grad_theta - row_sum(&(&self.theta * grad_theta));
+        relative * &self.theta * centred * concentration_slope(eta)
     }
 }
 

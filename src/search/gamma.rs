@@ -8,17 +8,18 @@ use rand::Rng;
 use rand_distr::{Distribution, Open01, StandardNormal};
 use tch::{Kind, Tensor};
 
-/// Candidates per variate. Each is accepted with a probability of at least 0.95, except the last, which is always accepted;
-/// fewer than one variate in 10^9 uses it.
+/// Candidates per variate. Each is accepted with a probability of at least 0.95, except the last, which is always
+/// accepted; fewer than one variate in 10^9 uses it.
 const CANDIDATES: usize = 8;
 
-/// Returns the logarithms of independent Gamma(beta, 1) variates. `beta`: any shape, Double, > 0; the result has the same
-/// shape and kind. The number of draws from `random` depends only on the shape.
+/// Returns the logarithms of independent Gamma(beta, 1) variates. `beta`: any shape, Double, > 0; the result has the
+/// same shape and kind. The number of draws from `random` depends only on the shape.
 ///
-/// Logarithms, because a Gamma(0.001, 1) variate usually underflows to 0: ln Gamma(beta) = ln Gamma(beta + 1) + ln U / beta.
-/// Gamma(beta + 1) is drawn by rejection: it is d v, with d = beta + 2/3, v = (1 + x / sqrt(9 d))^3 and x standard normal,
-/// accepted if ln u < x^2 / 2 + d (1 - v + ln v), with u and U uniform in (0, 1). Source: Marsaglia and Tsang, A simple
-/// method for generating gamma variables, 2000.
+/// Logarithms, because a Gamma(0.001, 1) variate usually underflows to 0:
+/// ln Gamma(beta) = ln Gamma(beta + 1) + ln U / beta.
+/// Gamma(beta + 1) is drawn by rejection: it is d v, with d = beta + 2/3, v = (1 + x / sqrt(9 d))^3 and x standard
+/// normal, accepted if ln u < x^2 / 2 + d (1 - v + ln v), with u and U uniform in (0, 1). Source: Marsaglia and Tsang, A
+/// simple method for generating gamma variables, 2000.
 pub fn log_gamma(beta: &Tensor, random: &mut impl Rng) -> Tensor {
     let count = beta.numel();
     let mut numbers: Vec<f64> = Vec::with_capacity((2 * CANDIDATES + 1) * count);

@@ -15,8 +15,8 @@ use crate::error::Result;
 use crate::process::exit::{abort_all, on_exit, run_exit_hooks};
 use crate::process::messages::print_stderr;
 use crate::process::place::{CpuBinding, RankPlacement, host_name, placement, threads_per_rank};
-use crate::process::signals::{STOPPED, SignalState, stop_requested};
-use crate::process::{phase, shm_segments, torch};
+use crate::process::signals::{STOPPED, SignalState};
+use crate::process::{openmp, phase, shm_segments, torch};
 use device::RankDevice;
 use heartbeat::HeartbeatWatch;
 use mpi::Threading;
@@ -139,7 +139,7 @@ impl World {
         let place = placement(&bindings, comm.rank(), host);
         let neighbours: Vec<&CpuBinding> =
             (bindings.iter()).filter(|other| other.machine == bindings[comm.rank()].machine).collect();
-        let threads = threads.or_else(torch::omp_num_threads);
+        let threads = threads.or_else(openmp::num_threads);
         let threads = threads.unwrap_or_else(|| threads_per_rank(&binding, &neighbours)).max(1);
         torch::set_threads(threads);
         let (rank, size) = (comm.rank(), comm.size());
@@ -251,12 +251,6 @@ impl World {
     /// Sets the message that rank 0 prints when a signal ends the run: the newest checkpoint and the command to resume.
     pub fn set_exit_message(&self, text: impl Into<String>) {
         self.signal_state.set_exit_message(text.into());
-    }
-
-    /// Returns whether this rank was asked to stop: by SIGUSR1, in a single process also by SIGINT or SIGTERM. The
-    /// ranks must agree on the step (see `run`); then they write a checkpoint and call [`World::exit_stopped`].
-    pub fn stop_requested(&self) -> bool {
-        stop_requested()
     }
 
     /// Prints the exit message, finalises MPI and exits with code [`STOPPED`]. Collective.

@@ -70,6 +70,8 @@ fn rank_program() {
         "groups" => scenarios::groups(&world, &Double::open()),
         "steps" => scenarios::steps(&world, &Double::open()),
         "lengths" => scenarios::lengths(&world),
+        "later-lengths" => scenarios::later_lengths(&world),
+        "stop" => scenarios::stop(&world),
         "kept" => scenarios::kept(&world),
         "failed-mean" => scenarios::failed(&world, |buffer| Ok(world.communicator().start_mean(buffer)?)),
         "failed-broadcast" => {
@@ -502,6 +504,24 @@ fn mismatched_lengths_are_reported() {
         ],
     );
     assert!(outcome.wall < PATIENCE / 2, "{:?}", outcome.wall);
+}
+
+#[test]
+fn mismatched_lengths_of_a_later_step_are_reported() {
+    let expected =
+        "rank 0: mean of 1 tensor, 999 elements (999 Float); rank 1: mean of 1 tensor, 1000 elements";
+    let outcome = fails("later-lengths", 2, &[], &["not detected yet", expected]);
+    assert!(outcome.wall < PATIENCE / 2, "{:?}", outcome.wall);
+}
+
+#[test]
+fn all_ranks_stop_after_the_same_step() {
+    for size in [2, 3] {
+        let outcome = run_on(double(), "stop", size, &[]);
+        assert_eq!(outcome.code, Some(drnas_dist::process::signals::STOPPED), "{}", outcome.output);
+        let stopped = |step: u32| outcome.output.matches(&format!("stopped after step {step}\n")).count();
+        assert!([3, 4].iter().any(|&step| stopped(step) == size), "{}", outcome.output);
+    }
 }
 
 #[test]

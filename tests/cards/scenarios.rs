@@ -382,6 +382,41 @@ pub fn lengths(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Ranks whose means differ in a later step, although each mean is known to all of them: the comparison is deferred.
+pub fn later_lengths(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    let reduce = |length: i64| -> Result<()> {
+        comm.start_mean(&Tensor::zeros([length], tch::kind::FLOAT_CPU))?;
+        comm.finish()?;
+        Ok(())
+    };
+    (0..4).try_for_each(|step| reduce(999 + step % 2))?;
+    reduce(if comm.rank() == 0 { 999 } else { 1_000 })?;
+    println!("not detected yet");
+    reduce(1_000)
+}
+
+/// The last rank is asked to stop in step 3; all ranks stop after the same step.
+pub fn stop(world: &World) -> Result<()> {
+    let comm = world.communicator();
+    for step in 1..=20 {
+        if step == 3 && comm.rank() + 1 == comm.size() {
+            // SAFETY: signals this process; no pointers are involved.
+            unsafe { libc::kill(libc::getpid(), libc::SIGUSR1) };
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        for _ in 0..2 {
+            comm.start_mean(&Tensor::zeros([100], tch::kind::FLOAT_CPU))?;
+            comm.finish()?;
+        }
+        if comm.stop_requested() {
+            println!("stopped after step {step}");
+            world.exit_stopped();
+        }
+    }
+    Ok(())
+}
+
 /// Rank 1 drops the world during a reduction.
 pub fn dropped(world: World) {
     let comm = world.communicator();

@@ -37,11 +37,21 @@ impl Mpi {
 
     /// Compares `operation` without blocking; the result is checked by the next comparison. Collective.
     pub(crate) fn agree_deferred(&self, operation: &str) -> Result<()> {
-        self.next_sequence();
         self.finish_deferred()?;
         let agreement = self.start_agreement(operation)?;
         self.deferred.replace(Some(agreement));
         Ok(())
+    }
+
+    /// Makes progress on the deferred comparison. Its result is not read: that happens in the same call on all ranks.
+    pub(super) fn progress_deferred(&self) -> Result<()> {
+        match &mut *self.deferred.borrow_mut() {
+            Some(Agreement { operation, number, requests, .. }) => {
+                let tested = requests.test();
+                tested.map(drop).map_err(|code| self.mpi_error_of(*number, operation, code))
+            }
+            None => Ok(()),
+        }
     }
 
     fn finish_deferred(&self) -> Result<()> {
@@ -57,6 +67,7 @@ impl Mpi {
                 operation: operation.into(),
             });
         }
+        self.next_sequence();
         let hash = xxh3_64(operation.as_bytes()) as i64;
         // min(x) equals !min(!x) only if x is equal on all ranks.
         let mine = Tensor::f_from_slice(&[hash, !hash, i64::from(!signals::stop_requested())])?;

@@ -172,7 +172,7 @@ impl Mpi {
     ) -> Result<()> {
         let mut backoff = Backoff::new();
         let _waiting = Waiting::begin(number);
-        while !requests.test().map_err(|code| self.mpi_error(operation, code))? {
+        while !requests.test().map_err(|code| self.mpi_error_of(number, operation, code))? {
             let waited = since.elapsed();
             if waited >= self.limit.get() {
                 self.failed.set(true);
@@ -191,12 +191,16 @@ impl Mpi {
     }
 
     fn mpi_error(&self, operation: &str, code: c_int) -> Error {
+        self.mpi_error_of(self.sequence.get(), operation, code)
+    }
+
+    fn mpi_error_of(&self, number: u64, operation: &str, code: c_int) -> Error {
         self.failed.set(true);
         Error::Mpi {
             rank: self.rank,
             host: self.host.clone(),
             operation: operation.into(),
-            number: self.sequence.get(),
+            number,
             text: text_of(code),
         }
     }
@@ -243,6 +247,7 @@ impl Communicator for Mpi {
     }
 
     fn progress(&self) -> Result<()> {
+        self.progress_deferred()?;
         for mean in self.means.borrow_mut().iter_mut() {
             // Reported by `finish`, which first compares the ranks' operations: that gives a better message.
             mean.failed = mean.failed.or(mean.requests.test().err());
@@ -251,7 +256,6 @@ impl Communicator for Mpi {
     }
 
     fn finish(&self) -> Result<ReduceWait> {
-        self.next_sequence();
         let since = Instant::now();
         let operation = describe(&self.means.borrow());
         self.agree_since(&operation, since)?;
@@ -275,7 +279,6 @@ impl Communicator for Mpi {
     }
 
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<()> {
-        self.next_sequence();
         contiguous("broadcast", buffer)?;
         in_host_memory("broadcast", buffer)?;
         root_within(root, self.size)?;
@@ -301,7 +304,6 @@ impl Communicator for Mpi {
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.next_sequence();
         let operation = format!("all-gather of {} bytes", bytes.len());
         let since = Instant::now();
         self.agree_since(&operation, since)?;
@@ -309,7 +311,6 @@ impl Communicator for Mpi {
     }
 
     fn barrier(&self) -> Result<()> {
-        self.next_sequence();
         // The comparison completes only after every rank has started it.
         self.agree("barrier")
     }

@@ -276,8 +276,8 @@ impl Communicator for Nccl {
     }
 
     fn progress(&self) -> Result<()> {
-        // Reductions progress on the GPU by themselves.
-        Ok(())
+        // The GPU moves the means by itself.
+        self.mpi.progress()
     }
 
     fn start_trace(&self) -> Result<()> {
@@ -292,13 +292,14 @@ impl Communicator for Nccl {
     fn finish(&self) -> Result<ReduceWait> {
         self.launch_queued()?;
         self.record(Mark::Step)?;
+        // Before the comparison: the GPU is idle while the host waits in it.
+        let computed = self.timestamp()?;
         let description = describe("mean", &self.means.borrow().started);
         match self.agreed.borrow().contains(&description) {
             true => self.mpi.agree_deferred(&description)?,
             false => self.mpi.agree(&description)?,
         }
         self.agreed.borrow_mut().insert(description);
-        let computed = self.timestamp()?;
         self.order_torch_after()?;
         let averaged = self.timestamp()?;
         // Memory freed from here on is reused on libtorch's stream, which waits for the reductions.

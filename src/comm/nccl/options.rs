@@ -57,7 +57,7 @@ pub(super) fn check_compatible(mpi: &Mpi, library: &Library, options: &NcclOptio
     let bus_id = String::from_utf8_lossy(&all[second][20..]).trim().to_string();
     let allowed = std::env::var(SHARING_VARIABLE).is_ok_and(|value| value == "1");
     match options.share_gpu {
-        false => Err(Error::SameCard { first, second, bus_id }),
+        false => Err(Error::SameGpu { first, second, bus_id }),
         true if version(&all[0]) < library::OLDEST_SHARING || !allowed => Err(Error::CannotShare {
             bus_id,
             found: version_text(version(&all[0])),

@@ -159,7 +159,7 @@ impl HeldLock {
 }
 
 /// Removes the lock of folder `run` if its holder ran on this machine and is dead. The other ranks call it if rank 0
-/// died. died.
+/// died.
 pub fn remove_if_dead(run: &Path) {
     let path = run.join(LOCK_FILE);
     let me = Holder::here("");

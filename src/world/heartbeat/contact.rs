@@ -6,7 +6,6 @@ use nix::net::if_::InterfaceFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 /// Host name, process and addresses of a rank.
@@ -24,6 +23,9 @@ pub(super) struct Contact {
     pub(super) port: u16,
     pub(super) addresses: Vec<IpAddr>,
 }
+
+/// Each is tried in turn until one answers.
+const MAX_ADDRESSES: usize = 8;
 
 impl Contact {
     /// Describes this process, listening on `port`.
@@ -66,16 +68,21 @@ fn local_addresses() -> Vec<IpAddr> {
         interface.flags.contains(InterfaceFlags::IFF_UP)
             && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
     });
-    let addresses: BTreeSet<IpAddr> = usable
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        })
-        .filter(|address| !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
-        .collect();
-    // IPv4 comes first, which clusters usually use.
-    addresses.into_iter().collect()
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for interface in usable {
+        let Some(address) = interface.address else { continue };
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        let v6 = || address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip()));
+        match v4.or_else(v6) {
+            Some(IpAddr::V6(address)) if address.is_unicast_link_local() => {}
+            Some(address) if !addresses.contains(&address) => addresses.push(address),
+            _ => {}
+        }
+    }
+    // IPv4 first: clusters usually use it. The order of the interfaces is kept.
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.truncate(MAX_ADDRESSES);
+    addresses
 }
 
 #[cfg(test)]
