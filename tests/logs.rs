@@ -67,6 +67,25 @@ fn assert_finished(name: &str, output: &Output) {
     assert!(log.iter().any(|line| line.starts_with("Architecture found")), "{name}: {log:?}");
 }
 
+/// Two threads that share one core always wait for it.
+#[test]
+fn competition_for_cores_is_reported() {
+    let bench = Bench::get();
+    let run = |name: &str, threads: &str, policy: Option<&str>| {
+        let search = bench.search(0, name, &["--set", threads]);
+        let mut command = bench.command("taskset");
+        command.args(["--cpu-list", "0"]).arg(search.get_program()).args(search.get_args());
+        command.env_remove("OMP_WAIT_POLICY").env_remove("GOMP_SPINCOUNT");
+        command.envs(policy.map(|policy| ("OMP_WAIT_POLICY", policy)));
+        let output = finish(command, LIMIT);
+        assert_finished(name, &output);
+        output_text(&output).matches("waited for a core").count()
+    };
+    assert_eq!(run("shared-core", "run.threads=2", None), 1);
+    assert_eq!(run("passive", "run.threads=2", Some("passive")), 0);
+    assert_eq!(run("one-thread", "run.threads=1", None), 0);
+}
+
 #[test]
 fn run_continues_when_its_output_cannot_be_written() {
     let bench = Bench::get();

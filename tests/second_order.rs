@@ -67,13 +67,14 @@ impl Fixture {
             let labels = [(); 4].map(|()| Tensor::randint(3, [4], (Kind::Int64, Device::Cpu)));
             (eta, images, labels)
         });
+        // Samples with which no ReLU switches within the two shorter lengths of `compare`.
         let samples = |seed: u64| -> Vec<ThetaSample> {
             (0..tables as i64)
                 .map(|table| {
                     sample(
                         &eta.get(table),
                         net.masks().table(table as usize),
-                        &mut stream(seed, Purpose::ThetaVirtualStep, &[table as u64]),
+                        &mut stream(seed, Purpose::ThetaArchitectureStep, &[table as u64]),
                     )
                 })
                 .collect()

@@ -6,8 +6,10 @@ use crate::config::Settings;
 use crate::error::Result;
 use crate::files;
 use crate::process::messages::{counted, print_stderr};
+use crate::process::openmp::CoreWait;
 use crate::report::{EpochSummary, LogRecord, Means, MetricsLog, Progress, ReplacedRecord, Status};
 use crate::train::tally::Measures;
+use crate::world::World;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -83,6 +85,7 @@ impl Sums {
 pub struct Journal {
     log: MetricsLog,
     progress: Progress,
+    core_wait: CoreWait,
     /// Statistics that are part of the checkpoint.
     pub sums: Sums,
 }
@@ -94,13 +97,13 @@ impl Journal {
         training: &impl Training,
         out: &Path,
         resumed: Option<(u64, Sums)>,
-        ranks: usize,
+        world: &World,
     ) -> Result<Journal> {
         fs::create_dir_all(out).map_err(files::io("create folder", out))?;
         let path = out.join("metrics.jsonl");
         let is_new = resumed.is_none();
         let (step, mut sums) = resumed.unwrap_or_default();
-        sums.totals.ranks = ranks as u64;
+        sums.totals.ranks = world.size() as u64;
         let log = match is_new {
             false => MetricsLog::resume(&path, step)?,
             true => {
@@ -112,7 +115,8 @@ impl Journal {
             }
         };
         let progress = Progress::start(training.num_steps(), training.settings().run().log_every);
-        Ok(Journal { progress, log, sums })
+        let core_wait = CoreWait::start(if world.gpu().is_some() { 1 } else { world.threads() });
+        Ok(Journal { progress, core_wait, log, sums })
     }
 
     /// Announces the start of the run or of a stage.
@@ -132,6 +136,9 @@ impl Journal {
     ) -> Result<()> {
         for (pending, measures) in pending.iter().zip(measures) {
             self.step(training, pending, measures, card_memory_mib)?;
+        }
+        if let Some(note) = self.core_wait.note() {
+            print_stderr(&note);
         }
         let Some(last) = pending.last() else { return Ok(()) };
         let mean = |of: fn(&Measures) -> f64| measures.iter().map(of).sum::<f64>() / measures.len() as f64;

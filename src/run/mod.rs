@@ -143,7 +143,7 @@ impl<'a> Run<'a> {
         if world.rank() == 0 {
             unfinish(&run.out)?;
             run.print_overview(training)?;
-            let mut journal = Journal::open(training, &run.out, resumed.clone(), world.size())?;
+            let mut journal = Journal::open(training, &run.out, resumed.clone(), world)?;
             match &resumed {
                 Some((step, _)) => {
                     let text = format!("resumed after step {step}");
