@@ -2,7 +2,7 @@
 
 use super::{Config, DataSection, ModelSection, Regulariser, RunSection, Settings, WeightsSection};
 use crate::config::error::{Error, Result};
-use crate::process::openmp;
+use crate::process::openmp::MAX_THREADS;
 use crate::space::SearchSpace;
 
 /// Returns [`Error::Check`] with the formatted line unless `holds`.
@@ -53,9 +53,6 @@ const MAX_SECONDS: f64 = 1e9;
 
 /// Steps, epochs and checkpoints: large enough to mean "never"; products still fit into 64 bits.
 const MAX_COUNT: u64 = 1_000_000_000_000;
-
-/// Threads per rank and purpose: more than the cores of any machine, and every thread takes memory.
-const MAX_THREADS: u64 = openmp::MAX_THREADS as u64;
 
 /// Prefetched batches.
 const MAX_BATCHES: u64 = 65_536;
@@ -150,7 +147,7 @@ impl DataSection {
         positive(&[("data.std", &self.std)])?;
         at_least_one(&[("data.prefetch", self.prefetch as u64)])?;
         at_most(MAX_BATCHES, &[("data.prefetch", self.prefetch as u64)])?;
-        at_most(MAX_THREADS, &[("data.decode_threads", self.decode_threads as u64)])?;
+        at_most(MAX_THREADS as u64, &[("data.decode_threads", self.decode_threads as u64)])?;
         require!(
             self.crop_area_min > 0.0 && self.crop_area_min <= 1.0,
             "data.crop_area_min must be above 0 and at most 1, found {}",
@@ -270,7 +267,7 @@ impl RunSection {
             MAX_SECONDS,
             &[("run.start_limit_s", &[self.start_limit_s]), ("run.time_limit_s", &[self.time_limit_s])],
         )?;
-        at_most(MAX_THREADS, &[("run.threads", self.threads as u64)])?;
+        at_most(MAX_THREADS as u64, &[("run.threads", self.threads as u64)])?;
         at_least_one(&[
             ("run.log_every", self.log_every),
             ("run.compare_every", self.compare_every),

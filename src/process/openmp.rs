@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// Largest number of threads of a kind.
+/// Most threads per rank and purpose: more than the cores of any machine, and every thread takes memory.
 pub const MAX_THREADS: usize = 1024;
 
 /// Returns the number of threads that the environment variable OMP_NUM_THREADS requests; `None` if it is not set.

@@ -9,7 +9,7 @@ mod scaling;
 
 pub use error::{Error, Result};
 pub use metrics::MetricsLog;
-pub use progress::{Means, Progress, Status};
+pub use progress::{Progress, Status, StepMeans};
 pub use records::{
     Accuracies, EpochRecord, EpochSummary, EvaluatedEpochRecord, EvaluatedRecord, FinishRecord, LogRecord,
     NetworkRecord, ReplacedRecord, StageRecord, StepRecord,

@@ -25,7 +25,7 @@ pub struct Status {
 
 /// Means over the steps since the losses were last read back.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Means {
+pub struct StepMeans {
     /// Cross entropy.
     pub loss: f64,
     /// Top-1 accuracy, in 0..1.
@@ -41,7 +41,7 @@ pub struct Progress {
     num_steps: u64,
     log_every: u64,
     pace: Pace,
-    means: Option<Means>,
+    means: Option<StepMeans>,
     /// The line currently on the terminal; "" if there is none.
     drawn: RefCell<String>,
     redrawn: Option<Instant>,
@@ -78,7 +78,7 @@ impl Progress {
     }
 
     /// Shows new means on the terminal, or prints them as a plain line.
-    pub fn update_means(&mut self, status: &Status, means: Means) {
+    pub fn update_means(&mut self, status: &Status, means: StepMeans) {
         self.means = Some(means);
         let left = self.pace.left(status, self.num_steps, Instant::now());
         let line = line(status, self.means, self.num_steps, left);
@@ -146,9 +146,9 @@ fn fitted(line: &str, done: f64, columns: usize) -> String {
 }
 
 /// Formats a line: `stage 1/2  epoch 3/10  step 120/500  loss 2.104  top-1 24.1 %  85.3 images/s  1 min 20 s left`
-fn line(status: &Status, means: Option<Means>, num_steps: u64, left: Option<Duration>) -> String {
+fn line(status: &Status, means: Option<StepMeans>, num_steps: u64, left: Option<Duration>) -> String {
     let means = means.map_or(String::new(), |means| {
-        let Means { loss, top1, images_per_s } = means;
+        let StepMeans { loss, top1, images_per_s } = means;
         format!("  loss {loss:.3}  top-1 {:.1} %  {images_per_s:.1} images/s", 100.0 * top1)
     });
     let left = left.map_or(String::new(), |left| format!("  {} left", human_time(left)));
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_line_shows_the_state_of_the_run() {
-        let means = Means { loss: 2.1036, top1: 0.2414, images_per_s: 85.31 };
+        let means = StepMeans { loss: 2.1036, top1: 0.2414, images_per_s: 85.31 };
         let whole = line(&status(1, 120), Some(means), 500, Some(Duration::from_secs(80)));
         assert_eq!(
             whole,

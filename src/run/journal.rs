@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::files;
 use crate::process::messages::{counted, print_stderr};
 use crate::process::openmp::CoreWait;
-use crate::report::{EpochSummary, LogRecord, Means, MetricsLog, Progress, ReplacedRecord, Status};
+use crate::report::{EpochSummary, LogRecord, MetricsLog, Progress, ReplacedRecord, Status, StepMeans};
 use crate::train::tally::Measures;
 use crate::world::World;
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,7 @@ impl Journal {
         let Some(last) = pending.last() else { return Ok(()) };
         let mean = |of: fn(&Measures) -> f64| measures.iter().map(of).sum::<f64>() / measures.len() as f64;
         let images: u64 = pending.iter().map(|step| step.images).sum();
-        let means = Means {
+        let means = StepMeans {
             loss: mean(|measures| measures.loss),
             top1: mean(|measures| measures.top1),
             images_per_s: images as f64 / pending.iter().map(|step| step.wall_s).sum::<f64>(),

@@ -13,7 +13,7 @@ mod agreement;
 mod requests;
 
 use agreement::Agreement;
-use requests::{Backoff, PendingRequests, text_of};
+use requests::{Backoff, PendingRequests, Waiting, text_of};
 
 use crate::comm::communicator::{Communicator, ReduceWait, contiguous, reducible, root_within};
 use crate::comm::error::{Error, Result};
@@ -342,22 +342,6 @@ impl Mpi {
             Some(at) => Ok(spare.swap_remove(at)),
             None => Ok(Tensor::f_empty([length as i64], (kind, Device::Cpu))?),
         }
-    }
-}
-
-/// Marks this rank as waiting in an operation, as reported by heartbeats, until dropped.
-struct Waiting;
-
-impl Waiting {
-    fn begin(number: u64) -> Self {
-        rank_status::begin_wait(number);
-        Self
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        rank_status::end_wait();
     }
 }
 

@@ -1,5 +1,6 @@
 //! Pending MPI requests, the memory they use, and polling without occupying a core.
 
+use crate::process::rank_status;
 use mpi::ffi::{self, MPI_Request};
 use std::mem::ManuallyDrop;
 use std::os::raw::c_int;
@@ -75,6 +76,22 @@ impl Backoff {
             std::thread::sleep(self.sleep);
             self.sleep = (self.sleep + self.sleep / 4).min(Self::LONGEST);
         }
+    }
+}
+
+/// Marks this rank as waiting in an operation, as reported by heartbeats, until dropped.
+pub(super) struct Waiting;
+
+impl Waiting {
+    pub(super) fn begin(number: u64) -> Self {
+        rank_status::begin_wait(number);
+        Self
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        rank_status::end_wait();
     }
 }
 
