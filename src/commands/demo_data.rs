@@ -5,7 +5,7 @@
 
 use crate::cli::DemoArgs;
 use crate::commands::error::Error as CommandError;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{self, NewFileError};
 use crate::process::console;
 use crate::process::messages::counted;
@@ -48,42 +48,44 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     let total = num_classes * args.per_class;
     let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
-    let work = || -> Result<()> {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= total {
-                return Ok(());
-            }
-            let (class, image) = (number / args.per_class, number % args.per_class);
-            let bytes = draw(args.seed, class, image, px_min..=px_max)?;
-            let path = args.out.join(&names[class]).join(format!("{image:04}.jpg"));
-            match std::fs::read(&path) {
-                Ok(old) if old == bytes => {}
-                Ok(_) => {
-                    return Err(CommandError::Demo(format!(
-                        "{} already exists with different content (from another --seed, --px or version); choose \
-                         another folder, or remove this one",
-                        path.display()
-                    ))
-                    .into());
-                }
-                Err(_) => std::fs::write(&path, bytes).map_err(files::io("write", &path))?,
-            }
+    let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+    let write = |number: usize| -> Result<()> {
+        let (class, image) = (number / args.per_class, number % args.per_class);
+        let bytes = draw(args.seed, class, image, px_min..=px_max)?;
+        let path = args.out.join(&names[class]).join(format!("{image:04}.jpg"));
+        match std::fs::read(&path) {
+            Ok(old) if old == bytes => Ok(()),
+            Ok(_) => Err(CommandError::Demo(format!(
+                "{} already exists with different content (from another --seed, --px or version); choose \
+                 another folder, or remove this one",
+                path.display()
+            ))
+            .into()),
+            Err(_) => Ok(std::fs::write(&path, bytes).map_err(files::io("write", &path))?),
         }
     };
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
             scope.spawn(|| {
-                if let Err(error) = work() {
-                    next.store(total, Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= total {
+                        return;
+                    }
+                    if let Err(error) = write(number) {
+                        next.store(total, Ordering::Relaxed);
+                        // The first image that failed, whichever thread was faster.
+                        let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
+                        if failure.as_ref().is_none_or(|(first, _)| number < *first) {
+                            *failure = Some((number, error));
+                        }
+                    }
                 }
             });
         }
     });
     match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
-        Some(error) => Err(error),
+        Some((_, error)) => Err(error),
         None => {
             console::print_diagnostic(&format!(
                 "{}: {}, {num_classes} classes",
