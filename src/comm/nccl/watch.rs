@@ -167,10 +167,11 @@ impl WatchShared {
     fn watch_time(&self) -> Result<()> {
         while let Some(state) = self.next_check(|state| state.closing) {
             // A collective may have been queued long before it starts: the limit applies to the time without any
-            // completion.
+            // completion. Without polling, nothing tells whether one has completed.
             let collective = state
                 .collectives
                 .front()
+                .filter(|_| !state.polling_stopped)
                 .map(|(collective, _)| (collective, state.last_completed.max(Some(collective.since))));
             let calls = [&state.call, &state.query];
             let calls = calls.into_iter().flatten().map(|call| (call, Some(call.since)));
