@@ -476,7 +476,7 @@ fn missing_rank_is_reported_by_all_others_within_the_time_limit() {
         &[
             "stalled 0 within true",
             "stalled 1 within true",
-            "in operation 4 (mean of 1 tensor, 1000000 elements (1000000 Float))",
+            "in operation 6 (mean of 1 tensor, 1000000 elements (1000000 Float))",
             "rank 0 on ",
         ],
     );
@@ -527,7 +527,7 @@ fn mismatched_collectives_are_reported() {
         "differ",
         3,
         &[
-            "operation 3: the ranks call different operations (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
+            "operation 5: the ranks call different operations (rank 0: broadcast of 40 Float from rank 0; rank 1: barrier)",
         ],
     );
     assert_prompt(&outcome);
