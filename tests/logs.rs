@@ -72,7 +72,8 @@ fn assert_finished(name: &str, output: &Output) {
 fn competition_for_cores_is_reported() {
     let bench = Bench::get();
     let run = |name: &str, threads: &str, policy: Option<&str>| {
-        let search = bench.search(0, name, &["--set", threads]);
+        let steps = ["--set", "search.steps_per_epoch=5", "--set", threads];
+        let search = bench.search(0, name, &[&SHORT, &steps[..]].concat());
         let mut command = bench.command("taskset");
         command.args(["--cpu-list", "0"]).arg(search.get_program()).args(search.get_args());
         command.env_remove("OMP_WAIT_POLICY").env_remove("GOMP_SPINCOUNT");

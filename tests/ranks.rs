@@ -10,7 +10,9 @@ use drnas_dist::process::phase::{self, Phase};
 use drnas_dist::process::signals;
 use drnas_dist::world::{Limits, World};
 use drnas_dist::{Result, files};
-use mpirun::{Outcome, SCENARIO, is_alive, rank_program as command, run_with};
+use mpirun::{
+    Outcome, SCENARIO, assert_refuses_unsuitable_tensors, is_alive, rank_program as command, run_with,
+};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -223,16 +225,7 @@ fn repeat(world: &World) -> Result<()> {
 /// Tensors that cannot be sent are refused immediately, and the communicator stays usable.
 fn refusals(world: &World) -> Result<()> {
     let comm = world.communicator();
-    let transposed = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
-    let message = |outcome: comm::Result<()>| outcome.unwrap_err().to_string();
-    assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
-    assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
-    let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(
-        message(comm.start_mean(&integers))
-            .contains("expected a tensor of kind Float or Double, found Int64")
-    );
-    assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
+    assert_refuses_unsuitable_tensors(comm);
     Ok(comm.barrier()?)
 }
 

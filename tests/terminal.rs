@@ -170,3 +170,20 @@ fn progress_in_a_file_is_plain_lines() {
     // Losses are read back every third step and at the end.
     assert_eq!(steps(&written), [3, 6, 9, 12, 15, 18, 20], "{written}");
 }
+
+/// A stand-in for the daemon that starts ranks on another host: its name is all that the program looks at. The ranks have a
+/// pseudo-terminal although the output of mpirun may go to a file.
+#[test]
+fn progress_under_a_daemon_of_the_launcher_is_plain_lines() {
+    let bench = Bench::get();
+    let daemon = bench.path("prted");
+    std::os::unix::fs::symlink("/bin/bash", &daemon).unwrap();
+    let search = bench.search(0, "under-a-daemon", &[]);
+    let mut shell = bench.command("bash");
+    // The output of the daemon goes elsewhere; `true` keeps it from being replaced by the search.
+    shell.args(["-c", "daemon=$0; \"$daemon\" -c '\"$0\" \"$@\" > /dev/tty; true' \"$@\" > /dev/null"]);
+    shell.arg(&daemon).arg(search.get_program()).args(search.get_args());
+    let text = Session::start(shell).watch(|_| {});
+    assert_eq!(steps(&text), [3, 6, 9, 12, 15, 18, 20], "{text}");
+    assert!(!text.contains('\x1b'), "{text:?}");
+}

@@ -1,13 +1,21 @@
 //! Identifies a process across machines and restarts: machine, pid and start time.
 
+use std::fs;
+use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
+
+/// Returns the fields of `stat` in the /proc folder `process`, from the state of the process on: state, parent's PID, ...
+pub(crate) fn stat_fields(process: &Path) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    // The command name may contain spaces and parentheses; it ends at the last ")".
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(String::from).collect())
+}
 
 /// Returns the start time of process `pid` of this machine in clock ticks, or `None` if it is not running.
 pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name may contain spaces and parentheses; it ends at the last ")". A zombie has ended.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    if matches!(*fields.first()?, "Z" | "X") {
+    let fields = stat_fields(Path::new(&format!("/proc/{pid}")))?;
+    // A zombie has ended.
+    if matches!(fields.first()?.as_str(), "Z" | "X") {
         return None;
     }
     fields.get(19)?.parse().ok()
@@ -15,9 +23,9 @@ pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
 
 /// Identifies this machine since its last boot, together with the pid and network namespaces.
 pub(crate) fn machine_id() -> u64 {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let namespace = |name: &str| {
-        std::fs::read_link(format!("/proc/self/ns/{name}"))
+        fs::read_link(format!("/proc/self/ns/{name}"))
             .map(|link| link.to_string_lossy().into_owned())
             .unwrap_or_default()
     };

@@ -33,8 +33,8 @@ pub(crate) struct CoreWait {
 }
 
 impl CoreWait {
-    /// Starts for a rank with `num_threads` threads; does nothing for one thread, or if the user has chosen how OpenMP threads
-    /// wait.
+    /// Starts for a rank with `num_threads` threads. Does nothing for one thread, or if the user has chosen how OpenMP
+    /// threads wait.
     pub(crate) fn start(num_threads: usize) -> CoreWait {
         let chosen =
             ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());

@@ -4,6 +4,7 @@
 //! own streams are, and forwards only complete lines. Therefore the streams of mpirun are examined, and every update of
 //! the progress line is a complete line that ends with `BACK`.
 
+use super::identity::stat_fields;
 use std::fs::{self, File, OpenOptions};
 use std::io::IsTerminal;
 use std::os::fd::{AsRawFd, RawFd};
@@ -86,8 +87,6 @@ fn device(stream: RawFd) -> Option<File> {
 
 /// Returns the /proc folder of the parent of the process whose /proc folder is `process`.
 fn parent(process: &Path) -> Option<PathBuf> {
-    let stat = fs::read_to_string(process.join("stat")).ok()?;
-    // The command name may contain spaces and parentheses; it ends at the last ")". The state and the parent's PID follow.
-    let pid: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+    let pid: u32 = stat_fields(process)?.get(1)?.parse().ok()?;
     (pid > 0).then(|| PathBuf::from(format!("/proc/{pid}")))
 }

@@ -1,5 +1,6 @@
 //! The scenarios: what each rank does.
 
+use crate::bench::mpirun::assert_refuses_unsuitable_tensors;
 use crate::double::Double;
 use clap::Parser;
 use drnas_dist::cli::{self, Cli};
@@ -127,16 +128,7 @@ pub fn host_side(world: &World) -> Result<()> {
     let gathered = comm.all_gather(&[rank as u8, 7])?;
     assert_eq!(gathered, (0..size).map(|rank| vec![rank as u8, 7]).collect::<Vec<_>>());
     comm.barrier()?;
-    let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
-    let transposed = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
-    assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
-    assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
-    let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
-    assert!(
-        message(comm.start_mean(&integers))
-            .contains("expected a tensor of kind Float or Double, found Int64")
-    );
-    assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
+    assert_refuses_unsuitable_tensors(comm);
     comm.finish()?;
     Ok(comm.barrier()?)
 }

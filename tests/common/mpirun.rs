@@ -1,9 +1,11 @@
 //! mpirun with the settings that tests need, and `rank_program`: the current test program, run again as the ranks of a
 //! scenario.
 
+use drnas_dist::comm::Communicator;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tch::Tensor;
 
 /// Names the scenario that `rank_program` runs.
 pub const SCENARIO: &str = "DRNAS_TEST_SCENE";
@@ -51,6 +53,20 @@ pub fn rank_program(scenario: &str, size: usize, folder: &Path) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// Asserts that `comm` refuses tensors that it cannot send, immediately and on each rank by itself.
+pub fn assert_refuses_unsuitable_tensors(comm: &dyn Communicator) {
+    let transposed = Tensor::zeros([3, 4], tch::kind::FLOAT_CPU).tr();
+    let message = |outcome: drnas_dist::comm::Result<()>| outcome.unwrap_err().to_string();
+    assert!(message(comm.start_mean(&transposed)).contains("expected a contiguous tensor"));
+    assert!(message(comm.broadcast(&transposed, 0)).contains("expected a contiguous tensor"));
+    let integers = Tensor::zeros([3], tch::kind::INT64_CPU);
+    assert!(
+        message(comm.start_mean(&integers))
+            .contains("expected a tensor of kind Float or Double, found Int64")
+    );
+    assert!(message(comm.broadcast(&integers, 9)).contains("root below"));
 }
 
 /// How the ranks of a scenario ended.

@@ -366,7 +366,8 @@ impl Drop for Nccl {
     }
 }
 
-/// Describes means, identically on all ranks: "all-reduce of 3 tensors, 1247 elements (1200 Float, 40 Float, 7 BFloat16)".
+/// Describes means, identically on all ranks: "all-reduce of 3 tensors, 1247 elements (1200 Float, 40 Float, 7
+/// BFloat16)".
 fn describe(what: &str, means: &[NcclMean]) -> String {
     let total: usize = means.iter().map(|mean| mean.payload().numel()).sum();
     let lengths: Vec<_> =
