@@ -171,8 +171,8 @@ fn progress_in_a_file_is_plain_lines() {
     assert_eq!(steps(&written), [3, 6, 9, 12, 15, 18, 20], "{written}");
 }
 
-/// A stand-in for the daemon that starts ranks on another host: its name is all that the program looks at. The ranks have a
-/// pseudo-terminal although the output of mpirun may go to a file.
+/// A stand-in for the daemon that starts ranks on another host: its name is all that the program looks at. The ranks
+/// have a pseudo-terminal although the output of mpirun may go to a file.
 #[test]
 fn progress_under_a_daemon_of_the_launcher_is_plain_lines() {
     let bench = Bench::get();
