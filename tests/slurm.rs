@@ -84,7 +84,7 @@ impl<'a> Job<'a> {
     /// Returns how often the job was requeued, after checking that each start prints its number.
     fn restarts(&self) -> usize {
         let text = self.log_text();
-        let count = |text: &str| text.matches(text).count();
+        let count = |line: &str| text.matches(line).count();
         let restarts = count("not finished: requeueing the job");
         // There are more warnings than restarts if the last one comes after the final step.
         assert!(restarts <= count("time limit or preemption is near"), "{text}");
