@@ -10,6 +10,7 @@ mod naive;
 
 use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
+use drnas_dist::net::mixing::MixingWeights;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Supernet, SupernetShape};
@@ -56,6 +57,7 @@ fn main() {
             let mask = Mask((0..14).map(|edge| (0..7).map(|op| (op + edge) % 7 < keep).collect()).collect());
             let shape = SupernetShape {
                 space: SearchSpace::DartsImagenet,
+                operations: SearchSpace::DartsImagenet.operations().to_vec(),
                 init_channels: 48,
                 layers: 14,
                 num_classes: 1000,
@@ -75,8 +77,8 @@ fn main() {
             let images = Tensor::randn([batch, 3, px, px], (Kind::Float, Device::Cpu));
             let labels = Tensor::zeros([batch], (Kind::Int64, Device::Cpu));
             let weight = 1.0 / keep as f64;
-            let theta =
-                [weight, weight].map(|value| Tensor::full([14, 7], value, (Kind::Float, Device::Cpu)));
+            let table = || Tensor::full([14, 7], weight, (Kind::Float, Device::Cpu));
+            let theta = MixingWeights::of(vec![table(), table()]);
             let weights: Named = net
                 .params
                 .export(|bucket| &bucket.weights)
@@ -87,7 +89,7 @@ fn main() {
             let leaves: Vec<&Tensor> = weights.values().collect();
             let edge_by_edge = || {
                 let naive = Naive { shape: &shape, weights: &weights, running: &running };
-                let loss = cross_entropy(&naive.logits(&images, &theta), &labels);
+                let loss = cross_entropy(&naive.logits(&images, &theta.operations), &labels);
                 std::hint::black_box(Tensor::run_backward(&[&loss], &leaves, false, false));
             };
             let stacked = || {

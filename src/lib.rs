@@ -17,6 +17,7 @@
 //! | [`net`] | the network for given mixing weights, and its gradients, bucket by bucket |
 //! | [`world`] | the ranks of a run: MPI start-up, devices, heartbeats, shutdown |
 //! | [`train`] | shared by search and evaluation: weight step, optimisers, schedule, state, checkpoints |
+//! | [`method`] | search methods: mixing weights from architecture parameters, gradients, updates, perturbation |
 //! | [`search`] | the architecture search; one bilevel step is [`search::Search::bilevel_step`] |
 //! | [`eval`] | training a discovered network from scratch, and testing it |
 //! | [`nb201`] | the NAS-Bench-201 table of architecture accuracies |
@@ -38,6 +39,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod files;
+pub mod method;
 pub mod nb201;
 pub mod net;
 pub mod process;

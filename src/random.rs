@@ -36,6 +36,12 @@ pub enum Purpose {
     ThetaVirtualStep = 11,
     /// Architectures drawn for the trajectory figure.
     Trajectory = 12,
+    /// Noise that replaces the output of an operation.
+    Noise = 13,
+    /// Initial parameters of edge weights.
+    EdgeParameters = 14,
+    /// Perturbed mixing weights of the weight step.
+    Perturbation = 15,
 }
 
 /// Returns the seed of the stream at `place`: step, replica, sample or whatever else identifies the use.

@@ -1,6 +1,7 @@
 //! Arguments of the commands that write a run folder: searches and evaluations.
 
-use crate::config::{self, Settings};
+use crate::config::{self, Config, Method, Settings, published};
+use crate::space::SearchSpace;
 use crate::space::nb201::Dataset;
 use clap::Args;
 use std::path::PathBuf;
@@ -47,9 +48,30 @@ pub struct SearchArgs {
     /// Folder of the shards on which the weights are trained.
     #[arg(long, value_name = "SHARDS")]
     pub train: PathBuf,
-    /// Folder of the shards on which the architecture parameters are trained.
+    /// Folder of the shards on which the architecture parameters are trained; not in a single-level search, which trains
+    /// everything on --train.
     #[arg(long, value_name = "SHARDS")]
-    pub valid: PathBuf,
+    pub valid: Option<PathBuf>,
+    /// Search method. Without --config, selects its published configuration (configs/methods); with --config, the same
+    /// as --set method=METHOD.
+    #[arg(long, value_enum)]
+    pub method: Option<Method>,
+}
+
+impl SearchArgs {
+    /// Loads the configuration and applies `overrides`, `--method`, then every `--set`. `published`: the configuration
+    /// without `--config` and `--method`, name and text.
+    pub fn config(
+        &self,
+        space: SearchSpace,
+        published: (&str, &str),
+        overrides: Vec<String>,
+    ) -> config::Result<Config> {
+        let published = self.method.map_or(published, |method| published::of_method(method, space));
+        let method = self.method.filter(|_| self.run.config.is_some());
+        let method = method.map(|method| format!("method={}", method.name()));
+        self.run.settings(published, &overrides.into_iter().chain(method).collect::<Vec<_>>())
+    }
 }
 
 /// Arguments of `search-nb201`.
@@ -59,8 +81,8 @@ pub struct SearchNb201Args {
     /// configuration.
     #[arg(long, value_enum)]
     pub dataset: Dataset,
-    /// Use the published progressive configuration (k 4, then 2) instead of the single-stage one.
-    #[arg(long, conflicts_with = "config")]
+    /// Use the published progressive configuration of DrNAS (k 4, then 2) instead of the single-stage one.
+    #[arg(long, conflicts_with_all = ["config", "method"])]
     pub progressive: bool,
     /// Benchmark table (from `drnas-dist nb201 import`) in which the architecture of each epoch is looked up.
     #[arg(long, value_name = "FILE")]
@@ -101,6 +123,8 @@ Examples:
       --valid shards/valid --out runs/search-imagenet
   drnas-dist search-nb201 --dataset cifar10 --progressive --table nb201.table \\
       --train shards/c10-a --valid shards/c10-b --out runs/nb201
+  mpirun --bind-to none -n 2 drnas-dist search-cifar --method pc-darts --train shards/c10-a \\
+      --valid shards/c10-b --out runs/pc-darts
 
 Append --resume to continue after an interruption; the number of ranks may change.
 To override keys: --set seed=1 --set search.stage.2.epochs=30";

@@ -3,8 +3,7 @@
 
 use crate::cli::BenchArgs;
 use crate::comm::{Communicator, Trace};
-use crate::config::{self, Precision};
-use crate::config::{Config, EvaluateConfig, Settings};
+use crate::config::{self, Config, EvaluateConfig, Precision, Scheme, Settings};
 use crate::console;
 use crate::data::{Batch, Loader, LoaderSpec};
 use crate::error::Result;
@@ -95,11 +94,12 @@ fn search(config: &Config, args: &BenchArgs, world: &World) -> Result<()> {
         search.advance()?;
     }
     let mut loaders = [0, 1].map(|stream| loader(&config, replicas.clone(), stream));
-    let step: Step = Box::new(move |comm| {
-        let [weights, architecture] = &mut loaders;
-        search.bilevel_step(weights, architecture, comm)
+    let single_level = config.search.scheme == Scheme::SingleLevel;
+    let step: Step = Box::new(move |comm| match &mut loaders {
+        [loader, _] if single_level => search.single_level_step(loader, comm),
+        [weights, architecture] => search.bilevel_step(weights, architecture, comm),
     });
-    let batches = if args.weights_only { 1 } else { 2 };
+    let batches = if args.weights_only || single_level { 1 } else { 2 };
     let measured = BenchResult {
         what: format!("supernet, stage {}", args.stage),
         images_per_step: batches * config.global_batch(),

@@ -1,6 +1,6 @@
-//! Checks of a configuration that need neither data nor ranks.
+//! Checks that configurations of searches and evaluations share; they need neither data nor ranks.
 
-use super::{Config, DataSection, ModelSection, Regulariser, RunSection, Settings, WeightsSection};
+use super::{DataSection, ModelSection, RunSection, Settings, WeightsSection};
 use crate::config::error::{Error, Result};
 use crate::process::openmp::MAX_THREADS;
 use crate::space::SearchSpace;
@@ -23,29 +23,11 @@ pub(super) fn divisors(number: i64) -> String {
     all.map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-impl Config {
-    /// [`Settings::check`].
-    pub(super) fn check_keys(&self) -> Result<()> {
-        self.check_numbers()?;
-        self.model.check(self.data.px)?;
-        self.check_stem()?;
-        self.check_stages()?;
-        self.check_batch()
-    }
-
-    /// With the KL regulariser, weight decay is 0 unless given.
-    pub(super) fn derive_keys(&mut self, given: &dyn Fn(&str) -> bool) {
-        if self.eta.regulariser == Regulariser::Kl && !given("eta.weight_decay") {
-            self.eta.weight_decay = 0.0;
-        }
-    }
-}
-
 /// A configuration key with its value, or with the values of its list.
 type NamedNumbers<'a> = (&'a str, &'a [f64]);
 
 /// Rates, norms and weights: float32 can represent it and its product with a batch.
-const MAX_NUMBER: f64 = 1e30;
+pub(super) const MAX_NUMBER: f64 = 1e30;
 
 /// Durations: thirty years. Adding a duration to the current time overflows far above this, but far below the largest
 /// float.
@@ -274,125 +256,5 @@ impl RunSection {
             ("run.checkpoint_every", self.checkpoint_every),
             ("run.checkpoints_kept", self.checkpoints_kept as u64),
         ])
-    }
-}
-
-impl Config {
-    /// Checks that the configuration is for `space`; each space has its own command.
-    pub fn check_space(&self, space: SearchSpace) -> Result<()> {
-        let command = |space| match space {
-            SearchSpace::DartsImagenet => "search-imagenet",
-            SearchSpace::DartsCifar => "search-cifar",
-            SearchSpace::NasBench201 => "search-nb201",
-        };
-        require!(
-            self.model.space == space,
-            "this is {}, but the configuration is for {}; use that command or change model.space",
-            command(space),
-            command(self.model.space)
-        );
-        Ok(())
-    }
-
-    fn check_numbers(&self) -> Result<()> {
-        let eta = &self.eta;
-        check_seed(self.seed)?;
-        not_negative(&[
-            ("eta.weight_decay", &[eta.weight_decay]),
-            ("eta.kl_scale", &[eta.kl_scale]),
-            ("eta.grad_clip", &[eta.grad_clip]),
-            ("search.grad_clip", &[self.search.grad_clip]),
-        ])?;
-        positive(&[("eta.lr", &[eta.lr])])?;
-        zero_or_more(&[("search.steps_per_epoch", self.search.steps_per_epoch)])?;
-        below_one(&[("eta.betas", &eta.betas)])?;
-        require!(
-            eta.regulariser == Regulariser::L2 || eta.weight_decay == 0.0,
-            "eta.weight_decay = {} cannot be combined with eta.regulariser = \"kl\"; remove eta.weight_decay",
-            eta.weight_decay
-        );
-        self.data.check()?;
-        self.run.check()
-    }
-
-    fn check_stem(&self) -> Result<()> {
-        let model = &self.model;
-        require!(
-            model.space != SearchSpace::DartsImagenet || model.init_channels % 2 == 0,
-            "model.init_channels = {} must be even: the ImageNet stem begins with 3/2 as many channels",
-            model.init_channels
-        );
-        Ok(())
-    }
-
-    fn check_stages(&self) -> Result<()> {
-        let (search, channels) = (&self.search, self.model.init_channels);
-        let operations = self.model.space.operations().len();
-        require!(
-            !search.stages.is_empty(),
-            "no search stage; add one or more [[search.stage]] with k, ops_kept and epochs"
-        );
-        for (index, stage) in search.stages.iter().enumerate() {
-            let number = index + 1;
-            require!(
-                stage.k >= 1 && channels % stage.k == 0,
-                "stage {number}: k = {} does not divide model.init_channels = {channels}; its divisors are {}",
-                stage.k,
-                divisors(channels)
-            );
-            require!(
-                (1..=operations).contains(&stage.ops_kept),
-                "stage {number}: ops_kept = {} must be in 1..={operations}, the number of operations of the {} space",
-                stage.ops_kept,
-                self.model.space.name()
-            );
-            require!(
-                (1..=1_000_000).contains(&stage.epochs),
-                "stage {number}: epochs = {} must be in 1..=1000000",
-                stage.epochs
-            );
-            require!(
-                stage.epochs > search.architecture_from_epoch,
-                "stage {number}: epochs = {} must be above search.architecture_from_epoch = {}, or eta is not trained; \
-                 add epochs or lower search.architecture_from_epoch",
-                stage.epochs,
-                search.architecture_from_epoch
-            );
-        }
-        require!(
-            search.stages[0].ops_kept == operations,
-            "stage 1: ops_kept = {} must be {operations}: pruning begins with stage 2",
-            search.stages[0].ops_kept
-        );
-        for (index, pair) in search.stages.windows(2).enumerate() {
-            let (number, old, new) = (index + 2, pair[0], pair[1]);
-            require!(
-                new.k <= old.k,
-                "stage {number}: k = {} is above k = {} of the previous stage; the network can only be widened",
-                new.k,
-                old.k
-            );
-            require!(
-                new.ops_kept <= old.ops_kept,
-                "stage {number}: ops_kept = {} is above {} of the previous stage; pruned operations cannot be restored",
-                new.ops_kept,
-                old.ops_kept
-            );
-        }
-        self.weights.check(self.num_epochs())
-    }
-
-    fn check_batch(&self) -> Result<()> {
-        check_batch_split(self)?;
-        let deepest = match self.model.space {
-            SearchSpace::DartsImagenet => self.data.px / 32,
-            SearchSpace::DartsCifar | SearchSpace::NasBench201 => self.data.px / 4,
-        };
-        require!(
-            self.replica_batch() * deepest * deepest >= 2,
-            "batch norm would see a single value per channel: one image per replica and a last map of one pixel; \
-             raise search.global_batch or data.px"
-        );
-        Ok(())
     }
 }

@@ -13,6 +13,7 @@ configuration! {
     /// Resolved and checked configuration of an evaluation. [`Settings::load`] returns one; `Default` is the published
     /// ImageNet run. The genotype is not part of it.
     pub struct EvaluateConfig {
+        ;
         /// The training: replicas, batch, epochs.
         evaluate: EvaluateSection,
         ;
@@ -61,6 +62,9 @@ pub enum DecayKind {
     /// See [`crate::train::schedule::Decay::Cosine`], to `weights.lr_min`.
     Cosine,
 }
+
+/// Keys of the shared sections that only searches use.
+const SEARCH_KEYS: [&str; 2] = ["model.operations", "model.edges"];
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
@@ -119,8 +123,20 @@ impl EvaluateConfig {
 }
 
 impl EvaluateConfig {
-    /// No key is derived from others.
-    fn derive_keys(&mut self, _given: &dyn Fn(&str) -> bool) {}
+    /// Refuses given keys of the search; no key is derived from others.
+    fn derive_keys(&mut self, given: &dyn Fn(&str) -> bool) -> Result<()> {
+        for key in SEARCH_KEYS {
+            require!(
+                !given(key),
+                "{key} has no effect in an evaluation: the genotype names its operations; remove it"
+            );
+        }
+        Ok(())
+    }
+
+    fn keys_without_effect(&self) -> Vec<&'static str> {
+        SEARCH_KEYS.to_vec()
+    }
 
     /// [`Settings::check`].
     fn check_keys(&self) -> Result<()> {

@@ -3,9 +3,10 @@
 use super::Settings;
 use crate::config::error::{Error, Result};
 use crate::files;
+use serde::Deserialize;
 use std::{fs, ops::Range, path::Path};
 use toml::de::{DeTable, DeValue};
-use toml::{Table, Value};
+use toml::{Spanned, Table, Value};
 
 /// [`Settings::load`].
 pub fn load<S: Settings>(path: &Path, overrides: &[String]) -> Result<S> {
@@ -23,22 +24,30 @@ pub fn parse<S: Settings>(text: &str, name: &str, overrides: &[String]) -> Resul
     let mut all = Value::try_from(S::default()).expect("the defaults are valid TOML");
 
     let known = keys(&all, false);
-    let spanned = DeTable::parse(text).map_err(syntax)?;
+    let mut spanned = DeTable::parse(text).map_err(syntax)?;
+    rename_eta(spanned.get_mut(), &place)?;
     refuse_unknown(spanned.get_ref(), "", &known, &|span| place(Some(span)))?;
-    toml::from_str::<S>(text).map_err(syntax)?; // values of the wrong type, with their line
-    let written: Table = toml::from_str(text).map_err(syntax)?;
+    // Values of the wrong type, with their line.
+    S::deserialize(toml::de::Deserializer::from(spanned.clone())).map_err(syntax)?;
+    let written = Table::deserialize(toml::de::Deserializer::from(spanned)).map_err(syntax)?;
     let mut given = keys(&Value::Table(written.clone()), false);
     merge(&mut all, Value::Table(written));
 
     for set in overrides {
-        given.push(apply(&mut all, set)?.to_owned());
+        given.push(apply(&mut all, set)?);
         // One at a time, so that a value of the wrong type is attributed to the right override.
         let read: Result<S, _> = all.clone().try_into();
         read.map_err(|error| syntax_error(format!("--set {set}"), &error))?;
     }
 
     let mut settings: S = all.try_into().map_err(syntax)?;
-    settings.derive(&|key| given.iter().any(|given| given == key));
+    // `key` itself, or an entry of its list.
+    let is_given = |key: &str| {
+        given
+            .iter()
+            .any(|given| given.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    };
+    settings.derive(&is_given)?;
     settings.check()?;
     Ok(settings)
 }
@@ -69,6 +78,21 @@ fn keys(value: &Value, indexed: bool) -> Vec<String> {
     let mut found = Vec::new();
     walk(value, "", indexed, &mut found);
     found
+}
+
+/// The former name of the section `architecture`.
+const OLD_SECTION: &str = "eta";
+const NEW_SECTION: &str = "architecture";
+
+/// Gives the section of the architecture parameters its new name.
+fn rename_eta(table: &mut DeTable<'_>, place: &dyn Fn(Option<Range<usize>>) -> String) -> Result<()> {
+    let Some((old, section)) = table.remove_entry(OLD_SECTION) else { return Ok(()) };
+    if table.contains_key(NEW_SECTION) {
+        let message = format!("[{OLD_SECTION}] is the former name of [{NEW_SECTION}]; use one of them");
+        return Err(Error::Syntax { place: place(Some(old.span())), message });
+    }
+    table.insert(Spanned::new(old.span(), NEW_SECTION.into()), section);
+    Ok(())
 }
 
 fn join(at: &str, part: &str) -> String {
@@ -132,13 +156,17 @@ fn merge(under: &mut Value, over: Value) {
 }
 
 /// Applies one `key=value` to `all` and returns the key.
-fn apply<'a>(all: &mut Value, set: &'a str) -> Result<&'a str> {
+fn apply(all: &mut Value, set: &str) -> Result<String> {
     let place = format!("--set {set}");
     let refuse = |message: &str| Error::Syntax { place: place.clone(), message: message.to_owned() };
     let (key, text) = set
         .split_once('=')
         .ok_or_else(|| refuse("expected key=value, for example search.global_batch=256"))?;
     let (key, text) = (key.trim(), text.trim());
+    let key = match key.split_once('.') {
+        Some((OLD_SECTION, rest)) => join(NEW_SECTION, rest),
+        _ => key.to_owned(),
+    };
     let value = match toml::from_str::<Table>(&format!("value = {text}")) {
         Ok(mut table) if table.len() == 1 => table.remove("value"),
         _ => None,
@@ -150,7 +178,7 @@ fn apply<'a>(all: &mut Value, set: &'a str) -> Result<&'a str> {
         _ => None,
     });
     match target {
-        None => Err(unknown(key.to_owned(), place, &known)),
+        None => Err(unknown(key, place, &known)),
         Some(Value::Table(_)) => Err(refuse("this key is a table; set its keys one by one")),
         Some(target) => {
             *target = value.unwrap_or_else(|| Value::String(text.to_owned()));

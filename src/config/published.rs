@@ -1,5 +1,7 @@
 //! Published configurations from `configs/`: name and text of each file.
 
+use super::Method;
+use crate::space::SearchSpace;
 use crate::space::nb201::Dataset;
 
 /// DARTS cells on ImageNet.
@@ -20,6 +22,41 @@ pub const EVALUATE_IMAGENET: (&str, &str) =
 /// Evaluation on CIFAR-10 of the architecture found there.
 pub const EVALUATE_CIFAR: (&str, &str) =
     ("configs/evaluate-cifar10.toml", include_str!("../../configs/evaluate-cifar10.toml"));
+
+macro_rules! method_files {
+    ($($method:ident: $name:literal,)*) => {
+        /// Returns the configuration of `method`, other than DrNAS, in `space`: the published one, or where none was
+        /// published a proposal that says so.
+        pub fn of_method(method: Method, space: SearchSpace) -> (&'static str, &'static str) {
+            match (method, space) {
+                (Method::Drnas, SearchSpace::DartsImagenet) => IMAGENET,
+                (Method::Drnas, SearchSpace::DartsCifar) => CIFAR,
+                (Method::Drnas, SearchSpace::NasBench201) => NB201,
+                $(
+                    (Method::$method, SearchSpace::DartsImagenet) => method_files!(file $name, "imagenet"),
+                    (Method::$method, SearchSpace::DartsCifar) => method_files!(file $name, "cifar"),
+                    (Method::$method, SearchSpace::NasBench201) => method_files!(file $name, "nb201"),
+                )*
+            }
+        }
+    };
+    (file $name:literal, $space:literal) => {
+        (
+            concat!("configs/methods/", $name, "-", $space, ".toml"),
+            include_str!(concat!("../../configs/methods/", $name, "-", $space, ".toml")),
+        )
+    };
+}
+
+method_files! {
+    Darts: "darts",
+    Snas: "snas",
+    Gdas: "gdas",
+    Dsnas: "dsnas",
+    PcDarts: "pc-darts",
+    SdartsRs: "sdarts-rs",
+    SdartsAdv: "sdarts-adv",
+}
 
 /// Returns the `--set` overrides that `--dataset` implies.
 pub fn dataset_overrides(dataset: Dataset) -> Vec<String> {

@@ -1,6 +1,7 @@
-//! Sections of a configuration file and their defaults.
+//! Sections that the configurations of searches and evaluations share, and their defaults.
 
-use crate::space::SearchSpace;
+use crate::space::edges::EdgeOperations;
+use crate::space::{Operation, SearchSpace};
 use serde::{Deserialize, Serialize};
 
 /// Data type of gradients in transfers between GPUs.
@@ -27,7 +28,7 @@ pub enum DeviceChoice {
     Cpu,
 }
 
-/// The supernet.
+/// The network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelSection {
@@ -39,6 +40,10 @@ pub struct ModelSection {
     pub layers: i64,
     /// Outputs of the head; must equal the number of classes in the shards.
     pub num_classes: i64,
+    /// Searches: the operations on every edge, in the order of the columns of the tables; empty = those of the method.
+    pub operations: Vec<Operation>,
+    /// Searches: edges with fewer operations, such as "normal 2<-0: skip_connect, dil_conv_5x5".
+    pub edges: Vec<EdgeOperations>,
 }
 
 /// Images: size, augmentation, workers.
@@ -102,82 +107,6 @@ impl DataSection {
     }
 }
 
-/// How theta is drawn in one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Theta {
-    /// Each replica draws its own (published behaviour).
-    PerReplica,
-    /// One draw for all replicas: an estimator of the same gradient with a higher variance.
-    Shared,
-}
-
-/// Order of the architecture gradient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "u8", try_from = "u8")]
-pub enum GradientOrder {
-    /// 1: at the current weights, taken as constant.
-    First,
-    /// 2: at the weights after one virtual step, which depends on eta; four passes instead of one.
-    Second,
-}
-
-impl From<GradientOrder> for u8 {
-    fn from(order: GradientOrder) -> u8 {
-        match order {
-            GradientOrder::First => 1,
-            GradientOrder::Second => 2,
-        }
-    }
-}
-
-impl TryFrom<u8> for GradientOrder {
-    type Error = String;
-
-    fn try_from(order: u8) -> Result<GradientOrder, String> {
-        match order {
-            1 => Ok(GradientOrder::First),
-            2 => Ok(GradientOrder::Second),
-            order => Err(format!("order must be 1 or 2, found {order}")),
-        }
-    }
-}
-
-/// The search: replicas, batch, stages.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SearchSection {
-    /// R, the logical replicas that the global batch is split over. Ranks must divide R; the result does not depend on
-    /// the number of ranks.
-    pub replicas: i64,
-    /// Images per step, over all replicas.
-    pub global_batch: i64,
-    /// How theta is drawn.
-    pub theta: Theta,
-    /// Order of the architecture gradient; 2 differentiates through a virtual weight step.
-    pub order: GradientOrder,
-    /// Largest norm of the averaged gradients of the weights; 0 = no clipping.
-    pub grad_clip: f64,
-    /// First epoch **of each stage**, counted from 0, with architecture steps; earlier epochs train only the weights.
-    pub architecture_from_epoch: u64,
-    /// Steps per epoch; 0 = the whole data set without the last incomplete batch.
-    pub steps_per_epoch: u64,
-    /// The stages, in order (`[[search.stage]]` in the file).
-    #[serde(rename = "stage")]
-    pub stages: Vec<StageSection>,
-}
-
-/// One stage of the progressive search.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StageSection {
-    /// Partial-channel divisor: 1/k of the channels pass through the operations; 1 = all.
-    pub k: i64,
-    /// Operations kept on every edge, 1..=7.
-    pub ops_kept: usize,
-    /// Epochs of the stage.
-    pub epochs: u64,
-}
-
 /// SGD of the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -188,38 +117,12 @@ pub struct WeightsSection {
     pub lr_min: f64,
     /// Momentum, in [0, 1).
     pub momentum: f64,
+    /// Nesterov momentum.
+    pub nesterov: bool,
     /// L2 weight decay.
     pub weight_decay: f64,
     /// Epochs of linear warm-up, over the whole run (not per stage); 0 = none.
     pub warmup_epochs: u64,
-}
-
-/// Regulariser that pulls eta towards the uniform Dirichlet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Regulariser {
-    /// Weight decay of Adam (the only regulariser published for ImageNet).
-    L2,
-    /// `kl_scale` * the sum over edges of KL(Dirichlet(beta) || Dirichlet(1)); weight decay is then 0.
-    Kl,
-}
-
-/// Adam of the architecture parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EtaSection {
-    /// Learning rate, constant.
-    pub lr: f64,
-    /// Decay of the two moments, each in [0, 1).
-    pub betas: [f64; 2],
-    /// L2 weight decay; 0 when `regulariser` is `Kl`.
-    pub weight_decay: f64,
-    /// Regulariser that pulls eta towards the uniform Dirichlet.
-    pub regulariser: Regulariser,
-    /// Weight of the KL term.
-    pub kl_scale: f64,
-    /// Largest norm of eta's averaged gradient; 0 = no clipping.
-    pub grad_clip: f64,
 }
 
 /// Reporting, checkpoints, communication.
@@ -250,7 +153,14 @@ pub struct RunSection {
 
 impl Default for ModelSection {
     fn default() -> Self {
-        ModelSection { space: SearchSpace::DartsImagenet, init_channels: 48, layers: 14, num_classes: 1000 }
+        ModelSection {
+            space: SearchSpace::DartsImagenet,
+            init_channels: 48,
+            layers: 14,
+            num_classes: 1000,
+            operations: Vec::new(),
+            edges: Vec::new(),
+        }
     }
 }
 
@@ -275,37 +185,15 @@ impl Default for DataSection {
     }
 }
 
-impl Default for SearchSection {
-    fn default() -> Self {
-        let stage = |k, ops_kept| StageSection { k, ops_kept, epochs: 25 };
-        SearchSection {
-            replicas: 8,
-            global_batch: 512,
-            theta: Theta::PerReplica,
-            order: GradientOrder::First,
-            grad_clip: 5.0,
-            architecture_from_epoch: 10,
-            steps_per_epoch: 0,
-            stages: vec![stage(6, 7), stage(3, 4)],
-        }
-    }
-}
-
 impl Default for WeightsSection {
     fn default() -> Self {
-        WeightsSection { lr: 0.5, lr_min: 0.0, momentum: 0.9, weight_decay: 3e-4, warmup_epochs: 5 }
-    }
-}
-
-impl Default for EtaSection {
-    fn default() -> Self {
-        EtaSection {
-            lr: 6e-3,
-            betas: [0.5, 0.999],
-            weight_decay: 1e-3,
-            regulariser: Regulariser::L2,
-            kl_scale: 1e-3,
-            grad_clip: 5.0,
+        WeightsSection {
+            lr: 0.5,
+            lr_min: 0.0,
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 3e-4,
+            warmup_epochs: 5,
         }
     }
 }

@@ -51,8 +51,12 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     /// Checks everything that does not depend on data and ranks. `load` calls it; call it again after changing fields.
     fn check(&self) -> Result<()>;
 
-    /// Sets the keys that are derived from others; `given` tells whether the user wrote a dotted key.
-    fn derive(&mut self, given: &dyn Fn(&str) -> bool);
+    /// Sets the keys that are derived from others; `given` tells whether the user wrote a dotted key. Errors: a given key
+    /// has no effect.
+    fn derive(&mut self, given: &dyn Fn(&str) -> bool) -> Result<()>;
+
+    /// Keys without effect in this configuration, which `to_toml` omits.
+    fn unused_keys(&self) -> Vec<&'static str>;
 
     /// Reads `path`, applies `overrides` and checks everything that does not depend on data and ranks.
     ///
@@ -79,10 +83,24 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned {
         self.global_batch() / self.replicas()
     }
 
-    /// Serialises the configuration as a TOML file with every key, in a canonical form: equal configurations give equal
-    /// text. Loading the text gives the same configuration.
+    /// Serialises the configuration as a TOML file with every key that has an effect, in a canonical form: equal
+    /// configurations give equal text. Loading the text gives the same configuration.
     fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a checked configuration has only values that TOML can hold")
+        let text = toml::to_string(self).expect("a checked configuration has only values that TOML can hold");
+        let unused = self.unused_keys();
+        let mut table = String::new();
+        let mut used = String::new();
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                table = format!("{name}.");
+            }
+            let key = line.split_once(" = ").map(|(key, _)| format!("{table}{key}"));
+            if !key.is_some_and(|key| unused.contains(&key.as_str())) {
+                used += line;
+                used.push('\n');
+            }
+        }
+        used
     }
 
     /// Hash of the configuration, compared across ranks.

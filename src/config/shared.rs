@@ -1,13 +1,15 @@
 //! Keys that searches and evaluations share, with their accessors.
 
-/// Declares a configuration: the shared keys, a specific section that holds `replicas` and `global_batch`, and further
-/// sections, in the order of the file. (`#[serde(flatten)]` would replace the macro, but changes that order and loses
-/// the line numbers in errors.) The type must have the methods `check_keys` and `derive_keys`, which implement
-/// [`Settings`](super::Settings).
+/// Declares a configuration: keys of its own, the shared keys, a specific section that holds `replicas` and
+/// `global_batch`, and further sections, in the order of the file. (`#[serde(flatten)]` would replace the macro, but changes that order and loses
+/// the line numbers in errors.) The type must have the methods `check_keys`, `derive_keys` and
+/// `keys_without_effect`, which implement [`Settings`](super::Settings).
 macro_rules! configuration {
     (
         $(#[$doc:meta])*
         pub struct $name:ident {
+            $($(#[$key_doc:meta])* $key:ident: $Key:ty,)*
+            ;
             $(#[$section_doc:meta])*
             $section:ident: $Section:ty,
             ;
@@ -18,6 +20,7 @@ macro_rules! configuration {
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default)]
         pub struct $name {
+            $($(#[$key_doc])* pub $key: $Key,)*
             /// Seed of everything random in a run; at most 2^63 - 1, the largest integer of TOML.
             pub seed: u64,
             /// Device of the ranks.
@@ -50,6 +53,7 @@ macro_rules! configuration {
                 $($more: $More,)*
             ) -> $name {
                 $name {
+                    $($key: <$Key>::default(),)*
                     seed: 0,
                     device: $crate::config::DeviceChoice::Auto,
                     precision: $crate::config::Precision::Fp32,
@@ -72,8 +76,12 @@ macro_rules! configuration {
                 self.check_keys()
             }
 
-            fn derive(&mut self, given: &dyn Fn(&str) -> bool) {
-                self.derive_keys(given);
+            fn derive(&mut self, given: &dyn Fn(&str) -> bool) -> $crate::config::Result<()> {
+                self.derive_keys(given)
+            }
+
+            fn unused_keys(&self) -> Vec<&'static str> {
+                self.keys_without_effect()
             }
 
             fn seed(&self) -> u64 {

@@ -124,7 +124,7 @@ impl Evaluation {
         Evaluation {
             schedule: Schedule::of_evaluation(config),
             steps_per_epoch: if bound == 0 { steps_of_data } else { steps_of_data.min(bound) },
-            sgd: Sgd { momentum: config.weights.momentum, weight_decay: config.weights.weight_decay },
+            sgd: Sgd::of(&config.weights),
             upload: Upload::new(&config.data.mean, &config.data.std, device),
             config: config.clone(),
             replicas,
@@ -332,8 +332,13 @@ mod tests {
 
     #[test]
     fn dropped_paths_differ_between_steps_and_replicas() {
-        let model =
-            ModelSection { space: SearchSpace::DartsCifar, init_channels: 4, layers: 3, num_classes: 4 };
+        let model = ModelSection {
+            space: SearchSpace::DartsCifar,
+            init_channels: 4,
+            layers: 3,
+            num_classes: 4,
+            ..ModelSection::default()
+        };
         let mut config = EvaluateConfig { model, ..EvaluateConfig::default() };
         config.data.px = 16;
         config.evaluate = EvaluateSection {

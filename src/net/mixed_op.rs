@@ -5,18 +5,23 @@
 //! nodes with an edge from each of the states, H W (H' W' after the stride).
 
 use super::mixing::Entries;
-use super::ops::{FactorizedReduce, Pass, cat, pointwise, pool};
+use super::nodes::{Bypassed, Contribution, add_others};
+use super::ops::{FactorizedReduce, Pass, average_pool, cat, pointwise, pool};
 use super::params::{Specs, StatId};
 use super::separable::{Branch, CHAINS, Separable, Slots};
+use crate::random::{Purpose, seed_of, torch_seeded};
 use crate::space::{Mask, NUM_INPUTS, Operation, SearchSpace, edge, nodes_fed_by};
 use std::ops::Range;
 use tch::Tensor;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Shape of a mixed cell.
 pub struct CellShape<'a> {
     /// The search space.
     pub space: SearchSpace,
-    /// Index of the eta table.
+    /// The operations, one per column of the table.
+    pub operations: &'a [Operation],
+    /// Index of the table.
     pub table: usize,
     /// Kept operations of the table.
     pub mask: &'a Mask,
@@ -60,6 +65,17 @@ pub struct MixedOp {
     /// Chains of separable convolutions: plain (3x3, 5x5) and dilated (3x3, 5x5).
     separable: Vec<(Separable, Entries)>,
     skips: Vec<Skip>,
+    noise: Option<Noise>,
+    /// One per node and state, for the weights of edges.
+    edges: Entries,
+}
+
+/// `noise` on some edges.
+struct Noise {
+    /// Distinguishes the noise of the mixed operations of a network.
+    stream: u64,
+    slots: Slots,
+    entries: Entries,
 }
 
 /// Edges that keep an operation, by state.
@@ -77,7 +93,7 @@ impl MixedOp {
         let stride = if cell.reduction && states.start < NUM_INPUTS { 2 } else { 1 };
         let partial = cell.channels / cell.k;
         let kept = |operation: Operation| -> Option<Kept> {
-            let column = cell.space.operations().iter().position(|&other| other == operation)?;
+            let column = cell.operations.iter().position(|&other| other == operation)?;
             let out_edges = |from| {
                 let edges = nodes.clone().map(|node| edge(node, from)).enumerate();
                 edges.filter(|&(_, edge)| cell.mask.keeps(edge, column)).collect()
@@ -85,7 +101,10 @@ impl MixedOp {
             let edges: Vec<Vec<_>> = states.clone().map(out_edges).collect();
             edges.iter().any(|edges| !edges.is_empty()).then_some(Kept { column, edges })
         };
-        let prefix = |edge: usize, column: usize| format!("{}._ops.{edge}._ops.{column}", cell.name);
+        let prefix = |edge: usize, operation: Operation| {
+            let number = operation.number(cell.space).expect("an operation with tensors");
+            format!("{}._ops.{edge}._ops.{number}", cell.name)
+        };
         let entries = |places: Vec<(usize, usize)>| Entries { table: cell.table, places };
 
         // Entries of operations without weights, which are mixed by a matrix product: per node, the given operations of
@@ -107,7 +126,9 @@ impl MixedOp {
                 columns.push(column);
                 for from in states.clone() {
                     let edges = nodes.clone().map(|node| edge(node, from));
-                    names.extend(edges.map(|edge| (format!("{}.op.1", prefix(edge, column)), rows.clone())));
+                    names.extend(
+                        edges.map(|edge| (format!("{}.op.1", prefix(edge, operation)), rows.clone())),
+                    );
                     rows = rows.end..rows.end + partial;
                 }
             }
@@ -123,7 +144,7 @@ impl MixedOp {
         if let Some(skip) = skip.filter(|_| stride == 2) {
             for (state, edges) in skip.edges.iter().enumerate().filter(|(_, edges)| !edges.is_empty()) {
                 let prefixes: Vec<String> =
-                    edges.iter().map(|&(_, edge)| prefix(edge, skip.column)).collect();
+                    edges.iter().map(|&(_, edge)| prefix(edge, Operation::SkipConnect)).collect();
                 skips.push(Skip {
                     state,
                     reduce: FactorizedReduce::new(specs, &prefixes, partial, partial),
@@ -143,7 +164,7 @@ impl MixedOp {
                     branches.push(Branch {
                         kernel,
                         times,
-                        prefixes: edges.iter().map(|&(_, edge)| prefix(edge, column)).collect(),
+                        prefixes: edges.iter().map(|&(_, edge)| prefix(edge, operation)).collect(),
                         positions: edges.iter().map(|&(node, _)| node).collect(),
                     });
                 }
@@ -153,6 +174,14 @@ impl MixedOp {
                 separable.push((chain, entries(places)));
             }
         }
+        let noise = kept(Operation::Noise).map(|Kept { column, edges }| {
+            let edges = edges.concat();
+            Noise {
+                stream: xxh3_64(format!("{}.{}", cell.name, states.start).as_bytes()),
+                slots: Slots::new(edges.iter().map(|&(node, _)| node).collect(), nodes.len()),
+                entries: entries(edges.iter().map(|&(_, edge)| (edge, column)).collect()),
+            }
+        });
         MixedOp {
             num_nodes: nodes.len(),
             channels: cell.channels,
@@ -162,21 +191,24 @@ impl MixedOp {
             identity,
             separable,
             skips,
+            noise,
+            edges: product(&[0]),
         }
     }
 
-    /// Maps `states`, I of [N, C, H, W], to the weighted sums of the operations on their out-edges [N, M*c, H', W']
-    /// (nearest node first) and to the sum of the bypassed channels [N, C - c, H', W'], `None` for k = 1.
-    pub fn forward(&self, pass: &Pass, states: &[Tensor]) -> (Tensor, Option<Tensor>) {
+    /// Maps `states`, I of [N, C, H, W], to their contributions.
+    pub(super) fn forward(&self, pass: &Pass, states: &[Tensor]) -> Contribution {
         let bypass = self.channels - self.partial;
         // Split instead of narrow: the gradients of narrow views would be assembled channels first.
         let parts: Vec<Vec<Tensor>> =
             states.iter().map(|x| x.split_with_sizes([self.partial, bypass], 1)).collect();
         let bypassed = (bypass > 0).then(|| {
-            sum(parts.iter().map(|parts| match self.stride {
+            let bypass = parts.iter().map(|parts| match self.stride {
                 2 => parts[1].max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false),
                 _ => parts[1].shallow_clone(),
-            }))
+            });
+            let weights = pass.mixing.has_edge_weights().then(|| pass.mixing.edge_weights(&self.edges));
+            Bypassed::sum(&bypass.collect::<Vec<_>>(), weights)
         });
         let heads = cat(parts.iter().map(|parts| parts[0].shallow_clone()).collect(), 1);
         let mut terms = Vec::new();
@@ -204,11 +236,21 @@ impl MixedOp {
                 terms.push(chain.forward(pass, &rectified, Some(&scale(entries))));
             }
         }
-        (sum(terms.into_iter()), bypassed)
+        if let Some(Noise { stream, slots, entries }) = &self.noise {
+            let scale = pass.mixing.scale(entries, self.partial).to_kind(heads.kind());
+            let (n, _, h, w) = heads.size4().expect("four dimensions");
+            let shape = [n, scale.size()[0], h / self.stride, w / self.stride];
+            let seed = seed_of(pass.mixing.noise_seed, Purpose::Noise, &[*stream]);
+            let noise = torch_seeded(seed, || Tensor::randn(shape, (heads.kind(), heads.device())));
+            terms.push(slots.sum(&(noise * scale.view([1, -1, 1, 1])), self.partial));
+        }
+        // No out-edge keeps an operation other than `none`: zeros, through which the states still get gradients.
+        let zeros = || {
+            let x = heads.narrow(1, 0, self.partial) * 0.0;
+            let x = if self.stride == 2 { average_pool(&x, 2) } else { x };
+            x.repeat([1, self.num_nodes as i64, 1, 1])
+        };
+        let mixed = terms.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(zeros);
+        Contribution { mixed: add_others(pass, mixed, &self.edges, self.partial), bypassed }
     }
-}
-
-/// Sums one or more terms.
-fn sum(terms: impl Iterator<Item = Tensor>) -> Tensor {
-    terms.reduce(|sum, term| sum + term).expect("every edge keeps an operation")
 }

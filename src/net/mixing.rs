@@ -1,4 +1,4 @@
-//! Mixing weights theta of one forward pass, prepared for the stacked operations.
+//! Mixing weights of one forward pass, prepared for the stacked operations.
 //!
 //! All cells of a kind share a table, so tensors derived from theta are computed once per pass and table, not per cell.
 //! The masks are known on the host: no value of theta is read back, and only the first pass uploads anything.
@@ -19,14 +19,78 @@ pub struct Entries {
     pub places: Vec<(usize, usize)>,
 }
 
-/// Key of a derived tensor: entries, channels, whether it is a matrix.
-type Key = (Entries, i64, bool);
+/// Weights of the operations and edges of a pass: constants, or autograd leaves.
+pub struct MixingWeights {
+    /// theta: one [E, O] per table.
+    pub operations: Vec<Tensor>,
+    /// Weight of every edge, which multiplies its output after the partial channels are joined: one `[E]` per table, or
+    /// empty if all are 1.
+    pub edges: Vec<Tensor>,
+    /// Seed of `noise` operations.
+    pub noise_seed: u64,
+    /// The only operations to compute; all kept ones if `None`.
+    pub path: Option<SampledPath>,
+}
+
+/// Operations of a pass that does not compute all of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledPath {
+    /// The operations, one mask per table; kept by the network.
+    pub masks: Vec<Mask>,
+    /// Whether the weights of the other operations are added to the output of their edge, as numbers. They are 0, so only
+    /// their gradient has an effect: that of an operation with the constant output 1. Source: the published GDAS code for
+    /// NAS-Bench-201.
+    pub adds_others: bool,
+}
+
+impl MixingWeights {
+    /// Weights without edge weights.
+    pub fn of(operations: Vec<Tensor>) -> MixingWeights {
+        MixingWeights { operations, edges: Vec::new(), noise_seed: 0, path: None }
+    }
+
+    /// Returns copies that are autograd leaves.
+    pub fn leaves(&self) -> MixingWeights {
+        let leaves = |tensors: &[Tensor]| -> Vec<Tensor> {
+            tensors.iter().map(|tensor| tensor.detach().set_requires_grad(true)).collect()
+        };
+        MixingWeights {
+            operations: leaves(&self.operations),
+            edges: leaves(&self.edges),
+            noise_seed: self.noise_seed,
+            path: self.path.clone(),
+        }
+    }
+
+    /// Returns all tensors: those of the operations, then those of the edges.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        self.operations.iter().chain(&self.edges).collect()
+    }
+}
+
+/// Form of a tensor derived from the mixing weights.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Form {
+    Scale,
+    Matrix,
+    Edges,
+    Others,
+}
+
+/// Key of a derived tensor: entries, channels, form.
+type Key = (Entries, i64, Form);
 
 /// Mixing weights of one pass. Not shared between passes: it caches tensors of the graph of this pass.
 pub struct Mixing {
     masks: DeviceMasks,
-    /// Masked theta, one [E, O] per table.
+    /// Masked theta times the edge weights, one [E, O] per table.
     tables: Vec<Tensor>,
+    /// Edge weights, one [E, 1] per table; empty if all are 1.
+    edges: Vec<Tensor>,
+    /// Sums of the weights of the operations that are not on the path, one [E, 1] per table; empty unless they are added.
+    others: Vec<Tensor>,
+    /// Seed of `noise` operations.
+    pub noise_seed: u64,
     derived: RefCell<HashMap<Key, Tensor>>,
     /// Leaves returned in place of derived tensors while the graph is cut.
     cuts: RefCell<Option<Cuts>>,
@@ -52,8 +116,8 @@ pub struct DeviceMasks(Rc<Constants>);
 
 struct Constants {
     masks: Vec<Tensor>,
-    /// Positions of entries in the flattened table; filled by the first pass.
-    indices: RefCell<HashMap<Entries, Tensor>>,
+    /// Positions of entries in the flattened table of so many columns; filled by the first pass.
+    indices: RefCell<HashMap<(Entries, i64), Tensor>>,
 }
 
 impl DeviceMasks {
@@ -74,36 +138,72 @@ impl DeviceMasks {
         &self.0.masks[table]
     }
 
-    /// Returns the positions of `entries` in a flattened table with `operations` columns, on `device`.
-    fn index(&self, entries: &Entries, operations: i64, device: Device) -> Tensor {
+    /// Returns the positions of `entries` in a flattened table with `columns` columns, on `device`.
+    fn index(&self, entries: &Entries, columns: i64, device: Device) -> Tensor {
         let mut indices = self.0.indices.borrow_mut();
-        if let Some(index) = indices.get(entries) {
-            return index.shallow_clone();
-        }
-        let place = |&(edge, operation): &(usize, usize)| edge as i64 * operations + operation as i64;
-        let places: Vec<i64> = entries.places.iter().map(place).collect();
-        let index = Tensor::from_slice(&places).to_device(device);
-        indices.insert(entries.clone(), index.shallow_clone());
-        index
+        let index = indices.entry((entries.clone(), columns)).or_insert_with(|| {
+            let place = |&(edge, operation): &(usize, usize)| edge as i64 * columns + operation as i64;
+            let places: Vec<i64> = entries.places.iter().map(place).collect();
+            Tensor::from_slice(&places).to_device(device)
+        });
+        index.shallow_clone()
     }
 }
 
 impl Mixing {
     /// Returns an empty instance, for networks without mixing.
     pub fn none() -> Mixing {
-        Mixing::new(&[], &DeviceMasks::new(&[], Kind::Float, Device::Cpu))
+        let none = MixingWeights::of(Vec::new());
+        Mixing::new(&none, &DeviceMasks::new(&[], Kind::Float, Device::Cpu))
     }
 
-    /// `theta`: one [E, O] per table. Pruned entries are multiplied by 0, so that neither they nor their gradients have
+    /// Pruned entries, and those that are not on the path, are multiplied by 0, so that neither they nor their gradients have
     /// an effect.
-    pub fn new(theta: &[Tensor], masks: &DeviceMasks) -> Mixing {
-        let tables = theta.iter().zip(&masks.0.masks).map(|(theta, mask)| theta * mask).collect();
-        Mixing { masks: masks.clone(), tables, derived: RefCell::default(), cuts: RefCell::default() }
+    pub fn new(weights: &MixingWeights, masks: &DeviceMasks) -> Mixing {
+        let all = &masks.0.masks;
+        // The indices of a path are of no use for the next one.
+        let masks = match (&weights.path, weights.operations.first()) {
+            (Some(path), Some(table)) => DeviceMasks::new(&path.masks, table.kind(), table.device()),
+            _ => masks.clone(),
+        };
+        let mut tables: Vec<Tensor> =
+            weights.operations.iter().zip(&masks.0.masks).map(|(theta, mask)| theta * mask).collect();
+        let edges: Vec<Tensor> = weights.edges.iter().map(|edges| edges.unsqueeze(1)).collect();
+        for (table, edges) in tables.iter_mut().zip(&edges) {
+            *table = &*table * edges;
+        }
+        let others = match &weights.path {
+            Some(path) if path.adds_others => {
+                let rest = weights.operations.iter().zip(all).zip(&masks.0.masks);
+                rest.map(|((theta, all), path)| (theta * (all - path)).sum_dim_intlist(-1, true, None))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        Mixing {
+            masks,
+            tables,
+            edges,
+            others,
+            noise_seed: weights.noise_seed,
+            derived: RefCell::default(),
+            cuts: RefCell::default(),
+        }
+    }
+
+    /// Returns the numbers to add to the outputs of edges, one per entry (edge, 0), if there are any.
+    pub fn others(&self, entries: &Entries) -> Option<Tensor> {
+        (!self.others.is_empty()).then(|| self.cached(entries, 1, Form::Others, Tensor::shallow_clone))
+    }
+
+    /// Returns whether edges have weights.
+    pub fn has_edge_weights(&self) -> bool {
+        !self.edges.is_empty()
     }
 
     /// Returns theta of `entries`, each repeated for `channels` channels, as the scale `[S*C]` of a batch norm.
     pub fn scale(&self, entries: &Entries, channels: i64) -> Tensor {
-        self.cached(entries, channels, false, |values| {
+        self.cached(entries, channels, Form::Scale, |values| {
             // Contiguous: for a single entry, `reshape` would return a view of stride 0, but the backward pass of batch
             // norm reads its weight with stride 1.
             values.unsqueeze(1).expand([-1, channels], false).contiguous().view([-1])
@@ -113,7 +213,7 @@ impl Mixing {
     /// Returns the weight [M*C, S*C, 1, 1] of the 1x1 convolution that mixes S tensors without weights (pooled states,
     /// the identity) into M edges: theta (x) identity, in the kind of theta. `entries`: M times S, edge by edge.
     pub fn matrix(&self, entries: &Entries, num_edges: usize, channels: i64) -> Tensor {
-        self.cached(entries, channels, true, |values| {
+        self.cached(entries, channels, Form::Matrix, |values| {
             let (m, s) = (num_edges as i64, (entries.places.len() / num_edges) as i64);
             let eye = Tensor::eye(channels, (values.kind(), values.device()));
             let matrix = values.view([m, 1, s, 1]) * eye.view([1, channels, 1, channels]);
@@ -121,9 +221,15 @@ impl Mixing {
         })
     }
 
+    /// Returns the weights of edges, one per entry (edge, 0).
+    pub fn edge_weights(&self, entries: &Entries) -> Tensor {
+        self.cached(entries, 1, Form::Edges, Tensor::shallow_clone)
+    }
+
     /// Runs a part of the network on leaves instead of tensors derived from theta; returns its result and the leaves
     /// (none if theta is constant).
     pub fn cut<T>(&self, part: impl FnOnce() -> T) -> (T, Cuts) {
+        // With edge weights, tables are products of both; with others, both derive from theta.
         if self.tables.iter().any(Tensor::requires_grad) {
             self.cuts.replace(Some(Cuts::default()));
         }
@@ -131,9 +237,9 @@ impl Mixing {
         (result, self.cuts.take().unwrap_or_default())
     }
 
-    /// Returns the gradient with respect to theta of the parts that were cut, given the gradients of their leaves in
-    /// order. `theta`: as passed to `new`.
-    pub fn grads(&self, theta: &[Tensor], parts: Vec<(Cuts, Vec<Tensor>)>) -> Result<Vec<Tensor>> {
+    /// Returns the gradients with respect to `weights` (as passed to `new`), in the order of
+    /// [`MixingWeights::tensors`], of the parts that were cut, given the gradients of their leaves in order.
+    pub fn grads(&self, weights: &[&Tensor], parts: Vec<(Cuts, Vec<Tensor>)>) -> Result<Vec<Tensor>> {
         let mut sums: HashMap<Key, Tensor> = HashMap::new();
         for (cuts, grads) in parts {
             for (key, grad) in cuts.keys.into_iter().zip(grads).filter(|(_, grad)| grad.defined()) {
@@ -147,20 +253,24 @@ impl Mixing {
         let derived = self.derived.borrow();
         // Autograd starts from ones, so the gradient of x * g starts with g.
         let roots: Vec<Tensor> = sums.iter().map(|(key, sum)| &derived[key] * sum).collect();
-        Ok(Tensor::f_run_backward(&roots, theta, false, false)?)
+        Ok(Tensor::f_run_backward(&roots, weights, false, false)?)
     }
 
     fn cached(
         &self,
         entries: &Entries,
         channels: i64,
-        matrix: bool,
+        form: Form,
         make: impl FnOnce(&Tensor) -> Tensor,
     ) -> Tensor {
-        let key = (entries.clone(), channels, matrix);
+        let key = (entries.clone(), channels, form);
         let mut derived = self.derived.borrow_mut();
         let made = derived.entry(key.clone()).or_insert_with(|| {
-            let table = &self.tables[entries.table];
+            let table = match form {
+                Form::Edges => &self.edges[entries.table],
+                Form::Others => &self.others[entries.table],
+                Form::Scale | Form::Matrix => &self.tables[entries.table],
+            };
             let index = self.masks.index(entries, table.size()[1], table.device());
             // Also for parts computed without a graph.
             tch::with_grad(|| make(&table.reshape([-1]).index_select(0, &index)))

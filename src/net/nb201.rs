@@ -5,13 +5,13 @@
 //! Pooling has no batch norm here and all strides are 1; `none` costs nothing. Source: `search_cells.py` of the
 //! published code, `NAS201SearchCell_PartialChannel`.
 
-use super::cell::mix_nodes;
 use super::mixing::Entries;
+use super::nodes::{Bypassed, Contribution, add_others, mix_nodes};
 use super::ops::{Pass, average_pool, cat, conv, pointwise, stack};
 use super::params::{Init, Specs, StatId, WeightId};
 use super::separable::Slots;
 use crate::space::nb201::EDGES;
-use crate::space::{Mask, Operation};
+use crate::space::{Mask, Operation, SearchSpace};
 use tch::Tensor;
 
 /// Nodes with inputs; state 0 is the input of the cell.
@@ -37,8 +37,8 @@ struct Nb201OutEdges {
     /// M times `plain`.
     plain_entries: Entries,
     convs: Vec<Convs>,
-    /// Column `none` of the M edges.
-    none_entries: Entries,
+    /// First column of the M edges.
+    edges: Entries,
 }
 
 /// A mixed cell.
@@ -51,9 +51,14 @@ pub struct Nb201Cell {
 
 impl Nb201Cell {
     /// Declares the cell with the published name `name` (such as `cells.3`) and `channels` channels.
-    pub fn new(specs: &mut Specs, name: &str, channels: i64, k: i64, mask: &Mask) -> Nb201Cell {
-        let edges =
-            (0..NUM_NODES).map(|from| Nb201OutEdges::new(specs, name, channels / k, mask, from)).collect();
+    pub fn new(
+        specs: &mut Specs,
+        name: &str,
+        (channels, k): (i64, i64),
+        (operations, mask): (&[Operation], &Mask),
+    ) -> Nb201Cell {
+        let out_edges = |from| Nb201OutEdges::new(specs, name, channels / k, (operations, mask), from);
+        let edges = (0..NUM_NODES).map(out_edges).collect();
         Nb201Cell { edges, channels, k }
     }
 
@@ -64,41 +69,49 @@ impl Nb201Cell {
             // Split instead of narrow: the gradients of narrow views would be assembled channels first.
             let mut parts = ready[0].split_with_sizes([partial, self.channels - partial], 1);
             let bypass = parts.pop().filter(|bypass| bypass.size()[1] > 0);
-            (self.edges[state].forward(pass, &parts[0], partial), bypass)
+            let out = &self.edges[state];
+            let weights = || pass.mixing.has_edge_weights().then(|| pass.mixing.edge_weights(&out.edges));
+            Contribution {
+                mixed: out.forward(pass, &parts[0], partial),
+                bypassed: bypass.map(|bypass| Bypassed::sum(&[bypass], weights())),
+            }
         });
         nodes.pop().expect("a cell has nodes")
     }
 }
 
 impl Nb201OutEdges {
-    fn new(specs: &mut Specs, cell: &str, partial: i64, mask: &Mask, from: usize) -> Nb201OutEdges {
+    fn new(
+        specs: &mut Specs,
+        cell: &str,
+        partial: i64,
+        (operations, mask): (&[Operation], &Mask),
+        from: usize,
+    ) -> Nb201OutEdges {
         // (position among the M nodes, edge)
         let out: Vec<(usize, usize)> =
             (0..EDGES.len()).filter(|&edge| EDGES[edge].1 == from).enumerate().collect();
-        let column = |operation: Operation| {
-            let columns = Operation::NAS_BENCH_201.iter();
-            columns.enumerate().find(|(_, other)| **other == operation).expect("an operation of the space").0
-        };
+        let column = |operation: Operation| operations.iter().position(|&other| other == operation);
         let keeping = |operation: Operation| -> Vec<(usize, usize)> {
-            out.iter().copied().filter(|&(_, edge)| mask.keeps(edge, column(operation))).collect()
+            let Some(column) = column(operation) else { return Vec::new() };
+            out.iter().copied().filter(|&(_, edge)| mask.keeps(edge, column)).collect()
         };
         let entries = |places: Vec<(usize, usize)>| Entries { table: 0, places };
         let prefix = |edge: usize, operation: Operation| {
             let (node, from) = EDGES[edge];
-            format!("{cell}.edges.{node}<-{from}.{}", column(operation))
+            let number = operation.number(SearchSpace::NasBench201).expect("an operation with tensors");
+            format!("{cell}.edges.{node}<-{from}.{number}")
         };
         let mut plain = vec![Operation::SkipConnect, Operation::AvgPool3x3];
         plain.retain(|&operation| !keeping(operation).is_empty());
-        let places =
-            out.iter().flat_map(|&(_, edge)| plain.iter().map(move |&operation| (edge, column(operation))));
+        let columns: Vec<usize> = plain.iter().filter_map(|&operation| column(operation)).collect();
+        let places = out.iter().flat_map(|&(_, edge)| columns.iter().map(move |&column| (edge, column)));
         let plain_entries = entries(places.collect());
 
         let mut convs = Vec::new();
         for (operation, kernel) in [(Operation::NorConv1x1, 1), (Operation::NorConv3x3, 3)] {
             let kept = keeping(operation);
-            if kept.is_empty() {
-                continue;
-            }
+            let Some(column) = column(operation).filter(|_| !kept.is_empty()) else { continue };
             let prefixes: Vec<String> = kept.iter().map(|&(_, edge)| prefix(edge, operation)).collect();
             let rows = kept.len() as i64 * partial;
             convs.push(Convs {
@@ -110,11 +123,11 @@ impl Nb201OutEdges {
                 ),
                 stat: specs.stat(rows, stack(&prefixes, partial, ".op.2")),
                 slots: Slots::new(kept.iter().map(|&(position, _)| position).collect(), out.len()),
-                entries: entries(kept.iter().map(|&(_, edge)| (edge, column(operation))).collect()),
+                entries: entries(kept.iter().map(|&(_, edge)| (edge, column)).collect()),
             });
         }
-        let none_entries = entries(out.iter().map(|&(_, edge)| (edge, column(Operation::None))).collect());
-        Nb201OutEdges { num_nodes: out.len(), plain, plain_entries, convs, none_entries }
+        let edges = entries(out.iter().map(|&(_, edge)| (edge, 0)).collect());
+        Nb201OutEdges { num_nodes: out.len(), plain, plain_entries, convs, edges }
     }
 
     /// Maps `x` [N, c, H, W] to the weighted sums on the out-edges [N, M*c, H, W], nearest node first.
@@ -131,7 +144,7 @@ impl Nb201OutEdges {
         if !self.convs.is_empty() {
             let rectified = x.relu();
             for Convs { kernel, weight, stat, slots, entries } in &self.convs {
-                let weight = pass.params.weight(*weight);
+                let weight = &pass.weight(*weight);
                 let y = match kernel {
                     1 => pointwise(&rectified, weight, 1),
                     _ => conv(&rectified, weight, 1, 1, 1, 1),
@@ -143,9 +156,10 @@ impl Nb201OutEdges {
         // No out-edge keeps an operation other than `none`: zeros through which the state and theta still get
         // gradients.
         let zeros = || {
-            let weight = pass.mixing.scale(&self.none_entries, partial).view([1, -1, 1, 1]) * 0.0;
+            let weight = pass.mixing.scale(&self.edges, partial).view([1, -1, 1, 1]) * 0.0;
             x.repeat([1, self.num_nodes as i64, 1, 1]) * weight.to_kind(x.kind())
         };
-        terms.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(zeros)
+        let mixed = terms.into_iter().reduce(|sum, term| sum + term).unwrap_or_else(zeros);
+        add_others(pass, mixed, &self.edges, partial)
     }
 }

@@ -85,9 +85,9 @@ impl AuxiliaryHead {
     /// are averaged.
     fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let y = x.avg_pool2d([5, 5], [self.stride; 2], [0, 0], false, false, None::<i64>);
-        let y = conv(&y, pass.params.weight(self.first), 1, 0, 1, 1);
+        let y = conv(&y, &pass.weight(self.first), 1, 0, 1, 1);
         let y = pass.affine_batch_norm(&y, &self.first_norm).relu_();
-        let mut y = conv(&y, pass.params.weight(self.second), 1, 0, 1, 1);
+        let mut y = conv(&y, &pass.weight(self.second), 1, 0, 1, 1);
         if let Some(norm) = &self.second_norm {
             y = pass.affine_batch_norm(&y, norm);
         }
@@ -219,14 +219,14 @@ impl Network {
         let shared = Rc::clone(&drop_path);
         let part = |part: usize, states| forward(&self.parts[part], &pass, (*drop_path).as_ref(), states);
         if !self.placement.checkpoint_cells {
-            return Tape::record(&self.params, images, part);
+            return Tape::record(&self.params, images, None, part);
         }
         let recompute = move |part: usize, states| {
             let mixing = Mixing::none();
-            let pass = Pass::recompute(&self.params, &mixing, replica);
+            let pass = Pass::recompute(&self.params, &mixing, Mode::Train, replica);
             forward(&self.parts[part], &pass, (*shared).as_ref(), states)
         };
-        Tape::record_inputs(&self.params, self.params.segments(), images, part, recompute)
+        Tape::record_inputs(&self.params, self.params.segments(), images, None, part, recompute)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Shapes: N batch, C channels per edge, M edges, H W. A stacked tensor is [N, M*C, H, W], edge by edge; its
 //! convolutions are grouped by edge.
 
+use super::gather::Gather;
 use super::mixing::Mixing;
 use super::params::{Init, Params, Pieces, Specs, StatId, WeightId};
 use crate::space::Operation;
@@ -34,18 +35,33 @@ pub struct Pass<'a> {
     pub replica: usize,
     /// Whether this recomputes a pass that has already updated the statistics.
     recomputed: bool,
+    /// Where the tensors are, if the parts are those of a path.
+    gather: Option<&'a Gather>,
 }
 
 impl<'a> Pass<'a> {
     /// Creates a pass with the current weights.
     pub fn new(params: &'a Params, mixing: &'a Mixing, mode: Mode, replica: usize) -> Pass<'a> {
         params.refresh();
-        Pass { params, mixing, mode, replica, recomputed: false }
+        Pass { params, mixing, mode, replica, recomputed: false, gather: None }
     }
 
-    /// Creates a pass in training mode that repeats an earlier one: same weights, no update of statistics.
-    pub fn recompute(params: &'a Params, mixing: &'a Mixing, replica: usize) -> Pass<'a> {
-        Pass { params, mixing, mode: Mode::Train, replica, recomputed: true }
+    /// Creates a pass that repeats an earlier one: same weights, no update of statistics.
+    pub fn recompute(params: &'a Params, mixing: &'a Mixing, mode: Mode, replica: usize) -> Pass<'a> {
+        Pass { params, mixing, mode, replica, recomputed: mode == Mode::Train, gather: None }
+    }
+
+    /// Returns the same pass for parts whose tensors `gather` finds among those of the network.
+    pub fn gathered(self, gather: Option<&'a Gather>) -> Pass<'a> {
+        Pass { gather, ..self }
+    }
+
+    /// Returns a weight for computation: convolutions in the kind of activations.
+    pub fn weight(&self, id: WeightId) -> Tensor {
+        match self.gather {
+            None => self.params.weight(id).shallow_clone(),
+            Some(gather) => gather.weight(id, self.params),
+        }
     }
 
     /// Applies batch norm over `[N, C, H, W]` without affine parameters. `scale` `[C]` multiplies the normalised
@@ -56,17 +72,41 @@ impl<'a> Pass<'a> {
 
     /// Applies batch norm with learned weight and bias.
     pub fn affine_batch_norm(&self, x: &Tensor, norm: &AffineNorm) -> Tensor {
-        let (weight, bias) = (self.params.weight(norm.weight), self.params.weight(norm.bias));
-        self.norm(x, norm.stat, Some(weight), Some(bias))
+        let (weight, bias) = (self.weight(norm.weight), self.weight(norm.bias));
+        self.norm(x, norm.stat, Some(&weight), Some(&bias))
     }
 
     fn norm(&self, x: &Tensor, stat: StatId, weight: Option<&Tensor>, bias: Option<&Tensor>) -> Tensor {
         let train = self.mode == Mode::Train;
-        let (mean, var) = match self.recomputed {
-            true => self.params.scratch(stat),
-            false => self.params.running(stat, self.replica),
+        let apply = |mean: &Tensor, var: &Tensor| {
+            x.batch_norm(weight, bias, Some(mean), Some(var), train, MOMENTUM, EPS, true)
         };
-        x.batch_norm(weight, bias, Some(mean), Some(var), train, MOMENTUM, EPS, true)
+        if self.recomputed {
+            let (mean, var) = self.params.scratch(x.size()[1]);
+            return apply(&mean, &var);
+        }
+        let Some(gather) = self.gather else {
+            let (mean, var) = self.params.running(stat, self.replica);
+            return apply(mean, var);
+        };
+        let views = gather.running(stat, self.params, self.replica);
+        if let [(mean, var)] = &views[..] {
+            return apply(mean, var);
+        }
+        let all = |part: fn(&(Tensor, Tensor)) -> &Tensor| {
+            Tensor::cat(&views.iter().map(part).collect::<Vec<_>>(), 0)
+        };
+        let (mean, var) = (all(|view| &view.0), all(|view| &view.1));
+        let y = apply(&mean, &var);
+        if train {
+            let sizes: Vec<i64> = views.iter().map(|(mean, _)| mean.size()[0]).collect();
+            let updated = mean.split_with_sizes(&sizes, 0).into_iter().zip(var.split_with_sizes(&sizes, 0));
+            for ((mean, var), (new_mean, new_var)) in views.iter().zip(updated) {
+                mean.shallow_clone().copy_(&new_mean);
+                var.shallow_clone().copy_(&new_var);
+            }
+        }
+        y
     }
 }
 
@@ -223,11 +263,11 @@ impl FactorizedReduce {
 
     /// `x`: rectified [N, c_in, H, W], the same for every edge; result [N, M*c_out, H/2, W/2].
     pub fn forward(&self, pass: &Pass, x: &Tensor, scale: Option<&Tensor>) -> Tensor {
-        let (first, second) = (pass.params.weight(self.conv_1), pass.params.weight(self.conv_2));
+        let (first, second) = (pass.weight(self.conv_1), pass.weight(self.conv_2));
         let (half, c_in) = (first.size()[0] / self.edges, first.size()[1]);
         let corner =
             |weight: &Tensor, pad: [i64; 4]| weight.view([self.edges, half, c_in, 1, 1]).constant_pad_nd(pad);
-        let kernel = Tensor::cat(&[corner(first, [0, 1, 0, 1]), corner(second, [1, 0, 1, 0])], 1);
+        let kernel = Tensor::cat(&[corner(&first, [0, 1, 0, 1]), corner(&second, [1, 0, 1, 0])], 1);
         let y = conv(x, &kernel.view([self.edges * half * 2, c_in, 2, 2]), 2, 0, 1, 1);
         self.norm.forward(pass, &y, scale)
     }
@@ -251,7 +291,7 @@ impl ReluConvNorm {
 
     /// Maps `x` [N, c_in, H, W] to [N, c_out, H, W].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        self.norm.forward(pass, &pointwise(&x.relu(), pass.params.weight(self.weight), 1), None)
+        self.norm.forward(pass, &pointwise(&x.relu(), &pass.weight(self.weight), 1), None)
     }
 }
 

@@ -11,7 +11,7 @@ use super::placement::Placement;
 use crate::net::bucket::Bucket;
 use crate::net::error::{Error, Result};
 use crate::random::{Purpose, seed_of, torch_seeded};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
@@ -19,12 +19,12 @@ use tch::{Device, Kind, Tensor};
 pub type Named = BTreeMap<String, Tensor>;
 
 /// Index of a learned tensor.
-#[derive(Clone, Copy, Debug)]
-pub struct WeightId(usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightId(pub(super) usize);
 
 /// Index of the running statistics (mean and variance) of a batch norm.
-#[derive(Clone, Copy, Debug)]
-pub struct StatId(usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatId(pub(super) usize);
 
 /// Initialisation of a weight; PyTorch's defaults.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +108,16 @@ impl Specs {
         StatId(self.stats.len() - 1)
     }
 
+    /// Returns the published names and rows of each weight.
+    pub(super) fn pieces_of_weights(&self) -> impl Iterator<Item = &Pieces> {
+        self.weights.iter().map(|spec| &spec.pieces)
+    }
+
+    /// Returns the published names and rows of each batch norm.
+    pub(super) fn pieces_of_stats(&self) -> impl Iterator<Item = &Pieces> {
+        self.stats.iter().map(|spec| &spec.pieces)
+    }
+
     /// Ends a part; buckets consist of whole parts.
     pub fn end_part(&mut self) {
         self.part_ends.push(self.weights.len());
@@ -118,6 +128,9 @@ impl Specs {
 pub struct Params {
     weights: Vec<WeightSpec>,
     stats: Vec<StatSpec>,
+    /// Tensor and rows of each published weight and batch norm.
+    weight_places: HashMap<String, (WeightId, Range<i64>)>,
+    stat_places: HashMap<String, (StatId, Range<i64>)>,
     /// Autograd leaves, one per weight: views of the flat weights or of their copies.
     leaves: Vec<Tensor>,
     /// Copies of the flat weights of each bucket in the kind of activations; empty if the kinds are the same.
@@ -131,8 +144,8 @@ pub struct Params {
     /// Running (mean, variance) per local replica and batch norm. Every replica has its own, as if it were on a
     /// separate rank; tests use their average (they are linear in the batch statistics).
     running: Vec<Vec<(Tensor, Tensor)>>,
-    /// Unused statistics, all in the same memory, which recomputed passes update.
-    scratch: Vec<(Tensor, Tensor)>,
+    /// Unused statistics, as long as the longest, which recomputed passes update.
+    scratch: (Tensor, Tensor),
     kind: Kind,
     device: Device,
 }
@@ -186,11 +199,11 @@ impl Params {
             channels: specs.stats.iter().map(|spec| spec.channels).max().unwrap_or(0),
             pieces: Pieces::new(),
         };
-        let (mean, var) = fresh(&longest);
-        let first = |rows: &StatSpec| (mean.narrow(0, 0, rows.channels), var.narrow(0, 0, rows.channels));
-        let scratch = specs.stats.iter().map(first).collect();
+        let scratch = fresh(&longest);
         let running = (0..replicas).map(|_| specs.stats.iter().map(fresh).collect()).collect();
         Params {
+            weight_places: places_of(specs.pieces_of_weights(), WeightId),
+            stat_places: places_of(specs.pieces_of_stats(), StatId),
             weights: specs.weights,
             stats: specs.stats,
             leaves,
@@ -245,14 +258,25 @@ impl Params {
         &self.leaves[id.0]
     }
 
+    /// Returns the weight with rows of the published tensor `name`, and the rows.
+    pub(super) fn place_of_weight(&self, name: &str) -> (WeightId, Range<i64>) {
+        self.weight_places.get(name).unwrap_or_else(|| panic!("no weight {name}")).clone()
+    }
+
+    /// Returns the batch norm with channels of the published one `name`, and the channels.
+    pub(super) fn place_of_stat(&self, name: &str) -> (StatId, Range<i64>) {
+        self.stat_places.get(name).unwrap_or_else(|| panic!("no batch norm {name}")).clone()
+    }
+
     /// Returns the running mean and variance of a batch norm for local replica `replica`.
     pub fn running(&self, id: StatId, replica: usize) -> &(Tensor, Tensor) {
         &self.running[replica][id.0]
     }
 
-    /// Returns unused running statistics for batch norm `id`.
-    pub(super) fn scratch(&self, id: StatId) -> &(Tensor, Tensor) {
-        &self.scratch[id.0]
+    /// Returns unused running statistics of `channels` channels.
+    pub(super) fn scratch(&self, channels: i64) -> (Tensor, Tensor) {
+        let (mean, var) = &self.scratch;
+        (mean.narrow(0, 0, channels), var.narrow(0, 0, channels))
     }
 
     /// Returns the leaves of bucket `bucket`, in the order of its buffers.
@@ -337,6 +361,17 @@ impl Params {
         }
         Ok(())
     }
+}
+
+fn places_of<'a, Id: Copy>(
+    pieces: impl Iterator<Item = &'a Pieces>,
+    id: impl Fn(usize) -> Id,
+) -> HashMap<String, (Id, Range<i64>)> {
+    let of_one = |(index, pieces): (usize, &'a Pieces)| {
+        let id = id(index);
+        pieces.iter().map(move |(name, rows)| (name.clone(), (id, rows.clone())))
+    };
+    pieces.enumerate().flat_map(of_one).collect()
 }
 
 fn rows_of(stacked: &Tensor, rows: &Range<i64>) -> Tensor {

@@ -23,10 +23,7 @@ impl ReluConvNorm3x3 {
     }
 
     fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        pass.affine_batch_norm(
-            &conv(&x.relu(), pass.params.weight(self.weight), self.stride, 1, 1, 1),
-            &self.norm,
-        )
+        pass.affine_batch_norm(&conv(&x.relu(), &pass.weight(self.weight), self.stride, 1, 1, 1), &self.norm)
     }
 }
 
@@ -52,6 +49,6 @@ impl Residual {
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
         let y = self.conv_b.forward(pass, &self.conv_a.forward(pass, x));
         let pooled = x.avg_pool2d([2, 2], [2, 2], [0, 0], false, false, None::<i64>);
-        y + pointwise(&pooled, pass.params.weight(self.shortcut), 1)
+        y + pointwise(&pooled, &pass.weight(self.shortcut), 1)
     }
 }

@@ -132,7 +132,7 @@ impl Separable {
                 .map(|((x, edges), &weight)| Depthwise {
                     x,
                     times: if number == 0 { edges } else { &[1] },
-                    weight: pass.params.weight(weight),
+                    weight: pass.weight(weight),
                 })
                 .collect();
             let mut y = depthwise(&branches, stride, dilation);
@@ -140,7 +140,7 @@ impl Separable {
                 y = from_parities(&y, h, w);
             }
             let slots = self.edges.iter().flatten().sum::<usize>() as i64;
-            let y = pointwise(&y, pass.params.weight(link.pointwise), slots);
+            let y = pointwise(&y, &pass.weight(link.pointwise), slots);
             if number == last {
                 let y = self.placement.sum(&link.norm.forward(pass, &y, scale), self.channels);
                 return match parities.filter(|_| !early) {
@@ -163,7 +163,7 @@ struct Depthwise<'a> {
     /// Repetitions of each equal part of the channels: the edges of each state, or 1 if `x` contains all edges.
     times: &'a [usize],
     /// [times*C, 1, K, K].
-    weight: &'a Tensor,
+    weight: Tensor,
 }
 
 impl Depthwise<'_> {
@@ -179,7 +179,7 @@ fn depthwise(branches: &[Depthwise], stride: i64, dilation: i64) -> Tensor {
     }
     let one = |branch: &Depthwise| {
         let x = cat(repeated(&branch.x, branch.times), 1);
-        conv(&x, branch.weight, stride, dilation * (branch.kernel() / 2), dilation, branch.weight.size()[0])
+        conv(&x, &branch.weight, stride, dilation * (branch.kernel() / 2), dilation, branch.weight.size()[0])
     };
     cat(branches.iter().map(one).collect(), 1)
 }

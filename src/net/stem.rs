@@ -27,7 +27,7 @@ impl ConvNorm {
 
     /// Maps [N, c_in, H, W] to [N, c_out, H', W'].
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        let y = conv(x, pass.params.weight(self.weight), self.stride, 1, 1, 1);
+        let y = conv(x, &pass.weight(self.weight), self.stride, 1, 1, 1);
         pass.affine_batch_norm(&y, &self.norm)
     }
 }
@@ -94,7 +94,7 @@ impl Classifier {
 
     /// Maps [N, C, H, W] to logits [N, K], in the kind of the weights.
     pub fn forward(&self, pass: &Pass, x: &Tensor) -> Tensor {
-        let (weight, bias) = (pass.params.weight(self.weight), pass.params.weight(self.bias));
-        x.mean_dim([2i64, 3].as_slice(), false, weight.kind()).linear(weight, Some(bias))
+        let (weight, bias) = (pass.weight(self.weight), pass.weight(self.bias));
+        x.mean_dim([2i64, 3].as_slice(), false, weight.kind()).linear(&weight, Some(&bias))
     }
 }

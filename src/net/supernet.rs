@@ -3,8 +3,9 @@
 //! Shapes: N batch, H W input size, K classes.
 
 use super::cell::Cell;
+use super::gather::Gather;
 use super::mixed_op::CellShape;
-use super::mixing::{DeviceMasks, Mixing};
+use super::mixing::{DeviceMasks, Mixing, MixingWeights};
 use super::nb201::Nb201Cell;
 use super::ops::{AffineNorm, Mode, Pass};
 use super::params::{Params, Specs};
@@ -12,7 +13,7 @@ use super::placement::Placement;
 use super::residual::Residual;
 use super::stem::{Classifier, ConvNorm, Stem};
 use super::tape::{Tape, ThetaTape};
-use crate::space::{Mask, NUM_NODES, SearchSpace};
+use crate::space::{Mask, NUM_NODES, Operation, SearchSpace};
 use std::ops::Range;
 use std::rc::Rc;
 use tch::Tensor;
@@ -25,6 +26,8 @@ const STEM_MULTIPLIER: i64 = 3;
 pub struct SupernetShape {
     /// The search space.
     pub space: SearchSpace,
+    /// The operations, one per column of a table.
+    pub operations: Vec<Operation>,
     /// Channels of the first cells, C.
     pub init_channels: i64,
     /// Number of cells; in NAS-Bench-201, the number N of cells in each of the three groups.
@@ -33,7 +36,7 @@ pub struct SupernetShape {
     pub num_classes: i64,
     /// Partial-channel divisor.
     pub k: i64,
-    /// Kept operations, one mask per eta table.
+    /// Kept operations, one mask per table.
     pub masks: Vec<Mask>,
 }
 
@@ -56,7 +59,7 @@ impl SupernetShape {
         }
     }
 
-    /// Returns the index of the eta table of cell `index`.
+    /// Returns the index of the table of cell `index`.
     pub fn table(&self, index: usize) -> usize {
         match self.space {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => usize::from(self.is_reduction(index)),
@@ -103,11 +106,25 @@ impl SupernetPart {
     }
 }
 
+/// The parts that a pass computes: those of the network, or of a path through it.
+struct Route {
+    parts: Vec<SupernetPart>,
+    /// Where the tensors of a path are.
+    gather: Option<Gather>,
+}
+
+impl Route {
+    fn forward(&self, part: usize, pass: &Pass, states: Vec<Tensor>) -> Vec<Tensor> {
+        self.parts[part].forward(pass, states)
+    }
+}
+
 /// The supernet with its tensors on one rank.
 pub struct Supernet {
     shape: SupernetShape,
     placement: Placement,
-    parts: Vec<SupernetPart>,
+    /// All kept operations.
+    whole: Rc<Route>,
     masks: DeviceMasks,
     /// Weights and running statistics.
     pub params: Params,
@@ -117,13 +134,10 @@ impl Supernet {
     /// Creates the network with zero weights; call `params.initialise` or `params.load` next.
     pub fn new(shape: SupernetShape, placement: Placement) -> Supernet {
         let mut specs = Specs::default();
-        let parts = match shape.space {
-            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => darts_parts(&mut specs, &shape),
-            SearchSpace::NasBench201 => nb201_parts(&mut specs, &shape),
-        };
+        let whole = Rc::new(Route { parts: parts(&mut specs, &shape), gather: None });
         let masks = DeviceMasks::new(&shape.masks, placement.precision.weights(), placement.device);
         let params = Params::new(specs, &placement);
-        Supernet { shape, placement, parts, masks, params }
+        Supernet { shape, placement, whole, masks, params }
     }
 
     /// Returns the shape.
@@ -141,67 +155,92 @@ impl Supernet {
         &self.masks
     }
 
+    /// Returns the parts that a pass with these mixing weights computes.
+    fn route(&self, theta: &MixingWeights) -> Rc<Route> {
+        let Some(path) = &theta.path else { return Rc::clone(&self.whole) };
+        let shape = SupernetShape { masks: path.masks.clone(), ..self.shape.clone() };
+        let mut specs = Specs::default();
+        let parts = parts(&mut specs, &shape);
+        Rc::new(Route { parts, gather: Some(Gather::new(&specs, &self.params)) })
+    }
+
     /// Computes the logits [N, K] of images [N, 3, H, W] in one graph.
-    pub fn logits(&self, images: &Tensor, theta: &[Tensor], mode: Mode, replica: usize) -> Tensor {
-        let mixing = Mixing::new(theta, &self.masks);
-        self.run(images, &Pass::new(&self.params, &mixing, mode, replica))
+    pub fn logits(&self, images: &Tensor, theta: &MixingWeights, mode: Mode, replica: usize) -> Tensor {
+        let (mixing, route) = (Mixing::new(theta, &self.masks), self.route(theta));
+        let pass = Pass::new(&self.params, &mixing, mode, replica);
+        self.run(images, &route, &pass.gathered(route.gather.as_ref()))
     }
 
     /// Computes logits in training mode with trial weights, without updating running statistics.
-    pub fn trial_logits(&self, images: &Tensor, theta: &[Tensor]) -> Tensor {
+    pub fn trial_logits(&self, images: &Tensor, theta: &MixingWeights) -> Tensor {
         self.params.refresh();
-        let mixing = Mixing::new(theta, &self.masks);
-        self.run(images, &Pass::recompute(&self.params, &mixing, 0))
+        let (mixing, route) = (Mixing::new(theta, &self.masks), self.route(theta));
+        let pass = Pass::recompute(&self.params, &mixing, Mode::Train, 0);
+        self.run(images, &route, &pass.gathered(route.gather.as_ref()))
     }
 
-    fn run(&self, images: &Tensor, pass: &Pass) -> Tensor {
+    fn run(&self, images: &Tensor, route: &Route, pass: &Pass) -> Tensor {
         let images = vec![self.placement.network_input(images)];
-        self.parts.iter().fold(images, |states, part| part.forward(pass, states)).remove(0)
+        route.parts.iter().fold(images, |states, part| part.forward(pass, states)).remove(0)
     }
 
-    /// Runs a training pass, ready for differentiation with respect to the weights; theta is constant. Result: the
-    /// logits.
-    pub fn forward(&self, images: &Tensor, theta: &[Tensor], replica: usize) -> Tape<'_> {
-        let mixing = Rc::new(Mixing::new(theta, &self.masks));
+    /// Runs a training pass, ready for differentiation with respect to the weights and, if `theta` consists of leaves (see
+    /// [`MixingWeights::leaves`]), the mixing weights. Result: the logits.
+    pub fn forward(&self, images: &Tensor, theta: &MixingWeights, replica: usize) -> Tape<'_> {
+        let (mixing, route) = (Rc::new(Mixing::new(theta, &self.masks)), self.route(theta));
         if self.placement.checkpoint_cells {
-            return self.record_inputs(images, self.params.segments(), mixing, replica);
+            return self.record_inputs(images, self.params.segments(), (mixing, route), Mode::Train, replica);
         }
-        let pass = Pass::new(&self.params, &mixing, Mode::Train, replica);
+        let shared = Rc::clone(&mixing);
+        let pass = Pass::new(&self.params, &shared, Mode::Train, replica).gathered(route.gather.as_ref());
         let images = self.placement.network_input(images);
-        Tape::record(&self.params, images, |part, states| self.parts[part].forward(&pass, states))
+        let part = |part: usize, states| route.forward(part, &pass, states);
+        Tape::record(&self.params, images, Some(mixing), part)
     }
 
-    /// Runs a training pass for the gradients of `theta` (leaves that require gradients), not of the weights.
+    /// Runs a pass for the gradients of `theta` (see [`MixingWeights::leaves`]), not of the weights.
     pub fn forward_theta<'a>(
         &'a self,
         images: &Tensor,
-        theta: &'a [Tensor],
+        theta: &'a MixingWeights,
+        mode: Mode,
         replica: usize,
     ) -> ThetaTape<'a> {
         if !self.placement.checkpoint_cells {
-            return ThetaTape::whole(theta, self.logits(images, theta, Mode::Train, replica));
+            return ThetaTape::whole(theta, self.logits(images, theta, mode, replica));
         }
         // Part by part, so that gradients of shared tensors are summed in the order of the whole graph.
-        let parts: Vec<Range<usize>> = (0..self.parts.len()).map(|part| part..part + 1).collect();
-        let mixing = Rc::new(Mixing::new(theta, &self.masks));
-        ThetaTape::cells(theta, self.record_inputs(images, &parts, Rc::clone(&mixing), replica), mixing)
+        let (mixing, route) = (Rc::new(Mixing::new(theta, &self.masks)), self.route(theta));
+        let parts: Vec<Range<usize>> = (0..route.parts.len()).map(|part| part..part + 1).collect();
+        ThetaTape::cells(theta, self.record_inputs(images, &parts, (mixing, route), mode, replica))
     }
 
     fn record_inputs(
         &self,
         images: &Tensor,
         segments: &[Range<usize>],
-        mixing: Rc<Mixing>,
+        (mixing, route): (Rc<Mixing>, Rc<Route>),
+        mode: Mode,
         replica: usize,
     ) -> Tape<'_> {
-        let shared = Rc::clone(&mixing);
-        let pass = Pass::new(&self.params, &shared, Mode::Train, replica);
+        let (shared, cut) = (Rc::clone(&mixing), Some(Rc::clone(&mixing)));
+        let first = Rc::clone(&route);
+        let pass = Pass::new(&self.params, &shared, mode, replica).gathered(first.gather.as_ref());
         let recompute = move |part: usize, states| {
-            self.parts[part].forward(&Pass::recompute(&self.params, &mixing, replica), states)
+            let pass = Pass::recompute(&self.params, &mixing, mode, replica);
+            route.forward(part, &pass.gathered(route.gather.as_ref()), states)
         };
         let images = self.placement.network_input(images);
-        let part = |part: usize, states| self.parts[part].forward(&pass, states);
-        Tape::record_inputs(&self.params, segments, images, part, recompute)
+        let part = |part: usize, states| first.forward(part, &pass, states);
+        Tape::record_inputs(&self.params, segments, images, cut, part, recompute)
+    }
+}
+
+/// Creates the parts of a network of any space.
+fn parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
+    match shape.space {
+        SearchSpace::DartsImagenet | SearchSpace::DartsCifar => darts_parts(specs, shape),
+        SearchSpace::NasBench201 => nb201_parts(specs, shape),
     }
 }
 
@@ -218,6 +257,7 @@ fn darts_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
         let table = shape.table(index);
         let cell = CellShape {
             space: shape.space,
+            operations: &shape.operations,
             table,
             mask: &shape.masks[table],
             name: format!("cells.{index}"),
@@ -248,7 +288,8 @@ fn nb201_parts(specs: &mut Specs, shape: &SupernetShape) -> Vec<SupernetPart> {
         parts.push(match shape.is_reduction(index) {
             true => SupernetPart::Residual(Residual::new(specs, &name, c, channels)),
             false => {
-                SupernetPart::Nb201Cell(Nb201Cell::new(specs, &name, channels, shape.k, &shape.masks[0]))
+                let kept = (&shape.operations[..], &shape.masks[0]);
+                SupernetPart::Nb201Cell(Nb201Cell::new(specs, &name, (channels, shape.k), kept))
             }
         });
         specs.end_part();

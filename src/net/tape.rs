@@ -9,7 +9,7 @@
 //!
 //! Shapes: N batch, K classes.
 
-use super::mixing::{Cuts, Mixing};
+use super::mixing::{Cuts, Mixing, MixingWeights};
 use super::params::Params;
 use crate::net::error::Result;
 use std::ops::Range;
@@ -20,8 +20,8 @@ struct Segment {
     parts: Range<usize>,
     /// Leaves at which the segment begins, one per state; empty for the first segment.
     inputs: Vec<Tensor>,
-    /// Output states with their graph, if kept.
-    outputs: Option<Vec<Tensor>>,
+    /// Output states with their graph, and the leaves of the mixing weights in it, if kept.
+    outputs: Option<(Vec<Tensor>, Cuts)>,
 }
 
 /// Recomputes a part from its index and input states; the outputs are bit-identical to the first time.
@@ -34,6 +34,8 @@ pub struct Tape<'a> {
     segments: Vec<Segment>,
     results: Vec<Tensor>,
     recompute: Option<Recompute<'a>>,
+    /// Mixing weights of the parts; none in networks without them.
+    mixing: Option<Rc<Mixing>>,
 }
 
 impl<'a> Tape<'a> {
@@ -41,9 +43,10 @@ impl<'a> Tape<'a> {
     pub fn record(
         params: &'a Params,
         images: Tensor,
+        mixing: Option<Rc<Mixing>>,
         part: impl FnMut(usize, Vec<Tensor>) -> Vec<Tensor>,
     ) -> Tape<'a> {
-        Tape::run(params, params.segments(), images, part, None)
+        Tape::run(params, params.segments(), images, mixing, part, None)
     }
 
     /// The same, but keeps only the inputs of `segments`; `recompute` computes a part again, without repeating side
@@ -52,36 +55,48 @@ impl<'a> Tape<'a> {
         params: &'a Params,
         segments: &[Range<usize>],
         images: Tensor,
+        mixing: Option<Rc<Mixing>>,
         part: impl FnMut(usize, Vec<Tensor>) -> Vec<Tensor>,
         recompute: impl Fn(usize, Vec<Tensor>) -> Vec<Tensor> + 'a,
     ) -> Tape<'a> {
-        Tape::run(params, segments, images, part, Some(Box::new(recompute)))
+        Tape::run(params, segments, images, mixing, part, Some(Box::new(recompute)))
     }
 
     fn run(
         params: &'a Params,
         segments: &[Range<usize>],
         images: Tensor,
+        mixing: Option<Rc<Mixing>>,
         mut part: impl FnMut(usize, Vec<Tensor>) -> Vec<Tensor>,
         recompute: Option<Recompute<'a>>,
     ) -> Tape<'a> {
         let mut done = Vec::with_capacity(segments.len());
         let mut states = vec![images.shallow_clone()];
         for (number, parts) in segments.iter().enumerate() {
-            // Cut: a segment begins at leaves that share the values of the previous segment.
-            let cut = |state: &Tensor| state.detach().set_requires_grad(true);
+            // A segment begins at leaves that share the values of the previous segment.
+            let leaf = |state: &Tensor| state.detach().set_requires_grad(true);
             let inputs: Vec<Tensor> =
-                if parts.start == 0 { Vec::new() } else { states.iter().map(cut).collect() };
+                if parts.start == 0 { Vec::new() } else { states.iter().map(leaf).collect() };
             if parts.start > 0 {
                 states = shared(&inputs);
             }
-            let mut run =
+            let run =
                 || parts.clone().fold(std::mem::take(&mut states), |states, number| part(number, states));
             let kept = recompute.is_none() || number + 1 == segments.len();
-            states = if kept { run() } else { tch::no_grad(run) };
-            done.push(Segment { parts: parts.clone(), inputs, outputs: kept.then(|| shared(&states)) });
+            let outputs = match kept {
+                true => {
+                    let (out, cuts) = cut(mixing.as_deref(), run);
+                    states = shared(&out);
+                    Some((out, cuts))
+                }
+                false => {
+                    states = tch::no_grad(run);
+                    None
+                }
+            };
+            done.push(Segment { parts: parts.clone(), inputs, outputs });
         }
-        Tape { params, images, segments: done, results: states, recompute }
+        Tape { params, images, segments: done, results: states, recompute, mixing }
     }
 
     /// Returns the output states of the last part.
@@ -100,11 +115,12 @@ impl<'a> Tape<'a> {
     /// computed.
     pub fn backward<'l>(mut self, loss: &'l Tensor) -> Backward<'a, 'l> {
         self.results.clear();
-        Backward { tape: self, upstream: Upstream::Loss(loss) }
+        Backward { tape: self, upstream: Upstream::Loss(loss), cuts: Vec::new() }
     }
 
-    /// Returns the output states of a segment, recomputed if they were not kept.
-    fn outputs(&self, segment: &mut Segment) -> Vec<Tensor> {
+    /// Returns the output states of a segment and the leaves of the mixing weights in it, recomputed if they were not
+    /// kept.
+    fn outputs(&self, segment: &mut Segment) -> (Vec<Tensor>, Cuts) {
         if let Some(outputs) = segment.outputs.take() {
             return outputs;
         }
@@ -114,7 +130,16 @@ impl<'a> Tape<'a> {
         } else {
             shared(&segment.inputs)
         };
-        segment.parts.clone().fold(inputs, |states, number| recompute(number, states))
+        let run = || segment.parts.clone().fold(inputs, |states, number| recompute(number, states));
+        cut(self.mixing.as_deref(), run)
+    }
+}
+
+/// Runs a part of the network on leaves instead of tensors derived from the mixing weights; see [`Mixing::cut`].
+fn cut<T>(mixing: Option<&Mixing>, part: impl FnOnce() -> T) -> (T, Cuts) {
+    match mixing {
+        Some(mixing) => mixing.cut(part),
+        None => (part(), Cuts::default()),
     }
 }
 
@@ -122,18 +147,32 @@ impl<'a> Tape<'a> {
 pub struct Backward<'a, 'l> {
     tape: Tape<'a>,
     upstream: Upstream<'l>,
+    /// Leaves of the mixing weights with their gradients, of the segments done.
+    cuts: Vec<(Cuts, Vec<Tensor>)>,
 }
 
 impl Backward<'_, '_> {
     fn gradients(&mut self, number: usize, mut segment: Segment) -> Result<Vec<Tensor>> {
-        let outputs = self.tape.outputs(&mut segment);
+        let (outputs, cuts) = self.tape.outputs(&mut segment);
         let leaves = self.tape.params.leaves(number);
-        let mut grads = differentiate(outputs, &segment.inputs, leaves, &mut self.upstream)?;
+        let (mut grads, of_cuts) =
+            differentiate(outputs, &segment.inputs, leaves, cuts.leaves(), &mut self.upstream)?;
+        if !of_cuts.is_empty() {
+            self.cuts.push((cuts, of_cuts));
+        }
         // The weights of a node without effect on the result. (PyTorch leaves them unchanged; here they decay.)
         for (grad, leaf) in grads.iter_mut().zip(leaves).filter(|(grad, _)| !grad.defined()) {
             *grad = leaf.zeros_like();
         }
         Ok(grads)
+    }
+
+    /// Returns the gradients of the mixing weights `theta` of this pass, in the order of [`MixingWeights::tensors`], after
+    /// the last segment.
+    pub fn theta_grads(self, theta: &MixingWeights) -> Result<Vec<Tensor>> {
+        debug_assert!(self.tape.segments.is_empty(), "segments are left");
+        let mixing = self.tape.mixing.as_deref().expect("a network with mixing weights");
+        mixing.grads(&theta.tensors(), self.cuts)
     }
 }
 
@@ -155,13 +194,14 @@ enum Upstream<'a> {
     Grads(Vec<Tensor>),
 }
 
-/// Returns the gradients of `leaves` and sets `upstream` to the gradients of `inputs`. Frees the graph.
+/// Returns the gradients of `leaves` and of `cuts`, and sets `upstream` to the gradients of `inputs`. Frees the graph.
 fn differentiate(
     outputs: Vec<Tensor>,
     inputs: &[Tensor],
     leaves: &[Tensor],
+    cuts: &[Tensor],
     upstream: &mut Upstream,
-) -> Result<Vec<Tensor>> {
+) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
     let roots: Vec<Tensor> = match upstream {
         Upstream::Loss(loss) => vec![loss.shallow_clone()],
         // Autograd starts from ones, so the gradient of y * g starts with g. The head does not use the older state,
@@ -171,19 +211,20 @@ fn differentiate(
             used.map(|(output, grad)| output * grad).collect()
         }
     };
-    let wanted: Vec<&Tensor> = leaves.iter().chain(inputs).collect();
+    let wanted: Vec<&Tensor> = leaves.iter().chain(cuts).chain(inputs).collect();
     let mut grads = Tensor::f_run_backward(&roots, &wanted, false, false)?;
-    *upstream = Upstream::Grads(grads.split_off(leaves.len()));
-    Ok(grads)
+    *upstream = Upstream::Grads(grads.split_off(leaves.len() + cuts.len()));
+    let of_cuts = grads.split_off(leaves.len());
+    Ok((grads, of_cuts))
 }
 
 fn shared(tensors: &[Tensor]) -> Vec<Tensor> {
     tensors.iter().map(Tensor::shallow_clone).collect()
 }
 
-/// A forward pass for the gradients of theta alone.
+/// A forward pass for the gradients of the mixing weights alone.
 pub struct ThetaTape<'a> {
-    theta: &'a [Tensor],
+    theta: &'a MixingWeights,
     pass: ThetaPass<'a>,
 }
 
@@ -191,34 +232,37 @@ enum ThetaPass<'a> {
     /// A single graph from theta to the logits.
     Whole(Tensor),
     /// Cell by cell, if activations are not kept.
-    Cells(Tape<'a>, Rc<Mixing>),
+    Cells(Tape<'a>),
 }
 
 impl<'a> ThetaTape<'a> {
     /// Creates a tape of a single graph. `theta`: leaves that require gradients.
-    pub fn whole(theta: &'a [Tensor], logits: Tensor) -> ThetaTape<'a> {
+    pub fn whole(theta: &'a MixingWeights, logits: Tensor) -> ThetaTape<'a> {
         ThetaTape { theta, pass: ThetaPass::Whole(logits) }
     }
 
-    /// Creates a tape from one that keeps the inputs of every part. `mixing` was created from `theta` and is used by
-    /// all parts except the first and the last.
-    pub fn cells(theta: &'a [Tensor], tape: Tape<'a>, mixing: Rc<Mixing>) -> ThetaTape<'a> {
-        ThetaTape { theta, pass: ThetaPass::Cells(tape, mixing) }
+    /// Creates a tape from one that keeps the inputs of every part, with the mixing weights `theta`, which all parts except
+    /// the first and the last use.
+    pub fn cells(theta: &'a MixingWeights, tape: Tape<'a>) -> ThetaTape<'a> {
+        ThetaTape { theta, pass: ThetaPass::Cells(tape) }
     }
 
     /// Returns the logits [N, K].
     pub fn logits(&self) -> &Tensor {
         match &self.pass {
             ThetaPass::Whole(logits) => logits,
-            ThetaPass::Cells(tape, _) => tape.logits(),
+            ThetaPass::Cells(tape) => tape.logits(),
         }
     }
 
-    /// Returns the gradients of `loss` (a scalar computed from the logits) with respect to theta, one [E, O] per table.
+    /// Returns the gradients of `loss` (a scalar computed from the logits) with respect to the mixing weights, in the
+    /// order of [`MixingWeights::tensors`].
     pub fn backward(self, loss: &Tensor) -> Result<Vec<Tensor>> {
-        let (mut tape, mixing) = match self.pass {
-            ThetaPass::Whole(_) => return Ok(Tensor::f_run_backward(&[loss], self.theta, false, false)?),
-            ThetaPass::Cells(tape, mixing) => (tape, mixing),
+        let mut tape = match self.pass {
+            ThetaPass::Whole(_) => {
+                return Ok(Tensor::f_run_backward(&[loss], &self.theta.tensors(), false, false)?);
+            }
+            ThetaPass::Cells(tape) => tape,
         };
         tape.results.clear();
         let mut upstream = Upstream::Loss(loss);
@@ -226,10 +270,10 @@ impl<'a> ThetaTape<'a> {
         // The first part does not depend on theta.
         while tape.segments.len() > 1 {
             let mut segment = tape.segments.pop().expect("two segments at least");
-            let (outputs, cuts) = mixing.cut(|| tape.outputs(&mut segment));
-            let grads = differentiate(outputs, &segment.inputs, cuts.leaves(), &mut upstream)?;
+            let (outputs, cuts) = tape.outputs(&mut segment);
+            let (_, grads) = differentiate(outputs, &segment.inputs, &[], cuts.leaves(), &mut upstream)?;
             parts.push((cuts, grads));
         }
-        mixing.grads(self.theta, parts)
+        tape.mixing.as_deref().expect("a supernet").grads(&self.theta.tensors(), parts)
     }
 }

@@ -3,8 +3,9 @@
 //! Stages and epochs count from 1 (epochs over the whole run), `step` is the number of steps done; top-1 and top-5 are
 //! in 0..1; a number that is not finite is written as `null`.
 
+use crate::config::Method;
 use crate::process::messages::counted;
-use crate::space::Mask;
+use crate::space::{Mask, Operation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -62,7 +63,7 @@ pub struct StepRecord {
     pub architecture_loss: Option<f64>,
     /// Learning rate of the weights.
     pub lr: f64,
-    /// Learning rate of eta; 0 without an architecture step.
+    /// Learning rate of the architecture parameters; 0 without an architecture step.
     pub eta_lr: f64,
     /// Images of both data sets processed, per second.
     pub images_per_s: f64,
@@ -130,20 +131,29 @@ impl EpochSummary {
     }
 }
 
-/// One epoch of a search, with eta.
+/// One epoch of a search, with the architecture parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// Fields of every epoch.
     #[serde(flatten)]
     pub summary: EpochSummary,
+    /// The search method.
+    #[serde(default)]
+    pub method: Method,
     /// Mean over edges of the entropy of softmax(eta), nats, for each table (DARTS: normal cells, reduction cells). It
     /// falls as the search converges.
     pub eta_entropy: Vec<f64>,
-    /// eta, `[T][E][O]`; meaningless for pruned operations.
+    /// eta (alpha in methods other than DrNAS), `[T][E][O]`; meaningless for pruned operations.
     pub eta: Vec<Vec<Vec<f64>>>,
+    /// Parameters of the edge weights, `[T][E]`, of methods that have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta: Option<Vec<Vec<f64>>>,
     /// Kept operations, `[T][E][O]`.
     pub masks: Vec<Mask>,
-    /// The architecture that eta selects: DARTS one-line notation, or the architecture string of NAS-Bench-201.
+    /// The operations, one per column.
+    #[serde(default)]
+    pub operations: Vec<Operation>,
+    /// The architecture that the parameters select: DARTS one-line notation, or the architecture string of NAS-Bench-201.
     pub genotype: String,
     /// Test accuracy of that architecture in the NAS-Bench-201 table, percent by data set; absent without a table.
     #[serde(default, skip_serializing_if = "Option::is_none")]

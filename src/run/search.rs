@@ -7,16 +7,16 @@ use super::table_lookup::{TableLookup, comparison_text};
 use super::training::{Announcement, StepPlace, Totals, Training};
 use crate::cli::SearchArgs;
 use crate::comm::Communicator;
-use crate::config::{self, Config, Settings};
+use crate::config::{self, Config, Scheme, Settings};
 use crate::data::{Loader, ShardSet};
 use crate::error::Result;
 use crate::files;
+use crate::method::dirichlet::entropy;
 use crate::process::messages::counted;
 use crate::report::{
     Accuracies, EpochRecord, EpochSummary, FinishRecord, LogRecord, StageRecord, final_text,
 };
 use crate::search::Search;
-use crate::search::dirichlet::entropy;
 use crate::search::timeline::Timeline;
 use crate::space::found::Found;
 use crate::train::schedule::Schedule;
@@ -46,37 +46,57 @@ pub fn search(
     world: &World,
 ) -> Result<()> {
     config.check_ranks(world.size())?;
-    let sets = [open(&args.train)?, open(&args.valid)?];
-    check_sets(config, args, &sets)?;
+    let sets = open_sets(config, args)?;
 
     let replicas = config.replicas_of(world.rank(), world.size());
     let streams = Streams::new(config, replicas.clone(), world.threads());
-    let [steps_per_pass, _] = [streams.steps_per_pass(&sets[0])?, streams.steps_per_pass(&sets[1])?];
-    let timeline = Timeline::new(config, steps_per_pass);
+    let steps_per_pass: Vec<u64> =
+        sets.iter().map(|set| streams.steps_per_pass(set)).collect::<Result<_>>()?;
+    let timeline = Timeline::new(config, steps_per_pass[0]);
     let search = Search::new(config, timeline.clone(), replicas, world.device());
     let schedule = Schedule::of_search(config);
-    let loaders = None;
+    let loaders = Vec::new();
     let search = SearchRun { config, search, timeline, schedule, streams, sets, loaders, benchmark };
     run(search, &args.run, world)
 }
 
-/// Checks that both data sets have the same classes and different images.
-fn check_sets(config: &Config, args: &SearchArgs, sets: &[Arc<ShardSet>; 2]) -> Result<()> {
-    for set in sets {
+/// Opens the data set of the weights and, in a bilevel search, that of the architecture. Errors: they have other classes
+/// than the configuration or each other, or the same images.
+fn open_sets(config: &Config, args: &SearchArgs) -> Result<Vec<Arc<ShardSet>>> {
+    let check = |text: String| config::Error::Check(text).into();
+    let valid = match (config.search.scheme, &args.valid) {
+        (Scheme::Bilevel, None) => {
+            return Err(check(
+                "--valid is missing: the architecture parameters are trained on its images".into(),
+            ));
+        }
+        (Scheme::SingleLevel, Some(_)) => {
+            return Err(check(
+                "--valid has no effect with search.scheme = \"single-level\", which trains everything on --train; \
+                 remove it, and pack the whole training set for --train"
+                    .into(),
+            ));
+        }
+        (_, valid) => valid,
+    };
+    let mut sets = vec![open(&args.train)?];
+    config.check_classes(sets[0].num_classes())?;
+    if let Some(valid) = valid {
+        let set = open(valid)?;
         config.check_classes(set.num_classes())?;
+        if sets[0].hash() == set.hash() {
+            return Err(RunError::TrainIsValid { train: args.train.clone(), valid: valid.clone() }.into());
+        }
+        if sets[0].classes() != set.classes() {
+            return Err(check(format!(
+                "{} and {} have different classes; pack both from one folder",
+                args.train.display(),
+                valid.display()
+            )));
+        }
+        sets.push(set);
     }
-    if sets[0].hash() == sets[1].hash() {
-        return Err(RunError::TrainIsValid { train: args.train.clone(), valid: args.valid.clone() }.into());
-    }
-    if sets[0].classes() != sets[1].classes() {
-        return Err(config::Error::Check(format!(
-            "{} and {} have different classes; pack both from one folder",
-            args.train.display(),
-            args.valid.display()
-        ))
-        .into());
-    }
-    Ok(())
+    Ok(sets)
 }
 
 /// A search with its data.
@@ -86,10 +106,10 @@ struct SearchRun<'a> {
     timeline: Timeline,
     schedule: Schedule,
     streams: Streams,
-    /// Data sets of the weights and of the architecture.
-    sets: [Arc<ShardSet>; 2],
-    /// Loaders of `sets`; `Some` after `open_data`.
-    loaders: Option<[Loader; 2]>,
+    /// Data set of the weights, then, in a bilevel search, that of the architecture.
+    sets: Vec<Arc<ShardSet>>,
+    /// Loaders of `sets`; empty before `open_data`.
+    loaders: Vec<Loader>,
     benchmark: Option<TableLookup>,
 }
 
@@ -108,7 +128,7 @@ impl Training for SearchRun<'_> {
     }
 
     fn input_hashes(&self) -> Vec<(&'static str, u64)> {
-        vec![("train", self.sets[0].hash()), ("valid", self.sets[1].hash())]
+        ["train", "valid"].into_iter().zip(self.sets.iter().map(|set| set.hash())).collect()
     }
 
     fn classes(&self) -> &[String] {
@@ -134,21 +154,23 @@ impl Training for SearchRun<'_> {
             num_stages: self.timeline.stages().len() as u64,
             epoch: position.epoch,
             lr: self.schedule.lr(position.epoch),
-            eta_lr: position.architecture.then_some(self.config.eta.lr),
+            eta_lr: position.architecture.then_some(self.config.architecture.lr),
         }
     }
 
     fn open_data(&mut self) -> Result<()> {
         let step = self.search.step();
-        let open = |stream, step| self.streams.open(&self.sets[stream as usize], stream, step);
-        let architecture_step = self.timeline.architecture_steps_before(step);
-        self.loaders = Some([open(WEIGHTS, step)?, open(ARCHITECTURE, architecture_step)?]);
+        let starts = [(WEIGHTS, step), (ARCHITECTURE, self.timeline.architecture_steps_before(step))];
+        let open = |(set, (stream, step))| self.streams.open(set, stream, step);
+        self.loaders = self.sets.iter().zip(starts).map(open).collect::<Result<_>>()?;
         Ok(())
     }
 
     fn train_step(&mut self, comm: &dyn Communicator) -> Result<StepOutcome> {
-        let [weights, architecture] = self.loaders.as_mut().expect("open_data was called");
-        self.search.bilevel_step(weights, architecture, comm)
+        match &mut self.loaders[..] {
+            [weights, architecture] => self.search.bilevel_step(weights, architecture, comm),
+            loaders => self.search.single_level_step(&mut loaders[0], comm),
+        }
     }
 
     fn stage_ends(&self) -> bool {
@@ -208,13 +230,17 @@ impl Training for SearchRun<'_> {
             (Some(benchmark), Some(accuracies)) => benchmark.epoch_text(accuracies),
             _ => String::new(),
         };
-        let more = format!("{validation}, eta entropy {} nats", entropies.join(", "));
+        let parameters = self.search.architecture();
+        let more = format!("{validation}, {} entropy {} nats", parameters.name(), entropies.join(", "));
         let text = format!("{}{table}", summary.text(&more));
         let record = EpochRecord {
             summary,
+            method: self.config.method,
             eta_entropy,
-            eta: self.search.eta_on_host()?,
+            eta: parameters.on_host()?,
+            beta: parameters.edges_on_host()?,
             masks: self.search.net().shape().masks.clone(),
+            operations: self.config.operations(),
             genotype: found.to_line(),
             benchmark,
         };

@@ -2,7 +2,7 @@
 
 use super::table_lookup::TableLookup;
 use crate::cli::{EvaluateArgs, SearchArgs, SearchNb201Args};
-use crate::config::{Config, EvaluateConfig, published};
+use crate::config::{EvaluateConfig, published};
 use crate::error::Result;
 use crate::nb201::Table;
 use crate::space::SearchSpace;
@@ -10,7 +10,7 @@ use crate::world::with_world;
 
 /// `search-imagenet` and `search-cifar`. Called by all ranks.
 pub fn search(args: &SearchArgs, space: SearchSpace, published: (&str, &str)) -> Result<()> {
-    let config: Config = args.run.settings(published, &[])?;
+    let config = args.config(space, published, Vec::new())?;
     config.check_space(space)?;
     with_world(&config, args.run.share_gpu, |world| super::search::search(&config, args, None, world))
 }
@@ -18,8 +18,9 @@ pub fn search(args: &SearchArgs, space: SearchSpace, published: (&str, &str)) ->
 /// `search-nb201`; only rank 0 opens the table. Called by all ranks.
 pub fn search_nb201(args: &SearchNb201Args) -> Result<()> {
     let published = if args.progressive { published::NB201_PROGRESSIVE } else { published::NB201 };
-    let config: Config = args.search.run.settings(published, &published::dataset_overrides(args.dataset))?;
-    config.check_space(SearchSpace::NasBench201)?;
+    let space = SearchSpace::NasBench201;
+    let config = args.search.config(space, published, published::dataset_overrides(args.dataset))?;
+    config.check_space(space)?;
     with_world(&config, args.search.run.share_gpu, |world| {
         let path = args.table.as_ref().filter(|_| world.rank() == 0);
         let table = path.map(|path| Table::open(path)).transpose()?;

@@ -112,7 +112,7 @@ pub struct StepPlace {
     pub epoch: u64,
     /// Learning rate of the weights.
     pub lr: f64,
-    /// Learning rate of eta; `None` if the step does not train it.
+    /// Learning rate of the architecture parameters; `None` if the step does not train them.
     pub eta_lr: Option<f64>,
 }
 

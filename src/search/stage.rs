@@ -4,20 +4,13 @@
 //! communication.
 
 use super::Search;
-use super::dirichlet::prune;
 use crate::config::Config;
 use crate::error::Result;
 use crate::net::placement::Placement;
 use crate::net::supernet::{Supernet, SupernetShape};
 use crate::net::widen::{Indices, draw_indices, widen, widen_running};
 use crate::space::Mask;
-use tch::{Device, Tensor};
-
-/// Prunes to `keep` operations per edge: returns the new masks and sets eta of pruned operations to 0. `eta`: one
-/// `[E][O]` per table.
-pub fn prune_tables(eta: &mut [Vec<Vec<f64>>], masks: &[Mask], keep: usize) -> Vec<Mask> {
-    eta.iter_mut().zip(masks).map(|(eta, mask)| prune(eta, mask, keep)).collect()
-}
+use tch::Device;
 
 /// Creates the network of the next stage: kept operations only, with C/k channels each; weights, momentum and the
 /// running statistics of every replica are carried over. `stage`: index of the next stage.
@@ -50,6 +43,7 @@ pub(super) fn supernet(
 ) -> Supernet {
     let shape = SupernetShape {
         space: config.model.space,
+        operations: config.operations(),
         init_channels: config.model.init_channels,
         layers: config.model.layers as usize,
         num_classes: config.model.num_classes,
@@ -64,15 +58,7 @@ impl Search {
     pub fn advance(&mut self) -> Result<()> {
         self.stage += 1;
         let next = self.config.search.stages[self.stage];
-        let mut eta = self.eta_on_host()?;
-        let masks = prune_tables(&mut eta, &self.net.shape().masks, next.ops_kept);
-        let tables: Vec<Tensor> = eta
-            .iter()
-            .map(|table| {
-                Tensor::stack(&table.iter().map(|row| Tensor::from_slice(row)).collect::<Vec<_>>(), 0)
-            })
-            .collect();
-        self.eta.copy_(&Tensor::stack(&tables, 0));
+        let masks = self.architecture.prune(&self.net.shape().masks, next.ops_kept)?;
         self.net = next_network(&self.net, masks, next.k, self.config.seed, self.stage as u64)?;
         Ok(())
     }

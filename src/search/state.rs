@@ -1,7 +1,8 @@
 //! Saves, restores and hashes the state of a search.
 //!
-//! Tensors: those of the network (see [`crate::train::state`]), `eta`, `eta.mean`, `eta.square`. No random generator is
-//! saved: streams are indexed by step (see `random`).
+//! Tensors: those of the network (see [`crate::train::state`]), and the architecture parameters with the moments of their
+//! optimiser, such as `eta`, `eta.mean`, `eta.square`. No random generator is saved: streams are indexed by step (see
+//! `random`).
 
 use super::Search;
 use super::stage::supernet;
@@ -12,11 +13,10 @@ use crate::space::Mask;
 use crate::train;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::state::{
-    self, State, bytes_of, gather_running, hash_weights, is_finite, tensors_of, weights_are_finite,
+    self, State, bytes_of, gather_running, hash_weights, tensors_of, weights_are_finite,
 };
 use serde::{Deserialize, Serialize};
 use std::hash::Hasher;
-use tch::{Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Version of the metadata; other versions are refused.
@@ -44,16 +44,13 @@ impl State for Search {
     ) -> Result<Option<Checkpoint>> {
         let all = gather_running(&self.net.params, self.replicas.len(), comm)?;
         let Some(extra) = extra else { return Ok(None) };
-        let host = |tensor: &Tensor| tensor.to_device(Device::Cpu);
         let mut tensors = tensors_of(&self.net.params, &all);
-        tensors.push(("eta".into(), host(&self.eta)));
-        tensors.push(("eta.mean".into(), host(&self.adam.mean)));
-        tensors.push(("eta.square".into(), host(&self.adam.square)));
+        tensors.extend(self.architecture.tensors());
         let meta = SearchMeta {
             version: VERSION,
             step: self.step,
             stage: self.stage,
-            adam_steps: self.adam.steps,
+            adam_steps: self.architecture.steps(),
             k: self.net.shape().k,
             masks: self.net.shape().masks.clone(),
             replicas: all.size()[0] as usize,
@@ -76,10 +73,8 @@ impl State for Search {
         let mut net = supernet(&self.config, meta.k, meta.masks, self.replicas.len(), device);
         state::restore(&mut net.params, checkpoint, self.replicas.clone())?;
         self.net = net;
-        for (name, tensor) in
-            [("eta", &mut self.eta), ("eta.mean", &mut self.adam.mean), ("eta.square", &mut self.adam.square)]
-        {
-            let saved = checkpoint.tensor(name)?;
+        for (name, tensor) in self.architecture.tensors_mut() {
+            let saved = checkpoint.tensor(&name)?;
             if saved.size() != tensor.size() {
                 return Err(wrong(format!(
                     "{name}: expected shape {:?}, found {:?}",
@@ -89,20 +84,20 @@ impl State for Search {
             }
             tensor.copy_(saved);
         }
-        (self.step, self.stage, self.adam.steps) = (meta.step, meta.stage, meta.adam_steps);
+        (self.step, self.stage) = (meta.step, meta.stage);
+        self.architecture.set_steps(meta.adam_steps);
         Ok(())
     }
 
     fn check_finite(&self) -> Result<()> {
-        let what = match (weights_are_finite(&self.net.params), is_finite(&self.eta)) {
-            (true, true) => return Ok(()),
-            (false, _) => "weights",
-            (true, false) => "eta",
+        let what = match weights_are_finite(&self.net.params) {
+            true => self.architecture.not_finite(),
+            false => Some("weights"),
         };
-        Err(train::Error::StateNotFinite { step: self.step, what }.into())
+        what.map_or(Ok(()), |what| Err(train::Error::StateNotFinite { step: self.step, what }.into()))
     }
 
-    /// Compares step, masks, eta and weights.
+    /// Compares step, masks, architecture parameters and weights.
     fn compare_ranks(&self, comm: &dyn Communicator) -> Result<()> {
         if comm.size() == 1 {
             return Ok(());
@@ -134,19 +129,24 @@ impl Search {
                 steps.start, steps.end, meta.step, meta.adam_steps
             ));
         }
-        let space = self.config.model.space;
-        let (edges, operations) = (space.num_edges(), space.operations().len());
-        let row = |row: &Vec<bool>| {
-            row.len() == operations && row.iter().filter(|kept| **kept).count() == stage.ops_kept
+        let model = &self.config.model;
+        let whole = self.config.masks().map_err(|error| error.to_string())?;
+        let kept = |row: &Vec<bool>| row.iter().filter(|kept| **kept).count();
+        let row = |(row, whole): (&Vec<bool>, &Vec<bool>)| {
+            row.len() == whole.len() && kept(row) == kept(whole).min(stage.ops_kept)
         };
-        let table = |mask: &Mask| mask.0.len() == edges && mask.0.iter().all(row);
-        if meta.k != stage.k || meta.masks.len() != space.tables().len() || !meta.masks.iter().all(table) {
+        let table = |(mask, whole): (&Mask, &Mask)| {
+            mask.0.len() == whole.0.len() && mask.0.iter().zip(&whole.0).all(row)
+        };
+        let fits = meta.masks.len() == whole.len() && meta.masks.iter().zip(&whole).all(table);
+        if meta.k != stage.k || !fits {
             return Err(format!(
-                "expected k {} and {} masks of {edges} edges that keep {} of {operations} operations, found k {} and \
-                 {} masks",
+                "expected k {} and {} masks of {} edges that keep {} of {} operations, found k {} and {} masks",
                 stage.k,
-                space.tables().len(),
+                whole.len(),
+                model.space.num_edges(),
                 stage.ops_kept,
+                self.config.operations().len(),
                 meta.k,
                 meta.masks.len()
             ));
@@ -160,7 +160,9 @@ impl Search {
         for mask in &self.net.shape().masks {
             mask.0.iter().flatten().for_each(|&kept| hasher.write_u8(u8::from(kept)));
         }
-        hasher.write(&bytes_of(&self.eta)?);
+        for value in self.architecture.values() {
+            hasher.write(&bytes_of(value)?);
+        }
         hash_weights(&self.net.params, &mut hasher)?;
         Ok(hasher.finish())
     }

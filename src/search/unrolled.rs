@@ -13,10 +13,10 @@
 //! noise); momentum is included (published for NAS-Bench-201: eta is among the parameters, has no momentum, and the
 //! resulting exception drops momentum for all); the virtual networks do not update running statistics.
 
-use super::dirichlet::ThetaSample;
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::net::bucket::{Bucket, sum_kind};
+use crate::method::Sample;
+use crate::net::bucket::Bucket;
 use crate::net::loss::cross_entropy;
 use crate::net::supernet::Supernet;
 use crate::process::phase::{Phase, begin};
@@ -28,24 +28,24 @@ use tch::Tensor;
 /// Length of the finite-difference step in the weights.
 pub const LENGTH: f64 = 1e-2;
 
-/// Inputs of one replica: normalised images with labels of both data sets, and a sample of mixing weights for each.
+/// Inputs of one replica: normalised images with labels of both data sets, and mixing weights for each.
 pub struct ReplicaInput {
     /// Batch of the virtual step.
     pub train: (Tensor, Tensor),
-    /// One sample per table.
-    pub train_samples: Vec<ThetaSample>,
+    /// Mixing weights on it.
+    pub train_sample: Sample,
     /// Batch of the architecture loss.
     pub valid: (Tensor, Tensor),
-    /// One sample per table.
-    pub valid_samples: Vec<ThetaSample>,
+    /// Mixing weights on it.
+    pub valid_sample: Sample,
 }
 
 /// Starting point of the virtual step.
 pub struct Unrolled<'a> {
     /// The network, with weights and momentum before the step. The weights are restored bit-identical.
     pub net: &'a Supernet,
-    /// eta, `[T, E, O]`.
-    pub eta: &'a Tensor,
+    /// The architecture parameters, such as eta, `[T, E, O]`.
+    pub values: &'a [Tensor],
     /// The optimiser of the weights.
     pub sgd: Sgd,
     /// Current learning rate of the weights.
@@ -55,14 +55,17 @@ pub struct Unrolled<'a> {
 }
 
 impl Unrolled<'_> {
-    /// Computes the gradient of eta, `[T, E, O]`, summed over the local `replicas`. Collective.
-    pub fn grad(
+    /// Adds the gradients of the architecture parameters over the local `replicas` to `sums`, one tensor per parameter.
+    /// Collective.
+    pub fn add_grads(
         &self,
         replicas: &[ReplicaInput],
+        sums: &[Tensor],
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
-    ) -> Result<Tensor> {
+    ) -> Result<()> {
         let buckets = &self.net.params.buckets;
+        buckets.iter().for_each(|bucket| bucket.clear());
         let kept: Vec<Tensor> = buckets.iter().map(|bucket| bucket.weights.copy()).collect();
         self.weight_grads(replicas, comm, outcome)?;
         for (bucket, kept) in buckets.iter().zip(&kept) {
@@ -70,8 +73,7 @@ impl Unrolled<'_> {
             set(bucket, &(kept - (momentum + grads + kept * self.sgd.weight_decay) * self.lr));
             bucket.clear();
         }
-        let sum = self.eta.to_kind(sum_kind(self.eta.kind(), self.eta.device())).zeros_like();
-        self.add_at_virtual_weights(&sum, replicas, comm, outcome)?;
+        self.add_at_virtual_weights(sums, replicas, comm, outcome)?;
 
         // The buckets contain v. Nothing is read back; if v is 0, the difference is 0 for any step.
         let norms: Vec<Tensor> = buckets.iter().map(|bucket| bucket.grads.norm()).collect();
@@ -81,13 +83,13 @@ impl Unrolled<'_> {
             for (bucket, kept) in buckets.iter().zip(&kept) {
                 set(bucket, &(kept + (&bucket.grads * &step * sign).to_kind(kept.kind())));
             }
-            self.add_difference(&sum, replicas, &step, sign)?;
+            self.add_difference(sums, replicas, &step, sign)?;
         }
         for (bucket, kept) in buckets.iter().zip(&kept) {
             set(bucket, kept);
             bucket.clear();
         }
-        Ok(sum)
+        Ok(())
     }
 
     /// Computes the gradients of the weights on the first data set into the buckets, averaged over all replicas.
@@ -99,9 +101,7 @@ impl Unrolled<'_> {
     ) -> Result<()> {
         for (local, replica) in replicas.iter().enumerate() {
             begin(Phase::Forward)?;
-            let theta: Vec<Tensor> =
-                replica.train_samples.iter().map(|sample| sample.theta.shallow_clone()).collect();
-            let tape = self.net.forward(&replica.train.0, &theta, local);
+            let tape = self.net.forward(&replica.train.0, &replica.train_sample.weights, local);
             let loss = cross_entropy(tape.logits(), &replica.train.1);
             backward(tape, &loss, &self.net.params.buckets, (local, replicas.len()), comm)?;
         }
@@ -110,10 +110,10 @@ impl Unrolled<'_> {
         Ok(())
     }
 
-    /// Adds the first term to `sum` and computes v into the buckets.
+    /// Adds the first term to `sums` and computes v into the buckets.
     fn add_at_virtual_weights(
         &self,
-        sum: &Tensor,
+        sums: &[Tensor],
         replicas: &[ReplicaInput],
         comm: &dyn Communicator,
         outcome: &mut StepOutcome,
@@ -121,16 +121,17 @@ impl Unrolled<'_> {
         let params = &self.net.params;
         for (local, replica) in replicas.iter().enumerate() {
             begin(Phase::Forward)?;
-            let theta = leaves(&replica.valid_samples);
+            let theta = replica.valid_sample.weights.leaves();
             let logits = self.net.trial_logits(&replica.valid.0, &theta);
             let loss = cross_entropy(&logits, &replica.valid.1);
             outcome.architecture.push(measure(&logits, &replica.valid.1, &loss));
             let weights: Vec<&Tensor> =
                 (0..params.buckets.len()).flat_map(|bucket| params.leaves(bucket)).collect();
-            let wanted: Vec<&Tensor> = weights.iter().copied().chain(&theta).collect();
+            let wanted: Vec<&Tensor> = weights.iter().copied().chain(theta.tensors()).collect();
             begin(Phase::Backward)?;
             let mut grads = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
-            self.add_path(sum, &replica.valid_samples, &grads.split_off(weights.len()), 1.0);
+            let of_theta = grads.split_off(weights.len());
+            replica.valid_sample.add_grads(self.values, &of_theta, 1.0, sums);
             for bucket in &params.buckets {
                 let rest = grads.split_off(bucket.num_params());
                 bucket.add(&std::mem::replace(&mut grads, rest));
@@ -147,36 +148,25 @@ impl Unrolled<'_> {
     /// Adds one side of the finite difference.
     fn add_difference(
         &self,
-        sum: &Tensor,
+        sums: &[Tensor],
         replicas: &[ReplicaInput],
         step: &Tensor,
         sign: f64,
     ) -> Result<()> {
         for replica in replicas {
             begin(Phase::Forward)?;
-            let theta = leaves(&replica.train_samples);
+            let theta = replica.train_sample.weights.leaves();
             let loss = cross_entropy(&self.net.trial_logits(&replica.train.0, &theta), &replica.train.1);
             begin(Phase::Backward)?;
-            let grads = Tensor::f_run_backward(&[&loss], &theta, false, false)?;
+            let grads = Tensor::f_run_backward(&[&loss], &theta.tensors(), false, false)?;
             let scaled: Vec<Tensor> = grads.iter().map(|grad| grad / step).collect();
-            self.add_path(sum, &replica.train_samples, &scaled, -self.lr * sign / 2.0);
+            let factor = -self.lr * sign / 2.0;
+            replica.train_sample.add_grads(self.values, &scaled, factor, sums);
         }
         Ok(())
-    }
-
-    /// Adds `factor` times the gradient with respect to eta, given the gradients with respect to theta.
-    fn add_path(&self, sum: &Tensor, samples: &[ThetaSample], grads: &[Tensor], factor: f64) {
-        for (table, (sample, grad)) in (0..).zip(samples.iter().zip(grads)) {
-            let _ = sum.get(table).g_add_(&(sample.grad_eta(&self.eta.get(table), grad) * factor));
-        }
     }
 }
 
 fn set(bucket: &Bucket, weights: &Tensor) {
     tch::no_grad(|| bucket.weights.shallow_clone().copy_(weights));
-}
-
-/// Returns mixing weights as autograd leaves, one per table.
-fn leaves(samples: &[ThetaSample]) -> Vec<Tensor> {
-    samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::genotype::Genotype;
 use super::nb201::Architecture;
-use super::{NUM_EDGES, SearchSpace};
+use super::{NUM_EDGES, Operation, SearchSpace};
 use crate::space::error::{Error, Result};
 use serde_json::json;
 
@@ -16,15 +16,15 @@ pub enum Found {
 }
 
 impl Found {
-    /// Selects the architecture by the mean of the Dirichlet. `weights`: one `[E][O]` per eta table, pruned entries 0
-    /// (see [`super::genotype::mean_weights`]).
-    pub fn from_weights(space: SearchSpace, weights: &[Vec<Vec<f64>>]) -> Found {
+    /// Selects the architecture with the largest scores. `operations`: the columns; `scores`: one `[E][O]` per table, such
+    /// as the mean mixing weights, pruned entries 0.
+    pub fn from_scores(space: SearchSpace, operations: &[Operation], scores: &[Vec<Vec<f64>>]) -> Found {
         match space {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => {
-                debug_assert_eq!(weights[0].len(), NUM_EDGES);
-                Found::Darts(Genotype::from_weights(space, weights))
+                debug_assert_eq!(scores[0].len(), NUM_EDGES);
+                Found::Darts(Genotype::from_scores(operations, scores))
             }
-            SearchSpace::NasBench201 => Found::NasBench201(Architecture::from_weights(&weights[0])),
+            SearchSpace::NasBench201 => Found::NasBench201(Architecture::from_scores(operations, &scores[0])),
         }
     }
 
@@ -67,14 +67,14 @@ mod tests {
         for (row, operation) in rows.iter_mut().zip(DRNAS.0) {
             row[operation] = 0.6;
         }
-        let found = Found::from_weights(SearchSpace::NasBench201, &[rows]);
+        let found = Found::from_scores(SearchSpace::NasBench201, &Operation::NAS_BENCH_201, &[rows]);
         assert_eq!(found.architecture(), Some(DRNAS));
         let read: serde_json::Value = serde_json::from_str(&found.to_json().unwrap()).unwrap();
         assert_eq!(read["architecture"], found.to_line());
         assert!(found.to_line().starts_with("|nor_conv_3x3~0|+|"));
 
-        let found =
-            Found::from_weights(SearchSpace::DartsCifar, &[vec![vec![0.1; 7]; 14], vec![vec![0.1; 7]; 14]]);
+        let table = vec![vec![0.1; 7]; 14];
+        let found = Found::from_scores(SearchSpace::DartsCifar, &Operation::DARTS, &[table.clone(), table]);
         assert!(found.to_line().starts_with("Genotype(") && found.architecture().is_none());
         assert!(Genotype::from_json(&found.to_json().unwrap()).is_ok());
     }

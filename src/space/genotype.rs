@@ -1,6 +1,6 @@
 //! Genotype of a DARTS architecture: selected from eta, as JSON, and in the one-line notation of the DARTS code.
 
-use super::{Mask, NUM_INPUTS, NUM_NODES, Operation, SearchSpace, argmax, edge};
+use super::{Mask, NUM_INPUTS, NUM_NODES, Operation, argmax, edge};
 use crate::space::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -25,12 +25,18 @@ pub struct Genotype {
 pub const EDGES_PER_NODE: usize = 2;
 
 impl Genotype {
-    /// Selects the architecture by the mean of the Dirichlet. `weights`: one [E, O] table for the normal and one for
-    /// the reduction cells, pruned entries 0 (see [`mean_weights`]). Keeps for every node the two input edges with the
-    /// largest weight, each with the operation of the largest weight; the first of equal ones.
-    pub fn from_weights(space: SearchSpace, weights: &[Vec<Vec<f64>>]) -> Genotype {
+    /// Selects the architecture with the largest scores. `operations`: the columns; `scores`: one [E, O] table for the
+    /// normal and one for the reduction cells, pruned entries 0. Keeps for every node the two input edges with the largest
+    /// score, each with the operation of the largest score; `none` and `noise` do not count; the first of equal ones.
+    /// Source: `genotype` of the published DARTS code.
+    pub fn from_scores(operations: &[Operation], scores: &[Vec<Vec<f64>>]) -> Genotype {
+        let columns: Vec<usize> =
+            (0..operations.len()).filter(|&column| operations[column].is_in_genotypes()).collect();
         let cell = |table: &Vec<Vec<f64>>| -> Edges {
-            let best = |edge: usize| argmax(&table[edge]);
+            let best = |edge: usize| {
+                let scores: Vec<f64> = columns.iter().map(|&column| table[edge][column]).collect();
+                columns[argmax(&scores)]
+            };
             (0..NUM_NODES)
                 .flat_map(|node| {
                     let mut inputs: Vec<usize> = (0..node + NUM_INPUTS).collect();
@@ -42,14 +48,14 @@ impl Genotype {
                     inputs.truncate(EDGES_PER_NODE);
                     inputs.into_iter().map(move |from| (from, edge(node, from))).collect::<Vec<_>>()
                 })
-                .map(|(from, edge)| (space.operations()[best(edge)].name().to_string(), from))
+                .map(|(from, edge)| (operations[best(edge)].name().to_string(), from))
                 .collect()
         };
         let concat: Vec<usize> = (NUM_INPUTS..NUM_INPUTS + NUM_NODES).collect();
         Genotype {
-            normal: cell(&weights[0]),
+            normal: cell(&scores[0]),
             normal_concat: concat.clone(),
-            reduce: cell(&weights[1]),
+            reduce: cell(&scores[1]),
             reduce_concat: concat,
         }
     }
@@ -146,7 +152,7 @@ mod tests {
 
     #[test]
     fn edges_are_ordered_by_weight() {
-        let genotype = Genotype::from_weights(SearchSpace::DartsImagenet, &weights());
+        let genotype = Genotype::from_scores(&Operation::DARTS, &weights());
         assert_eq!(genotype.normal[0], ("sep_conv_5x5".into(), 1));
         assert_eq!(genotype.normal[1], ("sep_conv_3x3".into(), 0));
         assert_eq!(genotype.normal[2], ("max_pool_3x3".into(), 0));
@@ -156,7 +162,7 @@ mod tests {
 
     #[test]
     fn text_and_json_are_read_back() {
-        let genotype = Genotype::from_weights(SearchSpace::DartsImagenet, &weights());
+        let genotype = Genotype::from_scores(&Operation::DARTS, &weights());
         let line = genotype.to_line();
         assert!(line.starts_with("Genotype(normal=[('sep_conv_5x5', 1), ('sep_conv_3x3', 0), "), "{line}");
         assert!(line.contains("normal_concat=range(2, 6), reduce=["), "{line}");

@@ -1,5 +1,6 @@
 //! Search spaces: operations, edges, tables and masks.
 
+pub mod edges;
 pub(crate) mod error;
 pub mod found;
 pub mod genotype;
@@ -9,6 +10,7 @@ pub mod published;
 pub use error::{Error, Result};
 
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// A search space. The two DARTS spaces share the cell and differ in stem and input size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +25,9 @@ pub enum SearchSpace {
     NasBench201,
 }
 
-/// An operation. Order and names as published; they define the columns of eta.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// An operation. Files and genotypes use its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "&str", try_from = "String")]
 pub enum Operation {
     /// 3x3 max pooling, batch norm.
     MaxPool3x3,
@@ -40,16 +43,19 @@ pub enum Operation {
     DilConv3x3,
     /// One separable 5x5 convolution of dilation 2.
     DilConv5x5,
-    /// No connection (NAS-Bench-201, as are the following).
+    /// No connection: zeros.
     None,
-    /// 1x1 convolution.
+    /// Standard normal noise of the shape of the output (RobustDARTS, space S4).
+    Noise,
+    /// 1x1 convolution (NAS-Bench-201).
     NorConv1x1,
-    /// 3x3 convolution.
+    /// 3x3 convolution (NAS-Bench-201).
     NorConv3x3,
 }
 
 impl Operation {
-    /// The DARTS operations, in the order of eta's columns.
+    /// The operations of DrNAS in the DARTS spaces, in the order of eta's columns. An operation with weights is
+    /// numbered by its place in this list, whatever the columns of a search.
     pub const DARTS: [Operation; 7] = [
         Operation::MaxPool3x3,
         Operation::AvgPool3x3,
@@ -80,6 +86,7 @@ impl Operation {
             Operation::DilConv3x3 => "dil_conv_3x3",
             Operation::DilConv5x5 => "dil_conv_5x5",
             Operation::None => "none",
+            Operation::Noise => "noise",
             Operation::NorConv1x1 => "nor_conv_1x1",
             Operation::NorConv3x3 => "nor_conv_3x3",
         }
@@ -88,6 +95,36 @@ impl Operation {
     /// Returns the DARTS operation with a name.
     pub fn from_name(name: &str) -> Option<Operation> {
         Operation::DARTS.into_iter().find(|operation| operation.name() == name)
+    }
+
+    /// Returns whether a genotype of the DARTS spaces can contain this operation.
+    pub fn is_in_genotypes(self) -> bool {
+        Operation::DARTS.contains(&self)
+    }
+
+    /// Returns the number in the published names of the tensors of this operation: its place among the operations of
+    /// the published space. `None`: the operation has no tensors there.
+    pub fn number(self, space: SearchSpace) -> Option<usize> {
+        space.operations().iter().position(|&other| other == self)
+    }
+}
+
+impl From<Operation> for &'static str {
+    fn from(operation: Operation) -> &'static str {
+        operation.name()
+    }
+}
+
+impl TryFrom<String> for Operation {
+    type Error = String;
+
+    fn try_from(name: String) -> std::result::Result<Operation, String> {
+        let all = [&Operation::DARTS[..], &[Operation::Noise], &Operation::NAS_BENCH_201].concat();
+        let known = || all.iter().map(|operation| operation.name()).collect::<Vec<_>>().join(", ");
+        all.iter()
+            .copied()
+            .find(|operation| operation.name() == name)
+            .ok_or_else(|| format!("unknown operation '{name}', expected one of {}", known()))
     }
 }
 
@@ -115,7 +152,7 @@ impl SearchSpace {
         }
     }
 
-    /// Returns the operations on every edge, in the order of eta's columns.
+    /// Returns the operations that DrNAS searches over, in the order of eta's columns.
     pub fn operations(self) -> &'static [Operation] {
         match self {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => &Operation::DARTS,
@@ -136,7 +173,31 @@ impl SearchSpace {
         5 + self.auxiliary_stride()
     }
 
-    /// Returns the number of rows of an eta table.
+    /// Returns the operations that a search can use.
+    pub fn allowed_operations(self) -> Vec<Operation> {
+        match self {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => {
+                [&Operation::DARTS[..], &[Operation::None, Operation::Noise]].concat()
+            }
+            SearchSpace::NasBench201 => Operation::NAS_BENCH_201.to_vec(),
+        }
+    }
+
+    /// Returns the input edges of every node, as rows of a table.
+    pub fn nodes(self) -> Vec<Range<i64>> {
+        let inputs: &[i64] = match self {
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => &[2, 3, 4, 5],
+            SearchSpace::NasBench201 => &[1, 2, 3],
+        };
+        let mut end = 0;
+        let mut node = |inputs: &i64| {
+            end += inputs;
+            end - inputs..end
+        };
+        inputs.iter().map(&mut node).collect()
+    }
+
+    /// Returns the number of rows of a table.
     pub fn num_edges(self) -> usize {
         match self {
             SearchSpace::DartsImagenet | SearchSpace::DartsCifar => NUM_EDGES,
@@ -152,7 +213,7 @@ pub fn edge(node: usize, from: usize) -> usize {
 }
 
 /// Returns the nodes with an edge from state `from`: all from the nearest on.
-pub fn nodes_fed_by(from: usize) -> std::ops::Range<usize> {
+pub fn nodes_fed_by(from: usize) -> Range<usize> {
     from.saturating_sub(NUM_INPUTS - 1)..NUM_NODES
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Source: NAS-Bench-201 (ICLR 2020); order of operations and edges as in DrNAS.
 
-use super::{Operation, argmax};
+use super::{Operation, SearchSpace, argmax};
 use crate::space::error::{Error, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -50,13 +50,13 @@ impl Architecture {
     }
 
     /// Returns the arg max of each row, the first of equal ones (as `TinyNetwork.genotype` of the published code).
-    /// `weights`: `[E][O]`, mixing weights or their mean, pruned entries 0.
-    pub fn from_weights(weights: &[Vec<f64>]) -> Architecture {
-        assert_eq!(weights.len(), EDGES.len(), "rows of a NAS-Bench-201 table");
+    /// `operations`: the columns; `scores`: `[E][O]`, such as mixing weights or their mean, pruned entries 0.
+    pub fn from_scores(operations: &[Operation], scores: &[Vec<f64>]) -> Architecture {
+        assert_eq!(scores.len(), EDGES.len(), "rows of a NAS-Bench-201 table");
         Architecture(std::array::from_fn(|edge| {
-            let row = &weights[edge];
-            assert_eq!(row.len(), OPERATIONS.len(), "columns of a NAS-Bench-201 table");
-            argmax(row)
+            let row = &scores[edge];
+            assert_eq!(row.len(), operations.len(), "columns of a NAS-Bench-201 table");
+            operations[argmax(row)].number(SearchSpace::NasBench201).expect("an operation of the benchmark")
         }))
     }
 }
@@ -211,6 +211,9 @@ mod tests {
     fn the_first_of_equal_weights_is_selected() {
         let mut weights = vec![vec![0.2; 5]; 6];
         weights[3] = vec![0.0, 0.3, 0.1, 0.3, 0.3];
-        assert_eq!(Architecture::from_weights(&weights), Architecture([0, 0, 0, 1, 0, 0]));
+        assert_eq!(
+            Architecture::from_scores(&Operation::NAS_BENCH_201, &weights),
+            Architecture([0, 0, 0, 1, 0, 0])
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! SGD for the weights, Adam for eta, and gradient clipping, on flat buffers; no scalar is read back from the device.
 
+use crate::config::WeightsSection;
 use crate::net::bucket::Bucket;
 use tch::Tensor;
 
@@ -19,16 +20,23 @@ pub fn clip_coefficient<'a>(grads: impl Iterator<Item = &'a Tensor>, max_norm: f
     ((norm + CLIP_EPS).reciprocal() * max_norm).clamp_max(1.0)
 }
 
-/// SGD with momentum and weight decay, as `torch.optim.SGD`; the momentum buffers are in the buckets.
+/// SGD with momentum and weight decay, as `torch.optim.SGD`, with or without Nesterov; the momentum buffers are in the buckets.
 #[derive(Clone, Copy, Debug)]
 pub struct Sgd {
     /// Momentum factor.
     pub momentum: f64,
+    /// Whether a step looks ahead along the momentum (Nesterov), as in PyTorch.
+    pub nesterov: bool,
     /// Weight decay, added to the gradient (L2).
     pub weight_decay: f64,
 }
 
 impl Sgd {
+    /// Returns the optimiser that `weights` describes.
+    pub fn of(weights: &WeightsSection) -> Sgd {
+        Sgd { momentum: weights.momentum, nesterov: weights.nesterov, weight_decay: weights.weight_decay }
+    }
+
     /// Takes a step with the gradients times `coefficient` (see [`clip_coefficient`]) and clears the gradients. Local:
     /// identical on all ranks, because the gradients are.
     pub fn step(&self, buckets: &mut [Bucket], coefficient: &Tensor, lr: f64) {
@@ -37,7 +45,11 @@ impl Sgd {
                 let grads = (&bucket.grads * coefficient).to_kind(bucket.weights.kind());
                 let grads = grads + &bucket.weights * self.weight_decay;
                 let _ = bucket.momentum.g_mul_scalar_(self.momentum).g_add_(&grads);
-                let _ = bucket.weights.g_sub_(&(&bucket.momentum * lr));
+                let direction = match self.nesterov {
+                    true => grads + &bucket.momentum * self.momentum,
+                    false => bucket.momentum.shallow_clone(),
+                };
+                let _ = bucket.weights.g_sub_(&(direction * lr));
                 bucket.clear();
             }
         });
@@ -86,10 +98,16 @@ mod tests {
 
     #[test]
     fn sgd_matches_the_textbook() {
+        for nesterov in [false, true] {
+            compare_sgd(nesterov);
+        }
+    }
+
+    fn compare_sgd(nesterov: bool) {
         let bucket = Bucket::new(&[vec![2]], Kind::Double, Device::Cpu);
         bucket.view(&bucket.weights, 0).copy_(&Tensor::from_slice(&[1.0, -2.0]));
         let (mut w, mut v) = ([1.0, -2.0], [0.0, 0.0]);
-        let sgd = Sgd { momentum: 0.9, weight_decay: 0.01 };
+        let sgd = Sgd { momentum: 0.9, nesterov, weight_decay: 0.01 };
         let mut buckets = [bucket];
         for step in 0..5 {
             let grad = [0.3 * step as f64, -4.0];
@@ -99,8 +117,9 @@ mod tests {
             let norm = (grad[0] * grad[0] + grad[1] * grad[1]).sqrt();
             let clip = (2.0 / (norm + 1e-6)).min(1.0);
             for i in 0..2 {
-                v[i] = 0.9 * v[i] + grad[i] * clip + 0.01 * w[i];
-                w[i] -= 0.1 * v[i];
+                let g = grad[i] * clip + 0.01 * w[i];
+                v[i] = 0.9 * v[i] + g;
+                w[i] -= 0.1 * if nesterov { g + 0.9 * v[i] } else { v[i] };
                 assert!((buckets[0].weights.double_value(&[i as i64]) - w[i]).abs() < 1e-14);
             }
         }

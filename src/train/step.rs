@@ -5,7 +5,7 @@ use crate::comm::Communicator;
 use crate::data::{Loader, Upload};
 use crate::error::Result;
 use crate::net::bucket::Bucket;
-use crate::net::tape::Tape;
+use crate::net::tape::{Backward, Tape};
 use crate::process::phase::{Phase, begin};
 use crate::train::optimiser::{Sgd, clip_coefficient};
 use crate::train::tally::StepOutcome;
@@ -26,18 +26,19 @@ pub fn prepare(
 }
 
 /// Differentiates the loss of local replica `local` of `num_local`. With the last replica, the reduction of each bucket
-/// starts as soon as its gradients are complete and overlaps with the differentiation of earlier segments. Collective
-/// for the last replica.
-pub fn backward(
-    tape: Tape,
-    loss: &Tensor,
+/// starts as soon as its gradients are complete and overlaps with the differentiation of earlier segments. Returns the
+/// pass, whose gradients of the mixing weights can be read. Collective for the last replica.
+pub fn backward<'a, 'l>(
+    tape: Tape<'a>,
+    loss: &'l Tensor,
     buckets: &[Bucket],
     (local, num_local): (usize, usize),
     comm: &dyn Communicator,
-) -> Result<()> {
+) -> Result<Backward<'a, 'l>> {
     begin(Phase::Backward)?;
     let last = local + 1 == num_local;
-    for segment in tape.backward(loss) {
+    let mut pass = tape.backward(loss);
+    for segment in pass.by_ref() {
         let (number, grads) = segment?;
         let bucket = &buckets[number];
         bucket.add(&grads);
@@ -46,7 +47,7 @@ pub fn backward(
         }
         comm.progress()?;
     }
-    Ok(())
+    Ok(pass)
 }
 
 /// Starts the average of a bucket over all replicas, after the gradients of `num_local` replicas were added.

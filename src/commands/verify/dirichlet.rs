@@ -4,7 +4,7 @@ use super::comparison::{Comparison, Finding};
 use super::golden::{Golden, rows};
 use super::tolerances::EXACT;
 use crate::error::Result;
-use crate::search::dirichlet::{self, ThetaSample};
+use crate::method::dirichlet::{self, ThetaSample};
 use crate::space::Mask;
 use tch::{Kind, Tensor};
 

@@ -4,7 +4,7 @@ use crate::commands::error::Error as CommandError;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::net::params::Named;
-use crate::space::Mask;
+use crate::space::{Mask, Operation, SearchSpace};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,9 +31,38 @@ impl Golden {
         Ok(Golden { path: path.display().to_string(), settings, tensors })
     }
 
+    /// Reads the file `name`.safetensors in the folder of this one.
+    pub fn beside(&self, name: &str) -> Result<Golden> {
+        let file = format!("{name}.safetensors");
+        match Path::new(&file).file_name() {
+            Some(only) if only == file.as_str() => Golden::read(&Path::new(&self.path).with_file_name(file)),
+            _ => Err(self.wrong(format!("expected the name of a file in the same folder, found '{name}'"))),
+        }
+    }
+
     /// Returns an error about this file.
     pub fn wrong(&self, what: impl Into<String>) -> Error {
         CommandError::Golden { path: self.path.clone(), what: what.into() }.into()
+    }
+
+    /// Returns the search space, if the settings name a known one.
+    pub fn space(&self) -> Option<SearchSpace> {
+        match self.setting("space")? {
+            "darts-imagenet" => Some(SearchSpace::DartsImagenet),
+            "darts-cifar" => Some(SearchSpace::DartsCifar),
+            "nas-bench-201" => Some(SearchSpace::NasBench201),
+            _ => None,
+        }
+    }
+
+    /// Returns the operations of the setting `primitives`, one per column of the tables.
+    pub fn operations(&self) -> Result<Vec<Operation>> {
+        operations(self.text("primitives")?).map_err(|why| self.wrong(why))
+    }
+
+    /// Returns required tensors, one per table; see [`table_names`].
+    pub fn tables(&self, space: SearchSpace, prefix: &str, suffix: &str) -> Result<Vec<Tensor>> {
+        table_names(space, prefix, suffix).iter().map(|name| Ok(self.tensor(name)?.copy())).collect()
     }
 
     /// Returns a required tensor.
@@ -92,6 +121,23 @@ impl Golden {
             )),
         }
     }
+}
+
+/// Parses names of operations, separated by commas.
+pub fn operations(names: &str) -> Result<Vec<Operation>, String> {
+    names.split(',').map(|name| Operation::try_from(name.to_string())).collect()
+}
+
+/// Returns the names of the tensors of all tables, `prefix.TABLE.suffix`. A space with one table does not name it; an
+/// empty suffix is left out.
+pub fn table_names(space: SearchSpace, prefix: &str, suffix: &str) -> Vec<String> {
+    let tables = space.tables();
+    let name = |table: &&str| {
+        let table = if tables.len() == 1 { "" } else { table };
+        let parts = [prefix, table, suffix].into_iter().filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join(".")
+    };
+    tables.iter().map(name).collect()
 }
 
 /// Copies a table [E, O] to the host.

@@ -5,6 +5,7 @@ mod comparison;
 mod counts;
 mod dirichlet;
 mod golden;
+mod methods;
 mod network;
 mod schedules;
 mod supernet;
@@ -24,6 +25,7 @@ use crate::report::append_json;
 use crate::space::SearchSpace;
 use crate::world::{COMMAND_LIMIT, Devices, World};
 use golden::{Golden, GoldenList};
+use methods::MethodFile;
 use serde::Serialize;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -155,19 +157,20 @@ fn compare(path: &Path, placement: Placement) -> Result<Findings> {
         return match &*name {
             name if name.starts_with("schedules") => schedules::schedules(&list).map(Findings),
             name if name.starts_with("eval_counts") => counts::counts(&list).map(Findings),
-            _ => {
-                Err(list
-                    .wrong("not a golden file: expected schedules*.json, eval_counts*.json or *.safetensors"))
-            }
+            name if name.starts_with("methods_") => methods::list(name, &list).map(Findings),
+            _ => Err(list.wrong(
+                "not a golden file: expected schedules*.json, eval_counts*.json, methods_*.json or *.safetensors",
+            )),
         };
     }
     let golden = Golden::read(path)?;
-    let findings = match (golden.setting("network"), golden.setting("space")) {
+    if let Some(method) = MethodFile::of(&golden) {
+        return method.verify(&golden, placement).map(Findings);
+    }
+    let findings = match (golden.setting("network"), golden.space()) {
         (Some("eval-imagenet"), _) => network::network(&golden, SearchSpace::DartsImagenet, placement),
         (Some("eval-cifar"), _) => network::network(&golden, SearchSpace::DartsCifar, placement),
-        (_, Some("darts-imagenet")) => supernet::supernet(&golden, SearchSpace::DartsImagenet, placement),
-        (_, Some("darts-cifar")) => supernet::supernet(&golden, SearchSpace::DartsCifar, placement),
-        (_, Some("nas-bench-201")) => supernet::supernet(&golden, SearchSpace::NasBench201, placement),
+        (_, Some(space)) => supernet::supernet(&golden, space, placement),
         _ if golden.tensors.contains_key("concentration") => dirichlet::distribution(&golden),
         _ => Err(golden.wrong("not a golden file: it contains neither a network nor Dirichlet values")),
     };

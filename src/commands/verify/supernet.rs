@@ -2,10 +2,11 @@
 //! second stage.
 
 use super::comparison::{Comparison, Finding};
-use super::golden::{Golden, rows};
+use super::golden::{Golden, rows, table_names};
 use super::tolerances::{COPIES, Tolerances};
 use crate::error::{Error, Result};
 use crate::net::loss::cross_entropy;
+use crate::net::mixing::MixingWeights;
 use crate::net::ops::Mode;
 use crate::net::params::Named;
 use crate::net::placement::Placement;
@@ -14,43 +15,22 @@ use crate::net::widen::{CopiedChannels, Indices, widen, widen_running};
 use crate::space::found::Found;
 use crate::space::genotype::{Genotype, mean_weights};
 use crate::space::nb201::EDGES;
-use crate::space::{Mask, SearchSpace};
+use crate::space::{Mask, Operation, SearchSpace};
 use tch::Tensor;
 
 /// Compares one supernet, computed with `placement`.
 pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    // A space with one table does not name it.
-    let name = |prefix: &str, table: &str| match space.tables().len() {
-        1 => prefix.to_string(),
-        _ => format!("{prefix}.{table}"),
-    };
     let tolerances = Tolerances::of(placement);
-    let table = |prefix: &str| -> Result<Vec<Tensor>> {
-        space.tables().iter().map(|table| Ok(golden.tensor(&name(prefix, table))?.copy())).collect()
-    };
-    let (theta, eta) = (table("theta")?, table("eta")?);
-    let masks: Vec<Mask> = space
-        .tables()
-        .iter()
-        .zip(&theta)
-        .map(|(table, theta)| golden.mask(&name("mask", table), theta))
-        .collect::<Result<_>>()?;
-    let shape = SupernetShape {
-        space,
-        init_channels: golden.size("init_channels")?,
-        layers: match space {
-            SearchSpace::NasBench201 => golden.size("cells_per_stage")?,
-            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => golden.size("layers")?,
-        },
-        num_classes: golden.size("num_classes")?,
-        k: golden.size("k")?,
-        masks: masks.clone(),
-    };
-    let mut net = Supernet::new(shape, placement);
+    let (theta, eta) = (golden.tables(space, "theta", "")?, golden.tables(space, "eta", "")?);
+    let masks = table_names(space, "mask", "");
+    let masks: Vec<Mask> =
+        masks.iter().zip(&theta).map(|(name, theta)| golden.mask(name, theta)).collect::<Result<_>>()?;
+    let operations = space.operations().to_vec();
+    let mut net = Supernet::new(shape(golden, space, operations, masks.clone())?, placement);
     let on_device = |tensor: &Tensor| tensor.to_device(placement.device);
     let (images, labels) = (&on_device(golden.tensor("input")?), &on_device(golden.tensor("target")?));
-    let theta: Vec<Tensor> = theta.iter().map(on_device).collect();
+    let theta = MixingWeights::of(theta.iter().map(on_device).collect());
     let weights = golden.group("weights");
     net.params.load(&weights)?;
 
@@ -71,13 +51,12 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
     findings.push(tolerances.values("logits, evaluation").one(&logits, golden.tensor("logits.eval")?));
 
     net.params.load(&weights)?;
-    let leaves: Vec<Tensor> = theta.iter().map(|theta| theta.detach().set_requires_grad(true)).collect();
-    let tape = net.forward_theta(images, &leaves, 0);
+    let leaves = theta.leaves();
+    let tape = net.forward_theta(images, &leaves, Mode::Train, 0);
     let loss = cross_entropy(tape.logits(), labels);
     let grads = tape.backward(&loss)?;
     let comparison = tolerances.gradients("gradients of theta", &theirs);
-    let named = space.tables().iter().map(|table| name("grad.theta", table));
-    let grads: Named = named.zip(grads).collect();
+    let grads: Named = table_names(space, "grad.theta", "").into_iter().zip(grads).collect();
     findings.push(comparison.all(&grads, &golden.tensors, |_| false));
 
     if golden.setting("k_before").is_some() {
@@ -90,7 +69,7 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
         };
         let weights = eta.iter().zip(&masks).map(|(eta, mask)| Ok(mean_weights(&rows(eta)?, mask)));
         let weights = weights.collect::<Result<Vec<_>>>()?;
-        let ours = Found::from_weights(space, &weights);
+        let ours = Found::from_scores(space, space.operations(), &weights);
         let mut comparison = Comparison::new("genotype", 0.0, 0.0);
         comparison.equal(&ours.to_line(), ours == theirs);
         findings.push(comparison.finding());
@@ -98,9 +77,30 @@ pub fn supernet(golden: &Golden, space: SearchSpace, placement: Placement) -> Re
     Ok(findings)
 }
 
+/// Returns the shape of the supernet that the settings describe.
+pub fn shape(
+    golden: &Golden,
+    space: SearchSpace,
+    operations: Vec<Operation>,
+    masks: Vec<Mask>,
+) -> Result<SupernetShape> {
+    Ok(SupernetShape {
+        space,
+        operations,
+        init_channels: golden.size("init_channels")?,
+        layers: match space {
+            SearchSpace::NasBench201 => golden.size("cells_per_stage")?,
+            SearchSpace::DartsImagenet | SearchSpace::DartsCifar => golden.size("layers")?,
+        },
+        num_classes: golden.size("num_classes")?,
+        k: golden.size("k")?,
+        masks,
+    })
+}
+
 /// Returns whether a tensor belongs to a pruned operation: `cells.C._ops.E._ops.O. ...`, or `cells.C.edges.N<-F.O.
 /// ...`.
-fn is_pruned(name: &str, masks: &[Mask], shape: &SupernetShape) -> bool {
+pub fn is_pruned(name: &str, masks: &[Mask], shape: &SupernetShape) -> bool {
     let parts: Vec<&str> = name.split('.').collect();
     let number = |at: usize| parts.get(at).and_then(|part| part.parse::<usize>().ok());
     let edge = |text: &str| {

@@ -44,6 +44,15 @@ impl Tolerances {
         }
     }
 
+    /// Returns the tolerances for networks of 4 channels, in which the rounding errors of bf16 average out less.
+    pub fn of_small(placement: Placement) -> Tolerances {
+        let tolerances = Tolerances::of(placement);
+        match placement.precision {
+            Precision::Bf16 => Tolerances { values: 2.0 * tolerances.values, ..tolerances },
+            Precision::Fp32 | Precision::Tf32 | Precision::Fp64 => tolerances,
+        }
+    }
+
     /// Compares values.
     pub fn values(&self, kind: &'static str) -> Comparison {
         Comparison::new(kind, self.values, 0.0).together(self.together)

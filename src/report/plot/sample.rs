@@ -1,17 +1,45 @@
-//! Samples architectures from the Dirichlet distribution of an epoch.
+//! Samples architectures from the distribution of an epoch.
 
+use crate::config::Method;
 use crate::nb201::quantile;
 use crate::space::Mask;
 use crate::space::nb201::Architecture;
 use rand::Rng;
-use rand_distr::{Distribution, Gamma, Open01};
+use rand_distr::{Distribution, Gamma, Gumbel, Open01};
 
-/// Samples an architecture: draws theta ~ Dirichlet(elu(eta) + 1) on every edge and takes the arg max over the kept
-/// operations. `eta`: `[E][O]`, finite, at least one kept operation on every edge.
+/// Samples an architecture from the parameters `eta` (alpha in methods other than DrNAS), `[E][O]`, finite, with at least
+/// one kept operation on every edge.
+pub fn sample_architecture(
+    method: Method,
+    eta: &[Vec<f64>],
+    mask: &Mask,
+    random: &mut impl Rng,
+) -> Architecture {
+    match method {
+        Method::Drnas => by_dirichlet(eta, mask, random),
+        _ => by_softmax(eta, mask, random),
+    }
+}
+
+/// Samples every operation with its probability, the softmax over the kept ones: the arg max of alpha + Gumbel noise.
+fn by_softmax(alpha: &[Vec<f64>], mask: &Mask, random: &mut impl Rng) -> Architecture {
+    let gumbel = Gumbel::new(0.0, 1.0).expect("a positive scale");
+    Architecture(std::array::from_fn(|edge| {
+        let drawn = alpha[edge].iter().enumerate().map(|(operation, alpha)| {
+            let noise: f64 = gumbel.sample(random);
+            (operation, alpha + noise)
+        });
+        let kept = drawn.filter(|&(operation, _)| mask.keeps(edge, operation));
+        kept.max_by(|a, b| a.1.total_cmp(&b.1)).expect("a kept operation").0
+    }))
+}
+
+/// Draws theta ~ Dirichlet(elu(eta) + 1) on every edge and takes the arg max over the kept
+/// operations.
 ///
 /// Theta is Gamma(beta) divided by its row sum; neither the sum nor pruned operations affect the arg max. Logarithms
 /// are used because Gamma(0.001) mostly underflows to 0: ln Gamma(beta) = ln Gamma(beta + 1) + ln U / beta.
-pub fn sample_architecture(eta: &[Vec<f64>], mask: &Mask, random: &mut impl Rng) -> Architecture {
+fn by_dirichlet(eta: &[Vec<f64>], mask: &Mask, random: &mut impl Rng) -> Architecture {
     Architecture(std::array::from_fn(|edge| {
         let mut best = (0, f64::NEG_INFINITY);
         for (operation, &eta) in eta[edge].iter().enumerate() {
@@ -66,7 +94,7 @@ mod tests {
         let eta: Vec<Vec<f64>> = vec![eta.to_vec(); 6];
         let mask = Mask(vec![kept.to_vec(); 6]);
         let mut random = stream(1, Purpose::Trajectory, &[]);
-        let wins = (0..20_000).filter(|_| sample_architecture(&eta, &mask, &mut random).0[0] == 0).count();
+        let wins = (0..20_000).filter(|_| by_dirichlet(&eta, &mask, &mut random).0[0] == 0).count();
         wins as f64 / 20_000.0
     }
 
@@ -94,9 +122,21 @@ mod tests {
         let mask = Mask(vec![vec![false, true, false, true, false]; 6]);
         let mut random = stream(1, Purpose::Trajectory, &[]);
         for _ in 0..200 {
-            let Architecture(operations) = sample_architecture(&vec![vec![-900.0; 5]; 6], &mask, &mut random);
-            assert!(operations.iter().all(|operation| [1, 3].contains(operation)), "{operations:?}");
+            for method in [Method::Drnas, Method::Snas] {
+                let Architecture(operations) =
+                    sample_architecture(method, &vec![vec![-900.0; 5]; 6], &mask, &mut random);
+                assert!(operations.iter().all(|operation| [1, 3].contains(operation)), "{operations:?}");
+            }
         }
+    }
+
+    #[test]
+    fn samples_of_a_softmax_have_its_probabilities() {
+        let alpha = vec![vec![3f64.ln(), 7.0, 0.0, 0.0, 9.0]; 6];
+        let mask = Mask(vec![vec![true, false, true, true, false]; 6]);
+        let mut random = stream(1, Purpose::Trajectory, &[]);
+        let wins = (0..20_000).filter(|_| by_softmax(&alpha, &mask, &mut random).0[0] == 0).count();
+        assert!((wins as f64 / 20_000.0 - 0.6).abs() < 0.015, "{wins}");
     }
 
     #[test]

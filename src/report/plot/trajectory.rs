@@ -6,13 +6,14 @@
 //! not define how sampled mixing weights become an architecture: here by the arg max of every edge, as with the mean.
 
 use super::sample::{Summary, sample_architecture};
+use crate::config::Method;
 use crate::files;
 use crate::nb201::Table;
 use crate::random::{Purpose, stream};
 use crate::report::error::{Error, Result};
-use crate::space::Mask;
 use crate::space::genotype::mean_weights;
 use crate::space::nb201::{Architecture, Dataset, EDGES, OPERATIONS};
+use crate::space::{Mask, Operation};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::fs;
@@ -70,6 +71,10 @@ struct LogLine {
     /// `[T][E][O]`; numbers that are not finite are null.
     eta: Option<Vec<Vec<Vec<Option<f64>>>>>,
     masks: Option<Vec<Vec<Vec<bool>>>>,
+    /// The columns of eta and masks; those of the benchmark if absent.
+    operations: Option<Vec<Operation>>,
+    #[serde(default)]
+    method: Method,
 }
 
 impl Trajectory {
@@ -102,7 +107,9 @@ impl Trajectory {
             let (true, Some(epoch)) = (line.event == "epoch", line.epoch) else { continue };
             num_epochs += 1;
             let Some(eta) = line.eta else { continue };
-            let (eta, mask) = one_table(eta, line.masks).map_err(|e| wrong(format!("line {number}: {e}")))?;
+            let columns = line.operations.as_deref().unwrap_or(&Operation::NAS_BENCH_201);
+            let (eta, mask) =
+                one_table(eta, line.masks, columns).map_err(|e| wrong(format!("line {number}: {e}")))?;
             if epochs.last().is_some_and(|last| last.epoch >= epoch) {
                 return Err(wrong(format!("line {number}: epoch {epoch} is out of order")));
             }
@@ -110,10 +117,11 @@ impl Trajectory {
                 Some(known) => known.first_epoch = known.first_epoch.min(epoch),
                 None => stages.push(StageSpan { stage, first_epoch: epoch, k_and_ops: None }),
             }
-            let selected = Architecture::from_weights(&mean_weights(&eta, &mask));
+            let selected = Architecture::from_scores(&Operation::NAS_BENCH_201, &mean_weights(&eta, &mask));
             let mut random = stream(seed, Purpose::Trajectory, &[epoch]);
-            let sampled: Vec<f64> =
-                (0..num_samples).map(|_| accuracy(&sample_architecture(&eta, &mask, &mut random))).collect();
+            let sampled: Vec<f64> = (0..num_samples)
+                .map(|_| accuracy(&sample_architecture(line.method, &eta, &mask, &mut random)))
+                .collect();
             epochs.push(Epoch {
                 epoch,
                 selected,
@@ -154,31 +162,46 @@ impl Trajectory {
     }
 }
 
-/// Checks the shape of eta and masks and returns the single table of a NAS-Bench-201 search. Without masks, nothing is
-/// pruned.
+/// Checks the shape of eta and masks and returns the single table of a NAS-Bench-201 search, with the columns of the
+/// benchmark; operations that are not in `columns` count as pruned. Without masks, nothing is pruned.
 fn one_table(
     eta: Vec<Vec<Vec<Option<f64>>>>,
     masks: Option<Vec<Vec<Vec<bool>>>>,
+    columns: &[Operation],
 ) -> std::result::Result<(Vec<Vec<f64>>, Mask), String> {
-    fn fits<V>(tables: &[Vec<Vec<V>>]) -> bool {
+    fn fits<V>(tables: &[Vec<Vec<V>>], columns: &[Operation]) -> bool {
         let rows = tables.first().map_or(&[][..], |table| &table[..]);
-        tables.len() == 1 && rows.len() == EDGES.len() && rows.iter().all(|row| row.len() == OPERATIONS.len())
+        tables.len() == 1 && rows.len() == EDGES.len() && rows.iter().all(|row| row.len() == columns.len())
     }
-    if !fits(&eta) || masks.as_ref().is_some_and(|masks| !fits(masks)) {
+    let places: Option<Vec<usize>> = columns
+        .iter()
+        .map(|column| Operation::NAS_BENCH_201.iter().position(|other| other == column))
+        .collect();
+    let fits_both = fits(&eta, columns) && masks.as_ref().is_none_or(|masks| fits(masks, columns));
+    let Some(places) = places.filter(|_| fits_both) else {
         return Err(format!(
             "expected one table of {} edges and {} operations, found another search space",
             EDGES.len(),
-            OPERATIONS.len()
+            columns.len()
         ));
-    }
-    let mask = Mask(
-        masks.map_or_else(|| vec![vec![true; OPERATIONS.len()]; EDGES.len()], |mut masks| masks.remove(0)),
-    );
+    };
     let eta: Option<Vec<Vec<f64>>> =
         eta.into_iter().flatten().map(|row| row.into_iter().collect::<Option<Vec<f64>>>()).collect();
     let eta = eta.ok_or("eta contains a number that is not finite")?;
-    if mask.0.iter().any(|row| !row.contains(&true)) {
+    let mask =
+        masks.map_or_else(|| vec![vec![true; columns.len()]; EDGES.len()], |mut masks| masks.remove(0));
+    if mask.iter().any(|row| !row.contains(&true)) {
         return Err("an edge has no operation left".into());
     }
-    Ok((eta, mask))
+    Ok((spread(&eta, &places, 0.0), Mask(spread(&mask, &places, false))))
+}
+
+/// Moves the columns of `table` to `places` among those of the benchmark; the others are `missing`.
+fn spread<V: Copy>(table: &[Vec<V>], places: &[usize], missing: V) -> Vec<Vec<V>> {
+    let row = |row: &Vec<V>| {
+        let mut out = vec![missing; OPERATIONS.len()];
+        row.iter().zip(places).for_each(|(value, &place)| out[place] = *value);
+        out
+    };
+    table.iter().map(row).collect()
 }

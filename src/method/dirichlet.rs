@@ -4,23 +4,9 @@
 //! beta = ELU(eta) + 1. Everything stays on eta's device; no value is read back.
 
 use super::gamma::log_gamma;
-use crate::random::{Purpose, stream};
 use crate::space::Mask;
 use rand::Rng;
-use rand_distr::{Distribution, StandardNormal};
 use tch::{Kind, Tensor};
-
-/// Draws the initial eta, 1e-3 * N(0, 1), in double precision on the CPU; the same on every rank for one seed.
-pub fn initial_eta(num_edges: usize, num_operations: usize, seed: u64, table: usize) -> Tensor {
-    let mut random = stream(seed, Purpose::Eta, &[table as u64]);
-    let values: Vec<f64> = (0..num_edges * num_operations)
-        .map(|_| {
-            let normal: f64 = StandardNormal.sample(&mut random);
-            1e-3 * normal
-        })
-        .collect();
-    Tensor::from_slice(&values).view([num_edges as i64, num_operations as i64])
-}
 
 /// Returns beta = ELU(eta) + 1 > 0.
 pub fn concentration(eta: &Tensor) -> Tensor {
@@ -57,11 +43,6 @@ pub fn sample(eta: &Tensor, mask: &Tensor, random: &mut impl Rng) -> ThetaSample
     let kept = log_gamma.masked_fill(&mask.eq(0.0), f64::NEG_INFINITY);
     let theta = kept.softmax(-1, Kind::Double).to_kind(eta.kind());
     ThetaSample { drawn, beta, theta }
-}
-
-/// Returns the random stream of one draw; `purpose` distinguishes weight and architecture steps.
-pub fn theta_stream(seed: u64, purpose: Purpose, step: u64, replica: u64, table: u64) -> impl Rng {
-    stream(seed, purpose, &[step, replica, table])
 }
 
 impl ThetaSample {
