@@ -4,9 +4,10 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod packing;
 
+use clap::ValueEnum;
 use drnas_dist::cli::DemoArgs;
 use drnas_dist::commands::demo_data;
-use drnas_dist::config::{Precision, Regulariser, StageSection, Theta};
+use drnas_dist::config::{Method, Precision, Regulariser, StageSection, Theta};
 use drnas_dist::data;
 use drnas_dist::data::pack::pack;
 use drnas_dist::data::{DecodePool, Loader, LoaderSpec, ShardSet};
@@ -114,7 +115,7 @@ fn set_overrides_the_file() {
     let config = parse("[search]\nglobal_batch = 128\n", &sets).unwrap();
     assert_eq!(config.search.global_batch, 64);
     assert_eq!(config.search.theta, Theta::Shared);
-    assert_eq!(config.eta.betas, [0.9, 0.99]);
+    assert_eq!(config.architecture.betas, [0.9, 0.99]);
     assert!(config.data.skip_bad);
     assert_eq!(config.search.stages[1].epochs, 11);
 
@@ -133,11 +134,55 @@ fn invalid_sets_are_named() {
 #[test]
 fn kl_replaces_weight_decay() {
     let config = parse("[eta]\nregulariser = \"kl\"", &[]).unwrap();
-    assert_eq!(config.eta.regulariser, Regulariser::Kl);
-    assert_eq!(config.eta.weight_decay, 0.0);
+    assert_eq!(config.architecture.regulariser, Regulariser::Kl);
+    assert_eq!(config.architecture.weight_decay, 0.0);
     assert_eq!(parse(&config.to_toml(), &[]).unwrap(), config);
     let error = refusal("[eta]\nregulariser = \"kl\"", &["eta.weight_decay=1e-3"]);
-    assert!(error.contains("eta.weight_decay = 0.001"), "{error}");
+    assert!(error.contains("architecture.weight_decay = 0.001"), "{error}");
+}
+
+#[test]
+fn former_names_are_accepted() {
+    let old = parse("[eta]\nlr = 0.5\ngrad_clip = 1.0", &["eta.betas=[0.9, 0.99]", "eta.lr=0.25"]).unwrap();
+    let new = ["architecture.betas.1=0.9", "architecture.betas.2=0.99"];
+    assert_eq!(parse("[architecture]\nlr = 0.25\ngrad_clip = 1.0", &new).unwrap(), old);
+    assert_eq!((old.architecture.lr, old.architecture.betas), (0.25, [0.9, 0.99]));
+    // Errors in such a section name its line too.
+    let error = refusal("seed = 1\n[eta]\nlr = \"high\"", &[]);
+    assert!(error.starts_with("run.toml line 3: "), "{error}");
+    assert_eq!(
+        refusal("seed = 1\n[eta]\nbeta = [0.5, 0.9]", &[]),
+        "unknown key \"architecture.beta\" in run.toml line 3; did you mean \"architecture.betas\"?"
+    );
+    let both = refusal("[eta]\nlr = 1\n[architecture]\ngrad_clip = 1", &[]);
+    assert_eq!(both, "run.toml line 1: [eta] is the former name of [architecture]; use one of them");
+}
+
+#[test]
+fn keys_without_effect_are_refused_and_not_written() {
+    let config = parse("", &[]).unwrap();
+    assert!(!config.to_toml().contains("temperature") && !config.to_toml().contains("epsilon"));
+    for (text, sets) in [
+        ("[architecture]\ntemperature = [5, 1]", &[][..]),
+        ("", &["architecture.temperature=[5, 1]"]),
+        ("", &["architecture.temperature.1=5"]),
+    ] {
+        let error = refusal(text, sets);
+        let expected =
+            "architecture.temperature has no effect with method = \"drnas\"; remove it, or use snas";
+        assert!(error.contains(expected), "{error}");
+    }
+    let stages = "search.stage=[{k=1, ops_kept=8, epochs=12}]";
+    let snas = parse("method = \"snas\"\n", &["architecture.temperature.1=5", stages]).unwrap();
+    assert_eq!(snas.architecture.temperature, [5.0, 1.0]);
+    assert_eq!(snas.model.operations.len(), 8);
+    let text = snas.to_toml();
+    assert!(text.contains("temperature = [5.0, 1.0]") && !text.contains("regulariser"), "{text}");
+    assert_eq!(parse(&text, &[]).unwrap(), snas);
+    let operations =
+        ["model.operations=[\"noise\", \"sep_conv_3x3\"]", "search.stage=[{k=1, ops_kept=2, epochs=12}]"];
+    let small = parse("method = \"darts\"", &operations).unwrap();
+    assert_eq!(parse(&small.to_toml(), &[]).unwrap(), small);
 }
 
 #[test]
@@ -179,7 +224,16 @@ fn each_check_has_its_own_message() {
         ("weights.momentum=1.0".into(), "weights.momentum must be in [0, 1)"),
         ("weights.weight_decay=-1".into(), "weights.weight_decay must be 0 or more"),
         ("weights.warmup_epochs=51".into(), "weights.warmup_epochs = 51 is above the 50 epochs"),
-        ("eta.betas=[0.5,1.0]".into(), "eta.betas must be in [0, 1)"),
+        ("architecture.betas=[0.5,1.0]".into(), "architecture.betas must be in [0, 1)"),
+        ("eta.betas=[0.5,1.0]".into(), "architecture.betas must be in [0, 1)"),
+        ("architecture.initial=[0.0,-1.0]".into(), "must be a mean"),
+        ("method=sdarts".into(), "sdarts-adv"),
+        ("model.operations=[\"nor_conv_1x1\"]".into(), "space has no "),
+        ("model.operations=[\"noise\",\"noise\"]".into(), "model.operations: noise appears twice"),
+        ("model.operations=[\"none\",\"noise\"]".into(), "architecture can contain"),
+        ("model.operations=[\"sep_conv\"]".into(), "unknown operation 'sep_conv'"),
+        ("model.edges=[\"normal 9<-0: skip_connect\"]".into(), "model.edges: \"normal 9<-0: skip_connect\""),
+        ("model.edges=[\"normal 2<-0: none\"]".into(), "none is not in model.operations"),
         ("run.log_every=0".into(), "run.log_every must be 1 or more"),
         ("run.time_limit_s=0".into(), "run.time_limit_s must be above 0"),
         ("run.heartbeat_s=0.5".into(), "run.heartbeat_s must be 0 (off) or in 1..=3600"),
@@ -243,7 +297,7 @@ fn published_runs_are_built_in() {
         let config = Config::parse(text, name, &sets).unwrap();
         // As published: one process, no clipping of eta, first order.
         assert_eq!(
-            (config.search.replicas, config.eta.grad_clip, u8::from(config.search.order)),
+            (config.search.replicas, config.architecture.grad_clip, u8::from(config.search.order)),
             (1, 0.0, 1)
         );
         let schedule = Schedule::of_search(&config);
@@ -416,4 +470,91 @@ fn every_number_has_bounds() {
     let set = Arc::new(ShardSet::open(&shards).unwrap());
     check_bounds::<Config>(&set);
     check_bounds::<EvaluateConfig>(&set);
+}
+
+// -- methods -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn every_method_has_a_configuration_in_every_space() {
+    use drnas_dist::config::published::of_method;
+    use drnas_dist::space::SearchSpace;
+    for space in [SearchSpace::DartsImagenet, SearchSpace::DartsCifar, SearchSpace::NasBench201] {
+        for &method in Method::value_variants() {
+            let (name, text) = of_method(method, space);
+            let config = Config::parse(text, name, &[]).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((config.method, config.model.space), (method, space), "{name}");
+            assert_eq!(config.model.operations, method.operations(space), "{name}");
+            assert!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name).exists());
+            let again = Config::parse(&config.to_toml(), "config.toml", &[]).unwrap();
+            assert_eq!(again, config, "{name}");
+        }
+    }
+}
+
+/// RobustDARTS, table 1 and section 4: 2 operations per edge in S1, S2 and S4, 3 in S3.
+#[test]
+fn reduced_spaces_are_configurations() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/methods");
+    for (name, columns, kept) in [("s1", 6, 2), ("s2", 2, 2), ("s3", 3, 3), ("s4", 2, 2)] {
+        let config = Config::load(&folder.join(format!("darts-{name}.toml")), &[]).unwrap();
+        assert_eq!(config.operations().len(), columns, "{name}");
+        let masks = config.masks().unwrap();
+        assert_eq!(masks.len(), 2);
+        let rows = masks.iter().flat_map(|mask| &mask.0);
+        assert!(rows.clone().all(|row| row.iter().filter(|kept| **kept).count() == kept), "{name}");
+        assert_eq!(rows.count(), 28);
+        let again = Config::parse(&config.to_toml(), "config.toml", &[]).unwrap();
+        assert_eq!(again, config, "{name}");
+        // Another method in the same space.
+        let other =
+            Config::load(&folder.join(format!("darts-{name}.toml")), &["method=snas".into()]).unwrap();
+        assert_eq!(other.masks().unwrap(), masks);
+    }
+}
+
+#[test]
+fn keys_of_other_methods_are_refused() {
+    let refused = |sets: &[&str], expected: &str| {
+        let found = refusal("[[search.stage]]\nk = 1\nops_kept = 8\nepochs = 20\n", sets);
+        assert!(found.contains(expected), "{found}");
+    };
+    refused(
+        &["method=darts", "architecture.temperature=[5.0, 1.0]"],
+        "architecture.temperature has no effect with method = \"darts\"; remove it, or use snas",
+    );
+    refused(
+        &["method=darts", "eta.regulariser=kl"],
+        "architecture.regulariser has no effect with method = \"darts\"; remove it, or use drnas",
+    );
+    // The default of a key is what happens anyway.
+    assert!(parse("", &["method=snas", "search.stage.1.ops_kept=8", "search.order=1"]).is_ok());
+    refused(&["method=snas", "search.order=2"], "search.order has no effect with method = \"snas\"");
+    refused(
+        &["method=pc-darts", "search.theta=shared"],
+        "search.theta has no effect with method = \"pc-darts\"",
+    );
+    refused(&["method=snas", "architecture.attack=per-replica"], "or use sdarts-adv");
+    refused(
+        &["method=darts", "search.scheme=single-level", "search.order=2"],
+        "search.order = 2 requires search.scheme = \"bilevel\"",
+    );
+    refused(
+        &["method=darts", "search.scheme=single-level", "search.first=weights"],
+        "search.first has no effect with search.scheme = \"single-level\"",
+    );
+    refused(
+        &["method=darts", "search.order=2", "search.first=weights"],
+        "search.order = 2 requires search.first = \"architecture\"",
+    );
+    refused(&["method=enas"], "unknown variant `enas`");
+    // The number of operations of the method.
+    refused(&["search.stage.1.ops_kept=8"], "stage 1: ops_kept = 8 must be in 1..=7");
+    // Keys without effect are not written, and the text can be read again.
+    let darts =
+        parse("", &["method=darts", "search.stage.1.ops_kept=8", "search.stage.2.ops_kept=4"]).unwrap();
+    let text = darts.to_toml();
+    assert!(
+        text.contains("method = \"darts\"\n") && !text.contains("temperature") && !text.contains("kl_scale")
+    );
+    assert_eq!(Config::parse(&text, "config.toml", &[]).unwrap(), darts);
 }

@@ -5,8 +5,9 @@
 //!
 //! Shapes: D draws, O operations.
 
+use drnas_dist::method::dirichlet::{concentration, sample};
+use drnas_dist::method::parameters::initial;
 use drnas_dist::random::{Purpose, stream};
-use drnas_dist::search::dirichlet::{concentration, initial_eta, sample, theta_stream};
 use rand_distr::{Distribution, Open01, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
@@ -40,7 +41,7 @@ fn draws(eta: &Tensor, mask: &Tensor) -> Tensor {
     tch::set_num_threads(1);
     let rows = |row: &Tensor| row.unsqueeze(0).repeat([ROWS_PER_SEED, 1]);
     let (eta, mask) = (rows(eta), rows(mask));
-    let random = |step| theta_stream(5, Purpose::ThetaWeightStep, step, 0, 0);
+    let random = |step| stream(5, Purpose::ThetaWeightStep, &[step, 0, 0]);
     let of_step = |step| sample(&eta, &mask, &mut random(step)).theta;
     Tensor::cat(&(0..SEEDS).map(of_step).collect::<Vec<_>>(), 0).to_kind(Kind::Double)
 }
@@ -202,7 +203,7 @@ fn draws_are_valid_in_float32() {
 fn steps_replicas_tables_and_purposes_have_independent_draws() {
     let eta = Tensor::zeros([2000, 7], (Kind::Double, Device::Cpu));
     let draw = |purpose, step, replica, table| {
-        let theta = sample(&eta, &eta.ones_like(), &mut theta_stream(5, purpose, step, replica, table)).theta;
+        let theta = sample(&eta, &eta.ones_like(), &mut stream(5, purpose, &[step, replica, table])).theta;
         (theta - 1.0 / 7.0).flatten(0, -1)
     };
     let weights = Purpose::ThetaWeightStep;
@@ -231,7 +232,7 @@ fn draws_are_a_function_of_numbers_drawn_on_the_host() {
     let tries = 8;
     let mut all_tried = 0;
     for step in 0..2000 {
-        let mut random = theta_stream(5, Purpose::ThetaWeightStep, step, 0, 0);
+        let mut random = stream(5, Purpose::ThetaWeightStep, &[step, 0, 0]);
         let mut take = |count: usize, normal: bool| -> Vec<f64> {
             let one =
                 |_| if normal { StandardNormal.sample(&mut random) } else { Open01.sample(&mut random) };
@@ -256,7 +257,7 @@ fn draws_are_a_function_of_numbers_drawn_on_the_host() {
         let sum: f64 = rows.iter().map(|row| (row - most).exp()).sum();
         let expected: Vec<f64> = rows.iter().map(|row| (row - most).exp() / sum).collect();
         let eta = eta_of(&beta).unsqueeze(0);
-        let mut random = theta_stream(5, Purpose::ThetaWeightStep, step, 0, 0);
+        let mut random = stream(5, Purpose::ThetaWeightStep, &[step, 0, 0]);
         let theta = sample(&eta, &eta.ones_like(), &mut random).theta;
         let off = number(&(theta - Tensor::from_slice(&expected)).abs().max());
         assert!(off < 1e-12, "step {step}: off by {off}");
@@ -267,8 +268,8 @@ fn draws_are_a_function_of_numbers_drawn_on_the_host() {
 /// The initial eta is 1e-3 * N(0, 1).
 #[test]
 fn initial_eta_has_the_published_distribution() {
-    let tables: Vec<Tensor> =
-        (0..200).map(|number| initial_eta(14, 7, number / 2, number as usize % 2)).collect();
+    let table = |number| initial(&[14, 7], [0.0, 1e-3], number / 2, (Purpose::Eta, number as usize % 2));
+    let tables: Vec<Tensor> = (0..200u64).map(table).collect();
     let eta = Tensor::stack(&tables, 0).flatten(0, -1) / 1e-3;
     let count = eta.numel() as f64;
     // Power, its mean and variance for a standard normal variate.

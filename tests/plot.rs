@@ -1,11 +1,12 @@
 //! `plot trajectory` on run folders of searches: figures, values, and error messages.
 
+use drnas_dist::config::Method;
 use drnas_dist::nb201::{Table, import};
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::report::plot::{Trajectory, png, svg};
 use drnas_dist::report::{EpochRecord, EpochSummary, LogRecord};
-use drnas_dist::space::Mask;
 use drnas_dist::space::nb201::{Architecture, Dataset};
+use drnas_dist::space::{Mask, Operation};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -90,6 +91,7 @@ fn values_of_a_run() {
     let table_of_epoch: Vec<Vec<f64>> = serde_json::from_value(eta(3, 2.0, 0.0)[0].clone()).unwrap();
     let draw = |_| {
         accuracy(&drnas_dist::report::plot::sample_architecture(
+            Method::Drnas,
             &table_of_epoch,
             &Mask::full(6, 5),
             &mut random,
@@ -146,8 +148,10 @@ fn unfinished_search_is_plotted_up_to_its_last_epoch() {
 fn records_of_a_search_can_be_plotted() {
     let folder = tempfile::tempdir().unwrap();
     let table = Table::open(&table(folder.path())).unwrap();
-    let mut mask = Mask::full(6, 5);
-    mask.0.iter_mut().for_each(|row| row[4] = false);
+    // Another method, without nor_conv_1x1.
+    let columns = [Operation::None, Operation::SkipConnect, Operation::NorConv3x3, Operation::AvgPool3x3];
+    let mut mask = Mask::full(6, 4);
+    mask.0.iter_mut().for_each(|row| row[3] = false);
     let summary = EpochSummary {
         stage: 1,
         epoch: 1,
@@ -168,8 +172,11 @@ fn records_of_a_search_can_be_plotted() {
     let record = EpochRecord {
         summary,
         eta_entropy: vec![1.6],
-        eta: vec![vec![vec![0.0, 0.0, 0.0, 0.5, 0.9]; 6]],
+        method: Method::Snas,
+        eta: vec![vec![vec![0.0, 0.0, 0.5, 0.9]; 6]],
+        beta: None,
         masks: vec![mask],
+        operations: columns.to_vec(),
         genotype: String::new(),
         benchmark: None,
     };

@@ -2,6 +2,8 @@
 
 use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
+use drnas_dist::net::mixing::MixingWeights;
+use drnas_dist::net::ops::Mode;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Supernet, SupernetShape};
@@ -34,6 +36,7 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     let masks = [Mask((0..edges).map(pruned).collect()), Mask::full(edges, operations)];
     let shape = SupernetShape {
         space,
+        operations: space.operations().to_vec(),
         init_channels: 12,
         // NAS-Bench-201: cells in each of three groups.
         layers: if tables == 2 { 6 } else { 2 },
@@ -49,7 +52,7 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     let labels = Tensor::from_slice(&[0i64, 3, 4, 1]);
     let size = [tables as i64, edges as i64, operations as i64];
     let theta = torch_seeded(5, || Tensor::rand(size, DOUBLE_CPU)).softmax(-1, Kind::Double).to_kind(kind);
-    let theta: Vec<Tensor> = theta.unbind(0);
+    let theta = MixingWeights::of(theta.unbind(0));
 
     let tape = net.forward(&images, &theta, 1);
     let weight_logits = tape.logits().detach();
@@ -64,8 +67,8 @@ fn compute(space: SearchSpace, placement: Placement) -> Computed {
     }
     assert!(order.len() > 3 && order.iter().rev().copied().eq(0..order.len()), "{order:?}");
 
-    let theta: Vec<Tensor> = theta.into_iter().map(|theta| theta.set_requires_grad(true)).collect();
-    let tape = net.forward_theta(&images, &theta, 1);
+    let theta = theta.leaves();
+    let tape = net.forward_theta(&images, &theta, Mode::Train, 1);
     let logits = [weight_logits, tape.logits().detach()];
     let loss = cross_entropy(tape.logits(), &labels);
     let grads_theta = tape.backward(&loss).unwrap();
@@ -110,6 +113,7 @@ fn forward_uses_the_current_weights() {
     tch::set_num_threads(1);
     let shape = || SupernetShape {
         space: SearchSpace::DartsCifar,
+        operations: SearchSpace::DartsCifar.operations().to_vec(),
         init_channels: 12,
         layers: 3,
         num_classes: 5,
@@ -117,7 +121,8 @@ fn forward_uses_the_current_weights() {
         masks: vec![Mask::full(14, 7), Mask::full(14, 7)],
     };
     let images = torch_seeded(4, || Tensor::randn([2, 3, 16, 16], FLOAT_CPU));
-    let theta = [0.2, 0.1].map(|value| Tensor::full([14, 7], value, FLOAT_CPU));
+    let theta =
+        MixingWeights::of(vec![Tensor::full([14, 7], 0.2, FLOAT_CPU), Tensor::full([14, 7], 0.1, FLOAT_CPU)]);
     for precision in [Precision::Fp32, Precision::Bf16] {
         let placement = Placement { precision, ..PLACEMENT };
         let mut net = Supernet::new(shape(), placement);

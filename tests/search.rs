@@ -12,6 +12,7 @@ use drnas_dist::config::Config;
 use drnas_dist::data::{Crop, DecodePool, Loader, LoaderSpec, ShardSet};
 use drnas_dist::search::Search;
 use drnas_dist::search::timeline::Timeline;
+use drnas_dist::train::checkpoint;
 use drnas_dist::train::state::State;
 use drnas_dist::world::World;
 use std::cell::RefCell;
@@ -109,6 +110,115 @@ fn killed_and_resumed_equals_uninterrupted() {
         let output = finish(bench.search(2, &name, &more), Duration::from_secs(300));
         assert!(output.status.success(), "{}", output_text(&output));
         assert!(output_text(&output).contains("resumed after step"), "{}", output_text(&output));
+        assert_same_result(&run, &whole);
+    }
+}
+
+/// The configuration of [`Bench`] as written into run folders and checkpoints before there were several methods.
+const OLD_CONFIG: &str = r#"seed = 0
+device = "cpu"
+precision = "fp32"
+channels_last = true
+checkpoint_cells = false
+
+[model]
+space = "darts-imagenet"
+init_channels = 12
+layers = 3
+num_classes = 4
+
+[data]
+px = 64
+crop = "random-resized"
+crop_area_min = 0.3
+pad = 4
+flip = true
+jitter = [0.0, 0.0, 0.0, 0.0]
+cutout = 0
+test_resize = 0
+test_crop = 0
+mean = [0.485, 0.456, 0.406]
+std = [0.229, 0.224, 0.225]
+decode_threads = 0
+prefetch = 2
+skip_bad = false
+
+[search]
+replicas = 4
+global_batch = 32
+theta = "per-replica"
+order = 1
+grad_clip = 5.0
+architecture_from_epoch = 1
+steps_per_epoch = 5
+
+[[search.stage]]
+k = 6
+ops_kept = 7
+epochs = 2
+
+[[search.stage]]
+k = 3
+ops_kept = 4
+epochs = 2
+
+[weights]
+lr = 0.003
+lr_min = 0.0
+momentum = 0.9
+weight_decay = 0.0003
+warmup_epochs = 1
+
+[eta]
+lr = 0.006
+betas = [0.5, 0.999]
+weight_decay = 0.001
+regulariser = "l2"
+kl_scale = 0.001
+grad_clip = 5.0
+
+[run]
+log_every = 3
+compare_every = 4
+checkpoint_every = 3
+checkpoints_kept = 3
+bucket_mib = 1.0
+reduce = "fp32"
+threads = 1
+start_limit_s = 30.0
+time_limit_s = 100.0
+heartbeat_s = 20.0
+"#;
+
+/// A run folder of an earlier version, whose configuration has `[eta]` and names neither method nor operations,
+/// resumes, with that configuration or a new one.
+#[test]
+fn run_of_an_earlier_version_resumes() {
+    let bench = Bench::get();
+    let every = ["--set", "run.checkpoint_every=3"];
+    let whole = bench.run_search(0, "new", &every);
+    for (name, config) in [("old-by-old", "old-by-old/config.toml"), ("old-by-new", "search.toml")] {
+        let run = bench.run_search(0, name, &every);
+        std::fs::write(run.folder.join("config.toml"), OLD_CONFIG).unwrap();
+        // Interrupted after step 18: with the checkpoints of steps 15 and 18 and without a result.
+        let folder = checkpoint::folder(&run.folder);
+        for step in run.checkpoints() {
+            let mut saved = checkpoint::read(&folder, step).unwrap();
+            std::fs::remove_dir_all(folder.join(format!("step-{step:09}"))).unwrap();
+            if step < STEPS {
+                assert!(saved.meta["extra"]["config"].is_string());
+                saved.meta["extra"]["config"] = OLD_CONFIG.into();
+                checkpoint::write(&folder, step, &saved, 3).unwrap();
+            }
+        }
+        assert_eq!(run.checkpoints(), [15, 18]);
+        std::fs::remove_file(run.folder.join("genotype.json")).unwrap();
+        let mut command = bench.program();
+        command.args(["search-imagenet", "--config", config, "--train", "train", "--valid", "valid"]);
+        command.args(["--out", name, "--resume"]).args(every);
+        let output = finish(command, Duration::from_secs(300));
+        assert!(output.status.success(), "{}", output_text(&output));
+        assert!(output_text(&output).contains("resumed after step 18"), "{}", output_text(&output));
         assert_same_result(&run, &whole);
     }
 }
@@ -391,7 +501,7 @@ fn rank_program() {
     let outcome = search.compare_ranks(world.communicator()).and_then(|()| {
         println!("equal at the start");
         if world.rank() == 2 {
-            let eta = search.eta_mut();
+            let eta = &mut search.architecture_mut().values_mut()[0];
             let value = eta.double_value(&[1, 13, 6]) as f32;
             let _ = eta.get(1).get(13).narrow(0, 6, 1).fill_(f64::from(f32::from_bits(value.to_bits() ^ 1)));
         }

@@ -6,12 +6,13 @@ mod naive;
 
 use drnas_dist::comm::Solo;
 use drnas_dist::config::Precision;
+use drnas_dist::method::{Sample, dirichlet};
 use drnas_dist::net::loss::cross_entropy;
+use drnas_dist::net::mixing::MixingWeights;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Supernet, SupernetShape};
 use drnas_dist::random::{Purpose, stream, torch_seeded};
-use drnas_dist::search::dirichlet::{ThetaSample, sample};
 use drnas_dist::search::unrolled::{LENGTH, ReplicaInput, Unrolled};
 use drnas_dist::space::{Mask, SearchSpace};
 use drnas_dist::train::optimiser::Sgd;
@@ -20,25 +21,27 @@ use naive::Naive;
 use tch::{Device, Kind, Tensor};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
-const SGD: Sgd = Sgd { momentum: 0.9, weight_decay: 0.03 };
+const SGD: Sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.03 };
 const LR: f64 = 0.1;
 
 /// A small search at mid-training: weights, momentum, eta, and the batches and samples of two replicas.
 struct Fixture {
     net: Supernet,
-    eta: Tensor,
+    /// The only parameter.
+    eta: [Tensor; 1],
     replicas: Vec<ReplicaInput>,
 }
 
 impl Fixture {
     fn new(space: SearchSpace, k: i64) -> Fixture {
         tch::set_num_threads(1);
-        let (edges, operations) = (space.num_edges(), space.operations().len());
+        let (edges, num_operations) = (space.num_edges(), space.operations().len());
         let tables = space.tables().len();
-        let mut masks = vec![Mask::full(edges, operations); tables];
+        let mut masks = vec![Mask::full(edges, num_operations); tables];
         masks[0].0[2][1] = false;
         let layers = if space == SearchSpace::NasBench201 { 1 } else { 3 };
-        let shape = SupernetShape { space, init_channels: 4, layers, num_classes: 3, k, masks };
+        let operations = space.operations().to_vec();
+        let shape = SupernetShape { space, operations, init_channels: 4, layers, num_classes: 3, k, masks };
         let placement = Placement {
             precision: Precision::Fp64,
             device: Device::Cpu,
@@ -62,37 +65,38 @@ impl Fixture {
                     from += length;
                 }
             }
-            let eta = Tensor::randn([tables as i64, edges as i64, operations as i64], F64) * 0.3;
+            let eta = Tensor::randn([tables as i64, edges as i64, num_operations as i64], F64) * 0.3;
             let images = [(); 4].map(|()| Tensor::randn([4, 3, 8, 8], F64));
             let labels = [(); 4].map(|()| Tensor::randint(3, [4], (Kind::Int64, Device::Cpu)));
             (eta, images, labels)
         });
         // Samples with which no ReLU switches within the two shorter lengths of `compare`.
-        let samples = |seed: u64| -> Vec<ThetaSample> {
-            (0..tables as i64)
-                .map(|table| {
-                    sample(
-                        &eta.get(table),
-                        net.masks().table(table as usize),
-                        &mut stream(seed, Purpose::ThetaArchitectureStep, &[table as u64]),
-                    )
-                })
-                .collect()
+        let sample = |seed: u64| -> Sample {
+            let table = |table: i64| {
+                dirichlet::sample(
+                    &eta.get(table),
+                    net.masks().table(table as usize),
+                    &mut stream(seed, Purpose::ThetaArchitectureStep, &[table as u64]),
+                )
+            };
+            Sample::dirichlet((0..tables as i64).map(table).collect())
         };
         let replicas = (0..2)
             .map(|replica: usize| ReplicaInput {
                 train: (batches[replica].copy(), targets[replica].copy()),
-                train_samples: samples(replica as u64),
+                train_sample: sample(replica as u64),
                 valid: (batches[2 + replica].copy(), targets[2 + replica].copy()),
-                valid_samples: samples(2 + replica as u64),
+                valid_sample: sample(2 + replica as u64),
             })
             .collect();
-        Fixture { net, eta, replicas }
+        Fixture { net, eta: [eta], replicas }
     }
 
     fn grad(&self, lr: f64, length: f64) -> Tensor {
-        let step = Unrolled { net: &self.net, eta: &self.eta, sgd: SGD, lr, length };
-        step.grad(&self.replicas, &Solo, &mut StepOutcome::default()).unwrap() / self.replicas.len() as f64
+        let step = Unrolled { net: &self.net, values: &self.eta, sgd: SGD, lr, length };
+        let sums = [self.eta[0].zeros_like()];
+        step.add_grads(&self.replicas, &sums, &Solo, &mut StepOutcome::default()).unwrap();
+        &sums[0] / self.replicas.len() as f64
     }
 
     /// The same gradient by double differentiation, without approximation.
@@ -105,17 +109,14 @@ impl Fixture {
             .collect();
         let momentum = params.export(|bucket| &bucket.momentum);
         let running = params.export_running(0);
-        let loss = |weights: &Named, batch: &(Tensor, Tensor), theta: &[Tensor]| {
+        let loss = |weights: &Named, batch: &(Tensor, Tensor), theta: &MixingWeights| {
             let naive = Naive { shape: self.net.shape(), weights, running: &running };
-            cross_entropy(&naive.logits(&batch.0, theta), &batch.1)
+            cross_entropy(&naive.logits(&batch.0, &theta.operations), &batch.1)
         };
-        let leaves = |samples: &[ThetaSample]| -> Vec<Tensor> {
-            samples.iter().map(|sample| sample.theta.detach().set_requires_grad(true)).collect()
-        };
-        let train_theta: Vec<Vec<Tensor>> =
-            self.replicas.iter().map(|replica| leaves(&replica.train_samples)).collect();
-        let valid_theta: Vec<Vec<Tensor>> =
-            self.replicas.iter().map(|replica| leaves(&replica.valid_samples)).collect();
+        let train_theta: Vec<MixingWeights> =
+            self.replicas.iter().map(|replica| replica.train_sample.weights.leaves()).collect();
+        let valid_theta: Vec<MixingWeights> =
+            self.replicas.iter().map(|replica| replica.valid_sample.weights.leaves()).collect();
 
         let mean = |losses: Vec<Tensor>| Tensor::stack(&losses, 0).mean(Kind::Double);
         let train = mean(
@@ -138,17 +139,18 @@ impl Fixture {
         let valid = mean(
             self.replicas.iter().zip(&valid_theta).map(|(s, theta)| loss(&moved, &s.valid, theta)).collect(),
         );
-        let theta: Vec<&Tensor> = train_theta.iter().chain(&valid_theta).flatten().collect();
-        let mut grads = Tensor::run_backward(&[&valid], &theta, false, false).into_iter();
+        let theta: Vec<&Tensor> =
+            train_theta.iter().chain(&valid_theta).flat_map(|theta| &theta.operations).collect();
+        let grads = Tensor::run_backward(&[&valid], &theta, false, false);
 
-        let sum = self.eta.zeros_like();
-        let train = self.replicas.iter().map(|replica| &replica.train_samples);
-        for samples in train.chain(self.replicas.iter().map(|replica| &replica.valid_samples)) {
-            for (table, sample) in (0..).zip(samples) {
-                let grad = grads.next().unwrap();
-                let _ = sum.get(table).g_add_(&sample.grad_eta(&self.eta.get(table), &grad));
-            }
+        let sums = [self.eta[0].zeros_like()];
+        let train = self.replicas.iter().map(|replica| &replica.train_sample);
+        let samples = train.chain(self.replicas.iter().map(|replica| &replica.valid_sample));
+        let num_tables = train_theta[0].operations.len();
+        for (sample, grads) in samples.zip(grads.chunks(num_tables)) {
+            sample.add_grads(&self.eta, grads, 1.0, &sums);
         }
+        let [sum] = sums;
         sum
     }
 }
@@ -195,8 +197,7 @@ fn step_draws_no_samples_and_updates_statistics_once() {
     let other = Fixture::new(SearchSpace::NasBench201, 2);
     for _ in 0..2 {
         for (local, replica) in other.replicas.iter().enumerate() {
-            let theta: Vec<Tensor> = replica.train_samples.iter().map(|s| s.theta.shallow_clone()).collect();
-            other.net.forward(&replica.train.0, &theta, local);
+            other.net.forward(&replica.train.0, &replica.train_sample.weights, local);
         }
     }
     for local in 0..2 {

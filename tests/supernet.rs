@@ -5,6 +5,7 @@ mod naive;
 
 use drnas_dist::config::Precision;
 use drnas_dist::net::loss::cross_entropy;
+use drnas_dist::net::mixing::MixingWeights;
 use drnas_dist::net::params::Named;
 use drnas_dist::net::placement::Placement;
 use drnas_dist::net::supernet::{Supernet, SupernetShape};
@@ -38,7 +39,8 @@ fn random_mask_of(space: SearchSpace, seed: u64, keep: usize) -> Mask {
 fn shape(space: SearchSpace, k: i64, keep: usize) -> SupernetShape {
     let masks = (1..).zip(space.tables()).map(|(seed, _)| random_mask_of(space, seed, keep)).collect();
     let layers = if space == SearchSpace::NasBench201 { 2 } else { 3 };
-    SupernetShape { space, init_channels: 12, layers, num_classes: 5, k, masks }
+    let operations = space.operations().to_vec();
+    SupernetShape { space, operations, init_channels: 12, layers, num_classes: 5, k, masks }
 }
 
 fn placement(bucket_bytes: usize, channels_last: bool) -> Placement {
@@ -65,10 +67,11 @@ fn compare_shape(shape: SupernetShape, px: i64, bucket_bytes: usize, channels_la
     net.params.initialise(3);
     let images = torch_seeded(4, || Tensor::randn([3, 3, px, px], F64));
     let labels = Tensor::from_slice(&[0i64, 3, 4]);
-    let (edges, operations) = (shape.space.num_edges() as i64, shape.space.operations().len() as i64);
+    let (edges, operations) = (shape.space.num_edges() as i64, shape.operations.len() as i64);
     let tables = shape.space.tables().len() as i64;
     let theta = torch_seeded(5, || Tensor::rand([tables, edges, operations], F64)).softmax(-1, Kind::Double);
-    let theta: Vec<Tensor> = theta.unbind(0).into_iter().map(|theta| theta.set_requires_grad(true)).collect();
+    let theta = MixingWeights::of(theta.unbind(0));
+    let theta_leaves = theta.leaves();
 
     let weights: Named = net
         .params
@@ -77,12 +80,13 @@ fn compare_shape(shape: SupernetShape, px: i64, bucket_bytes: usize, channels_la
         .map(|(name, tensor)| (name, tensor.set_requires_grad(true)))
         .collect();
     let running = net.params.export_running(0);
-    let theirs = Naive { shape: &shape, weights: &weights, running: &running }.logits(&images, &theta);
+    let theirs = Naive { shape: &shape, weights: &weights, running: &running }
+        .logits(&images, &theta_leaves.operations);
     let loss = cross_entropy(&theirs, &labels);
-    let leaves: Vec<&Tensor> = weights.values().chain(&theta).collect();
+    let leaves: Vec<&Tensor> = weights.values().chain(&theta_leaves.operations).collect();
     let grads = Tensor::run_backward(&[&loss], &leaves, false, false);
 
-    let tape = net.forward(&images, &theta.iter().map(Tensor::detach).collect::<Vec<_>>(), 0);
+    let tape = net.forward(&images, &theta, 0);
     let ours = tape.logits().shallow_clone();
     assert!(relative(&ours, &theirs, 0.0) < 1e-11, "logits");
     let mut order = Vec::new();
@@ -115,8 +119,9 @@ fn compare_shape(shape: SupernetShape, px: i64, bucket_bytes: usize, channels_la
     }
 
     net.params.import_running(0, &running).unwrap();
-    let loss = cross_entropy(&net.logits(&images, &theta, drnas_dist::net::ops::Mode::Train, 0), &labels);
-    let ours = Tensor::run_backward(&[&loss], &theta, false, false);
+    let loss =
+        cross_entropy(&net.logits(&images, &theta_leaves, drnas_dist::net::ops::Mode::Train, 0), &labels);
+    let ours = Tensor::run_backward(&[&loss], &theta_leaves.operations, false, false);
     for (ours, theirs) in ours.iter().zip(&grads[weights.len()..]) {
         assert!(relative(ours, theirs, floor) < 1e-9, "gradient of theta");
     }
@@ -166,6 +171,7 @@ fn published_parameter_counts() {
     for (k, count) in [(6, 3_642_896), (3, 5_739_344)] {
         let shape = SupernetShape {
             space: SearchSpace::DartsImagenet,
+            operations: SearchSpace::DartsImagenet.operations().to_vec(),
             init_channels: 48,
             layers: 14,
             num_classes: 1000,
@@ -186,7 +192,7 @@ fn widening_copies_channels_and_aligns_them() {
     let mut small = Supernet::new(before.clone(), placement(usize::MAX, true));
     small.params.initialise(3);
     let images = torch_seeded(4, || Tensor::randn([2, 3, 64, 64], F64));
-    let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
+    let theta = MixingWeights::of(vec![Tensor::full([14, 7], 0.2, F64), Tensor::full([14, 7], 0.2, F64)]);
     small.forward(&images, &theta, 0); // updates the running statistics
     let (weights, running) = (small.params.export(|bucket| &bucket.weights), small.params.export_running(0));
 
@@ -236,7 +242,7 @@ fn a_stage_change_carries_momentum_and_every_replicas_statistics() {
     let mut net = Supernet::new(before, Placement { replicas: 2, ..placement(usize::MAX, true) });
     net.params.initialise(3);
     let images = torch_seeded(4, || Tensor::randn([2, 3, 16, 16], F64));
-    let theta = [0.2, 0.2].map(|value| Tensor::full([14, 7], value, F64));
+    let theta = MixingWeights::of(vec![Tensor::full([14, 7], 0.2, F64), Tensor::full([14, 7], 0.2, F64)]);
     // Only the second replica has seen images.
     net.forward(&images, &theta, 1);
     let momentum: Named = net

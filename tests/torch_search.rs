@@ -12,10 +12,10 @@ mod torch;
 
 use drnas_dist::data::ShardSet;
 use drnas_dist::data::order::SampleOrder;
+use drnas_dist::method::dirichlet::sample;
 use drnas_dist::net::widen::draw_indices;
 use drnas_dist::random::{Purpose, stream};
 use drnas_dist::search::Search;
-use drnas_dist::search::dirichlet::{sample, theta_stream};
 use drnas_dist::search::timeline::Timeline;
 use drnas_dist::train::checkpoint;
 use drnas_dist::{Config, Settings};
@@ -248,7 +248,7 @@ impl FinishedSearch {
                 };
                 let of_table = |table: i64| {
                     let (seed, eta) = (self.config.seed, eta.get(table));
-                    let mut random = theta_stream(seed, purpose, step as u64, replica, table as u64);
+                    let mut random = stream(seed, purpose, &[step as u64, replica, table as u64]);
                     sample(&eta, &eta.ones_like(), &mut random).theta
                 };
                 stack((0..eta.size()[0]).map(of_table))
@@ -376,7 +376,7 @@ fn named(search: &Search) -> Named {
     let params = &search.net().params;
     let tensors = params.export(|bucket| &bucket.weights).into_iter().chain(params.export_running(0));
     let mut named: Named = tensors.map(|(name, x)| (format!("weights/{name}"), x)).collect();
-    let eta = search.eta_on_host().unwrap();
+    let eta = search.architecture().on_host().unwrap();
     let shape = [eta.len(), eta[0].len(), eta[0][0].len()].map(|length| length as i64);
     named.insert("eta".into(), Tensor::from_slice(&eta.concat().concat()).view(shape).to_kind(params.kind()));
     named

@@ -80,9 +80,9 @@ impl Naive<'_> {
             }
             Operation::DilConv3x3 => self.separable(x, name, 1, 3, stride, 2),
             Operation::DilConv5x5 => self.separable(x, name, 1, 5, stride, 2),
-            Operation::None | Operation::NorConv1x1 | Operation::NorConv3x3 => {
-                unreachable!("an operation of NAS-Bench-201")
-            }
+            Operation::None => x.slice(2, None, None, stride).slice(3, None, None, stride) * 0.0,
+            Operation::Noise => unreachable!("the output of this operation is random"),
+            Operation::NorConv1x1 | Operation::NorConv3x3 => unreachable!("an operation of NAS-Bench-201"),
         }
     }
 
@@ -111,17 +111,20 @@ impl Naive<'_> {
         let mask = &self.shape.masks[self.shape.table(cell)];
         let head = x.narrow(1, 0, channels / k);
         let mut sum: Option<Tensor> = None;
-        for (column, &operation) in space.operations().iter().enumerate() {
+        for (column, &operation) in self.shape.operations.iter().enumerate() {
             if mask.keeps(edge, column) {
+                // Published names number the operations of the published space.
+                let number = space.operations().iter().position(|&other| other == operation);
+                let number = number.map_or(String::new(), |number| number.to_string());
                 let weight = theta.get(edge as i64).get(column as i64);
                 let output = match space {
                     SearchSpace::NasBench201 => {
                         let (node, from) = EDGES[edge];
-                        let name = format!("cells.{cell}.edges.{node}<-{from}.{column}");
+                        let name = format!("cells.{cell}.edges.{node}<-{from}.{number}");
                         self.operation_201(&head, &name, operation)
                     }
                     _ => {
-                        let name = format!("cells.{cell}._ops.{edge}._ops.{column}");
+                        let name = format!("cells.{cell}._ops.{edge}._ops.{number}");
                         self.operation(&head, &name, operation, stride)
                     }
                 };
